@@ -1,0 +1,184 @@
+"""The command line: one subcommand per stage. Imports lazily, so that help comes at once."""
+
+import errno
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from iakd.errors import RunFailed, UserError
+
+if TYPE_CHECKING:
+    from iakd.plan import Plan
+
+app = typer.Typer(
+    help="Compress image classifiers by interactive knowledge distillation.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+track = typer.Typer(help="MLflow as a view of the results.", no_args_is_help=True)
+app.add_typer(track, name="track")
+
+ParamsFile = Annotated[Path, typer.Option("--params", metavar="FILE", help="Settings of the experiment.")]
+Changes = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change a setting: dotted key, YAML value; repeatable.")
+]
+DEFAULT = Path("params.yaml")
+NONE: list[str] = []
+
+
+def _plan(params: Path, changes: list[str]) -> "Plan":
+    from iakd.params import load
+    from iakd.plan import make_plan
+
+    return make_plan(load(params, changes))
+
+
+def _watch(plan: "Plan") -> None:
+    """Let a process of its own show this command's runs in MLflow while they run."""
+    from iakd.tracking.launch import launch
+
+    launch(plan.params)
+
+
+def _products(paths: list[Path]) -> None:
+    for path in paths:
+        print(path)
+
+
+@app.command()
+def prepare(params: ParamsFile = DEFAULT, changes: Changes = NONE) -> None:
+    """Read the data set, split it and store it as uint8 arrays with a manifest."""
+    plan = _plan(params, changes)
+    from iakd.stages.prepare import run
+
+    _products([run(plan)])
+
+
+@app.command()
+def teach(
+    params: ParamsFile = DEFAULT,
+    changes: Changes = NONE,
+    teacher: Annotated[str | None, typer.Option(help="Only this teacher.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Only this seed.")] = None,
+) -> None:
+    """Train the teachers."""
+    plan = _plan(params, changes)
+    _watch(plan)
+    from iakd.plan import select
+    from iakd.stages.teach import run
+
+    _products([run(plan, job) for job in select(plan.teachers, "teacher", teacher=teacher, seed=seed)])
+
+
+@app.command()
+def tune(
+    params: ParamsFile = DEFAULT,
+    changes: Changes = NONE,
+    pair: Annotated[str | None, typer.Option(help="Only this pair, as TEACHER-STUDENT.")] = None,
+) -> None:
+    """Search for a swap-probability schedule with Optuna."""
+    plan = _plan(params, changes)
+    _watch(plan)
+    from iakd.plan import select
+    from iakd.stages.tune import run
+
+    _products([run(plan, job) for job in select(plan.studies, "study", pair=pair)])
+
+
+@app.command()
+def distill(
+    params: ParamsFile = DEFAULT,
+    changes: Changes = NONE,
+    pair: Annotated[str | None, typer.Option(help="Only this pair, as TEACHER-STUDENT.")] = None,
+    method: Annotated[str | None, typer.Option(help="Only the method with this label.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Only this seed.")] = None,
+) -> None:
+    """Train the students."""
+    plan = _plan(params, changes)
+    _watch(plan)
+    from iakd.plan import select
+    from iakd.stages.distill import run
+
+    _products([run(plan, job) for job in select(plan.students, "student", pair=pair, method=method, seed=seed)])
+
+
+@app.command()
+def evaluate(
+    params: ParamsFile = DEFAULT,
+    changes: Changes = NONE,
+    model: Annotated[Path | None, typer.Option("--run", help="Only the model in this results folder.")] = None,
+) -> None:
+    """Evaluate finished models on the test set, once each, and sum up the comparison."""
+    plan = _plan(params, changes)
+    from iakd.stages.evaluate import evaluate_run, run
+
+    _products([evaluate_run(plan, model) if model else run(plan)])
+
+
+@app.command()
+def report(params: ParamsFile = DEFAULT, changes: Changes = NONE) -> None:
+    """Write the report: one HTML page, tables and figures."""
+    plan = _plan(params, changes)
+    from iakd.stages.report import run
+
+    _products([run(plan)])
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of params.yaml."""
+    from iakd.params import schema_text
+
+    print(schema_text(), end="")
+
+
+@track.command()
+def sync(params: ParamsFile = DEFAULT, changes: Changes = NONE) -> None:
+    """Bring MLflow up to date with the files; may be run at any time, any number of times."""
+    plan = _plan(params, changes)
+    from iakd.tracking.sync import sync
+
+    print(sync(plan.params))
+
+
+@track.command()
+def follow(params: ParamsFile = DEFAULT, changes: Changes = NONE) -> None:
+    """Show runs in MLflow while they run; started by the stages, ends when nothing runs any more."""
+    plan = _plan(params, changes)
+    from iakd.tracking.follow import follow
+
+    follow(plan.params)
+
+
+def _stop(signum: int, frame: Any) -> NoReturn:
+    raise KeyboardInterrupt(signal.Signals(signum).name)
+
+
+def main() -> None:
+    """Run the command line: exit code 0 done, 1 failed or interrupted, 2 the user's mistake."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        app()
+    except UserError as error:
+        _fail(str(error), 2)
+    except RunFailed as error:
+        _fail(str(error), 1)
+    except KeyboardInterrupt:
+        _fail("interrupted; run the same command again and it goes on where it was", 1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        _fail(f"{error.filename or Path.cwd()}: {os.strerror(error.errno)}; make room or rights, then run again", 2)
+
+
+def _fail(line: str, code: int) -> NoReturn:
+    print(f"iakd: {line}", file=sys.stderr)
+    sys.exit(code)

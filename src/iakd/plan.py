@@ -1,0 +1,197 @@
+"""What an experiment consists of: its data, teachers, studies and students, where each lives, and what each depends on.
+
+Snakemake's rules and the command line both ask here, so there is one answer to both questions.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from iakd.errors import UserError
+from iakd.files import digest
+from iakd.params import Method, Network, Params, Recipe, did_you_mean
+from iakd.provenance import source_sha
+
+RESULTS = Path("results")
+STATE = Path(".state")  # checkpoints, live histories, locks: outside what workflow engines delete
+
+
+@dataclass(frozen=True)
+class Job:
+    """One piece of work with a folder of its own."""
+
+    path: str  # below results/ and .state/
+    stage: str
+    settings: dict[str, Any]  # all that its outcome depends on, but for data, inputs and source
+
+    @property
+    def folder(self) -> Path:
+        """Where its products go."""
+        return RESULTS / self.path
+
+    @property
+    def state(self) -> Path:
+        """Where it keeps what it needs to go on after an interruption."""
+        return STATE / self.path
+
+    @property
+    def key(self) -> str:
+        """Identity of settings and source code together; a workflow reruns the job when it changes."""
+        return digest({"settings": self.settings, "source": source_sha(f"iakd.stages.{self.stage}")})
+
+
+@dataclass(frozen=True)
+class TeacherJob(Job):
+    """A teacher to be trained."""
+
+    network: Network
+    seed: int
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class StudyJob(Job):
+    """A search for the best schedule of one pair."""
+
+    teacher: TeacherJob
+    student: Network
+    method: Method  # the first one with a tuned schedule: the study keeps its other settings
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class StudentJob(Job):
+    """A student to be trained."""
+
+    teacher: TeacherJob
+    student: Network
+    label: str
+    method: Method
+    seed: int
+    recipe: Recipe
+    study: StudyJob | None  # where the schedule comes from, if it is tuned
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All jobs of an experiment, each in the order in which they are listed in the settings."""
+
+    params: Params
+    data: Job
+    teachers: list[TeacherJob]
+    studies: list[StudyJob]
+    students: list[StudentJob]
+
+    @property
+    def trained(self) -> list[TeacherJob | StudentJob]:
+        """Every job that ends with a model."""
+        return [*self.teachers, *self.students]
+
+    @property
+    def evaluation(self) -> Path:
+        """Folder of the summary of all evaluations."""
+        return RESULTS / self.params.dataset.name / "evaluation"
+
+    @property
+    def report(self) -> Path:
+        """Folder of the report."""
+        return RESULTS / self.params.dataset.name / "report"
+
+
+def make_plan(params: Params) -> Plan:
+    """Lay out the jobs of an experiment."""
+    name = params.dataset.name
+    data = Job(f"{name}/data", "prepare", params.dataset.model_dump(mode="json"))
+    teachers = {
+        (network.name, seed): TeacherJob(
+            path=f"{name}/teachers/{network.name}/seed{seed}",
+            stage="teach",
+            settings={
+                "data": data.settings,
+                "network": network.model_dump(mode="json"),
+                "recipe": params.teach.recipe.model_dump(mode="json"),
+                "seed": seed,
+            },
+            network=network,
+            seed=seed,
+            recipe=params.teach.recipe,
+        )
+        for network in params.teachers
+        for seed in params.teach.seeds
+    }
+    networks = {network.name: network for network in params.students}
+    pairs = params.pairs or [(t.name, s.name) for t in params.teachers for s in params.students]
+    studies: list[StudyJob] = []
+    students: list[StudentJob] = []
+    for teacher_name, student_name in pairs:
+        network = networks[student_name]
+        study = _study(params, teachers[teacher_name, params.teach.seeds[0]], network)
+        if study:
+            studies.append(study)
+        for label, method in params.methods.items():
+            for position, seed in enumerate(params.distill.seeds):
+                teacher = teachers[teacher_name, params.teach.seeds[position % len(params.teach.seeds)]]
+                recipe = params.student_recipe(method)
+                used = study if method.tuned else None
+                settings = {
+                    **_student_settings(params, teacher, network, method, recipe),
+                    "seed": seed,
+                    "study": used.settings if used else None,
+                }
+                path = f"{name}/students/{teacher_name}-{student_name}/{label}/seed{seed}"
+                students.append(
+                    StudentJob(path, "distill", settings, teacher, network, label, method, seed, recipe, used)
+                )
+    return Plan(params, data, list(teachers.values()), studies, students)
+
+
+def _study(params: Params, teacher: TeacherJob, student: Network) -> StudyJob | None:
+    method = next((method for method in params.methods.values() if method.tuned), None)
+    if method is None:
+        return None
+    recipe = params.trial_recipe(method)
+    tune = params.tune.model_dump(mode="json", exclude={"trials", "workers", "storage", "recipe"})
+    settings = {**_student_settings(params, teacher, student, method, recipe), "tune": tune}
+    path = f"{params.dataset.name}/tune/{teacher.network.name}-{student.name}"
+    return StudyJob(path, "tune", settings, teacher, student, method, recipe)
+
+
+def _student_settings(
+    params: Params, teacher: TeacherJob, student: Network, method: Method, recipe: Recipe
+) -> dict[str, Any]:
+    return {
+        "teacher": teacher.settings if method.needs_teacher else None,
+        "data": teacher.settings["data"],
+        "network": student.model_dump(mode="json"),
+        "transfer": params.distill.transfer,
+        "method": method.settings(),
+        "recipe": recipe.model_dump(mode="json"),
+    }
+
+
+def select(jobs: list[Any], kind: str, **wanted: Any) -> list[Any]:
+    """The jobs whose attributes equal all `wanted` that are not None. Raises UserError where there are none."""
+    for name, value in wanted.items():
+        known = {_attribute(job, name) for job in jobs}
+        if value is not None and value not in known:
+            names = sorted(map(str, known))
+            raise UserError(
+                f"--{name} {value}: no such {kind} in the settings{did_you_mean(str(value), names)}; known: {', '.join(names)}"
+            )
+    chosen = [job for job in jobs if all(v is None or _attribute(job, k) == v for k, v in wanted.items())]
+    if not chosen:
+        asked = ", ".join(f"{name} {value}" for name, value in wanted.items() if value is not None)
+        raise UserError(f"no {kind} in the settings has {asked or 'any entry'}")
+    return chosen
+
+
+def _attribute(job: Any, name: str) -> Any:
+    match name:
+        case "teacher":
+            return job.network.name
+        case "pair":
+            return f"{job.teacher.network.name}-{job.student.name}"
+        case "method":
+            return job.label
+        case _:
+            return getattr(job, name)
