@@ -1,0 +1,46 @@
+"""What a source hands over: all images of a data set, before any split."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+Images = NDArray[np.uint8]
+Labels = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Raw:
+    """Images uint8 (N, C, H, W), labels int64 (N,) as positions in `classes`, and what the reader found wrong.
+
+    Where a source has no test set of its own, `test_images` and `test_labels` are None and the test part is drawn from
+    the training images. Raises ValueError where a reader breaks these rules.
+    """
+
+    train_images: Images
+    train_labels: Labels
+    test_images: Images | None
+    test_labels: Labels | None
+    classes: list[str]
+    problems: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if (self.test_images is None) != (self.test_labels is None):
+            raise ValueError("a source gives test images and test labels, or neither")
+        self._check(self.train_images, self.train_labels)
+        if self.test_images is not None and self.test_labels is not None:
+            self._check(self.test_images, self.test_labels)
+            if self.test_images.shape[1:] != self.train_images.shape[1:]:
+                raise ValueError(
+                    f"test images {self.test_images.shape}, training images {self.train_images.shape}"
+                )
+
+    def _check(self, images: Images, labels: Labels) -> None:
+        if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:
+            raise ValueError(f"images are uint8 (N, C, H, W), got {images.dtype} {images.shape}")
+        if labels.dtype != np.int64 or labels.shape != images.shape[:1]:
+            raise ValueError(f"labels are int64 ({len(images)},), got {labels.dtype} {labels.shape}")
+        if labels.min() < 0 or labels.max() >= len(self.classes):
+            raise ValueError(
+                f"labels run from {labels.min()} to {labels.max()} for {len(self.classes)} classes"
+            )

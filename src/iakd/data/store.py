@@ -1,0 +1,230 @@
+"""The canonical store: a data set as plain uint8 arrays that are memory-mapped, and a manifest that vouches for them."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from iakd import files
+from iakd.data import sources
+from iakd.data.raw import Images, Labels, Raw
+from iakd.data.splits import stratified
+from iakd.data.statistics import constant_channels, duplicates, mean_std, missing_classes, pieces
+from iakd.data.streams import derive
+from iakd.errors import UserError
+from iakd.params import Dataset
+
+SPLITS = ("train", "val", "test")
+MANIFEST = "manifest.json"
+AGAIN = "run `iakd prepare` again"
+
+Indices = NDArray[np.int64]
+Part = tuple[Images, Labels, Indices]  # arrays of the source, and which of their images
+
+
+def write(folder: Path, raw: Raw, settings: Dataset, key: str | None = None) -> Path:
+    """Split `raw`, write {split}.images.npy, {split}.labels.npy and, last of all, manifest.json. Returns its path.
+
+    `key` is noted in the manifest (the identity of the job, source code included). Until the manifest is back the
+    folder counts as empty. Raises UserError where the data are too few for the split that is asked for.
+    """
+    parts = _split(raw, settings)
+    per_class = {
+        name: np.bincount(labels[indices], minlength=len(raw.classes)).tolist()
+        for name, (_, labels, indices) in parts.items()
+    }
+    for name, count in zip(raw.classes, per_class["train"], strict=True):
+        if not count:
+            raise UserError(
+                f"dataset: no image of class {name!r} is left for training ({sum(p[raw.classes.index(name)] for p in per_class.values())} in all): "
+                "add images, remove the class, or ask for fewer images in dataset.val and dataset.test"
+            )
+    mean, std = mean_std(raw.train_images, parts["train"][2])
+    problems = [
+        *raw.problems,
+        *missing_classes(per_class, raw.classes),
+        *constant_channels(std),
+        *duplicates(parts),
+    ]
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)
+    splits: dict[str, Any] = {}
+    for name, (images, labels, indices) in parts.items():
+        written = {
+            _file(name, "images"): _save(folder / _file(name, "images"), images, indices),
+            _file(name, "labels"): _save(folder / _file(name, "labels"), labels, indices),
+        }
+        splits[name] = {
+            "n": len(indices),
+            "sha256": files.digest(written),
+            "files": written,
+            "per_class": per_class[name],
+            "from": "test" if images is raw.test_images else "train",
+            "indices": indices.tolist(),
+        }
+    _, channels, height, width = raw.train_images.shape
+    files.write_json(
+        folder / MANIFEST,
+        {
+            "settings": settings.model_dump(mode="json"),
+            "key": key,
+            "source": {
+                "name": settings.source,
+                "about": sources.describe(settings.source),
+                "train": len(raw.train_images),
+                "test": None if raw.test_images is None else len(raw.test_images),
+            },
+            "classes": raw.classes,
+            "image": {"channels": channels, "height": height, "width": width},
+            "mean": mean,
+            "std": std,
+            "problems": problems,
+            "sha256": _digest(splits),
+            "splits": splits,
+        },
+    )
+    return folder / MANIFEST
+
+
+def _split(raw: Raw, settings: Dataset) -> dict[str, Part]:
+    """The three parts; the source's own test set whole, where it has one."""
+    images, labels = raw.train_images, raw.train_labels
+    rest = np.arange(len(labels))
+    asked = settings.val + (settings.test if raw.test_images is None else 0)
+    if asked >= len(labels):
+        which = "dataset.val + dataset.test" if raw.test_images is None else "dataset.val"
+        raise UserError(f"{which}: {asked} of {len(labels)} images leave none for training; ask for fewer")
+    if raw.test_images is not None and raw.test_labels is not None:
+        test: Part = (raw.test_images, raw.test_labels, np.arange(len(raw.test_labels)))
+    else:
+        drawn = stratified(
+            labels, settings.test, derive("split", "test", settings.split_seed), "dataset.test"
+        )
+        rest = np.setdiff1d(rest, drawn, assume_unique=True)
+        test = (images, labels, drawn)
+    val = rest[
+        stratified(labels[rest], settings.val, derive("split", "val", settings.split_seed), "dataset.val")
+    ]
+    return {
+        "train": (images, labels, np.setdiff1d(rest, val, assume_unique=True)),
+        "val": (images, labels, val),
+        "test": test,
+    }
+
+
+def _save(path: Path, array: NDArray[Any], indices: Indices) -> str:
+    """Write `array[indices]` as .npy, some images at a time; returns the file's SHA-256."""
+    header = {
+        "descr": np.lib.format.dtype_to_descr(array.dtype),
+        "fortran_order": False,
+        "shape": (len(indices), *array.shape[1:]),
+    }
+    with files.atomic_path(path) as temporary:
+        with temporary.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for piece in pieces(array, indices):
+                file.write(np.ascontiguousarray(piece).data)
+        return files.sha256_file(temporary)
+
+
+def _file(split: str, kind: str) -> str:
+    return f"{split}.{kind}.npy"
+
+
+def _digest(splits: dict[str, Any]) -> str:
+    """One hash for all images and labels of a data set."""
+    return files.digest({name: splits[name]["sha256"] for name in SPLITS})
+
+
+@dataclasses.dataclass(frozen=True)
+class Store:
+    """A prepared data set. `open` it."""
+
+    folder: Path
+    manifest: dict[str, Any]
+
+    @classmethod
+    def open(cls, folder: Path, check: bool = True, settings: dict[str, Any] | None = None) -> "Store":
+        """The data set in `folder`: sizes of its files are compared with the manifest, with `check` their hashes too.
+
+        `settings`, where given, are those that it must have been prepared with. Raises UserError for whatever is
+        missing, damaged or of other settings.
+        """
+        path = folder / MANIFEST
+        manifest = files.read_json(path, "run `iakd prepare`")
+        try:
+            whole = manifest["sha256"] == _digest(manifest["splits"])
+            store = cls(folder, manifest)
+            expected = {name: (store._n(name), manifest["splits"][name]["files"]) for name in SPLITS}
+            _ = store.image_shape, store.classes, store.mean, store.std
+        except (KeyError, TypeError, AttributeError):
+            whole = False
+        if not whole:
+            raise UserError(
+                f"{path} is damaged (its entries are incomplete or contradict each other): {AGAIN}"
+            )
+        if settings is not None and manifest["settings"] != settings:
+            raise UserError(f"{folder} was prepared with other settings of `dataset`: {AGAIN}")
+        for name, (_, hashes) in expected.items():
+            store.images(name)
+            store.labels(name)
+            for file, sha256 in hashes.items():
+                if check and files.sha256_file(folder / file) != sha256:
+                    raise UserError(
+                        f"{folder / file} is altered (its SHA-256 is not the manifest's): {AGAIN}"
+                    )
+        return store
+
+    def images(self, split: str) -> Images:
+        """Images of a split, uint8 (N, C, H, W), memory-mapped read-only."""
+        return self._array(split, "images", np.dtype(np.uint8), (self._n(split), *self.image_shape))
+
+    def labels(self, split: str) -> Labels:
+        """Labels of a split, int64 (N,), positions in `classes`, memory-mapped read-only."""
+        return self._array(split, "labels", np.dtype(np.int64), (self._n(split),))
+
+    @property
+    def sha256(self) -> str:
+        """One hash for all images and labels, split included."""
+        return str(self.manifest["sha256"])
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes, in the order of the labels."""
+        return list(self.manifest["classes"])
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of every image."""
+        image = self.manifest["image"]
+        return int(image["channels"]), int(image["height"]), int(image["width"])
+
+    @property
+    def mean(self) -> list[float]:
+        """Mean of each channel over the training split, in 0–1 units."""
+        return list(self.manifest["mean"])
+
+    @property
+    def std(self) -> list[float]:
+        """Standard deviation of each channel over the training split, in 0–1 units; never below 1/255."""
+        return list(self.manifest["std"])
+
+    def _n(self, split: str) -> int:
+        return int(self.manifest["splits"][split]["n"])
+
+    def _array(self, split: str, kind: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+        path = self.folder / _file(split, kind)
+        try:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except FileNotFoundError:
+            raise UserError(f"{path} does not exist: {AGAIN}") from None
+        except (ValueError, EOFError) as error:
+            raise UserError(f"{path} is damaged ({error}): {AGAIN}") from None
+        if array.dtype != dtype or array.shape != shape or array.offset + array.nbytes != path.stat().st_size:
+            raise UserError(
+                f"{path} is damaged ({array.dtype} {array.shape} instead of {dtype} {shape}): {AGAIN}"
+            )
+        return array
