@@ -20,6 +20,7 @@ from iakd.plan import RESULTS, STATE
 from iakd.provenance import provenance
 
 Row = dict[str, float | int | None]
+SECONDS_BETWEEN_LOGS = 1.0
 LOCK, RUN, HISTORY, METRICS, MODEL = "lock", "run.json", "history.csv", "metrics.json", "model.safetensors"
 
 
@@ -51,6 +52,7 @@ class Run:
         self.folder = RESULTS / self.path
         self.live = STATE / self.path
         self._since = time.monotonic()
+        self._next_log = 0.0
 
     @property
     def finished(self) -> bool:
@@ -98,8 +100,10 @@ class Run:
         files.write_json(self.live / RUN, {**self._record(), "pid": os.getpid(), **more})
 
     def log(self, history: list[Row]) -> None:
-        """Show the history so far to whoever watches."""
-        files.write_text(self.live / HISTORY, history_text(history))
+        """Show the history so far to whoever watches, once a second at most: short epochs must not wait for disks."""
+        if time.monotonic() >= self._next_log:
+            files.write_text(self.live / HISTORY, history_text(history))
+            self._next_log = time.monotonic() + SECONDS_BETWEEN_LOGS
 
     def finish(self, history: list[Row], metrics: dict[str, Any], model: bytes | None = None) -> Path:
         """Publish the products; `run.json` goes last and makes the run finished. Returns the results folder."""

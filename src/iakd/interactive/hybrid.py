@@ -1,0 +1,161 @@
+"""The hybrid network: student blocks with teacher blocks swapped in, and the draws that say where.
+
+IAKD (Fu et al., Interactive Knowledge Distillation, Neurocomputing 449, 2021) gives the idea of swapping; keep
+variables drawn once per step for the whole batch follow BERT-of-Theseus (Xu et al. 2020). See docs/method.md.
+"""
+
+import copy
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from iakd.data.streams import derive
+from iakd.errors import UserError
+from iakd.interactive.pairing import Pair, pair_blocks
+from iakd.interactive.schedule import keep_probabilities
+from iakd.models import Network
+from iakd.models.network import initialise
+from iakd.params import Iakd, Schedule
+from iakd.training.timeline import Timeline
+
+
+class Swapped(nn.Module):
+    """A teacher's group of blocks in the place of a student block, between adapters where the widths differ.
+
+    The teacher's blocks are kept out of the module tree: they are neither trained nor saved.
+    """
+
+    def __init__(self, pair: Pair, blocks: nn.Sequential) -> None:
+        super().__init__()
+        self._teacher = (blocks,)
+        self.enter = _adapter(pair.student.in_channels, pair.teacher[0].in_channels)
+        self.leave = _adapter(pair.teacher[-1].out_channels, pair.student.out_channels)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.leave(self._teacher[0](self.enter(features)))
+
+
+def _adapter(in_channels: int, out_channels: int) -> nn.Module:
+    if in_channels == out_channels:
+        return nn.Identity()
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels))
+
+
+def _frozen_copy(module: nn.Module, batch_statistics: bool) -> nn.Module:
+    """A copy for use inside the hybrid, so that its mode is independent of the teacher's own forward pass."""
+    module = copy.deepcopy(module).eval().requires_grad_(False)
+    if batch_statistics:  # train mode without tracking: the batch's statistics, buffers untouched
+        for layer in module.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.train()
+                layer.track_running_stats = False
+    return module
+
+
+class Draws:
+    """Which student blocks are kept, at every step: a function of (seed, epoch), so any draw can be replayed."""
+
+    def __init__(
+        self, schedule: Schedule, timeline: Timeline, blocks: int, seed: int, at_least_one_student: bool
+    ) -> None:
+        self.schedule = schedule
+        self.timeline = timeline
+        self.blocks = blocks
+        self.seed = seed
+        self.at_least_one_student = at_least_one_student
+        self._epoch = -1
+        self._kept: list[list[bool]] = []
+
+    def planned(self, epoch: int) -> NDArray[np.float64]:
+        """p_i at each step of an epoch, (steps, blocks)."""
+        n = self.timeline.steps_per_epoch
+        steps = np.arange(epoch * n, (epoch + 1) * n)
+        return keep_probabilities(self.schedule, steps, self.timeline.total, self.timeline.drops, self.blocks)
+
+    def drawn(self, epoch: int) -> NDArray[np.bool_]:
+        """a_i ~ Bernoulli(p_i) at each step of an epoch, (steps, blocks).
+
+        With `at_least_one_student`, a step without any student block keeps one, drawn uniformly.
+        """
+        rng = np.random.Generator(np.random.PCG64(derive("swap", self.seed, epoch)))
+        uniform = rng.random((self.timeline.steps_per_epoch, self.blocks + 1))
+        kept = uniform[:, : self.blocks] < self.planned(epoch)
+        if self.at_least_one_student:
+            none = ~kept.any(axis=1)
+            kept[none, (uniform[none, -1] * self.blocks).astype(int)] = True
+        return kept
+
+    def at(self, step: int) -> list[bool]:
+        """a_i of one step of the training."""
+        epoch, position = divmod(step, self.timeline.steps_per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._kept = epoch, self.drawn(epoch).tolist()
+        return self._kept[position]
+
+
+class Hybrid:
+    """The student with blocks of a frozen teacher swapped in; only the chosen branch of a block is computed."""
+
+    def __init__(self, student: Network, teacher: Network, settings: Iakd, schedule: Schedule, timeline: Timeline, seed: int) -> None:
+        self.student = student
+        pairs = pair_blocks(teacher, student)
+        self.swapped = nn.ModuleList(
+            Swapped(pair, _frozen_copy(nn.Sequential(*pair.teacher), settings.teacher_bn == "batch")) for pair in pairs
+        )
+        generator = torch.Generator().manual_seed(derive("adapters", seed))
+        initialise(self.swapped, generator)
+        self.swapped.to(next(student.parameters()).device)
+        self.frozen: list[nn.Module] = []
+        for name, choice in (("stem", settings.stem), ("head", settings.head)):
+            if choice == "teacher":
+                copy_weights(getattr(teacher, name), getattr(student, name), name)
+                self.frozen.append(getattr(student, name).requires_grad_(False))
+        at_least_one = settings.at_least_one_student
+        if at_least_one is None:
+            at_least_one = len(self.frozen) == 2  # nothing would be left to train in a step without student blocks
+        self.draws = Draws(schedule, timeline, len(pairs), seed, at_least_one)
+
+    def __call__(self, images: Tensor, kept: Sequence[bool]) -> Tensor:
+        """Logits (B, classes) of head ∘ H_L ∘ … ∘ H_1 ∘ stem, H_i the student's block where kept[i]."""
+        features = self.student.stem(images)
+        for block, swapped, keep in zip(self.student.blocks, self.swapped, kept, strict=True):
+            features = block(features) if keep else swapped(features)
+        return self.student.head(features)
+
+    def train(self) -> None:
+        """Student and adapters in training mode, copied parts in evaluation mode, like the teacher they came from."""
+        self.student.train()
+        for module in self.frozen:
+            module.eval()
+        for swapped in self.swapped:
+            swapped.enter.train()
+            swapped.leave.train()
+
+    def parameters(self) -> Iterable[nn.Parameter]:
+        """Those of the adapters, which exist only while training."""
+        return self.swapped.parameters()
+
+
+def copy_weights(source: nn.Module, target: nn.Module, what: str) -> None:
+    """Copy parameters and buffers. Raises UserError, naming `what`, where the shapes differ."""
+    theirs, ours = source.state_dict(), target.state_dict()
+    if {k: v.shape for k, v in theirs.items()} != {k: v.shape for k, v in ours.items()}:
+        raise UserError(
+            f"the teacher's {what} does not fit the student's (shapes differ); take networks of equal width, "
+            f"or keep the student's own"
+        )
+    target.load_state_dict(theirs)
+
+
+def initialise_from_teacher(student: Network, teacher: Network) -> None:
+    """Give the student the teacher's stem, head and the first block of each paired group.
+
+    Only numbers are copied, so the student's blocks stay trainable and in their own mode.
+    """
+    copy_weights(teacher.stem, student.stem, "stem")
+    for position, pair in enumerate(pair_blocks(teacher, student)):
+        copy_weights(pair.teacher[0], pair.student, f"block for student block {position + 1}")
+    copy_weights(teacher.head, student.head, "head")

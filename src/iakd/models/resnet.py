@@ -1,0 +1,69 @@
+"""ResNets for small images (He et al. 2016, section 4.2) and the four-times-wide ones of RepDistiller's benchmark."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from iakd.models.network import Block, Network
+
+DEPTHS = (8, 14, 20, 26, 32, 38, 44, 56, 110)  # 6n + 2 layers: three stages of n blocks
+ARCHITECTURES = [f"resnet{depth}" for depth in DEPTHS] + [f"resnet{depth}x4" for depth in DEPTHS]
+
+
+class PaddedIdentity(nn.Module):
+    """Shortcut option A: every stride-th pixel, new channels zero; no parameters."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.before = (out_channels - in_channels) // 2
+        self.after = out_channels - in_channels - self.before
+
+    def forward(self, features: Tensor) -> Tensor:
+        return F.pad(features[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
+
+
+class BasicBlock(Block):
+    """Two 3×3 convolutions and a shortcut, (B, in, H, W) → (B, out, ⌈H/stride⌉, ⌈W/stride⌉)."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, shortcut: str) -> None:
+        super().__init__(in_channels, out_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.shortcut: nn.Module
+        if stride == 1 and in_channels == out_channels:
+            self.shortcut = nn.Identity()
+        elif shortcut == "A":
+            self.shortcut = PaddedIdentity(in_channels, out_channels, stride)
+        else:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
+            )
+
+    def forward(self, features: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(features)))
+        out = self.bn2(self.conv2(out))
+        return F.relu(out + self.shortcut(features))
+
+
+def build(arch: str, width: int | None, shortcut: str, channels: int, classes: int) -> Network:
+    """A network of ARCHITECTURES; `width` is the number of channels of the first stage (default 16, wide ones 64)."""
+    wide = arch.endswith("x4")
+    depth = int(arch.removeprefix("resnet").removesuffix("x4"))
+    width = width or (64 if wide else 16)
+    stem_width = max(1, width // 2) if wide else width
+    stem = nn.Sequential(
+        nn.Conv2d(channels, stem_width, 3, padding=1, bias=False), nn.BatchNorm2d(stem_width), nn.ReLU()
+    )
+    stages = []
+    previous = stem_width
+    for stage in range(3):
+        blocks = []
+        for block in range((depth - 2) // 6):
+            stride = 2 if stage > 0 and block == 0 else 1
+            blocks.append(BasicBlock(previous, width * 2**stage, stride, shortcut))
+            previous = width * 2**stage
+        stages.append(blocks)
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(previous, classes))
+    return Network(stem, stages, head)

@@ -1,0 +1,54 @@
+"""Train a teacher: reads the data, writes results/<dataset>/teachers/<name>/seed<k>/."""
+
+import logging
+from pathlib import Path
+
+import torch
+
+from iakd import models, params, runs
+from iakd.data.batches import Resident
+from iakd.data.store import Store
+from iakd.data.streams import derive
+from iakd.files import digest
+from iakd.methods import Distillation
+from iakd.models.network import initialise
+from iakd.plan import Plan, TeacherJob
+from iakd.training import device as devices
+from iakd.training.loop import Training
+from iakd.training.timeline import Timeline
+
+log = logging.getLogger(__name__)
+
+
+def run(plan: Plan, job: TeacherJob) -> Path:
+    """Train one teacher, or leave it alone if this very training is already finished. Returns its folder."""
+    store = Store.open(plan.data.folder)
+    device = devices.set_up(plan.params.compute)
+    inputs = {"data": store.sha256}
+    attempt = runs.Run(
+        path=job.path,
+        stage=job.stage,
+        key=digest([job.key, inputs]),
+        params=job.settings,
+        seed=job.seed,
+        about={"dataset": plan.params.dataset.name, "teacher": job.network.name, "student": None, "method": "teacher"},
+        inputs=inputs,
+        device=devices.describe(device),
+    )
+    if attempt.finished:
+        log.info("%s: already trained", job.folder)
+        return job.folder
+    with attempt.open():
+        network = models.build(job.network, store.image_shape[0], len(store.classes))
+        initialise(network, torch.Generator().manual_seed(derive("initialise", job.seed)))
+        network.to(device)
+        train = Resident(store.images("train"), store.labels("train"), store.mean, store.std, device)
+        validation = Resident(store.images("val"), store.labels("val"), store.mean, store.std, device)
+        timeline = Timeline.of(job.recipe, train.steps(job.recipe.batch_size))
+        alone = params.Method(method="scratch")
+        method = Distillation(network, None, alone, None, timeline, job.seed, job.recipe.label_smoothing)
+        training = Training(
+            attempt, network, method, train, validation, job.recipe, plan.params.compute.checkpoint_seconds
+        )
+        history, metrics = training.fit()
+        return attempt.finish(history, metrics, models.save_weights(network))

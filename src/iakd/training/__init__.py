@@ -1,0 +1,1 @@
+"""The one training loop, for teachers, students, baselines and interactive distillation alike."""

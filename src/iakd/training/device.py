@@ -1,0 +1,30 @@
+"""The device a training runs on, and the switches that make the same seed give the same bits on it."""
+
+import os
+
+import torch
+
+from iakd.errors import UserError
+from iakd.params import Compute
+
+
+def set_up(compute: Compute) -> torch.device:
+    """Choose the device and set threads and determinism for this process.
+
+    Raises UserError where a GPU is asked for and there is none.
+    """
+    available = torch.cuda.is_available()
+    if compute.device == "cuda" and not available:
+        raise UserError("compute.device is cuda, but torch sees no GPU; set it to auto or cpu")
+    torch.set_num_threads(compute.threads)
+    device = torch.device("cuda" if available and compute.device != "cpu" else "cpu")
+    if device.type == "cuda" and compute.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS refuses to be deterministic without
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    return device
+
+
+def describe(device: torch.device) -> str:
+    """The device's name for a run's record."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

@@ -1,0 +1,243 @@
+"""The training loop. A method says what the loss of a batch is; everything else is the same for all.
+
+Interrupted = uninterrupted, bit for bit on the CPU: every random stream is a function of (name, seed, epoch), the
+learning rate is a function of the step, and the rest (weights, optimiser, method, sums of the epoch, torch's own
+generators) is in the checkpoint.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from iakd.data.batches import Batch, Resident
+from iakd.data.streams import derive
+from iakd.errors import RunFailed
+from iakd.params import Recipe
+from iakd.runs import Row, Run
+from iakd.training import checkpoint
+from iakd.training.evaluation import validate
+from iakd.training.interrupt import Interrupt
+from iakd.training.progress import Progress
+from iakd.training.timeline import Timeline
+
+LossTerms = dict[str, Tensor]
+OnValidation = Callable[[int, Row], None]
+VALIDATION_BATCH = 1024
+
+log = logging.getLogger(__name__)
+
+
+class Method(Protocol):
+    """What distinguishes one way of training from another."""
+
+    def loss(self, batch: Batch, step: int) -> tuple[LossTerms, Tensor]:
+        """Named scalars whose sum is minimised, and the logits (B, classes) that the training accuracy is read from."""
+        ...
+
+    def parameters(self) -> Iterable[nn.Parameter]:
+        """What is trained: the network's parameters and those that the method needs and then discards."""
+        ...
+
+    def train(self) -> None:
+        """Put every part into the mode in which it is trained or used."""
+        ...
+
+    def epoch_record(self, epoch: int) -> dict[str, float]:
+        """What the method adds to an epoch's row in the history."""
+        ...
+
+    def finish(self, data: Resident, batch_size: int) -> None:
+        """Last work on the network, after the last step."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the method needs to go on exactly, beside the network."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        ...
+
+
+class Training:
+    """One training of `network` by `method`, from wherever its last checkpoint left it."""
+
+    def __init__(
+        self,
+        run: Run,
+        network: nn.Module,
+        method: Method,
+        data: Resident,
+        validation: Resident,
+        recipe: Recipe,
+        checkpoint_seconds: float,
+        on_validation: OnValidation | None = None,
+    ) -> None:
+        self.run = run
+        self.network = network
+        self.method = method
+        self.data = data
+        self.validation = validation
+        self.recipe = recipe
+        self.checkpoint_seconds = checkpoint_seconds
+        self.on_validation = on_validation or (lambda epoch, row: None)
+        self.timeline = Timeline.of(recipe, data.steps(recipe.batch_size))
+        self.device = next(network.parameters()).device
+        self.optimizer = make_optimizer(list(method.parameters()), recipe)
+        self.average = (
+            AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
+            if recipe.ema
+            else None
+        )
+        self.history: list[Row] = []
+        self.step = 0  # of the whole training
+        self.sums: dict[str, Tensor] = {}  # of the epoch, on the device, so that no step waits for the host
+        self.epoch_seconds = 0.0
+        torch.manual_seed(derive("global", run.seed))
+
+    def fit(self) -> tuple[list[Row], dict[str, Any]]:
+        """Train to the end; returns the history and the final metrics.
+
+        Raises RunFailed where the loss is no longer finite, KeyboardInterrupt (after a checkpoint) at a signal.
+        """
+        self._restore()
+        for row in self.history:
+            if "val_top1" in row:
+                self.on_validation(int(row["epoch"] or 0), row)
+        with Interrupt() as interrupt, Progress(self.run.path, self.timeline.epochs) as progress:
+            while self.step < self.timeline.total:
+                self._epoch(interrupt)
+                row = self.history[-1]
+                self.run.log(self.history)
+                progress.show(row)
+                if "val_top1" in row:
+                    self.on_validation(int(row["epoch"] or 0), row)
+        network = self.average.module if self.average else self.network
+        if self.average:
+            self.network.load_state_dict(network.state_dict())
+        self.method.finish(self.data, self.recipe.batch_size)
+        last = self.history[-1]
+        final = validate(self.network, self.validation, VALIDATION_BATCH)
+        metrics = {**final, "train_loss": last["loss"], "epochs": self.timeline.epochs, "steps": self.timeline.total}
+        return self.history, metrics
+
+    def _epoch(self, interrupt: Interrupt) -> None:
+        """The rest of the epoch that `self.step` is in, and its row in the history."""
+        epoch, first = divmod(self.step, self.timeline.steps_per_epoch)
+        recipe = self.recipe
+        since = saved = time.monotonic()
+        self.method.train()
+        for batch in self.data.epoch(self.run.seed, epoch, recipe.batch_size, recipe.augment, start=first):
+            self._step(batch)
+            self.step += 1
+            elapsed = time.monotonic() - saved
+            if interrupt.name or elapsed > self.checkpoint_seconds:
+                self.epoch_seconds += elapsed
+                self._save()
+                since = saved = time.monotonic()
+                if interrupt.name:
+                    raise KeyboardInterrupt(interrupt.name)
+        self._check_finite()
+        self.epoch_seconds += time.monotonic() - since
+        images = self.sums.pop("images").item()
+        row: Row = {"epoch": epoch + 1, "step": self.step, "lr": self.timeline.lr(self.step - 1)}
+        row |= {name: total.item() / images for name, total in self.sums.items()}
+        row["train_top1"] = 100.0 * float(row.pop("correct") or 0)
+        if (epoch + 1) % recipe.validate_every == 0 or epoch + 1 == self.timeline.epochs:
+            row |= validate(self.average or self.network, self.validation, VALIDATION_BATCH)
+        row |= self.method.epoch_record(epoch)
+        row["images_per_s"] = round(images / max(self.epoch_seconds, 1e-9), 1)
+        row["seconds"] = round(self.epoch_seconds, 4)
+        self.history.append(row)
+        self.sums = {}
+        self.epoch_seconds = 0.0
+
+    def _step(self, batch: Batch) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.timeline.lr(self.step)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
+            terms, logits = self.method.loss(batch, self.step)
+        loss = torch.stack(list(terms.values())).sum()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.recipe.clip_norm:
+            nn.utils.clip_grad_norm_(self.method.parameters(), self.recipe.clip_norm)
+        self.optimizer.step()
+        if self.average:
+            self.average.update_parameters(self.network)
+        n = len(batch.labels)
+        self._add("loss", loss.detach() * n)
+        for name, term in terms.items():
+            self._add(f"loss_{name}", term.detach() * n)
+        self._add("correct", (logits.detach().argmax(1) == batch.labels).sum())
+        self._add("images", torch.tensor(float(n)))
+
+    def _add(self, name: str, value: Tensor) -> None:
+        self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def _check_finite(self) -> None:
+        if not math.isfinite(self.sums["loss"].item()):
+            epoch = (self.step - 1) // self.timeline.steps_per_epoch + 1
+            raise RunFailed(
+                f"{self.run.path}: the loss is no longer finite in epoch {epoch} (by step {self.step}); "
+                "lower recipe.lr, or bound the gradient with recipe.clip_norm"
+            )
+
+    def _save(self) -> None:
+        self._check_finite()
+        state = {
+            "key": self.run.key,
+            "step": self.step,
+            "history": self.history,
+            "sums": self.sums,
+            "epoch_seconds": self.epoch_seconds,
+            "started": self.run.started,
+            "wall_seconds": self.run.wall_seconds(),
+            "network": self.network.state_dict(),
+            "method": self.method.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.state_dict() if self.average else None,
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+        }
+        checkpoint.save(self.run.live, state)
+
+    def _restore(self) -> None:
+        state = checkpoint.load(self.run.live, self.run.key)
+        if state is None:
+            return
+        self.step = state["step"]
+        self.history = state["history"]
+        self.sums = {name: value.to(self.device) for name, value in state["sums"].items()}
+        self.epoch_seconds = state["epoch_seconds"]
+        self.run.started = state["started"]
+        self.run.seconds = state["wall_seconds"]
+        self.network.load_state_dict(state["network"])
+        self.method.load_state_dict(state["method"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
+        torch.set_rng_state(state["rng"])
+        if state["cuda_rng"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+        log.info("%s: going on at step %d of %d", self.run.path, self.step, self.timeline.total)
+
+
+def make_optimizer(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's optimiser over `parameters`, fused."""
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+    return torch.optim.SGD(
+        parameters,
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        weight_decay=recipe.weight_decay,
+        fused=True,
+    )

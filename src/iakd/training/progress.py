@@ -1,0 +1,61 @@
+"""How far a training is: a bar on a terminal, a plain line now and then in a log."""
+
+import logging
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from iakd.runs import Row
+
+SECONDS_BETWEEN_LINES = 10.0
+
+log = logging.getLogger(__name__)
+
+
+class Progress:
+    """`with Progress(name, epochs) as progress:` — `progress.show(row)` after each epoch."""
+
+    def __init__(self, name: str, epochs: int) -> None:
+        self.name = name
+        self.epochs = epochs
+        self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
+        self._bar: Bar | None = None
+        if sys.stderr.isatty():
+            self._bar = Bar(
+                TextColumn(name),
+                BarColumn(),
+                TextColumn("{task.completed}/{task.total} epochs {task.fields[numbers]}"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
+            self._task = self._bar.add_task(name, total=epochs, numbers="")
+
+    def __enter__(self) -> "Progress":
+        self._started = time.monotonic()
+        self._first: int | None = None
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def show(self, row: Row) -> None:
+        """Tell of the epoch that `row` records."""
+        epoch = int(row["epoch"] or 0)
+        self._first = self._first if self._first is not None else epoch - 1
+        numbers = f"loss {row['loss']:.3f} {row['images_per_s']:.0f} images/s"
+        if row.get("val_top1") is not None:
+            numbers += f" val {row['val_top1']:.1f} %"
+        now = time.monotonic()
+        if self._bar:
+            self._bar.update(self._task, completed=epoch, numbers=numbers)
+        elif now >= self._next_line or epoch == self.epochs:
+            left = (now - self._started) / (epoch - self._first) * (self.epochs - epoch)
+            log.info("%s: epoch %d/%d %s, %.0f s left", self.name, epoch, self.epochs, numbers, left)
+            self._next_line = now + SECONDS_BETWEEN_LINES
