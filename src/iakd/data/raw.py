@@ -11,10 +11,10 @@ Labels = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Raw:
-    """Images uint8 (N, C, H, W), labels int64 (N,) as positions in `classes`, and what the reader found wrong.
+    """Images uint8 (N, C, H, W), labels int64 (N,) as positions in `classes`, and problems the reader found.
 
-    Where a source has no test set of its own, `test_images` and `test_labels` are None and the test part is drawn from
-    the training images. Raises ValueError where a reader breaks these rules.
+    Where a source has no test set of its own, `test_images` and `test_labels` are None and the test part is
+    drawn from the training images. Raises ValueError where a reader breaks these rules.
     """
 
     train_images: Images

@@ -2,23 +2,25 @@
 
 import hashlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from iakd.data.raw import Images, Labels
+from iakd.data.raw import Images
+from iakd.data.splits import Indices, Part
 
 PIECE = 1024  # images handled at a time, so that a large data set needs little memory
 FLOOR = 1 / 255  # least std: one grey level, so that a constant channel becomes 0 and not infinite
 
 
-def pieces(images: Images, indices: NDArray[np.int64]) -> Iterator[Images]:
-    """`images[indices]`, some at a time."""
+def pieces(array: NDArray[Any], indices: Indices) -> Iterator[NDArray[Any]]:
+    """`array[indices]`, some images at a time."""
     for start in range(0, len(indices), PIECE):
-        yield images[indices[start : start + PIECE]]
+        yield array[indices[start : start + PIECE]]
 
 
-def mean_std(images: Images, indices: NDArray[np.int64]) -> tuple[list[float], list[float]]:
+def mean_std(images: Images, indices: Indices) -> tuple[list[float], list[float]]:
     """Mean and (population) standard deviation of each channel over the images at `indices`, in 0–1 units.
 
     Exact up to the last division, because levels are counted. A std below one grey level is given as 1/255.
@@ -58,29 +60,26 @@ def missing_classes(counts: dict[str, list[int]], classes: list[str]) -> list[st
     return found
 
 
-def duplicates(parts: dict[str, tuple[Images, Labels, NDArray[np.int64]]]) -> list[str]:
-    """Sentences on images that stand, pixel by pixel, in two parts, or twice with different labels.
-
-    `parts`: images, labels and positions in them, in the order train, val, test.
-    """
+def duplicates(parts: dict[str, Part]) -> list[str]:
+    """Sentences on images that stand, pixel by pixel, in two parts, or twice with different labels."""
     seen: dict[str, set[bytes]] = {}
     label_of: dict[bytes, int] = {}
     disputed: set[bytes] = set()
     found = []
-    for part, (images, labels, indices) in parts.items():
+    for name, part in parts.items():
         keys = [
             hashlib.blake2b(image.tobytes(), digest_size=16).digest()
-            for piece in pieces(images, indices)
+            for piece in pieces(part.images, part.indices)
             for image in piece
         ]
-        for key, label in zip(keys, labels[indices].tolist(), strict=True):
+        for key, label in zip(keys, part.labels[part.indices].tolist(), strict=True):
             if label_of.setdefault(key, label) != label:
                 disputed.add(key)
         for earlier, known in seen.items():
             copies = sum(key in known for key in keys)
             if copies:
-                found.append(f"{copies} of {len(keys)} {part} images are exact copies of {earlier} images")
-        seen[part] = set(keys)
+                found.append(f"{copies} of {len(keys)} {name} images are exact copies of {earlier} images")
+        seen[name] = set(keys)
     if disputed:
         found.append(f"{len(disputed)} images occur more than once with different labels")
     return found

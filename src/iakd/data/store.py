@@ -1,4 +1,4 @@
-"""The canonical store: a data set as plain uint8 arrays that are memory-mapped, and a manifest that vouches for them."""
+"""The canonical store: a data set as plain uint8 arrays, memory-mapped, and a manifest that vouches for them."""
 
 import dataclasses
 from pathlib import Path
@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 from iakd import files
 from iakd.data import sources
 from iakd.data.raw import Images, Labels, Raw
-from iakd.data.splits import stratified
+from iakd.data.splits import Indices, split
 from iakd.data.statistics import constant_channels, duplicates, mean_std, missing_classes, pieces
-from iakd.data.streams import derive
 from iakd.errors import UserError
 from iakd.params import Dataset
 
@@ -20,50 +19,40 @@ SPLITS = ("train", "val", "test")
 MANIFEST = "manifest.json"
 AGAIN = "run `iakd prepare` again"
 
-Indices = NDArray[np.int64]
-Part = tuple[Images, Labels, Indices]  # arrays of the source, and which of their images
-
 
 def write(folder: Path, raw: Raw, settings: Dataset, key: str | None = None) -> Path:
-    """Split `raw`, write {split}.images.npy, {split}.labels.npy and, last of all, manifest.json. Returns its path.
+    """Split `raw`; write {split}.images.npy, {split}.labels.npy and, last of all, manifest.json. Returns its path.
 
-    `key` is noted in the manifest (the identity of the job, source code included). Until the manifest is back the
-    folder counts as empty. Raises UserError where the data are too few for the split that is asked for.
+    `key`, the identity of the job with its source code, is noted in the manifest. Until the manifest is back
+    the folder counts as empty. Raises UserError where the data are too few for the split that is asked for.
     """
-    parts = _split(raw, settings)
-    per_class = {
-        name: np.bincount(labels[indices], minlength=len(raw.classes)).tolist()
-        for name, (_, labels, indices) in parts.items()
-    }
-    for name, count in zip(raw.classes, per_class["train"], strict=True):
-        if not count:
-            raise UserError(
-                f"dataset: no image of class {name!r} is left for training ({sum(p[raw.classes.index(name)] for p in per_class.values())} in all): "
-                "add images, remove the class, or ask for fewer images in dataset.val and dataset.test"
-            )
-    mean, std = mean_std(raw.train_images, parts["train"][2])
+    parts = split(raw, settings)
+    per_class = {name: part.per_class(len(raw.classes)) for name, part in parts.items()}
+    mean, std = mean_std(parts["train"].images, parts["train"].indices)
     problems = [
         *raw.problems,
         *missing_classes(per_class, raw.classes),
         *constant_channels(std),
         *duplicates(parts),
     ]
-
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
+    for leftover in folder.glob(".*.npy.*"):  # of a writer that was killed
+        leftover.unlink()
     splits: dict[str, Any] = {}
-    for name, (images, labels, indices) in parts.items():
+    for name, part in parts.items():
+        images, labels = _file(name, "images"), _file(name, "labels")
         written = {
-            _file(name, "images"): _save(folder / _file(name, "images"), images, indices),
-            _file(name, "labels"): _save(folder / _file(name, "labels"), labels, indices),
+            images: _save(folder / images, part.images, part.indices),
+            labels: _save(folder / labels, part.labels, part.indices),
         }
         splits[name] = {
-            "n": len(indices),
+            "n": len(part.indices),
             "sha256": files.digest(written),
             "files": written,
             "per_class": per_class[name],
-            "from": "test" if images is raw.test_images else "train",
-            "indices": indices.tolist(),
+            "from": "test" if part.own else "train",
+            "indices": part.indices.tolist(),
         }
     _, channels, height, width = raw.train_images.shape
     files.write_json(
@@ -87,32 +76,6 @@ def write(folder: Path, raw: Raw, settings: Dataset, key: str | None = None) -> 
         },
     )
     return folder / MANIFEST
-
-
-def _split(raw: Raw, settings: Dataset) -> dict[str, Part]:
-    """The three parts; the source's own test set whole, where it has one."""
-    images, labels = raw.train_images, raw.train_labels
-    rest = np.arange(len(labels))
-    asked = settings.val + (settings.test if raw.test_images is None else 0)
-    if asked >= len(labels):
-        which = "dataset.val + dataset.test" if raw.test_images is None else "dataset.val"
-        raise UserError(f"{which}: {asked} of {len(labels)} images leave none for training; ask for fewer")
-    if raw.test_images is not None and raw.test_labels is not None:
-        test: Part = (raw.test_images, raw.test_labels, np.arange(len(raw.test_labels)))
-    else:
-        drawn = stratified(
-            labels, settings.test, derive("split", "test", settings.split_seed), "dataset.test"
-        )
-        rest = np.setdiff1d(rest, drawn, assume_unique=True)
-        test = (images, labels, drawn)
-    val = rest[
-        stratified(labels[rest], settings.val, derive("split", "val", settings.split_seed), "dataset.val")
-    ]
-    return {
-        "train": (images, labels, np.setdiff1d(rest, val, assume_unique=True)),
-        "val": (images, labels, val),
-        "test": test,
-    }
 
 
 def _save(path: Path, array: NDArray[Any], indices: Indices) -> str:
@@ -148,10 +111,10 @@ class Store:
 
     @classmethod
     def open(cls, folder: Path, check: bool = True, settings: dict[str, Any] | None = None) -> "Store":
-        """The data set in `folder`: sizes of its files are compared with the manifest, with `check` their hashes too.
+        """The data set in `folder`. Its files' sizes are compared with the manifest, with `check` their hashes too.
 
-        `settings`, where given, are those that it must have been prepared with. Raises UserError for whatever is
-        missing, damaged or of other settings.
+        `settings`, where given, are those that it must have been prepared with. Raises UserError for whatever
+        is missing, damaged or of other settings.
         """
         path = folder / MANIFEST
         manifest = files.read_json(path, "run `iakd prepare`")

@@ -7,8 +7,8 @@ import operator
 def derive(*parts: str | int) -> int:
     """A 63-bit seed from a stream's name, a seed, an epoch …: the SHA-256 of the parts.
 
-    Stateless: the same parts give the same seed in every process and on every machine. Integers count by value
-    (a numpy integer is the same part as a Python one); anything but strings and integers is a TypeError.
+    Stateless: the same parts give the same seed in every process and on every machine. Integers
+    count by value (a numpy integer is the same part as a Python one); other types are a TypeError.
     """
     named = tuple(part if isinstance(part, str) else int(operator.index(part)) for part in parts)
     return int.from_bytes(hashlib.sha256(repr(named).encode()).digest()[:8]) >> 1

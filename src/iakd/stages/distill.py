@@ -21,7 +21,6 @@ from iakd.plan import Plan, StudentJob, StudyJob, TeacherJob
 from iakd.training import device as devices
 from iakd.training.loop import OnValidation, Training
 from iakd.training.timeline import Timeline
-from iakd.tuning.winner import read_schedule
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +30,7 @@ def run(plan: Plan, job: StudentJob) -> Path:
     store = Store.open(plan.data.folder)
     schedule = None
     if "iakd" in job.method.parts:
+        from iakd.tuning.winner import read_schedule
         schedule = read_schedule(job.study.folder) if job.study else job.method.iakd.schedule
     assert schedule is None or isinstance(schedule, Schedule)
     attempt = student_run(plan, job, job.path, job.label, job.seed, schedule, store)

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 def run(plan: Plan) -> Path:
     """Bring results/<dataset>/data/ up to date and return the path of its manifest.
 
-    Intact data of the same settings and source code are left alone. Raises UserError for unusable data or settings.
+    Intact data of the same settings and source code are left alone. Raises UserError for unusable data.
     """
     job, settings = plan.data, plan.params.dataset
     with files.exclusive(

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from iakd.errors import UserError
 from iakd.params import LrSchedule, Recipe
 
 
@@ -17,7 +18,9 @@ class Timeline:
 
     @classmethod
     def of(cls, recipe: Recipe, steps_per_epoch: int) -> "Timeline":
-        """The timeline of a recipe."""
+        """The timeline of a recipe. Raises UserError where an epoch would have no step."""
+        if steps_per_epoch == 0:
+            raise UserError("a training set of one image cannot be trained on; raise distill.transfer or add images")
         return cls(recipe.epochs, steps_per_epoch, recipe.lr, recipe.lr_schedule)
 
     @property

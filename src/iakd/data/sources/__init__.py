@@ -1,7 +1,7 @@
 """Readers of data sets, one module each.
 
-A new one is a module with `read(settings) -> Raw`, whose docstring's first line says what the data are, an entry in
-`SOURCES` and its name in `params.Dataset.source`. Heavy imports belong inside `read`.
+A new one is a module with `read(settings) -> Raw`, whose docstring's first line says what the data are, an
+entry in `SOURCES`, and its name in `params.Dataset.source`. Heavy imports belong inside `read`.
 """
 
 from typing import Protocol

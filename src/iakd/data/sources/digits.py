@@ -1,4 +1,4 @@
-"""Handwritten digits: 1,797 grey images of 8×8 pixels, installed with scikit-learn (UCI Optical Recognition, test part)."""
+"""Handwritten digits: 1,797 grey images of 8×8 pixels, installed with scikit-learn (from the UCI repository)."""
 
 import importlib.util
 from pathlib import Path
@@ -13,10 +13,10 @@ SIDE, LEVELS = 8, 16  # pixels per side; the grey values run from 0 to 16
 
 
 def read(settings: Dataset) -> Raw:
-    """The images of `sklearn.datasets.load_digits`, grey values 0–16 stretched to 0–255 (v·255/16, halves upwards).
+    """The images of `sklearn.datasets.load_digits`, grey values 0–16 stretched to 0–255.
 
-    Reads the installed file itself, because importing scikit-learn takes twenty times as long. Raises UserError
-    where it is missing or damaged.
+    The stretched value is v·255/16, halves rounded upwards. Reads the installed file itself, because importing
+    scikit-learn takes twenty times as long. Raises UserError where it is missing or damaged.
     """
     package = importlib.util.find_spec("sklearn")
     if package is None or package.origin is None:

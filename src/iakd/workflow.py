@@ -1,0 +1,108 @@
+"""What the Snakefile asks for: the plan of its settings, one workflow at a time, the hardware, results of unknown origin."""
+
+import fcntl
+import json
+import os
+import shutil
+import sys
+from base64 import urlsafe_b64encode
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from iakd import files
+from iakd.data.store import MANIFEST
+from iakd.errors import UserError
+from iakd.params import Compute, parse
+from iakd.plan import STATE, Job, Plan, make_plan
+from iakd.runs import RUN
+
+LOCK = STATE / "workflow.lock"
+_held: list[Any] = []  # the lock's open file: it must live as long as the process
+
+
+def stop(error: UserError) -> NoReturn:
+    """End the process with the error's one line and exit code 2; Snakemake would print a traceback."""
+    print(f"iakd: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+def set_up(config: dict[str, Any], origin: str) -> Plan:
+    """Check the settings and hand them to the jobs: `iakd` of this very environment, with $IAKD_PARAMS naming them.
+
+    Raises UserError for a mistake in the settings, and for results that only seem to be made with them.
+    """
+    settings = json.loads(json.dumps(config, default=str))  # Snakemake's ordered dictionaries as plain ones
+    plan = make_plan(parse(settings, origin))
+    refuse([job for job in other_settings(plan) if not recorded(job)])
+    os.environ["IAKD_PARAMS"] = str(_settings_file(settings))
+    os.environ["IAKD_WITH_PARENT"] = "1"
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    return plan
+
+
+def _settings_file(settings: dict[str, Any]) -> Path:
+    """The settings under a name made from their content: jobs read exactly these, and no other run's."""
+    path = STATE / "params" / f"{files.digest(settings)[:12]}.yaml"
+    if not path.exists():
+        files.write_text(path, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+    return path
+
+
+def take_lock() -> None:
+    """Be the only workflow in this folder until the process ends. Raises UserError where another one is at work.
+
+    The kernel drops the lock with its process, so unlike Snakemake's own it cannot be left behind.
+    """
+    LOCK.parent.mkdir(parents=True, exist_ok=True)
+    file = LOCK.open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise UserError(f"another workflow is running in {Path.cwd()}; wait for it to end") from None
+    _held.append(file)
+
+
+def other_settings(plan: Plan) -> list[Job]:
+    """The jobs whose results are there but, by their own record, were made with other settings."""
+    return [job for job in (plan.data, *plan.trained) if _made_with(job) not in (None, _plain(job.settings))]
+
+
+def _made_with(job: Job) -> Any:
+    """The settings that the results of `job` were made with, as far as `job.settings` names them; None if unknown."""
+    try:
+        if job.stage == "prepare":
+            return json.loads((job.folder / MANIFEST).read_text())["settings"]
+        made = json.loads((job.folder / RUN).read_text())["params"]
+        return {name: made.get(name) for name in job.settings}
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _plain(settings: dict[str, Any]) -> Any:
+    return json.loads(json.dumps(settings))
+
+
+def recorded(job: Job) -> bool:
+    """Whether Snakemake has a record of how the results of `job` were made, by which it sees changed settings itself."""
+    product = job.folder / (MANIFEST if job.stage == "prepare" else RUN)
+    return Path(".snakemake/metadata", urlsafe_b64encode(str(product).encode()).decode()).exists()
+
+
+def refuse(jobs: list[Job]) -> None:
+    """Raise UserError if there are any `jobs`: results of other settings that would be taken for current ones."""
+    if jobs:
+        more = f" (and {len(jobs) - 1} more)" if len(jobs) > 1 else ""
+        raise UserError(
+            f"{jobs[0].folder}{more}: made with other settings, and Snakemake has no record of it; "
+            "set the settings back or delete the folder"
+        )
+
+
+def gpus(compute: Compute) -> int:
+    """GPUs that a training asks for: 1 where it will run on one, else 0. Decided without importing torch."""
+    if compute.device == "auto":
+        return int(Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi") is not None)
+    return int(compute.device == "cuda")
