@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from iakd.errors import RunFailed, UserError
+from iakd.processes import end_with_parent
 
 if TYPE_CHECKING:
     from iakd.plan import Plan
@@ -165,6 +166,8 @@ def main() -> None:
     """Run the command line: exit code 0 done, 1 failed or interrupted, 2 the user's mistake."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     signal.signal(signal.SIGTERM, _stop)
+    if os.environ.pop("IAKD_WITH_PARENT", None):  # from the Snakefile; not for this one's own children
+        end_with_parent()
     try:
         app()
     except UserError as error:

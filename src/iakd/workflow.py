@@ -1,4 +1,4 @@
-"""What the Snakefile asks for: the plan of its settings, one workflow at a time, the hardware, results of unknown origin."""
+"""What the Snakefile asks for: the plan of its settings, its lock, the hardware, unrecorded results."""
 
 import fcntl
 import json
@@ -29,7 +29,7 @@ def stop(error: UserError) -> NoReturn:
 
 
 def set_up(config: dict[str, Any], origin: str) -> Plan:
-    """Check the settings and hand them to the jobs: `iakd` of this very environment, with $IAKD_PARAMS naming them.
+    """Check the settings and pass them to the jobs: $IAKD_PARAMS names them, `iakd` is this environment's.
 
     Raises UserError for a mistake in the settings, and for results that only seem to be made with them.
     """
@@ -38,7 +38,7 @@ def set_up(config: dict[str, Any], origin: str) -> Plan:
     refuse([job for job in other_settings(plan) if not recorded(job)])
     os.environ["IAKD_PARAMS"] = str(_settings_file(settings))
     os.environ["IAKD_WITH_PARENT"] = "1"
-    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     return plan
 
 
@@ -51,7 +51,7 @@ def _settings_file(settings: dict[str, Any]) -> Path:
 
 
 def take_lock() -> None:
-    """Be the only workflow in this folder until the process ends. Raises UserError where another one is at work.
+    """Be the only workflow here until the process ends. Raises UserError where another one is at work.
 
     The kernel drops the lock with its process, so unlike Snakemake's own it cannot be left behind.
     """
@@ -71,7 +71,7 @@ def other_settings(plan: Plan) -> list[Job]:
 
 
 def _made_with(job: Job) -> Any:
-    """The settings that the results of `job` were made with, as far as `job.settings` names them; None if unknown."""
+    """The settings behind the results of `job`, as far as `job.settings` names them; None if unknown."""
     try:
         if job.stage == "prepare":
             return json.loads((job.folder / MANIFEST).read_text())["settings"]
@@ -86,13 +86,13 @@ def _plain(settings: dict[str, Any]) -> Any:
 
 
 def recorded(job: Job) -> bool:
-    """Whether Snakemake has a record of how the results of `job` were made, by which it sees changed settings itself."""
+    """Whether Snakemake has a record of the results of `job`, by which it sees changed settings itself."""
     product = job.folder / (MANIFEST if job.stage == "prepare" else RUN)
     return Path(".snakemake/metadata", urlsafe_b64encode(str(product).encode()).decode()).exists()
 
 
 def refuse(jobs: list[Job]) -> None:
-    """Raise UserError if there are any `jobs`: results of other settings that would be taken for current ones."""
+    """Raise UserError if there are any `jobs`: their results would wrongly be taken for current ones."""
     if jobs:
         more = f" (and {len(jobs) - 1} more)" if len(jobs) > 1 else ""
         raise UserError(

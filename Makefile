@@ -1,0 +1,56 @@
+# `make` lists what there is. Nothing has to be activated: every recipe uses .venv, which is made on first use.
+.DEFAULT_GOAL := help
+.PHONY: help run adopt test lint format lock schema mlflow clean
+SHELL := bash
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+# The first Python on this machine that is new enough; make PYTHON=/path/to/python3.12 names another one.
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && exit; done; echo python3)
+# Further options of snakemake: make run ARGS="--configfile experiments/X.yaml"
+ARGS ?=
+PORT ?= 5000
+
+.venv/ready: requirements.lock pyproject.toml tools/environment.py
+	@$(PYTHON) tools/environment.py
+
+help: ## this list
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+run: .venv/ready ## everything that params.yaml asks for, from the images to the report; goes on where it was
+	@snakemake --cores all $(ARGS)
+
+adopt: .venv/ready ## after `dvc pull` or `dvc checkout`: take the results that are there as made from the settings
+	@snakemake --cores 1 --quiet all --touch --forceall $(ARGS) && echo "adopted: the next run starts from these results"
+
+test: .venv/ready ## all tests (some minutes)
+	@pytest -q -n 2 --dist worksteal $(ARGS)
+
+lint: .venv/ready ## style, types, layers, workflow and schema
+	ruff check
+	ruff format --check
+	mypy
+	lint-imports
+	snakefmt --check Snakefile workflow
+	snakemake --lint
+	iakd schema | diff - workflow/schemas/params.schema.json
+
+format: .venv/ready ## put sources and rules in their standard form
+	ruff format
+	ruff check --fix
+	snakefmt Snakefile workflow
+
+lock: .venv/ready ## write requirements.lock anew from pyproject.toml
+	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate --no-header \
+		--python-version 3.11 --extra dev --extra postgres pyproject.toml -o requirements.lock
+
+schema: .venv/ready ## write the JSON schema of params.yaml anew
+	iakd schema > workflow/schemas/params.schema.json
+
+mlflow: .venv/ready ## MLflow's pages at http://127.0.0.1:5000 (PORT=… for another one)
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --backend-store-uri sqlite:///mlflow.db \
+		--artifacts-destination mlartifacts --host 127.0.0.1 --port $(PORT) --workers 1
+
+clean: ## delete all results, logs and caches without asking; data, MLflow's runs and .venv stay
+	rm -rf results/*/{teachers,tune,students,evaluation,report} .state logs .snakemake dist build
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,84 @@
+"""What all rules share: the plan made from the settings, and every function."""
+
+import atexit
+import re
+import shlex
+import subprocess
+import sys
+
+from iakd import workflow as engine
+from iakd.data.store import MANIFEST, SPLITS
+from iakd.errors import UserError
+from iakd.plan import RESULTS, Job
+from iakd.runs import HISTORY, METRICS, MODEL, RUN
+
+try:
+    PLAN = engine.set_up(config, ", ".join(map(str, workflow.overwrite_configfiles or workflow.configfiles)))
+except UserError as error:
+    engine.stop(error)
+
+JOBS = {job.path: job for job in (*PLAN.teachers, *PLAN.studies, *PLAN.students)}
+SCHEDULE, TRIALS, EVALUATED = "schedule.yaml", "trials.csv", "evaluation.json"
+COMPARISON = ("metrics.json", "summary.csv", "accuracy.csv", "curves.csv")
+FIGURES = ("accuracy", "curves", "swaps", "tuning")
+GPU = engine.gpus(PLAN.params.compute)
+THREADS = PLAN.params.compute.threads
+
+
+def one_of(jobs):
+    """A wildcard constraint: the path of one of these jobs, or nothing at all."""
+    return "|".join(re.escape(job.path) for job in jobs) or "(?!)"
+
+
+def files_of(jobs, *names):
+    """The files called `names` in the results of `jobs`."""
+    return [job.folder / name for job in jobs for name in names]
+
+
+def key(stage, settings):
+    """Identity of a stage that has no job of its own in the plan: its settings and its source code."""
+    return Job("", stage, settings).key
+
+
+def teacher_options(wildcards):
+    job = JOBS[wildcards.teacher]
+    return f"--teacher {job.network.name} --seed {job.seed}"
+
+
+def study_options(wildcards):
+    job = JOBS[wildcards.study]
+    return f"--pair {job.teacher.network.name}-{job.student.name}"
+
+
+def student_options(wildcards):
+    job = JOBS[wildcards.student]
+    return f"--pair {job.teacher.network.name}-{job.student.name} --method {shlex.quote(job.label)} --seed {job.seed}"
+
+
+def student_inputs(wildcards):
+    """What the training of a student reads besides the data: its teacher and its schedule, where it uses them."""
+    job = JOBS[wildcards.student]
+    return {
+        "teacher": files_of([job.teacher], MODEL) if job.method.needs_teacher else [],
+        "schedule": files_of([job.study], SCHEDULE) if job.study else [],
+    }
+
+
+def start():
+    """Before the first job: be alone here, and never declare results current that are not."""
+    try:
+        engine.take_lock()
+        if workflow.touch:
+            engine.refuse(engine.other_settings(PLAN))
+    except UserError as error:
+        engine.stop(error)
+
+
+def finish(succeeded):
+    """After the last job: bring MLflow up to date, and name the report if this workflow ends with it."""
+    if workflow.touch:
+        return
+    if PLAN.params.tracking.enabled:
+        subprocess.run([sys.executable, "-m", "iakd", "track", "flush"], check=False)
+    if succeeded and any(job.rule.name == "report" for job in workflow.dag.jobs):
+        atexit.register(print, f"\nThe report: {PLAN.report / 'report.html'}", file=sys.stderr)

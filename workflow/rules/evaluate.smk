@@ -1,0 +1,46 @@
+rule evaluate:
+    input:
+        data=rules.prepare.output.manifest,
+        model=RESULTS / "{model}" / MODEL,
+    output:
+        evaluation=RESULTS / "{model}" / EVALUATED,
+    log:
+        "logs/{model}.evaluate.log",
+    benchmark:
+        "logs/{model}.evaluate.tsv"
+    wildcard_constraints:
+        model=one_of(PLAN.trained),
+    conda:
+        "../../environment.yml"
+    threads: THREADS
+    resources:
+        gpu=GPU,
+        mem_mb=4000,
+        runtime=120,
+    params:
+        key=key("evaluate", PLAN.params.evaluate.model_dump()),
+    message:
+        "Evaluating {wildcards.model}"
+    shell:
+        'exec iakd evaluate --params "$IAKD_PARAMS" --run $(dirname {input.model}) > {log} 2>&1'
+
+
+rule evaluation:
+    input:
+        evaluations=files_of(PLAN.trained, EVALUATED),
+        histories=files_of(PLAN.trained, HISTORY),
+    output:
+        [PLAN.evaluation / name for name in COMPARISON],
+    log:
+        f"logs/{PLAN.evaluation.relative_to(RESULTS)}.log",
+    conda:
+        "../../environment.yml"
+    resources:
+        mem_mb=2000,
+        runtime=60,
+    params:
+        key=key("evaluate", PLAN.params.report.model_dump()),
+    message:
+        "Comparing all models"
+    shell:
+        'exec iakd evaluate --params "$IAKD_PARAMS" > {log} 2>&1'

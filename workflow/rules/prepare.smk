@@ -1,0 +1,26 @@
+rule prepare:
+    output:
+        manifest=PLAN.data.folder / MANIFEST,
+        arrays=files_of(
+            [PLAN.data], *(f"{split}.{part}.npy" for split in SPLITS for part in ("images", "labels"))
+        ),
+    log:
+        f"logs/{PLAN.data.path}.log",
+    benchmark:
+        f"logs/{PLAN.data.path}.tsv"
+    conda:
+        "../../environment.yml"
+    resources:
+        mem_mb=4000,
+        runtime=120,
+    params:
+        key=PLAN.data.key,
+    message:
+        "Reading and splitting the data set"
+    shell:
+        'exec iakd prepare --params "$IAKD_PARAMS" > {log} 2>&1'
+
+
+rule data:
+    input:
+        rules.prepare.output,

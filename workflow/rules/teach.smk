@@ -1,0 +1,33 @@
+rule teach:
+    input:
+        data=rules.prepare.output.manifest,
+    output:
+        model=RESULTS / "{teacher}" / MODEL,
+        history=RESULTS / "{teacher}" / HISTORY,
+        metrics=RESULTS / "{teacher}" / METRICS,
+        run=RESULTS / "{teacher}" / RUN,
+    log:
+        "logs/{teacher}.log",
+    benchmark:
+        "logs/{teacher}.tsv"
+    wildcard_constraints:
+        teacher=one_of(PLAN.teachers),
+    conda:
+        "../../environment.yml"
+    threads: THREADS
+    resources:
+        gpu=GPU,
+        mem_mb=4000,
+        runtime=1440,
+    params:
+        key=lambda wildcards: JOBS[wildcards.teacher].key,
+        options=teacher_options,
+    message:
+        "Training teacher {wildcards.teacher}"
+    shell:
+        'exec iakd teach --params "$IAKD_PARAMS" {params.options} > {log} 2>&1'
+
+
+rule teachers:
+    input:
+        files_of(PLAN.teachers, MODEL, RUN, EVALUATED),

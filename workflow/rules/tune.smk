@@ -1,0 +1,34 @@
+rule tune:
+    input:
+        data=rules.prepare.output.manifest,
+        teacher=lambda wildcards: files_of([JOBS[wildcards.study].teacher], MODEL),
+    output:
+        schedule=RESULTS / "{study}" / SCHEDULE,
+        trials=RESULTS / "{study}" / TRIALS,
+    log:
+        "logs/{study}.log",
+    benchmark:
+        "logs/{study}.tsv"
+    wildcard_constraints:
+        study=one_of(PLAN.studies),
+    priority: 1  # the tuned students wait for it
+    conda:
+        "../../environment.yml"
+    threads: PLAN.params.tune.workers * THREADS
+    resources:
+        gpu=GPU,
+        mem_mb=4000 * PLAN.params.tune.workers,
+        runtime=4320,
+    params:
+        key=lambda wildcards: JOBS[wildcards.study].key,
+        trials=PLAN.params.tune.trials,
+        options=study_options,
+    message:
+        "Searching for a schedule: {wildcards.study}"
+    shell:
+        'exec iakd tune --params "$IAKD_PARAMS" {params.options} > {log} 2>&1'
+
+
+rule studies:
+    input:
+        files_of(PLAN.studies, SCHEDULE, TRIALS),
