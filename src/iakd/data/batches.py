@@ -110,7 +110,7 @@ class Resident:
 
 
 def _crop(images: Tensor, pad: int, corners: Tensor) -> Tensor:
-    """Crops of the old size out of images (B, C, H, W) with `pad` zeros around; `corners` (2, B): top, left."""
+    """Crops of the old size from images (B, C, H, W) with `pad` zeros around; `corners` (2, B): top, left."""
     height, width = images.shape[-2:]
     windows = F.pad(images, (pad, pad, pad, pad)).unfold(2, height, 1).unfold(3, width, 1)
     return windows[torch.arange(len(images), device=images.device), :, corners[0], corners[1]]

@@ -31,8 +31,8 @@ def stratified(labels: Labels, n: int, seed: int, setting: str = "split") -> Ind
     """Positions of `n` images drawn at random by class, ascending, int64 (n,).
 
     Each class gives its share n·N_c/N, rounded down or up so that the sum is n (largest remainder, ties by
-    lot). The draws use only numpy's raw generator, whose values no numpy release may change. Raises UserError,
-    naming `setting`, where there are fewer than `n` images.
+    lot). The draws use only numpy's raw generator, whose values no numpy release may change. Raises
+    UserError, naming `setting`, where there are fewer than `n` images.
     """
     total = len(labels)
     if not 0 <= n <= total:

@@ -81,5 +81,5 @@ def duplicates(parts: dict[str, Part]) -> list[str]:
                 found.append(f"{copies} of {len(keys)} {name} images are exact copies of {earlier} images")
         seen[name] = set(keys)
     if disputed:
-        found.append(f"{len(disputed)} images occur more than once with different labels")
+        found.append(f"images that occur more than once, with different labels: {len(disputed)}")
     return found

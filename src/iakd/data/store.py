@@ -1,4 +1,4 @@
-"""The canonical store: a data set as plain uint8 arrays, memory-mapped, and a manifest that vouches for them."""
+"""The canonical store: a data set as memory-mapped uint8 arrays, and a manifest that vouches for them."""
 
 import dataclasses
 from pathlib import Path
@@ -21,10 +21,11 @@ AGAIN = "run `iakd prepare` again"
 
 
 def write(folder: Path, raw: Raw, settings: Dataset, key: str | None = None) -> Path:
-    """Split `raw`; write {split}.images.npy, {split}.labels.npy and, last of all, manifest.json. Returns its path.
+    """Split `raw`; write {split}.images.npy, {split}.labels.npy and, last of all, manifest.json.
 
     `key`, the identity of the job with its source code, is noted in the manifest. Until the manifest is back
-    the folder counts as empty. Raises UserError where the data are too few for the split that is asked for.
+    the folder counts as empty. Returns the manifest's path. Raises UserError where the data are too few for
+    the split that is asked for.
     """
     parts = split(raw, settings)
     per_class = {name: part.per_class(len(raw.classes)) for name, part in parts.items()}
@@ -111,30 +112,26 @@ class Store:
 
     @classmethod
     def open(cls, folder: Path, check: bool = True, settings: dict[str, Any] | None = None) -> "Store":
-        """The data set in `folder`. Its files' sizes are compared with the manifest, with `check` their hashes too.
+        """The data set in `folder`: the sizes of its files are checked, with `check` their hashes too.
 
         `settings`, where given, are those that it must have been prepared with. Raises UserError for whatever
         is missing, damaged or of other settings.
         """
         path = folder / MANIFEST
         manifest = files.read_json(path, "run `iakd prepare`")
+        store = cls(folder, manifest)
         try:
-            whole = manifest["sha256"] == _digest(manifest["splits"])
-            store = cls(folder, manifest)
-            expected = {name: (store._n(name), manifest["splits"][name]["files"]) for name in SPLITS}
-            _ = store.image_shape, store.classes, store.mean, store.std
-        except (KeyError, TypeError, AttributeError):
+            whole = store._whole()
+        except (KeyError, TypeError, ValueError, AttributeError):
             whole = False
         if not whole:
-            raise UserError(
-                f"{path} is damaged (its entries are incomplete or contradict each other): {AGAIN}"
-            )
+            raise UserError(f"{path} is damaged (entries are missing or contradict each other): {AGAIN}")
         if settings is not None and manifest["settings"] != settings:
             raise UserError(f"{folder} was prepared with other settings of `dataset`: {AGAIN}")
-        for name, (_, hashes) in expected.items():
+        for name in SPLITS:
             store.images(name)
             store.labels(name)
-            for file, sha256 in hashes.items():
+            for file, sha256 in manifest["splits"][name]["files"].items():
                 if check and files.sha256_file(folder / file) != sha256:
                     raise UserError(
                         f"{folder / file} is altered (its SHA-256 is not the manifest's): {AGAIN}"
@@ -175,17 +172,35 @@ class Store:
         """Standard deviation of each channel over the training split, in 0–1 units; never below 1/255."""
         return list(self.manifest["std"])
 
+    def _whole(self) -> bool:
+        """Whether the manifest has all entries that are used, and its hashes agree."""
+        channels = self.image_shape[0]
+        splits = self.manifest["splits"]
+        return (
+            len(self.mean) == len(self.std) == channels
+            and {"settings", "classes", "problems"} <= set(self.manifest)
+            and self.sha256 == _digest(splits)
+            and all(
+                set(splits[name]["files"]) == {_file(name, "images"), _file(name, "labels")}
+                and splits[name]["sha256"] == files.digest(splits[name]["files"])
+                and len(splits[name]["indices"]) == self._n(name)
+                for name in SPLITS
+            )
+        )
+
     def _n(self, split: str) -> int:
         return int(self.manifest["splits"][split]["n"])
 
     def _array(self, split: str, kind: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
         path = self.folder / _file(split, kind)
         try:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            array = np.lib.format.open_memmap(path, mode="r")
         except FileNotFoundError:
             raise UserError(f"{path} does not exist: {AGAIN}") from None
-        except (ValueError, EOFError) as error:
-            raise UserError(f"{path} is damaged ({error}): {AGAIN}") from None
+        except OSError:
+            raise
+        except Exception:  # for a damaged header numpy raises nearly anything
+            raise UserError(f"{path} is damaged or truncated: {AGAIN}") from None
         if array.dtype != dtype or array.shape != shape or array.offset + array.nbytes != path.stat().st_size:
             raise UserError(
                 f"{path} is damaged ({array.dtype} {array.shape} instead of {dtype} {shape}): {AGAIN}"

@@ -1,4 +1,4 @@
-"""Handwritten digits: 1,797 grey images of 8×8 pixels, installed with scikit-learn (from the UCI repository)."""
+"""Handwritten digits: 1,797 grey images of 8×8 pixels (UCI repository), installed with scikit-learn."""
 
 import importlib.util
 from pathlib import Path
@@ -15,7 +15,7 @@ SIDE, LEVELS = 8, 16  # pixels per side; the grey values run from 0 to 16
 def read(settings: Dataset) -> Raw:
     """The images of `sklearn.datasets.load_digits`, grey values 0–16 stretched to 0–255.
 
-    The stretched value is v·255/16, halves rounded upwards. Reads the installed file itself, because importing
+    The stretched value is v·255/16, halves rounded upwards. Reads the installed file itself: importing
     scikit-learn takes twenty times as long. Raises UserError where it is missing or damaged.
     """
     package = importlib.util.find_spec("sklearn")

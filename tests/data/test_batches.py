@@ -1,0 +1,202 @@
+"""Resident batches: order, augmentation, normalisation, and going on in the middle of an epoch."""
+
+import copy
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms.functional as vision
+
+from iakd.data.batches import Batch, Resident
+from iakd.data.streams import derive
+from iakd.params import Augment
+
+NOTHING = Augment()
+N, SHAPE = 41, (3, 6, 4)
+IMAGES = np.random.default_rng(0).integers(1, 256, (N, *SHAPE), dtype=np.uint8)  # no 0: padding shows
+LABELS = np.random.default_rng(1).integers(0, 5, N)
+MEAN, STD = [0.3, 0.5, 0.7], [0.2, 0.25, 0.4]
+
+
+def resident(n: int = N) -> Resident:
+    return Resident(IMAGES[:n], LABELS[:n], MEAN, STD, "cpu")
+
+
+def bare(images: np.ndarray) -> Resident:
+    """Batches whose values are the uint8 values: mean 0 and std 1/255."""
+    channels = images.shape[1]
+    labels = np.zeros(len(images), dtype=np.int64)
+    return Resident(images, labels, [0.0] * channels, [1 / 255] * channels, "cpu")
+
+
+def same(a: Batch, b: Batch) -> bool:
+    return all(torch.equal(getattr(a, name), getattr(b, name)) for name in ("images", "labels", "indices"))
+
+
+def test_an_epoch_shows_every_image_once_with_its_label_and_normalised() -> None:
+    batches = list(resident().epoch(0, 0, 8, NOTHING))
+    assert [len(batch.labels) for batch in batches] == [8] * 5  # 41 = 5·8 + 1: one image cannot be normalised
+    indices = torch.cat([batch.indices for batch in batches])
+    assert len(set(indices.tolist())) == 40 and indices.tolist() != sorted(indices.tolist())
+    mean, std = (np.array(values).reshape(3, 1, 1) for values in (MEAN, STD))
+    for batch in batches:
+        assert batch.images.dtype == torch.float32 and batch.images.is_contiguous()
+        assert batch.labels.dtype == batch.indices.dtype == torch.int64
+        assert batch.labels.tolist() == LABELS[batch.indices].tolist()
+        expected = (IMAGES[batch.indices].astype(np.float64) / 255 - mean) / std
+        np.testing.assert_allclose(batch.images.numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("n", "batch_size", "sizes"),
+    [
+        (40, 8, [8] * 5),
+        (41, 8, [8] * 5),
+        (39, 8, [8, 8, 8, 8, 7]),
+        (10, 8, [8, 2]),
+        (5, 8, [5]),
+        (3, 1, [1, 1, 1]),
+    ],
+)
+def test_only_a_remainder_of_one_image_is_left_out(n: int, batch_size: int, sizes: list[int]) -> None:
+    data = resident(n)
+    assert data.steps(batch_size) == len(sizes)
+    assert [len(batch.labels) for batch in data.epoch(0, 0, batch_size, NOTHING)] == sizes
+
+
+def test_the_image_that_is_left_out_changes_from_epoch_to_epoch() -> None:
+    data = resident()
+    left = set()
+    for epoch in range(8):
+        shown = torch.cat([batch.indices for batch in data.epoch(0, epoch, 8, NOTHING)])
+        left |= set(range(N)) - set(shown.tolist())
+    assert len(left) > 3
+
+
+def test_plain_batches_are_all_images_in_their_order() -> None:
+    batches = list(resident().plain(8))
+    assert [len(batch.labels) for batch in batches] == [8, 8, 8, 8, 8, 1]
+    assert torch.cat([batch.indices for batch in batches]).tolist() == list(range(N))
+    assert torch.cat([batch.labels for batch in batches]).tolist() == LABELS.tolist()
+    shown = torch.cat([batch.images for batch in bare(IMAGES).plain(8)])
+    assert torch.equal(shown.round().to(torch.uint8), torch.from_numpy(IMAGES))
+
+
+def test_the_training_set_has_mean_0_and_std_1_under_its_own_statistics() -> None:
+    pixels = IMAGES.astype(np.float64) / 255
+    data = Resident(IMAGES, LABELS, pixels.mean((0, 2, 3)).tolist(), pixels.std((0, 2, 3)).tolist(), "cpu")
+    shown = torch.cat([batch.images for batch in data.plain(8)]).double()
+    torch.testing.assert_close(shown.mean((0, 2, 3)), torch.zeros(3).double(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(shown.std((0, 2, 3), correction=0), torch.ones(3).double(), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("augment", [NOTHING, Augment(pad=2), Augment(flip=True), Augment(pad=2, flip=True)])
+@pytest.mark.parametrize("start", [0, 1, 3, 5, 6])
+def test_starting_later_gives_the_very_batches_of_the_whole_epoch(augment: Augment, start: int) -> None:
+    whole = list(resident(39).epoch(3, 7, 8, augment))
+    rest = list(resident(39).epoch(3, 7, 8, augment, start=start))
+    assert len(rest) == max(5 - start, 0)
+    assert all(same(a, b) for a, b in zip(whole[start:], rest, strict=True))
+
+
+def test_draws_depend_on_seed_and_epoch_and_on_nothing_before() -> None:
+    augment = Augment(pad=2, flip=True)
+    data = resident()
+    first = next(data.epoch(0, 1, 8, augment))
+    torch.manual_seed(5)
+    list(data.epoch(9, 9, 8, augment))
+    state = torch.random.get_rng_state()
+    assert same(first, next(data.epoch(0, 1, 8, augment)))
+    assert torch.equal(state, torch.random.get_rng_state())  # the global generator is left alone
+    for seed, epoch in ((1, 1), (0, 2), (1, 0)):
+        assert not torch.equal(first.indices, next(data.epoch(seed, epoch, 8, augment)).indices)
+    for other in (NOTHING, Augment(pad=1)):
+        assert torch.equal(first.indices, next(data.epoch(0, 1, 8, other)).indices)  # streams are separate
+
+
+@pytest.mark.parametrize("shape", [(3, 6, 4), (1, 8, 8), (2, 5, 9)])
+@pytest.mark.parametrize(
+    "augment", [Augment(pad=2, flip=True), Augment(pad=1), Augment(flip=True), Augment(pad=7)]
+)
+def test_augmentation_is_what_torchvision_does_image_by_image(
+    shape: tuple[int, int, int], augment: Augment
+) -> None:
+    images = np.random.default_rng(2).integers(1, 256, (30, *shape), dtype=np.uint8)
+    height, width = shape[1:]
+    order = torch.randperm(30, generator=torch.Generator().manual_seed(derive("order", 4, 2)))
+    draws = torch.Generator().manual_seed(derive("augment", 4, 2))
+    flips = torch.randint(2, (30,), generator=draws)
+    top, left = torch.randint(2 * augment.pad + 1, (2, 30), generator=draws)
+    expected = []
+    for position, index in enumerate(order.tolist()):
+        image = vision.pad(torch.from_numpy(images[index]), [augment.pad])
+        image = vision.crop(image, int(top[position]), int(left[position]), height, width)
+        expected.append(vision.hflip(image) if augment.flip and flips[position] else image)
+    shown = torch.cat([batch.images for batch in bare(images).epoch(4, 2, 7, augment)])
+    assert torch.equal(shown.round().to(torch.uint8), torch.stack(expected))
+
+
+def test_padding_is_black_before_normalisation() -> None:
+    white = np.full((64, 3, 6, 4), 255, dtype=np.uint8)
+    data = Resident(white, np.zeros(64, dtype=np.int64), MEAN, STD, "cpu")
+    shown = torch.cat([batch.images for batch in data.epoch(0, 0, 16, Augment(pad=2))])
+    for channel, (mean, std) in enumerate(zip(MEAN, STD, strict=True)):
+        values = shown[:, channel].unique()
+        np.testing.assert_allclose(values, [-mean / std, (1 - mean) / std], rtol=1e-5)
+
+
+def test_shifts_and_flips_are_uniform_and_independent() -> None:
+    pad, n = 2, 6000
+    images = np.zeros((n, 1, 7, 9), dtype=np.uint8)
+    images[:, 0, 3, 4] = 200  # a dot in the middle shows the shift,
+    images[:, 0, 3, 5] = 100  # its neighbour the side that was right
+    counts: Counter[tuple[int, int, bool]] = Counter()
+    for batch in bare(images).epoch(0, 0, 500, Augment(pad=pad, flip=True)):
+        for image in batch.images[:, 0].round():
+            row, column = divmod(int(image.argmax()), 9)
+            flipped = bool(column and image[row, column - 1] == 100)
+            counts[row - 3, (column - 4) * (-1 if flipped else 1), flipped] += 1
+    cells = (2 * pad + 1) ** 2 * 2
+    assert len(counts) == cells
+    assert {(y, x) for y, x, _ in counts} == {(y, x) for y in range(-2, 3) for x in range(-2, 3)}
+    chi_square = sum((count - n / cells) ** 2 / (n / cells) for count in counts.values())
+    assert 23 < chi_square < 85.4  # 49 degrees of freedom: each bound missed once in a thousand
+
+
+def test_neighbours_in_a_batch_and_epochs_are_augmented_independently() -> None:
+    def shifts(epoch: int) -> list[int]:
+        images = np.zeros((200, 1, 5, 5), dtype=np.uint8)
+        images[:, 0, 2, 2] = 200
+        batches = bare(images).epoch(0, epoch, 50, Augment(pad=1))
+        return [int(image.argmax()) for batch in batches for image in batch.images]
+
+    a, b = shifts(0), shifts(1)
+    for x, y in ((a, b), (a[1:], a[:-1])):
+        agree = sum(p == q for p, q in zip(x, y, strict=True)) / len(y)
+        assert 0.04 < agree < 0.2  # 1/9 by chance
+
+
+def test_channels_last_changes_the_layout_only() -> None:
+    augment = Augment(pad=1, flip=True)
+    for usual, last in zip(
+        resident().epoch(0, 0, 8, augment),
+        resident().epoch(0, 0, 8, augment, channels_last=True),
+        strict=True,
+    ):
+        assert same(usual, last)
+        assert last.images.is_contiguous(memory_format=torch.channels_last)
+        assert not usual.images.is_contiguous(memory_format=torch.channels_last)
+    assert next(resident().plain(8, channels_last=True)).images.is_contiguous(
+        memory_format=torch.channels_last
+    )
+
+
+def test_the_set_is_a_copy_and_batches_do_not_share_its_memory() -> None:
+    images = copy.deepcopy(IMAGES)
+    images.flags.writeable = False  # as a memory-mapped array is
+    data = Resident(images, LABELS, MEAN, STD, "cpu")
+    before = data.images.clone()
+    for batch in [*data.epoch(0, 0, 8, NOTHING), *data.plain(8)]:
+        batch.images.zero_()
+    assert torch.equal(data.images, before) and len(data) == N

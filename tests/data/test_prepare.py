@@ -1,0 +1,113 @@
+"""The prepare stage: what is made, left alone, and made anew."""
+
+import logging
+import os
+from pathlib import Path
+
+import pytest
+import rgb
+
+from iakd import files
+from iakd.data import sources
+from iakd.data.raw import Raw
+from iakd.data.store import Store
+from iakd.errors import UserError
+from iakd.params import Dataset
+from iakd.stages import prepare
+
+FOLDER = Path("results/rgb/data")
+PAST = 10**18  # nanoseconds
+
+
+@pytest.fixture(autouse=True)
+def _project(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sources.SOURCES, "rgb", rgb.Source())
+
+
+def age() -> None:
+    """Put the modification times into the past, so that a rewritten file shows."""
+    for path in FOLDER.iterdir():
+        os.utime(path, ns=(PAST, PAST))
+
+
+def rewritten() -> set[str]:
+    return {path.name for path in FOLDER.iterdir() if path.stat().st_mtime_ns != PAST}
+
+
+def test_it_returns_the_manifest_of_usable_data(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        assert prepare.run(rgb.plan()) == FOLDER / "manifest.json"
+    store = Store.open(FOLDER, settings=rgb.plan().data.settings)
+    assert store.images("train").shape == (45, *rgb.SHAPE)
+    assert "45 train, 15 val, 12 test images of 3×6×4, 3 classes" in caplog.text
+
+
+def test_data_that_are_up_to_date_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare.run(rgb.plan())
+    age()
+
+    def refuse(self: rgb.Source, settings: Dataset) -> Raw:
+        raise AssertionError("the source was read again")
+
+    monkeypatch.setattr(rgb.Source, "read", refuse)
+    prepare.run(rgb.plan())
+    assert rewritten() == set()
+
+
+@pytest.mark.parametrize("change", [{"val": 12}, {"split_seed": 1}])
+def test_other_settings_prepare_anew(change: dict[str, int]) -> None:
+    prepare.run(rgb.plan())
+    before = Store.open(FOLDER).sha256
+    prepare.run(rgb.plan(**change))
+    assert Store.open(FOLDER, settings=rgb.plan(**change).data.settings).sha256 != before
+
+
+def test_another_version_of_the_reader_prepares_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare.run(rgb.plan())
+    age()
+    monkeypatch.setattr("iakd.plan.source_sha", lambda module: "changed")
+    prepare.run(rgb.plan())
+    assert len(rewritten()) == 7
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "train.images.npy", "test.labels.npy"])
+def test_damaged_data_are_made_anew_with_the_same_bytes(name: str) -> None:
+    prepare.run(rgb.plan())
+    path = FOLDER / name
+    content = path.read_bytes()
+    path.write_bytes(content[:-5])
+    prepare.run(rgb.plan())
+    assert path.read_bytes() == content
+    path.unlink()
+    prepare.run(rgb.plan())
+    assert path.read_bytes() == content
+
+
+def test_problems_are_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    raw = rgb.raw()
+    raw.problems.append("a.txt is no image")
+    monkeypatch.setattr(rgb.Source, "read", lambda self, settings: raw)
+    prepare.run(rgb.plan())
+    assert [(r.levelname, r.message) for r in caplog.records if r.levelno > logging.INFO] == [
+        ("WARNING", f"{FOLDER}: a.txt is no image")
+    ]
+
+
+def test_two_at_once_do_not_mix() -> None:
+    plan = rgb.plan()
+    with (
+        files.exclusive(plan.data.state / "lock", "busy"),
+        pytest.raises(UserError, match="another process is preparing it"),
+    ):
+        prepare.run(plan)
+    assert not FOLDER.exists()
+
+
+def test_settings_that_cannot_be_met_leave_earlier_data_untouched() -> None:
+    prepare.run(rgb.plan())
+    age()
+    with pytest.raises(UserError, match=r"^dataset\.val"):
+        prepare.run(rgb.plan(val=1000))
+    assert rewritten() == set()
+    Store.open(FOLDER)
