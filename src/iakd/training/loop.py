@@ -99,6 +99,7 @@ class Training:
         self.step = 0  # of the whole training
         self.sums: dict[str, Tensor] = {}  # of the epoch, on the device, so that no step waits for the host
         self.epoch_seconds = 0.0
+        self._resumed = self._saved = time.monotonic()
         torch.manual_seed(derive("global", run.seed))
 
     def fit(self) -> tuple[list[Row], dict[str, Any]]:
@@ -131,20 +132,15 @@ class Training:
         """The rest of the epoch that `self.step` is in, and its row in the history."""
         epoch, first = divmod(self.step, self.timeline.steps_per_epoch)
         recipe = self.recipe
-        since = saved = time.monotonic()
+        self._resumed = time.monotonic()
         self.method.train()
         for batch in self.data.epoch(self.run.seed, epoch, recipe.batch_size, recipe.augment, start=first):
             self._step(batch)
             self.step += 1
-            elapsed = time.monotonic() - saved
-            if interrupt.name or elapsed > self.checkpoint_seconds:
-                self.epoch_seconds += elapsed
-                self._save()
-                since = saved = time.monotonic()
-                if interrupt.name:
-                    raise KeyboardInterrupt(interrupt.name)
+            if self.step % self.timeline.steps_per_epoch:  # the epoch's last checkpoint has its row, see below
+                self._checkpoint_if_due(interrupt)
         self._check_finite()
-        self.epoch_seconds += time.monotonic() - since
+        self.epoch_seconds += time.monotonic() - self._resumed
         images = self.sums.pop("images").item()
         row: Row = {"epoch": epoch + 1, "step": self.step, "lr": self.timeline.lr(self.step - 1)}
         row |= {name: total.item() / images for name, total in self.sums.items()}
@@ -157,6 +153,18 @@ class Training:
         self.history.append(row)
         self.sums = {}
         self.epoch_seconds = 0.0
+        self._resumed = time.monotonic()
+        self._checkpoint_if_due(interrupt)
+
+    def _checkpoint_if_due(self, interrupt: Interrupt) -> None:
+        """Save the state every `checkpoint_seconds` and at a signal, which then ends the training."""
+        moment = time.monotonic()
+        if interrupt.name or moment - self._saved > self.checkpoint_seconds:
+            self.epoch_seconds += moment - self._resumed
+            self._save()
+            self._resumed = self._saved = time.monotonic()
+        if interrupt.name:
+            raise KeyboardInterrupt(interrupt.name)
 
     def _step(self, batch: Batch) -> None:
         for group in self.optimizer.param_groups:
@@ -182,7 +190,7 @@ class Training:
         self.sums[name] = self.sums[name] + value if name in self.sums else value
 
     def _check_finite(self) -> None:
-        if not math.isfinite(self.sums["loss"].item()):
+        if self.sums and not math.isfinite(self.sums["loss"].item()):
             epoch = (self.step - 1) // self.timeline.steps_per_epoch + 1
             raise RunFailed(
                 f"{self.run.path}: the loss is no longer finite in epoch {epoch} (by step {self.step}); "
@@ -233,7 +241,7 @@ def make_optimizer(parameters: list[nn.Parameter], recipe: Recipe) -> torch.opti
     """The recipe's optimiser over `parameters`, fused."""
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
-    return torch.optim.SGD(
+    sgd = torch.optim.SGD(
         parameters,
         lr=recipe.lr,
         momentum=recipe.momentum,
@@ -241,3 +249,9 @@ def make_optimizer(parameters: list[nn.Parameter], recipe: Recipe) -> torch.opti
         weight_decay=recipe.weight_decay,
         fused=True,
     )
+    if recipe.momentum:
+        # A swapped-out block has no gradient, so blocks take their first steps at different times, which the fused
+        # update cannot do when it makes the buffers itself. Starting from zero gives the same bits.
+        for parameter in parameters:
+            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return sgd

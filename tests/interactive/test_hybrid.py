@@ -1,0 +1,241 @@
+"""The heart by meaning: what is computed, what learns, what stays untouched, and how often blocks are swapped."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy import stats
+from torch import nn
+
+from iakd import models, params
+from iakd.errors import UserError
+from iakd.interactive.hybrid import Draws, Hybrid, initialise_from_teacher
+from iakd.models.network import initialise
+from iakd.params import Iakd, LrSchedule, Schedule
+from iakd.training.timeline import Timeline
+
+TIMELINE = Timeline(epochs=40, steps_per_epoch=25, peak=0.1, lr_schedule=LrSchedule(milestones=[0.4, 0.7]))
+NEVER, ALWAYS = [False] * 3, [True] * 3
+
+
+def network(arch: str, seed: int, width: int = 4) -> models.Network:
+    net = models.build(params.Network(arch=arch, width=width), channels=1, classes=10)
+    initialise(net, torch.Generator().manual_seed(seed))
+    for module in net.modules():  # running statistics unlike those of a fresh network
+        if isinstance(module, nn.BatchNorm2d):
+            generator = torch.Generator().manual_seed(seed + 1)
+            module.running_mean.normal_(0, 0.1, generator=generator)
+            module.running_var.uniform_(0.5, 1.5, generator=generator)
+    return net
+
+
+@pytest.fixture
+def teacher() -> models.Network:
+    return network("resnet20", seed=1).eval().requires_grad_(False)
+
+
+@pytest.fixture
+def student() -> models.Network:
+    return network("resnet8", seed=2)
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+
+
+def hybrid(student: models.Network, teacher: models.Network, **settings: object) -> Hybrid:
+    net = Hybrid(student, teacher, Iakd(**settings), Schedule(), TIMELINE, seed=0)
+    net.train()
+    return net
+
+
+def test_all_kept_is_the_student(student: models.Network, teacher: models.Network, images: torch.Tensor) -> None:
+    twin = copy.deepcopy(student)
+    assert torch.equal(hybrid(student, teacher)(images, ALWAYS), twin.train()(images))
+
+
+def test_all_swapped_is_the_teachers_blocks_between_the_students_stem_and_head(
+    student: models.Network, teacher: models.Network, images: torch.Tensor
+) -> None:
+    twin = copy.deepcopy(student).train()
+    features = twin.stem(images)
+    for block in teacher.blocks:
+        features = block(features)
+    assert torch.equal(hybrid(student, teacher)(images, NEVER), twin.head(features))
+
+
+@pytest.mark.parametrize("kept", [[True, False, True], [False, True, False], [True, True, False]])
+def test_a_swapped_group_is_all_the_teachers_blocks_of_the_pair(
+    student: models.Network, teacher: models.Network, images: torch.Tensor, kept: list[bool]
+) -> None:
+    twin = copy.deepcopy(student).train()
+    features = twin.stem(images)
+    for position, keep in enumerate(kept):
+        chain = [twin.blocks[position]] if keep else teacher.blocks[3 * position : 3 * position + 3]
+        for block in chain:
+            features = block(features)
+    assert torch.equal(hybrid(student, teacher)(images, kept), twin.head(features))
+
+
+def test_gradients_reach_student_blocks_through_swapped_teacher_blocks(
+    student: models.Network, teacher: models.Network, images: torch.Tensor
+) -> None:
+    F.cross_entropy(hybrid(student, teacher)(images, [True, False, False]), torch.arange(6)).backward()
+    first, second, third = student.blocks
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in first.parameters())
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in student.stem.parameters())
+    assert all(p.grad is None for block in (second, third) for p in block.parameters())
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+def test_the_gradient_through_the_teacher_is_the_true_one(
+    student: models.Network, teacher: models.Network, images: torch.Tensor
+) -> None:
+    """Against finite differences in float64, at one weight of the student's first block."""
+    student, teacher, images = student.double(), teacher.double(), images.double()
+    net = hybrid(student, teacher)
+    weight = student.blocks[0].conv1.weight
+
+    def loss() -> torch.Tensor:
+        return F.cross_entropy(net(images, [True, False, True]), torch.arange(6))
+
+    loss().backward()
+    assert weight.grad is not None
+    step = 1e-7  # small enough for no ReLU to change sides
+    with torch.no_grad():
+        weight[0, 0, 1, 1] += step
+        above = loss().item()
+        weight[0, 0, 1, 1] -= 2 * step
+        below = loss().item()
+    assert weight.grad[0, 0, 1, 1].item() == pytest.approx((above - below) / (2 * step), rel=1e-4)
+
+
+@pytest.mark.parametrize("teacher_bn", ["eval", "batch"])
+def test_steps_leave_the_teacher_byte_identical(
+    student: models.Network, teacher: models.Network, images: torch.Tensor, teacher_bn: str
+) -> None:
+    before = models.save_weights(teacher)
+    net = hybrid(student, teacher, teacher_bn=teacher_bn)
+    optimizer = torch.optim.SGD([*student.parameters(), *net.parameters()], lr=0.5, weight_decay=0.1)
+    for kept in (NEVER, [True, False, True], ALWAYS, [False, False, True]):
+        optimizer.zero_grad()
+        F.cross_entropy(net(images, kept), torch.arange(6)).backward()
+        optimizer.step()
+        net.train()
+    assert models.save_weights(teacher) == before
+    assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
+
+
+def test_teacher_bn_batch_uses_the_statistics_of_the_batch(
+    student: models.Network, teacher: models.Network, images: torch.Tensor
+) -> None:
+    reference = copy.deepcopy(teacher).train()
+    features = copy.deepcopy(student).train().stem(images)
+    for block in reference.blocks:
+        features = block(features)
+    logits = hybrid(copy.deepcopy(student), teacher, teacher_bn="batch")(images, NEVER)
+    assert torch.equal(logits, student.head(features))
+    assert not torch.equal(logits, hybrid(copy.deepcopy(student), teacher)(images, NEVER))
+
+
+def test_stem_and_head_of_the_teacher_are_copied_and_frozen(
+    student: models.Network, teacher: models.Network, images: torch.Tensor
+) -> None:
+    net = hybrid(student, teacher, stem="teacher", head="teacher")
+    assert torch.equal(net(images, NEVER), teacher(images))
+    before = models.save_weights(student)
+    F.cross_entropy(net(images, [True, False, False]), torch.arange(6)).backward()
+    torch.optim.SGD(student.parameters(), lr=0.1).step()
+    assert models.save_weights(student) != before
+    for ours, theirs in ((student.stem, teacher.stem), (student.head, teacher.head)):
+        assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("width", [2, 8])
+def test_unequal_widths_swap_through_adapters_that_learn_and_are_not_the_students(
+    teacher: models.Network, images: torch.Tensor, width: int
+) -> None:
+    student = network("resnet8", seed=2, width=width)
+    names = set(student.state_dict())
+    net = hybrid(student, teacher)
+    F.cross_entropy(net(images, NEVER), torch.arange(6)).backward()
+    adapters = list(net.parameters())
+    assert adapters and all(p.grad is not None for p in adapters)
+    assert set(student.state_dict()) == names
+    assert not {id(p) for p in adapters} & {id(p) for p in student.parameters()}
+
+
+def test_equal_widths_need_no_adapters(student: models.Network, teacher: models.Network) -> None:
+    assert list(hybrid(student, teacher).parameters()) == []
+
+
+def test_a_frozen_copy_where_shapes_differ_is_refused(teacher: models.Network) -> None:
+    with pytest.raises(UserError, match="the teacher's stem does not fit"):
+        hybrid(network("resnet8", seed=2, width=8), teacher, stem="teacher")
+
+
+def test_a_student_begun_from_the_teacher_has_its_weights_and_trains_in_train_mode(
+    student: models.Network, teacher: models.Network, images: torch.Tensor
+) -> None:
+    initialise_from_teacher(student, teacher)
+    for ours, theirs in zip(student.blocks, teacher.blocks[::3], strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True))
+    student.train()
+    assert all(module.training for module in student.modules())
+    F.cross_entropy(student(images), torch.arange(6)).backward()
+    torch.optim.SGD(student.parameters(), lr=0.1).step()
+    for ours, theirs in zip(student.blocks, teacher.blocks[::3], strict=True):
+        assert not torch.equal(ours.conv1.weight, theirs.conv1.weight)
+        assert not torch.equal(ours.bn1.running_mean, theirs.bn1.running_mean)
+
+
+# --- draws ---
+
+
+@pytest.mark.parametrize("kind", ["uniform", "linear", "review", "cosine", "step", "sigmoid", "cyclic"])
+@pytest.mark.parametrize("slope", [0.0, 0.4])
+def test_swap_counts_fit_bernoulli_in_every_phase(kind: str, slope: float) -> None:
+    """Over 200 seeds the number of kept blocks in each quarter is within a binomial's 1e-5 tails."""
+    schedule = Schedule(kind=kind, p0=0.3, p1=0.9, slope=slope, solo=0.2)
+    seeds = 200
+    draws = [Draws(schedule, TIMELINE, 3, seed, False) for seed in range(seeds)]
+    for epoch in (0, 7, 15, 16, 20, 28, 31):
+        planned = draws[0].planned(epoch)
+        counts = np.sum([d.drawn(epoch) for d in draws], axis=(0, 1))
+        mean = seeds * planned.sum(axis=0)
+        deviation = np.sqrt(seeds * (planned * (1 - planned)).sum(axis=0))
+        limit = stats.norm.isf(1e-5)
+        assert (np.abs(counts - mean) <= limit * np.maximum(deviation, 1e-9)).all(), (epoch, counts, mean)
+    assert draws[0].drawn(35).all(), "the solo phase keeps every block"
+
+
+def test_blocks_steps_and_seeds_are_independent() -> None:
+    draws = np.concatenate([Draws(Schedule(kind="uniform", solo=0.0), TIMELINE, 4, seed, False).drawn(0) for seed in range(400)])
+    correlation = np.corrcoef(np.concatenate([draws[:-1], draws[1:]], axis=1).T) - np.eye(8)
+    assert np.abs(correlation).max() < 0.05
+
+
+def test_draws_can_be_replayed_and_differ_between_seeds() -> None:
+    one, again, other = (Draws(Schedule(), TIMELINE, 3, seed, False) for seed in (5, 5, 6))
+    steps = [0, 999, 24, 25, 500, 3]
+    assert [one.at(step) for step in steps] == [again.at(step) for step in reversed(steps)][::-1]
+    assert any(one.at(step) != other.at(step) for step in range(100))
+    assert one.drawn(2)[5].tolist() == one.at(2 * 25 + 5)
+
+
+def test_with_a_frozen_stem_and_head_a_step_always_has_something_to_train(
+    student: models.Network, teacher: models.Network
+) -> None:
+    net = Hybrid(student, teacher, Iakd(stem="teacher", head="teacher"), Schedule(p0=0.0, p1=0.0), TIMELINE, seed=0)
+    kept = np.concatenate([net.draws.drawn(epoch) for epoch in range(30)])
+    assert (kept.sum(axis=1) == 1).all()
+    shares = kept.mean(axis=0)
+    assert (np.abs(shares - 1 / 3) < 0.08).all(), "the block that stays is drawn uniformly"
+
+
+def test_with_an_own_stem_p_0_swaps_everything(student: models.Network, teacher: models.Network) -> None:
+    net = Hybrid(student, teacher, Iakd(), Schedule(p0=0.0, p1=0.0), TIMELINE, seed=0)
+    assert not any(net.draws.drawn(epoch).any() for epoch in range(30))

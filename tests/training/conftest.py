@@ -1,0 +1,69 @@
+"""Small trainings on random images."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from iakd import models, params
+from iakd.data.batches import Resident
+from iakd.methods import Distillation
+from iakd.models.network import initialise
+from iakd.params import Recipe, Schedule
+from iakd.runs import Run
+from iakd.training.loop import OnValidation, Training
+from iakd.training.timeline import Timeline
+
+CLASSES = 4
+
+
+def images(n: int, seed: int) -> Resident:
+    """Random images whose mean brightness in a quadrant tells the class."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, CLASSES, n)
+    pixels = rng.integers(0, 120, (n, 1, 8, 8), dtype=np.uint8)
+    for image, label in zip(pixels, labels, strict=True):
+        image[0, 4 * (label // 2) :][:4, 4 * (label % 2) :][:, :4] += 100
+    return Resident(pixels, labels, [0.25], [0.2], "cpu")
+
+
+def network(arch: str, seed: int) -> models.Network:
+    net = models.build(params.Network(arch=arch, width=4), 1, CLASSES)
+    initialise(net, torch.Generator().manual_seed(seed))
+    return net
+
+
+@pytest.fixture
+def make_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Training]:
+    """`make_training(expression, recipe changes…)`: a training in the temporary folder, ready to fit."""
+    monkeypatch.chdir(tmp_path)
+    torch.set_num_threads(1)
+
+    def make(
+        expression: str = "scratch",
+        path: str = "toy/students/run",
+        schedule: Schedule | None = None,
+        seed: int = 0,
+        checkpoint_seconds: float = 1e9,
+        on_validation: OnValidation | None = None,
+        n: int = 70,
+        options: dict[str, Any] | None = None,
+        **recipe: Any,
+    ) -> Training:
+        settings = {"epochs": 4, "batch_size": 16, "lr": 0.05, "validate_every": 2, "augment": {"pad": 1}, **recipe}
+        chosen = Recipe.model_validate(settings)
+        method = params.Method(method=expression, **(options or {}))
+        student, teacher = network("resnet8", 1), network("resnet14", 2)
+        train = images(n, 1)
+        timeline = Timeline.of(chosen, train.steps(chosen.batch_size))
+        schedule = schedule or Schedule(p0=0.3, solo=0.25)
+        distillation = Distillation(student, teacher, method, schedule, timeline, seed, chosen.label_smoothing)
+        run = Run(path, "distill", "key", {}, seed, {}, {})
+        return Training(
+            run, student, distillation, train, images(40, 2), chosen, checkpoint_seconds, on_validation
+        )
+
+    return make

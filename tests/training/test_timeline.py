@@ -1,0 +1,46 @@
+"""Learning rates against their formulas."""
+
+import math
+
+import pytest
+
+from iakd.errors import UserError
+from iakd.params import LrSchedule, Recipe
+from iakd.training.timeline import Timeline
+
+
+def rates(**schedule: object) -> list[float]:
+    timeline = Timeline(20, 5, 0.4, LrSchedule.model_validate(schedule))
+    return [timeline.lr(step) for step in range(timeline.total)]
+
+
+def test_multistep_drops_at_the_milestones_epochs() -> None:
+    lr = rates(kind="multistep", milestones=[0.5, 0.75], gamma=0.1)
+    assert lr == pytest.approx([0.4] * 50 + [0.04] * 25 + [0.004] * 25)
+
+
+def test_the_published_cifar_recipe_drops_at_150_180_210_of_240() -> None:
+    timeline = Timeline(240, 782, 0.05, LrSchedule())
+    assert timeline.drops == [150 * 782, 180 * 782, 210 * 782]
+    assert timeline.total == 187_680
+
+
+def test_cosine_with_warm_up() -> None:
+    lr = rates(kind="cosine", warmup=0.1)
+    assert lr[:10] == pytest.approx([0.04 * (i + 1) for i in range(10)])
+    assert lr[10:] == pytest.approx([0.4 * (1 + math.cos(math.pi * i / 90)) / 2 for i in range(90)])
+
+
+def test_onecycle_rises_and_falls_linearly() -> None:
+    lr = rates(kind="onecycle", warmup=0.3)
+    assert max(lr) == pytest.approx(0.4) and lr.index(max(lr)) in (29, 30)
+    assert lr[30:] == pytest.approx([0.4 * (1 - i / 70) for i in range(70)])
+
+
+def test_constant() -> None:
+    assert set(rates(kind="constant")) == {0.4}
+
+
+def test_a_set_without_a_step_is_refused() -> None:
+    with pytest.raises(UserError, match="one image"):
+        Timeline.of(Recipe(), 0)
