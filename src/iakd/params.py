@@ -228,6 +228,11 @@ class Space(Strict):
                 low, high = getattr(self, name)
                 if low > high:
                     raise ValueError(f"{name}: low {low} is above high {high}")
+                for bound in (low, high):
+                    try:
+                        Schedule.model_validate({name: bound})
+                    except ValidationError as error:
+                        raise ValueError(f"{name}: no schedule can have it ({explain(error, Schedule)})") from None
         return self
 
 

@@ -9,11 +9,12 @@ from typing import Any
 
 from iakd.errors import UserError
 from iakd.files import digest
-from iakd.params import Method, Network, Params, Recipe, did_you_mean
+from iakd.params import Method, Network, Params, Recipe, Schedule, did_you_mean
 from iakd.provenance import source_sha
 
 RESULTS = Path("results")
 STATE = Path(".state")  # checkpoints, live histories, locks: outside what workflow engines delete
+PAPER_KINDS = ("uniform", "linear", "review")  # of schedules
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class StudyJob(Job):
     student: Network
     method: Method  # the first one with a tuned schedule: the study keeps its other settings
     recipe: Recipe
+    first: list[Schedule]  # what its first trials try
 
 
 @dataclass(frozen=True)
@@ -151,9 +153,28 @@ def _study(params: Params, teacher: TeacherJob, student: Network) -> StudyJob | 
         return None
     recipe = params.trial_recipe(method)
     tune = params.tune.model_dump(mode="json", exclude={"trials", "workers", "storage", "recipe"})
-    settings = {**_student_settings(params, teacher, student, method, recipe), "tune": tune}
+    first = _first_schedules(params)
+    settings = {
+        **_student_settings(params, teacher, student, method, recipe),
+        "tune": tune,
+        "first": [schedule.model_dump(mode="json") for schedule in first],
+    }
     path = f"{params.dataset.name}/tune/{teacher.network.name}-{student.name}"
-    return StudyJob(path, "tune", settings, teacher, student, method, recipe)
+    return StudyJob(path, "tune", settings, teacher, student, method, recipe, first)
+
+
+def _first_schedules(params: Params) -> list[Schedule]:
+    """The paper's three kinds, as the methods spell them out or else with their defaults, and what else the methods name.
+
+    So the best trial of a study is never worse, on validation, than a schedule that stands in the settings.
+    """
+    named = [method.iakd.schedule for method in params.methods.values() if "iakd" in method.parts]
+    given = [schedule for schedule in named if isinstance(schedule, Schedule)]
+    result: list[Schedule] = []
+    for kind in PAPER_KINDS:
+        result += [schedule for schedule in given if schedule.kind == kind] or [Schedule.model_validate({"kind": kind})]
+    result += [schedule for schedule in given if schedule.kind not in PAPER_KINDS]
+    return [schedule for position, schedule in enumerate(result) if schedule not in result[:position]]
 
 
 def _student_settings(

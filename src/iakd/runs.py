@@ -115,10 +115,14 @@ class Run:
         files.write_text(self.folder / HISTORY, history_text(history))
         files.write_json(self.folder / METRICS, metrics)
         files.write_json(self.folder / RUN, record)
-        for leftover in self.live.iterdir():
-            if leftover.name != LOCK:
-                leftover.unlink()
+        self.clear_live()
         return self.folder
+
+    def clear_live(self) -> None:
+        """Remove the live files, but neither the lock nor the folders of runs below (the trials of a study)."""
+        for leftover in self.live.glob("*"):
+            if leftover.is_file() and leftover.name != LOCK:
+                leftover.unlink()
 
 
 def history_text(history: list[Row]) -> str:
