@@ -127,7 +127,9 @@ class Iakd(Strict):
     """Interactive distillation: student blocks swapped at random for the teacher's."""
 
     schedule: Schedule | Literal["tuned"] = Field(Schedule(), description="'tuned': what `iakd tune` found")
-    teacher_bn: Literal["eval", "batch"] = Field("eval", description="statistics in swapped blocks: running or the batch's")
+    teacher_bn: Literal["eval", "batch"] = Field(
+        "eval", description="statistics in swapped blocks: running or the batch's"
+    )
     stem: Literal["student", "teacher"] = Field("student", description="teacher: copied and frozen")
     head: Literal["student", "teacher"] = Field("student", description="teacher: copied and frozen")
     at_least_one_student: bool | None = Field(
@@ -149,7 +151,9 @@ class Method(Strict):
     """One way to train the student."""
 
     method: str = Field(description="scratch, label_smoothing, kd, iakd, or a sum such as iakd+kd; default: the label")
-    init: Literal["random", "teacher"] = Field("random", description="teacher: copy stem, head and first block of each group")
+    init: Literal["random", "teacher"] = Field(
+        "random", description="teacher: copy stem, head and first block of each group"
+    )
     recipe: dict[str, Any] = Field({}, description="what differs from distill.recipe")
     kd: Kd = Kd()
     label_smoothing: LabelSmoothing = LabelSmoothing()
@@ -338,7 +342,9 @@ class Params(Strict):
             for name, networks in ((teacher, self.teachers), (student, self.students)):
                 known = [network.name for network in networks]
                 if name not in known:
-                    raise ValueError(f"pairs: no network {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}")
+                    raise ValueError(
+                        f"pairs: no network {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}"
+                    )
         for label, method in self.methods.items():
             try:
                 self.student_recipe(method)

@@ -164,7 +164,7 @@ def _study(params: Params, teacher: TeacherJob, student: Network) -> StudyJob | 
 
 
 def _first_schedules(params: Params) -> list[Schedule]:
-    """The paper's three kinds, as the methods spell them out or else with their defaults, and what else the methods name.
+    """The paper's three kinds, as the methods spell them out or else with their defaults, and all others of methods.
 
     So the best trial of a study is never worse, on validation, than a schedule that stands in the settings.
     """
@@ -196,9 +196,8 @@ def select(jobs: list[Any], kind: str, **wanted: Any) -> list[Any]:
         known = {_attribute(job, name) for job in jobs}
         if value is not None and value not in known:
             names = sorted(map(str, known))
-            raise UserError(
-                f"--{name} {value}: no such {kind} in the settings{did_you_mean(str(value), names)}; known: {', '.join(names)}"
-            )
+            near = did_you_mean(str(value), names)
+            raise UserError(f"--{name} {value}: no such {kind} in the settings{near}; known: {', '.join(names)}")
     chosen = [job for job in jobs if all(v is None or _attribute(job, k) == v for k, v in wanted.items())]
     if not chosen:
         asked = ", ".join(f"{name} {value}" for name, value in wanted.items() if value is not None)

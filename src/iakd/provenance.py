@@ -51,7 +51,7 @@ def _git(*arguments: str) -> str | None:
 
 @functools.cache
 def provenance() -> dict[str, Any]:
-    """`git_commit` ('-dirty' behind it where tracked files differ), `lock_sha256` and `versions`; null where unknown."""
+    """`git_commit` ('-dirty' behind it where tracked files differ), `lock_sha256` and `versions`; null if unknown."""
     commit = _git("rev-parse", "HEAD")
     if commit and _git("status", "--porcelain", "--untracked-files=no"):
         commit += "-dirty"

@@ -151,7 +151,9 @@ def test_stem_and_head_of_the_teacher_are_copied_and_frozen(
     torch.optim.SGD(student.parameters(), lr=0.1).step()
     assert models.save_weights(student) != before
     for ours, theirs in ((student.stem, teacher.stem), (student.head, teacher.head)):
-        assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True))
+        assert all(
+            torch.equal(a, b) for a, b in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True)
+        )
 
 
 @pytest.mark.parametrize("width", [2, 8])
@@ -182,7 +184,9 @@ def test_a_student_begun_from_the_teacher_has_its_weights_and_trains_in_train_mo
 ) -> None:
     initialise_from_teacher(student, teacher)
     for ours, theirs in zip(student.blocks, teacher.blocks[::3], strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True))
+        assert all(
+            torch.equal(a, b) for a, b in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True)
+        )
     student.train()
     assert all(module.training for module in student.modules())
     F.cross_entropy(student(images), torch.arange(6)).backward()
@@ -213,7 +217,9 @@ def test_swap_counts_fit_bernoulli_in_every_phase(kind: str, slope: float) -> No
 
 
 def test_blocks_steps_and_seeds_are_independent() -> None:
-    draws = np.concatenate([Draws(Schedule(kind="uniform", solo=0.0), TIMELINE, 4, seed, False).drawn(0) for seed in range(400)])
+    draws = np.concatenate(
+        [Draws(Schedule(kind="uniform", solo=0.0), TIMELINE, 4, seed, False).drawn(0) for seed in range(400)]
+    )
     correlation = np.corrcoef(np.concatenate([draws[:-1], draws[1:]], axis=1).T) - np.eye(8)
     assert np.abs(correlation).max() < 0.05
 

@@ -15,8 +15,16 @@ def network(arch: str, channels: int = 3, classes: int = 100, **options: object)
 
 @pytest.mark.parametrize(
     ("arch", "millions"),  # RepDistiller's table of networks on CIFAR-100
-    [("resnet8", 0.08), ("resnet20", 0.28), ("resnet32", 0.47), ("resnet56", 0.86), ("resnet110", 1.74), ("resnet8x4", 1.23), ("resnet32x4", 7.43)],
-)  # fmt: skip
+    [
+        ("resnet8", 0.08),
+        ("resnet20", 0.28),
+        ("resnet32", 0.47),
+        ("resnet56", 0.86),
+        ("resnet110", 1.74),
+        ("resnet8x4", 1.23),
+        ("resnet32x4", 7.43),
+    ],
+)
 def test_parameter_counts_are_the_published_ones(arch: str, millions: float) -> None:
     count = sum(parameter.numel() for parameter in network(arch).parameters())
     assert round(count / 1e6, 2) == millions

@@ -80,7 +80,9 @@ def test_interrupted_equals_uninterrupted(
         part = make_training(expression, path="part", **settings)
         original = part._step
 
-        def step_and_signal(batch: object, part: Training = part, stop: int = stop, original: Callable = original) -> None:
+        def step_and_signal(
+            batch: object, part: Training = part, stop: int = stop, original: Callable = original
+        ) -> None:
             original(batch)
             if part.step + 1 == stop:
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -98,7 +100,9 @@ def test_interrupted_equals_uninterrupted(
 
 def test_validations_before_an_interruption_are_told_again_in_order(make_training: Make) -> None:
     seen: list[int] = []
-    part = make_training(epochs=6, on_validation=lambda epoch, row: os.kill(os.getpid(), signal.SIGINT) if epoch == 4 else None)
+    part = make_training(
+        epochs=6, on_validation=lambda epoch, row: os.kill(os.getpid(), signal.SIGINT) if epoch == 4 else None
+    )
     with pytest.raises(KeyboardInterrupt):
         part.fit()
     make_training(epochs=6, on_validation=lambda epoch, row: seen.append(epoch)).fit()
@@ -131,7 +135,9 @@ def test_a_damaged_checkpoint_is_one_clear_line(make_training: Make) -> None:
 
 def test_a_loss_that_is_no_longer_finite_stops_the_run(make_training: Make) -> None:
     training = make_training(lr=1e20, epochs=6)
-    with pytest.raises(RunFailed, match=r"toy/students/run: the loss is no longer finite in epoch 1 .*lower recipe\.lr"):
+    with pytest.raises(
+        RunFailed, match=r"toy/students/run: the loss is no longer finite in epoch 1 .*lower recipe\.lr"
+    ):
         training.fit()
 
 
@@ -235,7 +241,9 @@ def test_clipping_bounds_the_whole_gradient(make_training: Make) -> None:
     before = [p.detach().clone() for p in training.network.parameters()]
     training.method.train()
     training._step(next(training.data.epoch(0, 0, 16, Augment())))
-    moved = math.sqrt(sum(((p - q) ** 2).sum().item() for p, q in zip(training.network.parameters(), before, strict=True)))
+    moved = math.sqrt(
+        sum(((p - q) ** 2).sum().item() for p, q in zip(training.network.parameters(), before, strict=True))
+    )
     assert moved == pytest.approx(0.01, rel=1e-3)
 
 

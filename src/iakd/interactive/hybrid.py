@@ -28,7 +28,7 @@ class Swapped(nn.Module):
     The teacher's blocks are kept out of the module tree: they are neither trained nor saved.
     """
 
-    def __init__(self, pair: Pair, blocks: nn.Sequential) -> None:
+    def __init__(self, pair: Pair, blocks: nn.Module) -> None:
         super().__init__()
         self._teacher = (blocks,)
         self.enter = _adapter(pair.student.in_channels, pair.teacher[0].in_channels)
@@ -99,12 +99,14 @@ class Draws:
 class Hybrid:
     """The student with blocks of a frozen teacher swapped in; only the chosen branch of a block is computed."""
 
-    def __init__(self, student: Network, teacher: Network, settings: Iakd, schedule: Schedule, timeline: Timeline, seed: int) -> None:
+    def __init__(
+        self, student: Network, teacher: Network, settings: Iakd, schedule: Schedule, timeline: Timeline, seed: int
+    ) -> None:
         self.student = student
         pairs = pair_blocks(teacher, student)
-        self.swapped = nn.ModuleList(
-            Swapped(pair, _frozen_copy(nn.Sequential(*pair.teacher), settings.teacher_bn == "batch")) for pair in pairs
-        )
+        batch_statistics = settings.teacher_bn == "batch"
+        self._places = [Swapped(pair, _frozen_copy(nn.Sequential(*pair.teacher), batch_statistics)) for pair in pairs]
+        self.swapped = nn.ModuleList(self._places)
         generator = torch.Generator().manual_seed(derive("adapters", seed))
         initialise(self.swapped, generator)
         self.swapped.to(next(student.parameters()).device)
@@ -121,7 +123,7 @@ class Hybrid:
     def __call__(self, images: Tensor, kept: Sequence[bool]) -> Tensor:
         """Logits (B, classes) of head ∘ H_L ∘ … ∘ H_1 ∘ stem, H_i the student's block where kept[i]."""
         features = self.student.stem(images)
-        for block, swapped, keep in zip(self.student.blocks, self.swapped, kept, strict=True):
+        for block, swapped, keep in zip(self.student.blocks, self._places, kept, strict=True):
             features = block(features) if keep else swapped(features)
         return self.student.head(features)
 
@@ -130,7 +132,7 @@ class Hybrid:
         self.student.train()
         for module in self.frozen:
             module.eval()
-        for swapped in self.swapped:
+        for swapped in self._places:
             swapped.enter.train()
             swapped.leave.train()
 

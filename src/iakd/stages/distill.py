@@ -2,25 +2,13 @@
 
 import logging
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from iakd import models, params, runs
-from iakd.data.batches import Resident
-from iakd.data.splits import stratified
+from iakd import models
 from iakd.data.store import Store
-from iakd.data.streams import derive
-from iakd.files import digest
-from iakd.interactive.hybrid import initialise_from_teacher
-from iakd.methods import Distillation
-from iakd.models import Network
-from iakd.models.network import initialise
 from iakd.params import Schedule
-from iakd.plan import Plan, StudentJob, StudyJob, TeacherJob
-from iakd.training import device as devices
-from iakd.training.loop import OnValidation, Training
-from iakd.training.timeline import Timeline
+from iakd.plan import Plan, StudentJob
+from iakd.students import student_run, train_student
+from iakd.tuning.winner import read_schedule
 
 log = logging.getLogger(__name__)
 
@@ -28,11 +16,11 @@ log = logging.getLogger(__name__)
 def run(plan: Plan, job: StudentJob) -> Path:
     """Train one student, or leave it alone if this very training is already finished. Returns its folder."""
     store = Store.open(plan.data.folder)
-    schedule = None
-    if "iakd" in job.method.parts:
-        from iakd.tuning.winner import read_schedule
-        schedule = read_schedule(job.study.folder) if job.study else job.method.iakd.schedule
-    assert schedule is None or isinstance(schedule, Schedule)
+    schedule: Schedule | None = None
+    if job.study:
+        schedule = read_schedule(job.study.folder)
+    elif isinstance(job.method.iakd.schedule, Schedule) and "iakd" in job.method.parts:
+        schedule = job.method.iakd.schedule
     attempt = student_run(plan, job, job.path, job.label, job.seed, schedule, store)
     if attempt.finished:
         log.info("%s: already trained", job.folder)
@@ -40,80 +28,3 @@ def run(plan: Plan, job: StudentJob) -> Path:
     with attempt.open():
         history, metrics, student = train_student(attempt, plan, job, schedule, store)
         return attempt.finish(history, metrics, models.save_weights(student))
-
-
-def student_run(
-    plan: Plan,
-    job: StudentJob | StudyJob,
-    path: str,
-    label: str,
-    seed: int,
-    schedule: Schedule | None,
-    store: Store,
-    **about: Any,
-) -> runs.Run:
-    """The run of a student or of a study's trial, with the identity that its settings and inputs give it."""
-    inputs = {"data": store.sha256}
-    if job.method.needs_teacher:
-        inputs["teacher"] = runs.read_model(job.teacher.folder)[1]["model_sha256"]
-    chosen = schedule.model_dump(mode="json") if schedule else None
-    return runs.Run(
-        path=path,
-        stage="trial" if isinstance(job, StudyJob) else job.stage,
-        key=digest([job.key, inputs, chosen, seed, path]),
-        params={**job.settings, "schedule": chosen},
-        seed=seed,
-        about={
-            "dataset": plan.params.dataset.name,
-            "teacher": job.teacher.network.name,
-            "student": job.student.name,
-            "method": label,
-            **about,
-        },
-        inputs=inputs,
-        device=devices.describe(devices.set_up(plan.params.compute)),
-    )
-
-
-def train_student(
-    attempt: runs.Run,
-    plan: Plan,
-    job: StudentJob | StudyJob,
-    schedule: Schedule | None,
-    store: Store,
-    on_validation: OnValidation | None = None,
-) -> tuple[list[runs.Row], dict[str, Any], Network]:
-    """Train from wherever the run was left; returns history, final metrics and the student as it will be deployed."""
-    device = devices.set_up(plan.params.compute)
-    channels, classes = store.image_shape[0], len(store.classes)
-    student = models.build(job.student, channels, classes)
-    initialise(student, torch.Generator().manual_seed(derive("initialise", attempt.seed)))
-    teacher = read_teacher(job.teacher, channels, classes) if job.method.needs_teacher else None
-    if job.method.init == "teacher":
-        assert teacher is not None
-        initialise_from_teacher(student, teacher)
-    student.to(device)
-    if teacher:
-        teacher.to(device)
-    images, labels = store.images("train"), store.labels("train")
-    if plan.params.distill.transfer:
-        chosen = stratified(labels, plan.params.distill.transfer, derive("transfer", plan.params.dataset.split_seed))
-        images, labels = images[chosen], labels[chosen]
-    train = Resident(images, labels, store.mean, store.std, device)
-    validation = Resident(store.images("val"), store.labels("val"), store.mean, store.std, device)
-    recipe: params.Recipe = job.recipe
-    timeline = Timeline.of(recipe, train.steps(recipe.batch_size))
-    method = Distillation(student, teacher, job.method, schedule, timeline, attempt.seed, recipe.label_smoothing)
-    training = Training(
-        attempt, student, method, train, validation, recipe, plan.params.compute.checkpoint_seconds, on_validation
-    )
-    history, metrics = training.fit()
-    return history, metrics, student
-
-
-def read_teacher(job: TeacherJob, channels: int, classes: int) -> Network:
-    """A finished teacher. Raises UserError where it is missing, damaged or of other settings."""
-    network = models.build(job.network, channels, classes)
-    content, _ = runs.read_model(job.folder)
-    models.load_weights(network, content, str(job.folder / runs.MODEL))
-    return network

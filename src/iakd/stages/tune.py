@@ -1,4 +1,4 @@
-"""Search for a pair's best schedule: reads the data and the teacher, writes results/<dataset>/tune/<pair>/."""
+"""Search for a pair's best schedule: reads data and teacher, writes results/<dataset>/tune/<pair>/."""
 
 import logging
 from pathlib import Path
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def run(plan: Plan, job: StudyJob) -> Path:
-    """Bring the study of one pair to its end, or leave it alone if it is. Returns the path of schedule.yaml."""
+    """Bring the study of one pair to its end, if it is not there yet. Returns the path of schedule.yaml."""
     tune = plan.params.tune
     check_address(tune.storage)
     study = _study_run(plan, job)
