@@ -24,7 +24,14 @@ include: "workflow/rules/report.smk"
 rule all:
     default_target: True
     input:
+        rules.data.input,
+        rules.teachers.input,
+        rules.studies.input,
+        rules.students.input,
+        rules.evaluation.output,
         rules.report.output,
+    message:
+        "Everything is there"
 
 
 onstart:

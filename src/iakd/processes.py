@@ -1,6 +1,5 @@
 """Processes that end with the one that started them."""
 
-import ctypes
 import os
 import signal
 import sys
@@ -15,6 +14,8 @@ def end_with_parent() -> None:
     """
     if sys.platform != "linux":
         return
+    import ctypes
+
     parent = os.getppid()
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:  # it died before the kernel knew

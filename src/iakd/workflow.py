@@ -1,9 +1,8 @@
-"""What the Snakefile asks for: the plan of its settings, its lock, the hardware, unrecorded results."""
+"""What the Snakefile asks for: the plan of its settings, its lock, and results that nobody recorded."""
 
 import fcntl
 import json
 import os
-import shutil
 import sys
 from base64 import urlsafe_b64encode
 from pathlib import Path
@@ -14,7 +13,7 @@ import yaml
 from iakd import files
 from iakd.data.store import MANIFEST
 from iakd.errors import UserError
-from iakd.params import Compute, parse
+from iakd.params import parse
 from iakd.plan import STATE, Job, Plan, make_plan
 from iakd.runs import RUN
 
@@ -67,7 +66,9 @@ def take_lock() -> None:
 
 def other_settings(plan: Plan) -> list[Job]:
     """The jobs whose results are there but, by their own record, were made with other settings."""
-    return [job for job in (plan.data, *plan.trained) if _made_with(job) not in (None, _plain(job.settings))]
+    return [
+        job for job in (plan.data, *plan.studies, *plan.trained) if _made_with(job) not in (None, _plain(job.settings))
+    ]
 
 
 def _made_with(job: Job) -> Any:
@@ -96,13 +97,5 @@ def refuse(jobs: list[Job]) -> None:
     if jobs:
         more = f" (and {len(jobs) - 1} more)" if len(jobs) > 1 else ""
         raise UserError(
-            f"{jobs[0].folder}{more}: made with other settings, and Snakemake has no record of it; "
-            "set the settings back or delete the folder"
+            f"{jobs[0].folder}{more}: made with other settings; set them back, or delete the folder to make it anew"
         )
-
-
-def gpus(compute: Compute) -> int:
-    """GPUs that a training asks for: 1 where it will run on one, else 0. Decided without importing torch."""
-    if compute.device == "auto":
-        return int(Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi") is not None)
-    return int(compute.device == "cuda")

@@ -6,11 +6,13 @@ import shlex
 import subprocess
 import sys
 
+from iakd import devices
 from iakd import workflow as engine
 from iakd.data.store import MANIFEST, SPLITS
 from iakd.errors import UserError
 from iakd.plan import RESULTS, Job
 from iakd.runs import HISTORY, METRICS, MODEL, RUN
+from iakd.tuning.products import SCHEDULE, TRIALS
 
 try:
     PLAN = engine.set_up(config, ", ".join(map(str, workflow.overwrite_configfiles or workflow.configfiles)))
@@ -18,10 +20,10 @@ except UserError as error:
     engine.stop(error)
 
 JOBS = {job.path: job for job in (*PLAN.teachers, *PLAN.studies, *PLAN.students)}
-SCHEDULE, TRIALS, EVALUATED = "schedule.yaml", "trials.csv", "evaluation.json"
-COMPARISON = ("metrics.json", "summary.csv", "accuracy.csv", "curves.csv")
+EVALUATED = "evaluation.json"
+COMPARISON = ("metrics.json", "summary.csv", "runs.csv", "accuracy.csv", "curves.csv")
 FIGURES = ("accuracy", "curves", "swaps", "tuning")
-GPU = engine.gpus(PLAN.params.compute)
+GPU = int(bool(devices.gpus(PLAN.params.compute)))
 THREADS = PLAN.params.compute.threads
 
 

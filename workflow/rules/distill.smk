@@ -31,4 +31,6 @@ rule distill:
 
 rule students:
     input:
-        files_of(PLAN.students, MODEL, RUN, EVALUATED),
+        files_of(PLAN.students, MODEL, HISTORY, METRICS, RUN, EVALUATED),
+    message:
+        "The students are there"

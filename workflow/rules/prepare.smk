@@ -24,3 +24,5 @@ rule prepare:
 rule data:
     input:
         rules.prepare.output,
+    message:
+        "The data are there"

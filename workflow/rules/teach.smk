@@ -30,4 +30,6 @@ rule teach:
 
 rule teachers:
     input:
-        files_of(PLAN.teachers, MODEL, RUN, EVALUATED),
+        files_of(PLAN.teachers, MODEL, HISTORY, METRICS, RUN, EVALUATED),
+    message:
+        "The teachers are there"

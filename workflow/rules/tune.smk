@@ -5,6 +5,9 @@ rule tune:
     output:
         schedule=RESULTS / "{study}" / SCHEDULE,
         trials=RESULTS / "{study}" / TRIALS,
+        history=RESULTS / "{study}" / HISTORY,
+        metrics=RESULTS / "{study}" / METRICS,
+        run=RESULTS / "{study}" / RUN,  # but not its journal: with more trials asked for, the study goes on
     log:
         "logs/{study}.log",
     benchmark:
@@ -31,4 +34,6 @@ rule tune:
 
 rule studies:
     input:
-        files_of(PLAN.studies, SCHEDULE, TRIALS),
+        files_of(PLAN.studies, SCHEDULE, TRIALS, HISTORY, METRICS, RUN),
+    message:
+        "The schedules are there"

@@ -1,0 +1,88 @@
+"""Which GPU a process uses: one of its own among those of this machine. torch is not imported here.
+
+Snakemake counts GPUs but does not assign them. A process takes the lock file of a free one, in a folder shared by
+all projects of a user on a machine, and the kernel drops the lock with the process.
+"""
+
+import contextlib
+import fcntl
+import logging
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from iakd.params import Compute
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+ASSIGNED = ("IAKD_GPU", "SLURM_JOB_ID")  # set where a parent process or the cluster has assigned the devices
+SECONDS_BETWEEN_LOOKS = 0.5
+
+log = logging.getLogger(__name__)
+
+
+def gpus(compute: Compute) -> list[str]:
+    """Names, as CUDA_VISIBLE_DEVICES takes them, of the GPUs that a training may use; none where it runs on the CPU."""
+    if compute.device == "cpu":
+        return []
+    listed = os.environ.get(VISIBLE)
+    if listed is not None:
+        names = [name.strip() for name in listed.split(",")]
+        return names[: next((i for i, name in enumerate(names) if name in ("", "-1")), None)]
+    return [str(index) for index in range(_installed())]
+
+
+def _installed() -> int:
+    files = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    if files or not shutil.which("nvidia-smi"):
+        return files
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    return len(re.findall("^GPU ", listed.stdout, re.MULTILINE))
+
+
+@contextlib.contextmanager
+def claim(compute: Compute) -> Iterator[str | None]:
+    """Keep a GPU for this process and its children while the block runs; wait for one where all are taken.
+
+    Yields its name, None where there is nothing to choose: no GPU, or assigned already. Has to be entered before
+    torch looks for GPUs.
+    """
+    names = gpus(compute)
+    if not names or any(name in os.environ for name in ASSIGNED):
+        yield None
+        return
+    before = os.environ.get(VISIBLE)
+    with _lock_one(names) as name:
+        os.environ[VISIBLE] = os.environ[ASSIGNED[0]] = name
+        try:
+            yield name
+        finally:
+            del os.environ[ASSIGNED[0]]
+            if before is None:
+                del os.environ[VISIBLE]
+            else:
+                os.environ[VISIBLE] = before
+
+
+@contextlib.contextmanager
+def _lock_one(names: list[str]) -> Iterator[str]:
+    folder = Path(tempfile.gettempdir(), f"iakd-gpus-{os.getuid()}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    told = False
+    while True:
+        for name in names:
+            with (folder / re.sub(r"\W", "_", name)).open("a") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue
+                yield name
+                return
+        if not told:
+            log.info("waiting for a GPU: all %d are taken by other trainings", len(names))
+            told = True
+        time.sleep(SECONDS_BETWEEN_LOOKS)

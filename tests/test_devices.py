@@ -1,0 +1,116 @@
+"""Which GPU a process gets. No GPU is needed: devices are names, and locks are files."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from iakd import devices
+from iakd.params import Compute
+
+AUTO = Compute(device="auto")
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A machine with four GPUs on which nobody works, no cluster, and nothing assigned."""
+    for name in (devices.VISIBLE, *devices.ASSIGNED):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr(devices, "_installed", lambda: 4)
+
+
+def child(seconds: float, **environment: str) -> "subprocess.Popen[str]":
+    """A process that claims a GPU of those in its environment, prints it and keeps it for a while."""
+    code = (
+        "import os, time; from iakd import devices; from iakd.params import Compute\n"
+        f"with devices.claim(Compute()): print(os.environ['{devices.VISIBLE}'], flush=True); time.sleep({seconds})"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env={**os.environ, **environment}
+    )
+
+
+def first_line(process: "subprocess.Popen[str]") -> str:
+    assert process.stdout
+    return process.stdout.readline().strip()
+
+
+def test_claims_in_turn_differ_and_the_environment_is_restored() -> None:
+    assert devices.gpus(AUTO) == ["0", "1", "2", "3"]
+    with devices.claim(AUTO) as name:
+        assert name == os.environ[devices.VISIBLE] == "0"
+    assert devices.VISIBLE not in os.environ
+    with devices.claim(AUTO) as name:  # given back
+        assert name == "0"
+
+
+def test_every_process_has_a_gpu_of_its_own_among_those_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(devices.VISIBLE, "5,GPU-7f3a,2")
+    processes = [child(30), child(30)]
+    try:
+        others = {first_line(process) for process in processes}
+        with devices.claim(AUTO) as mine:
+            assert {mine, *others} == {"5", "GPU-7f3a", "2"}
+        assert os.environ[devices.VISIBLE] == "5,GPU-7f3a,2"
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def test_waits_for_a_gpu_and_gets_that_of_a_killed_process(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(devices.VISIBLE, "0")
+    monkeypatch.setattr(devices, "SECONDS_BETWEEN_LOOKS", 0.02)
+    holder = child(60)
+    assert first_line(holder) == "0"
+    looks = []
+
+    def look(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 3:
+            holder.kill()
+            holder.communicate()
+
+    monkeypatch.setattr(time, "sleep", look)
+    with caplog.at_level("INFO"), devices.claim(AUTO) as name:
+        assert name == "0"
+    assert len(looks) >= 3
+    assert [record.getMessage() for record in caplog.records] == [
+        "waiting for a GPU: all 1 are taken by other trainings"
+    ]
+
+
+def test_children_of_a_claim_share_its_gpu() -> None:
+    with devices.claim(AUTO) as mine:
+        process = child(0)
+        assert first_line(process) == mine
+        process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("environment", "compute"),
+    [
+        ({}, Compute(device="cpu")),
+        ({"SLURM_JOB_ID": "17", devices.VISIBLE: "0"}, AUTO),  # every job of a node may see its own GPU as 0
+        ({devices.VISIBLE: ""}, AUTO),
+        ({devices.VISIBLE: "-1"}, AUTO),
+    ],
+)
+def test_nothing_to_choose(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], compute: Compute) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with devices.claim(compute) as name:
+        assert name is None
+        assert os.environ.get(devices.VISIBLE) == environment.get(devices.VISIBLE)
+
+
+def test_names_after_an_invalid_one_are_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(devices.VISIBLE, "3, 1,-1,2")
+    assert devices.gpus(AUTO) == ["3", "1"]
