@@ -56,6 +56,9 @@ def test_digits_fall_into_disjoint_parts_that_cover_all(tmp_path: Path) -> None:
             np.abs(splits[name]["per_class"] - whole * len(indices) / 1797).max() < 2
         )  # val: of what test left
     assert np.abs(splits["test"]["per_class"] - whole * 847 / 1797).max() < 1
+    write(tmp_path, raw, Dataset(split_seed=1))
+    for name in SPLITS:
+        assert Store.open(tmp_path).manifest["splits"][name]["indices"] != splits[name]["indices"]
     assert opened.manifest["problems"] == []
 
 
