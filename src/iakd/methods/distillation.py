@@ -43,10 +43,8 @@ class Distillation:
     def loss(self, batch: Batch, step: int) -> tuple[LossTerms, Tensor]:
         """Terms of `ce_weight`·CE + Σ terms; the logits returned are those that the cross-entropy sees."""
         views = Views(batch, self.network, self.teacher)
-        if self.hybrid:
-            logits = self.hybrid(batch.images, self.hybrid.draws.at(step))
-        else:
-            logits = views.student_logits
+        hybrid = self.hybrid
+        logits = hybrid(batch.images, hybrid.draws.at(step)) if hybrid else views.student_logits
         terms = {"ce": self.ce_weight * cross_entropy(logits, batch.labels, self.smoothing)}
         for part in self.parts:
             for name, term in part.terms:
