@@ -1,0 +1,116 @@
+"""Settings: one definition, one clear line for each mistake."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from iakd.errors import UserError
+from iakd.params import Params, load, parse, schema_text
+
+ROOT = Path(__file__).parent.parent
+DEFAULT = ROOT / "params.yaml"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("distil.recipe.lr=1", "distil: unknown key (did you mean 'distill'?)"),
+        ("distill.recipe.lrr=1", "distill.recipe.lrr: unknown key (did you mean 'lr'?)"),
+        ("methods.kd.kd.temprature=3", "methods.kd.kd.temprature: unknown key (did you mean 'temperature'?)"),
+        ("methods.kd.recipe.ephochs=3", "methods.kd.recipe.ephochs: unknown key (did you mean 'epochs'?)"),
+        ("teachers.0.widht=8", "teachers.0.widht: unknown key (did you mean 'width'?)"),
+        ("methods.new.method=ikad", "unknown method 'ikad' (did you mean 'iakd'?); known: scratch"),
+        ("methods.kd.iakd.stem=teacher", "methods.kd: has options for 'iakd', which 'kd' does not use"),
+        ("methods.new.method=kd+kd", "names a part twice"),
+        ("methods.new.method=scratch+kd", "scratch is no loss that could be added"),
+        ("dataset.val=many", "dataset.val: Input should be a valid integer"),
+        ("dataset.val=-1", "dataset.val: Input should be greater than 0, got -1"),
+        ("distill.recipe.lr=fast", "distill.recipe.lr: Input should be a valid number"),
+        ("distill.recipe.lr_schedule.milestones=[0.7, 0.4]", "must ascend"),
+        ("pairs=[[resnet20w8, resnet8]]", "pairs: no network 'resnet8' (did you mean 'resnet8w8'?)"),
+        ("tune.space.p0=[0.9, 0.1]", "p0: low 0.9 is above high 0.1"),
+        ("tune.space.p0=[0.1, 1.5]", "tune.space.p0"),
+        ("dataset.name=a/b", "dataset.name: String should match pattern"),
+        ("students=[]", "students: List should have at least 1 item"),
+        ("students=[{arch: resnet8}, {arch: resnet8}]", "two are called 'resnet8'"),
+        ("methods=[kd]", "methods: Input should be a valid dictionary"),
+        ("compute.device=gpu", "compute.device: Input should be 'auto', 'cpu' or 'cuda', got 'gpu'"),
+        ("teachers.5.width=8", "'5' is no position in a list of 1"),
+        ("nonsense", "expected key=value"),
+        ("distill.recipe.lr=[", "not valid YAML"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(change: str, words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load(DEFAULT, [change])
+    message = str(caught.value)
+    assert words in message
+    assert "params.yaml" in message or change in message
+    assert "\n" not in message
+
+
+def test_changes_reach_nested_settings() -> None:
+    params = load(
+        DEFAULT, ["distill.recipe.lr=0.2", "teachers.0.width=4", "methods.kd.kd.temperature=2", "distill.seeds=[7]"]
+    )
+    assert params.distill.recipe.lr == 0.2
+    assert params.teachers[0].name == "resnet20w4"
+    assert params.methods["kd"].kd.temperature == 2
+    assert params.distill.seeds == [7]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("a: [1", "is not valid YAML"),
+        ("- 1", "expected settings"),
+        ("", "expected settings"),
+        ("\x00", "not valid YAML"),
+    ],
+)
+def test_files_that_are_no_settings(tmp_path: Path, content: str, words: str) -> None:
+    path = tmp_path / "odd.yaml"
+    path.write_text(content)
+    with pytest.raises(UserError, match=words):
+        load(path)
+    with pytest.raises(UserError, match=r"absent\.yaml does not exist"):
+        load(tmp_path / "absent.yaml")
+
+
+def test_a_methods_recipe_differs_only_where_it_says_so() -> None:
+    params = load(DEFAULT, ["methods.kd.recipe.lr_schedule.gamma=0.5"])
+    recipe = params.student_recipe(params.methods["kd"])
+    assert recipe.lr_schedule.gamma == 0.5
+    assert recipe.lr_schedule.milestones == params.distill.recipe.lr_schedule.milestones
+    assert recipe.epochs == params.distill.recipe.epochs
+
+
+def test_the_label_is_the_method_unless_said_otherwise() -> None:
+    raw = {
+        "teachers": [{"arch": "resnet20"}],
+        "students": [{"arch": "resnet8"}],
+        "methods": {"iakd+kd": None, "x": {"method": "kd"}},
+    }
+    methods = parse(raw, "here").methods
+    assert methods["iakd+kd"].parts == ["iakd", "kd"] and methods["x"].parts == ["kd"]
+
+
+def test_the_schema_in_the_repository_is_the_models() -> None:
+    assert (ROOT / "workflow/schemas/params.schema.json").read_text() == schema_text(), "run `make schema`"
+
+
+def test_the_short_default_experiment_says_the_same_as_params_yaml() -> None:
+    assert load(ROOT / "experiments/digits.yaml") == load(DEFAULT)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_experiment_can_be_read(path: Path) -> None:
+    assert isinstance(load(path), Params)
+
+
+def test_params_yaml_shows_every_section_and_explains_it() -> None:
+    text = DEFAULT.read_text()
+    assert set(yaml.safe_load(text)) == set(Params.model_fields) - {"pairs"}
+    for section in text.split("\n\n")[1:]:
+        assert "#" in section or section.startswith("evaluate"), section

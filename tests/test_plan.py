@@ -1,0 +1,134 @@
+"""The plan: which jobs an experiment has, and what makes each of them be done anew."""
+
+from pathlib import Path
+
+import pytest
+
+from iakd.errors import UserError
+from iakd.params import load
+from iakd.plan import Plan, make_plan, select
+from iakd.provenance import source_sha
+
+DEFAULT = Path(__file__).parent.parent / "params.yaml"
+
+
+def plan(*changes: str) -> Plan:
+    return make_plan(load(DEFAULT, list(changes)))
+
+
+def keys(plan: Plan) -> dict[str, str]:
+    return {job.path: job.key for job in (plan.data, *plan.teachers, *plan.studies, *plan.students)}
+
+
+def changed(*changes: str) -> set[str]:
+    """The kinds of jobs whose key differs from the default experiment's."""
+    before, after = keys(plan()), keys(plan(*changes))
+    return {
+        path.split("/")[1] + "/" * ("students" in path) + path.split("/")[-2] * ("students" in path)
+        for path in after
+        if before.get(path) != after[path]
+    }
+
+
+def test_the_default_grid() -> None:
+    jobs = plan()
+    assert len(jobs.teachers) == 1 and len(jobs.studies) == 1
+    assert len(jobs.students) == 3 * len(jobs.params.methods)
+    required = {
+        "scratch",
+        "scratch-from-teacher",
+        "kd",
+        "iakd-uniform",
+        "iakd-linear",
+        "iakd-review",
+        "iakd-tuned",
+        "iakd+kd",
+    }
+    assert required <= {job.label for job in jobs.students}
+    assert jobs.params.tune.trials >= 24
+    assert len({job.path for job in jobs.trained}) == len(jobs.trained)
+
+
+def test_a_student_setting_never_touches_a_teacher() -> None:
+    assert changed("methods.kd.kd.temperature=2") == {"students/kd"}
+    assert not changed("distill.recipe.lr=0.01") & {"data", "teachers"}
+    assert not changed("distill.transfer=50") & {"data", "teachers"}
+
+
+def test_a_teacher_setting_touches_those_who_learn_from_it() -> None:
+    after = changed("teach.recipe.lr=0.01")
+    assert "teachers" in after and "tune" in after and "students/kd" in after
+    assert "students/scratch" not in after and "data" not in after
+
+
+def test_machine_and_display_are_no_part_of_an_identity() -> None:
+    for change in ("compute.threads=2", "tracking.enabled=false", "report.title=x", "tune.workers=7", "tune.trials=99"):
+        assert changed(change) == set(), change
+
+
+def test_a_study_touches_only_the_students_that_use_it() -> None:
+    assert changed("tune.seed=5") == {"tune", "students/iakd-tuned"}
+
+
+def test_more_seeds_keep_the_finished_ones() -> None:
+    before, after = keys(plan()), keys(plan("distill.seeds=[0, 1, 2, 3]"))
+    assert all(after[path] == key for path, key in before.items())
+
+
+def test_students_take_the_teachers_in_turn() -> None:
+    jobs = plan("teach.seeds=[5, 6]")
+    assert [job.teacher.seed for job in jobs.students[:3]] == [5, 6, 5]
+
+
+def test_pairs_can_be_chosen() -> None:
+    jobs = plan(
+        "teachers=[{arch: resnet20}, {arch: resnet32}]", "students=[{arch: resnet8}]", "pairs=[[resnet32, resnet8]]"
+    )
+    assert {job.teacher.network.name for job in jobs.students} == {"resnet32"}
+    assert len(jobs.teachers) == 2, "a teacher without students is still trained and evaluated"
+
+
+def test_selection_names_what_there_is() -> None:
+    jobs = plan()
+    assert [job.seed for job in select(jobs.students, "student", pair=None, method="kd", seed=None)] == [0, 1, 2]
+    with pytest.raises(UserError, match=r"--method kdd: no such student .*did you mean 'kd'.*known: .*scratch"):
+        select(jobs.students, "student", method="kdd")
+    with pytest.raises(UserError, match="no study in the settings"):
+        select([], "study", pair=None)
+
+
+def test_the_source_hash_covers_what_a_stage_imports_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checked on a copy of the sources in which one file after the other is changed."""
+    import shutil
+
+    from iakd import provenance
+
+    copy = tmp_path / "iakd"
+    shutil.copytree(Path(provenance.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(provenance, "__file__", str(copy / "provenance.py"))
+    stages = ["prepare", "teach", "tune", "distill", "evaluate", "report"]
+
+    def hashes() -> dict[str, str]:
+        source_sha.cache_clear()
+        return {stage: source_sha(f"iakd.stages.{stage}") for stage in stages}
+
+    def touched(file: str) -> set[str]:
+        before = hashes()
+        path = copy / file
+        path.write_text(path.read_text() + "\n# changed\n")
+        after = hashes()
+        return {stage for stage in stages if before[stage] != after[stage]}
+
+    try:
+        assert touched("training/loop.py") >= {"teach", "tune", "distill"}
+        assert not touched("training/loop.py") & {"prepare", "report"}
+        assert {"tune", "distill"} <= touched("interactive/schedule.py")
+        assert touched("data/splits.py") >= {"prepare", "teach", "distill"}
+        assert touched("stages/report.py") == {"report"}
+        assert touched("stages/distill.py") == {"distill"}
+        assert touched("cli.py") == set()
+        assert touched("tracking/sync.py") == set(), "the view of a run is no part of it"
+    finally:
+        source_sha.cache_clear()
