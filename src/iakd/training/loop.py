@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -124,7 +124,7 @@ class Training:
             self.network.load_state_dict(network.state_dict())
         self.method.finish(self.data, self.recipe.batch_size)
         last = self.history[-1]
-        final = validate(self.network, self.validation, VALIDATION_BATCH)
+        final = self._validate(self.network)
         metrics = {**final, "train_loss": last["loss"], "epochs": self.timeline.epochs, "steps": self.timeline.total}
         return self.history, metrics
 
@@ -146,7 +146,7 @@ class Training:
         row |= {name: total.item() / images for name, total in self.sums.items()}
         row["train_top1"] = 100.0 * float(row.pop("correct") or 0)
         if (epoch + 1) % recipe.validate_every == 0 or epoch + 1 == self.timeline.epochs:
-            row |= validate(self.average or self.network, self.validation, VALIDATION_BATCH)
+            row |= self._validate(self.average or self.network)
         row |= self.method.epoch_record(epoch)
         row["images_per_s"] = round(images / max(self.epoch_seconds, 1e-9), 1)
         row["seconds"] = round(self.epoch_seconds, 4)
@@ -191,11 +191,20 @@ class Training:
 
     def _check_finite(self) -> None:
         if self.sums and not math.isfinite(self.sums["loss"].item()):
-            epoch = (self.step - 1) // self.timeline.steps_per_epoch + 1
-            raise RunFailed(
-                f"{self.run.path}: the loss is no longer finite in epoch {epoch} (by step {self.step}); "
-                "lower recipe.lr, or bound the gradient with recipe.clip_norm"
-            )
+            self._diverged("loss")
+
+    def _validate(self, network: nn.Module) -> dict[str, float]:
+        metrics = validate(network, self.validation, VALIDATION_BATCH)
+        if not math.isfinite(metrics["val_nll"]):  # BatchNorm's statistics can overflow before the weights do
+            self._diverged("validation loss")
+        return metrics
+
+    def _diverged(self, what: str) -> NoReturn:
+        epoch = (self.step - 1) // self.timeline.steps_per_epoch + 1
+        raise RunFailed(
+            f"{self.run.path}: the {what} is no longer finite in epoch {epoch} (by step {self.step}); "
+            "lower recipe.lr, or bound the gradient with recipe.clip_norm"
+        )
 
     def _save(self) -> None:
         self._check_finite()

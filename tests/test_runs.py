@@ -1,0 +1,144 @@
+"""A training's files: published whole, run.json last, one owner at a time."""
+
+import json
+import multiprocessing
+import os
+from pathlib import Path
+
+import pytest
+
+from iakd import files, runs
+from iakd.errors import UserError
+from iakd.runs import Run
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def make(key: str = "key") -> Run:
+    return Run("toy/students/a-b/kd/seed0", "distill", key, {"lr": 0.1}, 0, {"method": "kd"}, {"data": "abc"})
+
+
+ROWS: list[runs.Row] = [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25, "val_top1": 50.0}]
+
+
+def test_a_finished_run_is_whole_and_leaves_only_its_lock() -> None:
+    run = make()
+    with run.open():
+        run.log(ROWS[:1])
+        assert (run.live / "run.json").exists() and (run.live / "history.csv").exists()
+        assert not run.finished
+        run.finish(ROWS, {"val_top1": 50.0}, b"weights")
+    assert run.finished
+    assert sorted(p.name for p in run.folder.iterdir()) == [
+        "history.csv",
+        "metrics.json",
+        "model.safetensors",
+        "run.json",
+    ]
+    assert [p.name for p in run.live.iterdir()] == ["lock"]
+    record = json.loads((run.folder / "run.json").read_text())
+    contract = "key stage params seed git_commit data_sha256 lock_sha256 versions device started finished wall_seconds"
+    assert set(contract.split()) <= set(record)
+    assert runs.read_history(run.folder / "history.csv") == [{**ROWS[0], "val_top1": None}, ROWS[1]]
+
+
+def test_another_key_is_another_run() -> None:
+    run = make()
+    with run.open():
+        run.finish(ROWS, {}, b"weights")
+    assert make().finished and not make("other").finished
+
+
+@pytest.mark.parametrize("fails_at", range(1, 5))
+def test_killed_while_publishing_it_is_not_finished(monkeypatch: pytest.MonkeyPatch, fails_at: int) -> None:
+    """Even where an older run's products lie in the same folder."""
+    old = make("old")
+    with old.open():
+        old.finish(ROWS, {}, b"old weights")
+    writes = 0
+    original = files.write_bytes
+
+    def write(path: Path, content: bytes) -> None:
+        nonlocal writes
+        if path.parent == old.folder:
+            writes += 1
+            if writes == fails_at:
+                raise OSError("killed")
+        original(path, content)
+
+    monkeypatch.setattr(files, "write_bytes", write)
+    new = make("new")
+    with pytest.raises(OSError, match="killed"), new.open():
+        new.finish(ROWS, {}, b"new weights")
+    monkeypatch.undo()
+    os.chdir(Path.cwd())
+    assert not new.finished and not old.finished
+
+
+def _hold(folder: str, ready: "multiprocessing.synchronize.Event", done: "multiprocessing.synchronize.Event") -> None:
+    os.chdir(folder)
+    with make().open():
+        ready.set()
+        done.wait(30)
+
+
+def test_two_processes_cannot_be_at_the_same_run(folder: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    ready, done = context.Event(), context.Event()
+    child = context.Process(target=_hold, args=(str(folder), ready, done))
+    child.start()
+    assert ready.wait(30)
+    with pytest.raises(UserError, match="another process is at this run"), make().open():
+        pass
+    child.kill()
+    child.join()
+    with make().open():  # the kernel took the lock from the dead
+        pass
+
+
+def test_an_error_is_noted_for_whoever_watches() -> None:
+    run = make()
+    with pytest.raises(ValueError, match="no"), run.open():
+        raise ValueError("no")
+    assert json.loads((run.live / "run.json").read_text())["error"] == "ValueError: no"
+
+
+def test_a_damaged_model_is_refused() -> None:
+    run = make()
+    with run.open():
+        run.finish(ROWS, {}, b"weights")
+    assert runs.read_model(run.folder)[0] == b"weights"
+    (run.folder / "model.safetensors").write_bytes(b"weighty")
+    with pytest.raises(UserError, match=r"model\.safetensors is damaged"):
+        runs.read_model(run.folder)
+    (run.folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"model\.safetensors does not exist"):
+        runs.read_model(run.folder)
+
+
+def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = folder / "a.json"
+    files.write_json(path, {"old": 1})
+
+    def fail(descriptor: int) -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="no space"):
+        files.write_json(path, {"new": 2})
+    assert json.loads(path.read_text()) == {"old": 1}
+    assert [p.name for p in folder.iterdir()] == ["a.json"]
+
+
+def test_json_that_no_other_reader_could_parse_is_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        files.write_json(folder / "a.json", {"loss": float("nan")})
+    (folder / "b.json").write_text('{"half": ')
+    with pytest.raises(UserError, match=r"b\.json is damaged .*: make it again"):
+        files.read_json(folder / "b.json", "make it again")
