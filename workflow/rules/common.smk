@@ -3,7 +3,6 @@
 import atexit
 import re
 import shlex
-import subprocess
 import sys
 
 from iakd import devices
@@ -12,6 +11,7 @@ from iakd.data.store import MANIFEST, SPLITS
 from iakd.errors import UserError
 from iakd.plan import RESULTS, Job
 from iakd.runs import HISTORY, METRICS, MODEL, RUN
+from iakd.tracking import launch as tracking
 from iakd.tuning.products import SCHEDULE, TRIALS
 
 try:
@@ -22,7 +22,8 @@ except UserError as error:
 JOBS = {job.path: job for job in (*PLAN.teachers, *PLAN.studies, *PLAN.students)}
 EVALUATED = "evaluation.json"
 COMPARISON = ("metrics.json", "summary.csv", "runs.csv", "accuracy.csv", "curves.csv")
-FIGURES = ("accuracy", "curves", "swaps", "tuning")
+FIGURES = ("accuracy", "curves", "swaps", "tuning", "calibration", "confusion")
+REPORT = PLAN.report / "report.html"
 GPU = int(bool(devices.gpus(PLAN.params.compute)))
 THREADS = PLAN.params.compute.threads
 
@@ -78,9 +79,11 @@ def start():
 
 def finish(succeeded):
     """After the last job: bring MLflow up to date, and name the report if this workflow ends with it."""
-    if workflow.touch:
+    reported = any(job.rule.name == "report" for job in workflow.dag.jobs)
+    if workflow.touch or (
+        succeeded and not reported
+    ):  # a link of the chain: whoever goes on finishes this, too
         return
-    if PLAN.params.tracking.enabled:
-        subprocess.run([sys.executable, "-m", "iakd", "track", "flush"], check=False)
-    if succeeded and any(job.rule.name == "report" for job in workflow.dag.jobs):
-        atexit.register(print, f"\nThe report: {PLAN.report / 'report.html'}", file=sys.stderr)
+    tracking.finish(PLAN.params)
+    if succeeded:
+        atexit.register(print, f"\nThe report: {REPORT}", file=sys.stderr)

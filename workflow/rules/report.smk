@@ -5,9 +5,24 @@ rule report:
         runs=files_of(PLAN.trained, RUN, HISTORY),
         studies=files_of(PLAN.studies, SCHEDULE, TRIALS),
     output:
-        page=PLAN.report / "report.html",
-        tables=[PLAN.report / "tables.csv", PLAN.report / "tables.md"],
-        figures=[PLAN.report / "figures" / f"{name}.svg" for name in FIGURES],
+        page=report(REPORT, caption="../report/page.rst", category="Results", labels={"result": "report"}),
+        tables=report(
+            PLAN.report / "tables.md",
+            caption="../report/tables.rst",
+            category="Results",
+            labels={"result": "tables"},
+        ),
+        numbers=PLAN.report / "tables.csv",
+        figures=[
+            report(
+                PLAN.report / "figures" / f"{name}.svg",
+                caption=f"../report/{name}.rst",
+                category="Results",
+                labels={"result": name},
+            )
+            for name in FIGURES
+        ],
+        picture=PLAN.report / "figures" / "accuracy.png",
     log:
         f"logs/{PLAN.report.relative_to(RESULTS)}.log",
     conda:
