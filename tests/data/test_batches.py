@@ -115,12 +115,8 @@ def test_draws_depend_on_seed_and_epoch_and_on_nothing_before() -> None:
 
 
 @pytest.mark.parametrize("shape", [(3, 6, 4), (1, 8, 8), (2, 5, 9)])
-@pytest.mark.parametrize(
-    "augment", [Augment(pad=2, flip=True), Augment(pad=1), Augment(flip=True), Augment(pad=7)]
-)
-def test_augmentation_is_what_torchvision_does_image_by_image(
-    shape: tuple[int, int, int], augment: Augment
-) -> None:
+@pytest.mark.parametrize("augment", [Augment(pad=2, flip=True), Augment(pad=1), Augment(flip=True), Augment(pad=7)])
+def test_augmentation_is_what_torchvision_does_image_by_image(shape: tuple[int, int, int], augment: Augment) -> None:
     images = np.random.default_rng(2).integers(1, 256, (30, *shape), dtype=np.uint8)
     height, width = shape[1:]
     order = torch.randperm(30, generator=torch.Generator().manual_seed(derive("order", 4, 2)))
@@ -186,9 +182,7 @@ def test_channels_last_changes_the_layout_only() -> None:
         assert same(usual, last)
         assert last.images.is_contiguous(memory_format=torch.channels_last)
         assert not usual.images.is_contiguous(memory_format=torch.channels_last)
-    assert next(resident().plain(8, channels_last=True)).images.is_contiguous(
-        memory_format=torch.channels_last
-    )
+    assert next(resident().plain(8, channels_last=True)).images.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_the_set_is_a_copy_and_batches_do_not_share_its_memory() -> None:

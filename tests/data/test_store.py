@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,16 @@ def _source(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sources.SOURCES, "rgb", rgb.Source())
 
 
+@pytest.fixture(scope="module")
+def _prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sources.SOURCES, "rgb", rgb.Source())
+        return write(tmp_path_factory.mktemp("prepared"), rgb.raw(), rgb.settings()).parent
+
+
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    write(tmp_path, rgb.raw(), rgb.settings())
-    return tmp_path
+def folder(tmp_path: Path, _prepared: Path) -> Path:
+    return Path(shutil.copytree(_prepared, tmp_path, dirs_exist_ok=True))
 
 
 def rewrite(folder: Path, change: Any) -> None:
@@ -52,9 +59,7 @@ def test_digits_fall_into_disjoint_parts_that_cover_all(tmp_path: Path) -> None:
         assert (opened.images(name) == raw.train_images[indices]).all()
         assert (opened.labels(name) == raw.train_labels[indices]).all()
         assert splits[name]["per_class"] == np.bincount(opened.labels(name)).tolist()
-        assert (
-            np.abs(splits[name]["per_class"] - whole * len(indices) / 1797).max() < 2
-        )  # val: of what test left
+        assert np.abs(splits[name]["per_class"] - whole * len(indices) / 1797).max() < 2  # val: of what test left
     assert np.abs(splits["test"]["per_class"] - whole * 847 / 1797).max() < 1
     write(tmp_path, raw, Dataset(split_seed=1))
     for name in SPLITS:
@@ -182,9 +187,7 @@ def test_problems_that_the_reader_found_are_kept(tmp_path: Path) -> None:
         (rgb.raw(60), {"val": 58}, r"^class '(ant|bee|cat)': none of its 20 images is left for training"),
     ],
 )
-def test_too_few_images_are_the_users_mistake(
-    raw: Raw, changes: dict[str, int], message: str, folder: Path
-) -> None:
+def test_too_few_images_are_the_users_mistake(raw: Raw, changes: dict[str, int], message: str, folder: Path) -> None:
     before = Store.open(folder).sha256
     with pytest.raises(UserError, match=message) as error:
         write(folder, raw, rgb.settings(**changes))
@@ -222,17 +225,17 @@ def test_a_changed_byte_is_noticed_by_its_hash(folder: Path, name: str) -> None:
     Store.open(folder, check=False)  # sizes only
 
 
-@pytest.mark.parametrize("position", range(0, 128, 3))
-def test_a_damaged_header_is_one_line_whatever_numpy_makes_of_it(folder: Path, position: int) -> None:
+def test_a_damaged_header_is_one_line_whatever_numpy_makes_of_it(folder: Path) -> None:
     path = folder / "val.images.npy"
     content = path.read_bytes()
-    for value in b'\0\xff("\n':
-        damaged = bytearray(content)
-        damaged[position] = value
-        if damaged != content:
-            path.write_bytes(damaged)
-            with pytest.raises(UserError, match=r"^[^\n]*val\.images\.npy is (damaged|altered)[^\n]*$"):
-                Store.open(folder)
+    for position in range(0, 128, 3):
+        for value in b'\0\xff("\n':
+            damaged = bytearray(content)
+            damaged[position] = value
+            if damaged != content:
+                path.write_bytes(damaged)
+                with pytest.raises(UserError, match=r"^[^\n]*val\.images\.npy is (damaged|altered)[^\n]*$"):
+                    Store.open(folder)
 
 
 def test_a_missing_or_damaged_manifest_is_named(folder: Path) -> None:
@@ -240,18 +243,14 @@ def test_a_missing_or_damaged_manifest_is_named(folder: Path) -> None:
     content = path.read_text()
     for damaged in (content[:100], "", "[]", "{}", "3", json.dumps({**json.loads(content), "splits": []})):
         path.write_text(damaged)
-        with pytest.raises(
-            UserError, match=r"^[^\n]*manifest\.json is damaged[^\n]*run `iakd prepare`[^\n]*$"
-        ):
+        with pytest.raises(UserError, match=r"^[^\n]*manifest\.json is damaged[^\n]*run `iakd prepare`[^\n]*$"):
             Store.open(folder)
     path.unlink()
     with pytest.raises(UserError, match=r"manifest\.json does not exist: run `iakd prepare`$"):
         Store.open(folder)
 
 
-@pytest.mark.parametrize(
-    "key", ["classes", "image", "mean", "std", "problems", "settings", "sha256", "splits"]
-)
+@pytest.mark.parametrize("key", ["classes", "image", "mean", "std", "problems", "settings", "sha256", "splits"])
 def test_every_entry_of_the_manifest_that_is_used_must_be_there(folder: Path, key: str) -> None:
     rewrite(folder, lambda manifest: manifest.pop(key))
     with pytest.raises(UserError, match=r"manifest\.json is damaged"):
@@ -271,7 +270,8 @@ def test_data_of_other_settings_are_refused(folder: Path) -> None:
         Store.open(folder, settings={**settings, "val": 16})
 
 
-def test_a_full_disk_leaves_no_half_written_data(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_earlier_data_as_they_were(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
     real, written = store.pieces, []
 
     def full(array: Any, indices: Any) -> Any:
@@ -283,14 +283,32 @@ def test_a_full_disk_leaves_no_half_written_data(folder: Path, monkeypatch: pyte
     monkeypatch.setattr(store, "pieces", full)
     with pytest.raises(OSError, match="No space left"):
         write(folder, rgb.raw(), rgb.settings(split_seed=1))
-    monkeypatch.undo()
-    assert not list(folder.glob(".*"))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_mixture_of_old_and_new_files_has_no_manifest(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {path.name: path.read_bytes() for path in folder.glob("*.npy")}
+    real, moved = Path.replace, []
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if target.suffix == ".npy":
+            if len(moved) == 3:
+                raise OSError(errno.EIO, "Input/output error")
+            moved.append(target.name)
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(OSError, match="Input/output"):
+        write(folder, rgb.raw(), rgb.settings(split_seed=1))
+    changed = [name for name, content in before.items() if (folder / name).read_bytes() != content]
+    assert 0 < len(changed) < 6 and not list(folder.glob(".*"))
     with pytest.raises(UserError, match=r"manifest\.json does not exist: run `iakd prepare`$"):
         Store.open(folder)
 
 
 def test_what_a_killed_writer_left_is_cleared_away(folder: Path) -> None:
     (folder / ".train.images.npy.x1y2").write_bytes(b"half")
+    (folder / ".manifest.json.z3").write_bytes(b"half")
     write(folder, rgb.raw(), rgb.settings())
     assert sorted(path.name for path in folder.iterdir()) == sorted([*ARRAYS, "manifest.json"])
 

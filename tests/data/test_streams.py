@@ -17,9 +17,7 @@ def test_a_seed_depends_on_its_parts_and_nothing_else() -> None:
 
 
 def test_seeds_of_different_parts_differ_and_fit_in_63_bits() -> None:
-    parts = [
-        (name, seed, epoch) for name in ("order", "augment") for seed in range(20) for epoch in range(20)
-    ]
+    parts = [(name, seed, epoch) for name in ("order", "augment") for seed in range(20) for epoch in range(20)]
     parts += [("order",), ("order", 0), ("ord", "er", 0), ("order0",), ("order", "0")]
     seeds = {derive(*part) for part in parts}
     assert len(seeds) == len(parts)

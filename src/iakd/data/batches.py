@@ -38,14 +38,10 @@ class Resident:
         device: torch.device | str,
     ) -> None:
         self.device = torch.device(device)
-        self.images = torch.from_numpy(np.array(images)).to(
-            self.device
-        )  # a copy: memory-mapped arrays are read-only
+        self.images = torch.from_numpy(np.array(images)).to(self.device)  # a copy: memory-mapped arrays are read-only
         self.labels = torch.from_numpy(np.array(labels)).to(self.device)
         m, s = (torch.tensor(list(values), dtype=torch.float64).view(1, -1, 1, 1) for values in (mean, std))
-        self._scale = (1 / (255 * s)).to(
-            self.device, torch.float32
-        )  # (v/255 - m)/s as one multiplication and addition
+        self._scale = (1 / (255 * s)).to(self.device, torch.float32)  # (v/255 - m)/s as one multiplication and addition
         self._shift = (-m / s).to(self.device, torch.float32)
 
     def __len__(self) -> int:
@@ -87,9 +83,7 @@ class Resident:
                 images = _crop(images, augment.pad, shifts[:, part])
             if augment.flip:
                 images = _mirror(images, flips[part])
-            yield Batch(
-                self._normalised(images, channels_last), self.labels.index_select(0, indices), indices
-            )
+            yield Batch(self._normalised(images, channels_last), self.labels.index_select(0, indices), indices)
 
     def plain(self, batch_size: int, channels_last: bool = False) -> Iterator[Batch]:
         """All images in their order, normalised; the last batch may be short."""

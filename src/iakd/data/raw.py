@@ -31,9 +31,7 @@ class Raw:
         if self.test_images is not None and self.test_labels is not None:
             self._check(self.test_images, self.test_labels)
             if self.test_images.shape[1:] != self.train_images.shape[1:]:
-                raise ValueError(
-                    f"test images {self.test_images.shape}, training images {self.train_images.shape}"
-                )
+                raise ValueError(f"test images {self.test_images.shape}, training images {self.train_images.shape}")
 
     def _check(self, images: Images, labels: Labels) -> None:
         if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:
@@ -41,6 +39,4 @@ class Raw:
         if labels.dtype != np.int64 or labels.shape != images.shape[:1]:
             raise ValueError(f"labels are int64 ({len(images)},), got {labels.dtype} {labels.shape}")
         if labels.min() < 0 or labels.max() >= len(self.classes):
-            raise ValueError(
-                f"labels run from {labels.min()} to {labels.max()} for {len(self.classes)} classes"
-            )
+            raise ValueError(f"labels run from {labels.min()} to {labels.max()} for {len(self.classes)} classes")

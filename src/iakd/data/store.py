@@ -1,5 +1,6 @@
 """The canonical store: a data set as memory-mapped uint8 arrays, and a manifest that vouches for them."""
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,13 @@ from numpy.typing import NDArray
 from iakd import files
 from iakd.data import sources
 from iakd.data.raw import Images, Labels, Raw
-from iakd.data.splits import Indices, split
+from iakd.data.splits import Indices, Part, split
 from iakd.data.statistics import constant_channels, duplicates, mean_std, missing_classes, pieces
 from iakd.errors import UserError
 from iakd.params import Dataset
 
 SPLITS = ("train", "val", "test")
+KINDS = ("images", "labels")
 MANIFEST = "manifest.json"
 AGAIN = "run `iakd prepare` again"
 
@@ -23,59 +25,25 @@ AGAIN = "run `iakd prepare` again"
 def write(folder: Path, raw: Raw, settings: Dataset, key: str | None = None) -> Path:
     """Split `raw`; write {split}.images.npy, {split}.labels.npy and, last of all, manifest.json.
 
-    `key`, the identity of the job with its source code, is noted in the manifest. Until the manifest is back
-    the folder counts as empty. Returns the manifest's path. Raises UserError where the data are too few for
-    the split that is asked for.
+    `key`, the identity of the job with its source code, is noted in the manifest. Earlier data stay until the
+    new are complete beside them; while files change places there is no manifest. Returns the manifest's path.
+    Raises UserError where the data are too few for the split that is asked for.
     """
     parts = split(raw, settings)
-    per_class = {name: part.per_class(len(raw.classes)) for name, part in parts.items()}
-    mean, std = mean_std(parts["train"].images, parts["train"].indices)
-    problems = [
-        *raw.problems,
-        *missing_classes(per_class, raw.classes),
-        *constant_channels(std),
-        *duplicates(parts),
-    ]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / MANIFEST).unlink(missing_ok=True)
-    for leftover in folder.glob(".*.npy.*"):  # of a writer that was killed
-        leftover.unlink()
-    splits: dict[str, Any] = {}
-    for name, part in parts.items():
-        images, labels = _file(name, "images"), _file(name, "labels")
-        written = {
-            images: _save(folder / images, part.images, part.indices),
-            labels: _save(folder / labels, part.labels, part.indices),
-        }
-        splits[name] = {
-            "n": len(part.indices),
-            "sha256": files.digest(written),
-            "files": written,
-            "per_class": per_class[name],
-            "from": "test" if part.own else "train",
-            "indices": part.indices.tolist(),
-        }
-    _, channels, height, width = raw.train_images.shape
-    files.write_json(
-        folder / MANIFEST,
-        {
-            "settings": settings.model_dump(mode="json"),
-            "key": key,
-            "source": {
-                "name": settings.source,
-                "about": sources.describe(settings.source),
-                "train": len(raw.train_images),
-                "test": None if raw.test_images is None else len(raw.test_images),
-            },
-            "classes": raw.classes,
-            "image": {"channels": channels, "height": height, "width": width},
-            "mean": mean,
-            "std": std,
-            "problems": problems,
-            "sha256": _digest(splits),
-            "splits": splits,
-        },
-    )
+    arrays = [_file(name, kind) for name in SPLITS for kind in KINDS]
+    for name in [MANIFEST, *arrays]:
+        for leftover in folder.glob(f".{name}.*"):  # of a writer that was killed
+            leftover.unlink()
+    with contextlib.ExitStack() as stack:  # on leaving, files come into place in reverse: the manifest last
+        new = {name: stack.enter_context(files.atomic_path(folder / name)) for name in [MANIFEST, *arrays]}
+        hashes: dict[str, str] = {}
+        for name, part in parts.items():
+            for kind in KINDS:
+                file = _file(name, kind)
+                hashes[file] = _save(new[file], getattr(part, kind), part.indices)
+        about = {"settings": settings.model_dump(mode="json"), "key": key}
+        files.write_json(new[MANIFEST], {**about, **_describe(raw, settings, parts, hashes)})
+        (folder / MANIFEST).unlink(missing_ok=True)
     return folder / MANIFEST
 
 
@@ -86,12 +54,49 @@ def _save(path: Path, array: NDArray[Any], indices: Indices) -> str:
         "fortran_order": False,
         "shape": (len(indices), *array.shape[1:]),
     }
-    with files.atomic_path(path) as temporary:
-        with temporary.open("wb") as file:
-            np.lib.format.write_array_header_1_0(file, header)
-            for piece in pieces(array, indices):
-                file.write(np.ascontiguousarray(piece).data)
-        return files.sha256_file(temporary)
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for piece in pieces(array, indices):
+            file.write(np.ascontiguousarray(piece).data)
+    return files.sha256_file(path)
+
+
+def _describe(raw: Raw, settings: Dataset, parts: dict[str, Part], hashes: dict[str, str]) -> dict[str, Any]:
+    """What the manifest says of the data; `hashes`: SHA-256 of each file."""
+    splits: dict[str, Any] = {}
+    for name, part in parts.items():
+        own = {_file(name, kind): hashes[_file(name, kind)] for kind in KINDS}
+        splits[name] = {
+            "n": len(part.indices),
+            "sha256": files.digest(own),
+            "files": own,
+            "per_class": part.per_class(len(raw.classes)),
+            "from": "test" if part.own else "train",
+            "indices": part.indices.tolist(),
+        }
+    mean, std = mean_std(parts["train"].images, parts["train"].indices)
+    per_class = {name: splits[name]["per_class"] for name in SPLITS}
+    _, channels, height, width = raw.train_images.shape
+    return {
+        "source": {
+            "name": settings.source,
+            "about": sources.describe(settings.source),
+            "train": len(raw.train_images),
+            "test": None if raw.test_images is None else len(raw.test_images),
+        },
+        "classes": raw.classes,
+        "image": {"channels": channels, "height": height, "width": width},
+        "mean": mean,
+        "std": std,
+        "problems": [
+            *raw.problems,
+            *missing_classes(per_class, raw.classes),
+            *constant_channels(std),
+            *duplicates(parts),
+        ],
+        "sha256": _digest(splits),
+        "splits": splits,
+    }
 
 
 def _file(split: str, kind: str) -> str:
@@ -133,9 +138,7 @@ class Store:
             store.labels(name)
             for file, sha256 in manifest["splits"][name]["files"].items():
                 if check and files.sha256_file(folder / file) != sha256:
-                    raise UserError(
-                        f"{folder / file} is altered (its SHA-256 is not the manifest's): {AGAIN}"
-                    )
+                    raise UserError(f"{folder / file} is altered (its SHA-256 is not the manifest's): {AGAIN}")
         return store
 
     def images(self, split: str) -> Images:
@@ -181,7 +184,7 @@ class Store:
             and {"settings", "classes", "problems"} <= set(self.manifest)
             and self.sha256 == _digest(splits)
             and all(
-                set(splits[name]["files"]) == {_file(name, "images"), _file(name, "labels")}
+                set(splits[name]["files"]) == {_file(name, kind) for kind in KINDS}
                 and splits[name]["sha256"] == files.digest(splits[name]["files"])
                 and len(splits[name]["indices"]) == self._n(name)
                 for name in SPLITS
@@ -202,7 +205,5 @@ class Store:
         except Exception:  # for a damaged header numpy raises nearly anything
             raise UserError(f"{path} is damaged or truncated: {AGAIN}") from None
         if array.dtype != dtype or array.shape != shape or array.offset + array.nbytes != path.stat().st_size:
-            raise UserError(
-                f"{path} is damaged ({array.dtype} {array.shape} instead of {dtype} {shape}): {AGAIN}"
-            )
+            raise UserError(f"{path} is damaged ({array.dtype} {array.shape} instead of {dtype} {shape}): {AGAIN}")
         return array

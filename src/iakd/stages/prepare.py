@@ -18,9 +18,7 @@ def run(plan: Plan) -> Path:
     Intact data of the same settings and source code are left alone. Raises UserError for unusable data.
     """
     job, settings = plan.data, plan.params.dataset
-    with files.exclusive(
-        job.state / "lock", f"{job.folder}: another process is preparing it; wait for it to end"
-    ):
+    with files.exclusive(job.state / "lock", f"{job.folder}: another process is preparing it; wait for it to end"):
         if not _current(job):
             write(job.folder, SOURCES[settings.source].read(settings), settings, job.key)
             _describe(Store.open(job.folder, check=False))

@@ -20,9 +20,7 @@ def read(settings: Dataset) -> Raw:
     """
     package = importlib.util.find_spec("sklearn")
     if package is None or package.origin is None:
-        raise UserError(
-            "scikit-learn is not installed, and the digits come with it: pip install scikit-learn"
-        )
+        raise UserError("scikit-learn is not installed, and the digits come with it: pip install scikit-learn")
     path = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
     try:
         table = np.loadtxt(path, delimiter=",", dtype=np.int64)
