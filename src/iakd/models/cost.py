@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def cost(network: nn.Module, shape: tuple[int, ...]) -> dict[str, int]:
-    """`parameters` (numbers in all parameters, trained or not) and `macs` (multiply–accumulate operations on one image).
+    """`parameters` (how many numbers they hold) and `macs` (multiply–accumulate operations on one image).
 
     `shape` is (channels, height, width). Counted are convolutions and matrix products, as is usual in the field;
     normalisation, activations and additions are not. The network's mode is put back.

@@ -54,6 +54,11 @@ class Entry:
         """A number of the evaluations that varies by chance or not at all (times, sizes)."""
         return stats.median(result.evaluation[name] for result in self.results)
 
+    @property
+    def training_seconds(self) -> float:
+        """Wall time of one training, the median over the seeds."""
+        return stats.median(result.record["wall_seconds"] for result in self.results)
+
     def by_seed(self) -> dict[int, float]:
         """Test accuracy of each seed, percent."""
         return {result.seed: result.evaluation["top1"] for result in self.results}
@@ -120,9 +125,13 @@ class Comparison:
 
     @property
     def gains(self) -> list[Difference]:
-        """Every gain that the report shows with an interval."""
-        all_gains = (gain for pair in self.pairs for entry in pair.entries for gain in entry.gains.values())
-        return [gain for gain in all_gains if gain.p is not None]
+        """Every gain that the report shows with an interval; the one between two references counts once."""
+        counted = []
+        for entry in (entry for pair in self.pairs for entry in pair.entries):
+            is_reference = entry.label in self.references
+            earlier = self.references[: self.references.index(entry.label)] if is_reference else self.references
+            counted += [gain for reference, gain in entry.gains.items() if reference in earlier and gain.p is not None]
+        return counted
 
     def holds_for_all(self) -> list[bool]:
         """For each of `gains`, whether it stays certain when all of them are judged together (Holm)."""
@@ -130,7 +139,7 @@ class Comparison:
 
 
 def read(plan: Plan) -> Comparison:
-    """Read the evaluations of all models of `plan`. Raises UserError naming the first that is missing or out of date."""
+    """Read the evaluations of all models of `plan`. Raises UserError naming the first that is missing or outdated."""
     by_teacher: dict[str, list[Result]] = {}
     for job in plan.teachers:
         by_teacher.setdefault(job.network.name, []).append(_result(job))

@@ -58,10 +58,8 @@ def paired(ours: Mapping[int, float], theirs: Mapping[int, float], confidence: f
         return Difference(result.n, result.mean, None, None, None)
     error = result.std / math.sqrt(result.n)
     half = float(stdtrit(result.n - 1, (1 + confidence) / 2)) * error
-    if error:
-        p = 2 * float(stdtr(result.n - 1, -abs(result.mean) / error))
-    else:
-        p = 0.0 if result.mean else 1.0
+    ratio = abs(result.mean) / error if error else math.inf if result.mean else 0.0
+    p = 2 * float(stdtr(result.n - 1, -ratio))
     return Difference(result.n, result.mean, result.mean - half, result.mean + half, p)
 
 

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -18,10 +19,18 @@ from iakd.reporting.comparison import Entry
 # shapes (circle, square, diamond) say the same once more. In the page each becomes a CSS variable of that name.
 INK, MUTED, GRID, PAPER = "#1b2330", "#646e7b", "#d8dde4", "#ffffff"
 IAKD, OTHER, TEACHER = "#0a69ab", "#c4580b", "#4f5967"
-VARIABLES = {"ink": INK, "muted": MUTED, "grid": GRID, "paper": PAPER, "iakd": IAKD, "other": OTHER, "teacher": TEACHER}
+VARIABLES = {
+    "ink": INK,
+    "muted": MUTED,
+    "grid": GRID,
+    "paper": PAPER,
+    "iakd": IAKD,
+    "other": OTHER,
+    "teacher": TEACHER,
+}
 DEPTH = LinearSegmentedColormap.from_list("depth", ["#e0922f", "#c65f8f", "#2f72c4"])  # first block to last
 
-RC = {
+RC: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "iakd",  # ids from content, not from chance
     "font.family": "sans-serif",
@@ -85,9 +94,12 @@ def placeholder(text: str) -> Figure:
     return figure
 
 
-def bare(axes: Axes) -> None:
-    """No axis, no frame: a panel that is not used."""
-    axes.set_axis_off()
+def name_blocks(axes: Axes, blocks: int) -> None:
+    """Say in a panel's lower right corner which colours the first and the last block have."""
+    for height, block, tint in ((0.16, 1, shades(2)[0]), (0.03, blocks, shades(2)[1])):
+        if blocks > 1:
+            text = f"block {block}"
+            axes.text(0.98, height, text, color=tint, transform=axes.transAxes, ha="right", fontsize=7.5)
 
 
 def svg(figure: Figure) -> str:
@@ -97,22 +109,28 @@ def svg(figure: Figure) -> str:
     return re.sub(r" +\n", "\n", out.getvalue())
 
 
+def write_png(figure: Figure, path: Path) -> None:
+    """Write the figure as a picture, twice as fine as a screen."""
+    with files.atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=192, metadata={"Software": None})
+
+
 def write(figure: Figure, folder: Path, name: str) -> str:
     """Write NAME.svg and return the figure for the page."""
     text = svg(figure)
     files.write_text(folder / f"{name}.svg", text)
-    return inline(text)
+    return inline(text, name)
 
 
-def inline(document: str) -> str:
-    """An SVG document as an element of the page: no header, no ids that nothing refers to, colours as variables."""
+def inline(document: str, name: str) -> str:
+    """An SVG document as an element of a page: colours as CSS variables, ids of its own, nothing superfluous."""
     body = document[document.index("<svg") :]
-    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
-    body = re.sub(r"<!--.*?-->", "", body, flags=re.DOTALL)
-    body = re.sub(r' xmlns(:xlink)?="[^"]*"', "", body)
-    used = set(re.findall(r'(?:href="|url\()#([^")]+)', body))
-    body = re.sub(r' id="([^"]+)"', lambda match: match.group(0) if match.group(1) in used else "", body)
+    body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", body, flags=re.DOTALL)
     body = re.sub(r'^<svg [^>]*viewBox="([^"]+)"[^>]*>', r'<svg viewBox="\1" role="img">', body)
-    for name, value in VARIABLES.items():
-        body = body.replace(value, f"var(--{name})")
+    used = set(re.findall(r'(?:href="|url\()#([^")]+)', body))
+    body = re.sub(r' id="([^"]+)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", body)
+    body = re.sub(r'(href="|url\()#', rf"\1#{name}-", body)
+    body = re.sub(r"<[^>]+>", lambda tag: re.sub(r"\d+\.\d{3,}", lambda m: f"{float(m[0]):.2f}", tag[0]), body)
+    for variable, value in VARIABLES.items():
+        body = body.replace(value, f"var(--{variable})")
     return re.sub(r"\n\s*", "\n", body)

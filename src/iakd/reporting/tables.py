@@ -21,9 +21,7 @@ def runs(comparison: Comparison) -> Rows:
     rows = []
     for result in comparison.results:
         e = result.evaluation
-        row: dict[str, Any] = {
-            name: e[name] for name in ("dataset", "teacher", "student", "method", "seed", "n")
-        }
+        row: dict[str, Any] = {name: e[name] for name in ("dataset", "teacher", "student", "method", "seed", "n")}
         row |= {name: rounded(e[name]) for name in ("top1", "top5", "nll", "ece")}
         row["val_top1"] = rounded(result.metrics["val_top1"])
         row |= {name: rounded(e[name]) for name in COST}
@@ -36,9 +34,7 @@ def runs(comparison: Comparison) -> Rows:
 def summary(comparison: Comparison) -> Rows:
     """One row per pair and method, the teacher first, then the most accurate; gains with their intervals."""
     return [
-        _summary_row(comparison, pair, entry)
-        for pair in comparison.pairs
-        for entry in (pair.teacher, *pair.ranked)
+        _summary_row(comparison, pair, entry) for pair in comparison.pairs for entry in (pair.teacher, *pair.ranked)
     ]
 
 

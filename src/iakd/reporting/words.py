@@ -36,9 +36,15 @@ def spread(value: Mean, digits: int) -> str:
 
 
 def interval(difference: Difference, digits: int) -> str:
-    """'+3.9 to +7.1', or nothing for one seed."""
+    """'+3.9 to +7.1', or nothing for one seed; a bound that is certainly not zero is not rounded to zero."""
     if difference.low is None or difference.high is None:
         return ""
+    while (
+        difference.certain
+        and digits < 6
+        and not all(float(f"{b:.{digits}f}") for b in (difference.low, difference.high))
+    ):
+        digits += 1
     return f"{signed(difference.low, digits)} to {signed(difference.high, digits)}"
 
 
@@ -49,6 +55,11 @@ def count(value: float) -> str:
             scaled = value / size
             return f"{scaled:.{2 if scaled < 10 else 1 if scaled < 100 else 0}f}{prefix}"
     return f"{value:g}"
+
+
+def whole(value: float) -> str:
+    """A count, in groups of three digits."""
+    return f"{value:,.0f}".replace(",", "\u202f")
 
 
 def significant(value: float) -> str:
@@ -101,9 +112,7 @@ def _part(part: str, method: Method) -> str:
             return f"teacher's outputs, T = {method.kd.temperature:g}"
     options = method.iakd
     frozen = [name for name in ("stem", "head") if getattr(options, name) == "teacher"]
-    text = (
-        _schedule(options.schedule) if isinstance(options.schedule, Schedule) else "schedule found by Optuna"
-    )
+    text = _schedule(options.schedule) if isinstance(options.schedule, Schedule) else "schedule found by Optuna"
     return f"{text}, the teacher's {' and '.join(frozen)}" if frozen else text
 
 

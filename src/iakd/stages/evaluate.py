@@ -4,12 +4,11 @@ results/<dataset>/evaluation/.
 
 import logging
 from pathlib import Path
-from typing import Any
 
 from iakd import files, runs
 from iakd.data.store import Store
 from iakd.errors import UserError
-from iakd.params import Params, did_you_mean
+from iakd.params import did_you_mean
 from iakd.plan import Plan, StudentJob, TeacherJob
 from iakd.reporting import comparison, tables
 from iakd.reporting.comparison import EVALUATION
@@ -27,9 +26,7 @@ def evaluate_run(plan: Plan, folder: Path) -> Path:
     if folder.resolve() not in jobs:
         names = [str(job.folder) for job in plan.trained]
         shown = ", ".join(names[:4]) + (f", … ({len(names)} in all)" if len(names) > 4 else "")
-        raise UserError(
-            f"--run {folder}: no model of these settings{did_you_mean(str(folder), names)}; known: {shown}"
-        )
+        raise UserError(f"--run {folder}: no model of these settings{did_you_mean(str(folder), names)}; known: {shown}")
     return _evaluate(plan, jobs[folder.resolve()], Store.open(plan.data.folder))
 
 
@@ -61,9 +58,7 @@ def _evaluate(plan: Plan, job: TeacherJob | StudentJob, store: Store) -> Path:
     if not record["params"].items() >= job.settings.items():
         raise UserError(f"{job.folder} was trained with other settings: run `{_command(job)}`")
     if record["data_sha256"] != store.sha256:
-        raise UserError(
-            f"{job.folder} was trained on other data than {store.folder} holds: run `{_command(job)}`"
-        )
+        raise UserError(f"{job.folder} was trained on other data than {store.folder} holds: run `{_command(job)}`")
     path = job.folder / EVALUATION
     about = {
         "dataset": plan.params.dataset.name,
@@ -74,41 +69,16 @@ def _evaluate(plan: Plan, job: TeacherJob | StudentJob, store: Store) -> Path:
         "model_sha256": record["model_sha256"],
         "data_sha256": store.sha256,
     }
-    if (
-        path.exists()
-        and about.items() <= files.read_json(path, "delete it, then run `iakd evaluate`").items()
-    ):
+    if path.exists() and about.items() <= files.read_json(path, "delete it, then run `iakd evaluate`").items():
         log.info("%s: already evaluated", job.folder)
         return path
-    files.write_json(path, {**about, **_measure(plan.params, job, content, store)})
+    from iakd.evaluation.model import (
+        measure,
+    )  # torch takes seconds to import, and often there is nothing to do
+
+    network = job.network if isinstance(job, TeacherJob) else job.student
+    files.write_json(path, {**about, **measure(plan.params, network, content, str(job.folder / runs.MODEL), store)})
     return path
-
-
-def _measure(params: Params, job: TeacherJob | StudentJob, content: bytes, store: Store) -> dict[str, Any]:
-    """The numbers of one model, and the device on which they were taken."""
-    from iakd import models  # torch takes seconds to import, and often there is nothing to evaluate
-    from iakd.data.batches import Resident
-    from iakd.evaluation.metrics import measure
-    from iakd.evaluation.speed import speed
-    from iakd.models.cost import cost
-    from iakd.training import device as devices
-    from iakd.training.evaluation import predict
-
-    device = devices.set_up(params.compute)
-    network = models.build(
-        job.network if isinstance(job, TeacherJob) else job.student, store.image_shape[0], len(store.classes)
-    )
-    models.load_weights(network, content, str(job.folder / runs.MODEL))
-    network.to(device)
-    test = Resident(store.images("test"), store.labels("test"), store.mean, store.std, device)
-    batch_size = params.evaluate.batch_size
-    logits, labels = predict(network, test, batch_size)
-    return {
-        **measure(logits.cpu().numpy(), labels.cpu().numpy()),
-        **cost(network, store.image_shape),
-        **speed(network, next(test.plain(batch_size)).images, params.evaluate.latency_runs),
-        "device": devices.describe(device),
-    }
 
 
 def _command(job: TeacherJob | StudentJob) -> str:

@@ -1,0 +1,34 @@
+"""Everything that is measured of one model."""
+
+from typing import Any
+
+from iakd import models
+from iakd.data.batches import Resident
+from iakd.data.store import Store
+from iakd.evaluation import metrics
+from iakd.evaluation.speed import speed
+from iakd.models.cost import cost
+from iakd.params import Network, Params
+from iakd.training import device as devices
+from iakd.training.evaluation import predict
+
+
+def measure(params: Params, network: Network, content: bytes, origin: str, store: Store) -> dict[str, Any]:
+    """Accuracy, calibration, cost and speed of the weights `content` on the test split, and the device they were
+    measured on. Bit-identical from run to run on the CPU, but for the two speeds.
+
+    Raises UserError, naming `origin`, where the weights do not fit `network`.
+    """
+    device = devices.set_up(params.compute)
+    model = models.build(network, store.image_shape[0], len(store.classes))
+    models.load_weights(model, content, origin)
+    model.to(device)
+    test = Resident(store.images("test"), store.labels("test"), store.mean, store.std, device)
+    batch_size = params.evaluate.batch_size
+    logits, labels = predict(model, test, batch_size)
+    return {
+        **metrics.measure(logits.cpu().numpy(), labels.cpu().numpy()),
+        **cost(model, store.image_shape),
+        **speed(model, next(test.plain(batch_size)).images, params.evaluate.latency_runs),
+        "device": devices.describe(device),
+    }

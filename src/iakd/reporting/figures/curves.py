@@ -1,0 +1,54 @@
+"""Learning curves: a small panel per method, so that twenty-five of them can still be told apart."""
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from iakd.reporting import style
+from iakd.reporting.comparison import Comparison, Entry, Pair
+from iakd.reporting.figures.panels import small_multiples
+from iakd.runs import HISTORY, read_history
+
+Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # epochs (E,), validation accuracy (seeds, E)
+DASHES = ("--", ":", "-.")
+NAMES = ("dashed", "dotted", "dash-dotted")
+
+
+def draw(comparison: Comparison) -> Figure:
+    """Validation accuracy over the epochs: the mean over the seeds, the band between the lowest and the highest, and
+    the references for comparison.
+    """
+    lines = "; ".join(f"{name}: {label}" for name, label in zip(NAMES, comparison.references, strict=False))
+    head = "validation accuracy (%) over epochs" + (f"; {lines}" if lines else "")
+    titles = [f"{pair.title}: {head}" for pair in comparison.pairs]
+    figure, blocks = small_multiples(titles, [len(pair.entries) for pair in comparison.pairs])
+    for panels, pair in zip(blocks, comparison.pairs, strict=True):
+        _pair(panels, pair, comparison.references)
+    return figure
+
+
+def _pair(panels: list[Axes], pair: Pair, references: list[str]) -> None:
+    curves = {entry.label: _read(entry) for entry in pair.entries}
+    for axes, entry in zip(panels, pair.ranked, strict=True):
+        for reference, dashes in zip(references, DASHES, strict=False):
+            if reference != entry.label:
+                epochs, values = curves[reference]
+                axes.plot(epochs, values.mean(0), dashes, color=style.MUTED, linewidth=0.9)
+        epochs, values = curves[entry.label]
+        tint = style.colour(entry)
+        axes.fill_between(epochs, values.min(0), values.max(0), color=tint, alpha=0.22, linewidth=0)
+        axes.plot(epochs, values.mean(0), color=tint)
+        axes.set_title(entry.label)
+        axes.set_xlim(0, max(float(e[-1]) for e, _ in curves.values()))
+    everything = np.concatenate([values.ravel() for _, values in curves.values()])
+    # the first epochs of a training and the whole of a failed one may run out of the panel at its foot
+    panels[0].set_ylim(float(np.quantile(everything, 0.1)) - 2, float(everything.max()) + 1)
+
+
+def _read(entry: Entry) -> Curve:
+    """The validated epochs of a method; seeds share their recipe, and so their epochs."""
+    histories = [read_history(result.folder / HISTORY) for result in entry.results]
+    points = [[(r["epoch"], r["val_top1"]) for r in rows if r.get("val_top1") is not None] for rows in histories]
+    table = np.array(points, dtype=np.float64)
+    return table[0, :, 0], table[:, :, 1]

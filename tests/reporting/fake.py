@@ -1,0 +1,289 @@
+"""A results tree as a whole experiment leaves it, with numbers drawn by numpy instead of trainings."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState, create_trial
+
+from iakd import files, runs
+from iakd.interactive.schedule import keep_probabilities
+from iakd.params import Schedule, parse
+from iakd.plan import Plan, StudentJob, StudyJob, TeacherJob, make_plan
+from iakd.reporting.studies import PARAMETERS
+
+Scores = Mapping[str, Sequence[float]]  # top-1 of each seed, by method
+CLASSES = 10
+TEST = 847
+SHA = "5f" * 32
+
+
+def plan(
+    methods: Mapping[str, Any],
+    seeds: Sequence[int] = (0, 1, 2),
+    pairs: Sequence[tuple[str, str]] = (("resnet20", "resnet8"),),
+    epochs: int = 60,
+    **more: Any,
+) -> Plan:
+    """The plan of an experiment with these methods; `more` are further sections of the settings."""
+    raw = {
+        "teachers": [{"arch": arch} for arch in dict.fromkeys(teacher for teacher, _ in pairs)],
+        "students": [{"arch": arch} for arch in dict.fromkeys(student for _, student in pairs)],
+        "pairs": [list(pair) for pair in pairs],
+        "methods": dict(methods),
+        "distill": {"seeds": list(seeds), "transfer": 100, "recipe": {"epochs": epochs, "validate_every": 5}},
+        **more,
+    }
+    return make_plan(parse(raw, "test"))
+
+
+def write(plan: Plan, scores: Scores | Callable[[StudentJob], float], teacher: float = 97.2) -> None:
+    """Write data manifest, models, studies and evaluations of `plan` below the current folder."""
+    _manifest(plan)
+    for job in plan.teachers:
+        _trained(job, teacher, {"method": "teacher", "teacher": job.network.name, "student": None})
+    for study in plan.studies:
+        _study(study)
+    seeds = plan.params.distill.seeds
+    for student in plan.students:
+        top1 = scores(student) if callable(scores) else scores[student.label][seeds.index(student.seed)]
+        about = {
+            "method": student.label,
+            "teacher": student.teacher.network.name,
+            "student": student.student.name,
+        }
+        _trained(student, top1, about)
+
+
+def _manifest(plan: Plan) -> None:
+    rng = np.random.default_rng(0)
+    n = {"train": 650, "val": 300, "test": TEST}
+    per_class = {split: rng.multinomial(total, np.full(CLASSES, 1 / CLASSES)).tolist() for split, total in n.items()}
+    files.write_json(
+        plan.data.folder / "manifest.json",
+        {
+            "settings": plan.params.dataset.model_dump(mode="json"),
+            "source": {"name": "digits", "about": "handwritten digits", "train": 1797, "test": None},
+            "classes": [str(digit) for digit in range(CLASSES)],
+            "image": {"channels": 1, "height": 8, "width": 8},
+            "mean": [0.305],
+            "std": [0.376],
+            "problems": ["2 of 847 test images are exact copies of train images"],
+            "sha256": SHA,
+            "splits": {
+                split: {
+                    "n": total,
+                    "sha256": SHA,
+                    "per_class": per_class[split],
+                    "indices": list(range(total)),
+                }
+                for split, total in n.items()
+            },
+        },
+    )
+
+
+def _trained(job: TeacherJob | StudentJob, top1: float, about: dict[str, Any]) -> None:
+    rng = np.random.default_rng(abs(hash_of(job.path)))
+    history = _history(job, top1, rng)
+    files.write_text(job.folder / runs.HISTORY, runs.history_text(history))
+    files.write_json(
+        job.folder / runs.METRICS, {"val_top1": history[-1]["val_top1"], "val_nll": 0.3, "train_loss": 0.1}
+    )
+    model = job.path.encode()
+    files.write_bytes(job.folder / runs.MODEL, model)
+    files.write_json(job.folder / runs.RUN, _record(job, about, files.sha256_bytes(model), rng))
+    files.write_json(job.folder / "evaluation.json", _evaluation(job, top1, about, files.sha256_bytes(model), rng))
+
+
+def hash_of(text: str) -> int:
+    """A seed from a name, the same in every process."""
+    return int(files.sha256_bytes(text.encode())[:12], 16)
+
+
+def _record(job: Any, about: dict[str, Any], sha: str, rng: np.random.Generator) -> dict[str, Any]:
+    return {
+        "key": files.digest(job.path),
+        "stage": job.stage,
+        "dataset": "digits",
+        **about,
+        "seed": getattr(job, "seed", 0),
+        "params": job.settings,
+        "inputs": {"data": SHA},
+        "data_sha256": SHA,
+        "git_commit": "3cbde1e6f0c1a5f4a6f4f1d9e1f0c2b3a4d5e6f7",
+        "lock_sha256": "a1" * 32,
+        "versions": {
+            "python": "3.11.2",
+            "torch": "2.13.0",
+            "numpy": "2.4.6",
+            "optuna": "5.0.0",
+            "iakd": "0.1.0",
+        },
+        "device": "cpu",
+        "started": "2025-01-02T03:04:05.000+00:00",
+        "finished": "2025-01-02T03:04:35.000+00:00",
+        "wall_seconds": round(float(rng.uniform(5, 9)), 3),
+        "model_sha256": sha,
+    }
+
+
+def _evaluation(job: Any, top1: float, about: dict[str, Any], sha: str, rng: np.random.Generator) -> dict[str, Any]:
+    wrong = 1 - top1 / 100
+    matrix = np.zeros((CLASSES, CLASSES), dtype=int)
+    for true in range(CLASSES):
+        p = np.full(CLASSES, wrong / (CLASSES - 1))
+        p[true] = 1 - wrong
+        p[(true * 3 + 1) % CLASSES] += wrong / 2
+        matrix[true] = rng.multinomial(TEST // CLASSES, p / p.sum())
+    count = rng.multinomial(TEST, np.linspace(0.2, 4, 15) ** 2 / (np.linspace(0.2, 4, 15) ** 2).sum())
+    centre = (np.arange(15) + 0.5) / 15
+    small = about["student"] is not None
+    return {
+        "dataset": "digits",
+        **about,
+        "seed": job.seed,
+        "model_sha256": sha,
+        "data_sha256": SHA,
+        "top1": top1,
+        "top5": min(100.0, top1 + 4),
+        "nll": 3.4 * wrong + 0.05,
+        "ece": 0.3 * wrong + 0.01,
+        "n": TEST,
+        "per_class_top1": [100 * int(matrix[i, i]) / int(matrix[i].sum()) for i in range(CLASSES)],
+        "confusion": matrix.tolist(),
+        "calibration": {
+            "n": count.tolist(),
+            "confidence": [float(c) if n else None for c, n in zip(centre, count, strict=True)],
+            "top1": [float(c**1.2) if n else None for c, n in zip(centre, count, strict=True)],
+        },
+        "parameters": 78042 if small else 272474,
+        "macs": 786_000 if small else 2_610_000,
+        "latency_ms": float(rng.normal(0.61 if small else 1.6, 0.02)),
+        "images_per_s": float(rng.normal(9600 if small else 3300, 50)),
+        "device": "cpu",
+    }
+
+
+def _history(job: Any, final: float, rng: np.random.Generator) -> list[runs.Row]:
+    epochs, every = job.recipe.epochs, job.recipe.validate_every
+    t = np.arange(1, epochs + 1) / epochs
+    top1 = final - (final - 12) * np.exp(-7 * t) + rng.normal(0, 1.2, epochs) * (1 - t)
+    steps = 2 * np.arange(1, epochs + 1)
+    swaps = _swaps(job, steps - 1, 2 * epochs, rng)
+    history = []
+    for i in range(epochs):
+        row: runs.Row = {
+            "epoch": i + 1,
+            "step": int(steps[i]),
+            "lr": 0.05,
+            "loss": float(2.3 * np.exp(-4 * t[i]) + 0.05),
+            "train_top1": float(min(100, top1[i] + 3)),
+            "val_top1": float(top1[i]) if (i + 1) % every == 0 or i + 1 == epochs else None,
+            "val_nll": float((100 - top1[i]) / 30) if (i + 1) % every == 0 or i + 1 == epochs else None,
+            **{name: float(values[i]) for name, values in swaps.items()},
+            "images_per_s": 9000.0,
+            "seconds": 0.1,
+        }
+        history.append(row)
+    return history
+
+
+def _swaps(job: Any, steps: Any, total: int, rng: np.random.Generator) -> dict[str, Any]:
+    if not isinstance(job, StudentJob | StudyJob) or "iakd" not in job.method.parts:
+        return {}
+    schedule = job.method.iakd.schedule
+    if not isinstance(schedule, Schedule):
+        schedule = Schedule(kind="review", p0=0.34, slope=0.4, solo=0.31)
+    return swap_columns(schedule, steps, total, 3, rng)
+
+
+def swap_columns(schedule: Schedule, steps: Any, total: int, blocks: int, rng: np.random.Generator) -> dict[str, Any]:
+    """p_planned_i and p_drawn_i, one value per epoch of two steps."""
+    p = keep_probabilities(schedule, steps, total, [total * 5 // 8, total * 3 // 4], blocks)
+    drawn = rng.binomial(2, p) / 2
+    planned = {f"p_planned_{i}": p[:, i] for i in range(blocks)}
+    return planned | {f"p_drawn_{i}": drawn[:, i] for i in range(blocks)}
+
+
+def _study(study: StudyJob) -> None:
+    """Trials of random schedules, some of them pruned; the first three are set by hand."""
+    rng = np.random.default_rng(hash_of(study.path))
+    kinds = ["uniform", "linear", "review", "cosine", "step", "sigmoid", "cyclic"]
+    rows = []
+    for number in range(24):
+        kind = kinds[number] if number < 3 else str(rng.choice(kinds))
+        p0, slope, solo = (0.5, 0.0, 0.2) if number < 3 else rng.uniform((0.1, -0.6, 0), (0.9, 0.6, 0.5)).round(3)
+        values = {"kind": kind, "p0": float(p0), "slope": float(slope), "solo": float(solo)}
+        if kind != "uniform":
+            values["p1"] = 1.0 if number < 3 else round(float(rng.uniform(0.7, 1)), 3)
+        score = round(92 - 6 * (p0 - 0.4) ** 2 - 4 * abs(solo - 0.3) + float(rng.normal(0, 0.6)), 3)
+        state = "pruned" if number > 8 and score < 91 else "complete"
+        row = {
+            "number": number,
+            "state": state,
+            "value": score,
+            "origin": "first" if number < 3 else "sampler",
+        }
+        rows.append(row | {name: values.get(name) for name in PARAMETERS} | {"reason": None})
+        epochs = np.arange(1, study.recipe.epochs + 1)[: 30 if state == "pruned" else None]
+        swaps = swap_columns(Schedule(**values), 2 * epochs - 1, 2 * study.recipe.epochs, 3, rng)
+        history: list[runs.Row] = [
+            {"epoch": int(epoch), **{name: float(column[i]) for name, column in swaps.items()}}
+            for i, epoch in enumerate(epochs)
+        ]
+        files.write_text(study.folder / "trials" / f"{number:04d}" / runs.HISTORY, runs.history_text(history))
+    files.write_text(study.folder / "trials.csv", runs.history_text(rows))
+    _journal(study.folder / "study.journal", rows)
+
+
+def _journal(path: Path, rows: list[dict[str, Any]]) -> None:
+    """The study as Optuna keeps it."""
+    ranges: dict[str, Any] = {name: FloatDistribution(-1, 1) for name in PARAMETERS}
+    ranges["kind"] = CategoricalDistribution(["uniform", "linear", "review", "cosine", "step", "sigmoid", "cyclic"])
+    storage = JournalStorage(JournalFileBackend(str(path)))
+    study = optuna.create_study(study_name="fake", direction="maximize", storage=storage)
+    states = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED}
+    for row in rows:
+        params = {name: row[name] for name in PARAMETERS if row[name] is not None}
+        kept = {name: ranges[name] for name in params}
+        study.add_trial(create_trial(state=states[row["state"]], value=row["value"], params=params, distributions=kept))
+
+
+METHODS: dict[str, Any] = {
+    "scratch": {},
+    "scratch-init": {"method": "scratch", "init": "teacher"},
+    "kd": {},
+    "iakd-uniform": {"method": "iakd", "iakd": {"schedule": {"kind": "uniform", "p0": 0.5}}},
+    "iakd-linear": {"method": "iakd"},
+    "iakd-review": {"method": "iakd", "iakd": {"schedule": {"kind": "review"}}},
+    "iakd-tuned": {"method": "iakd", "iakd": {"schedule": "tuned"}},
+    "iakd+kd": {"iakd": {"stem": "teacher", "head": "teacher"}},
+}
+LEVELS = [89.1, 95.6, 94.6, 86.8, 91.9, 92.1, 93.0, 95.2]
+
+
+def example(pairs: int = 1, methods: int = 8) -> Plan:
+    """Write a plausible experiment below the current folder."""
+    teachers = ["resnet20", "resnet56", "resnet110"][:pairs]
+    labels = dict(METHODS)
+    for i in range(methods - len(METHODS)):
+        solo = round(0.05 * (i % 10), 2)
+        p0 = round(0.1 + 0.04 * i, 2)
+        labels[f"iakd-linear-{i:02d}"] = {"method": "iakd", "iakd": {"schedule": {"p0": p0, "solo": solo}}}
+    result = plan(labels, pairs=[(teacher, "resnet8") for teacher in teachers])
+    order = list(labels)
+
+    def score(job: StudentJob) -> float:
+        rng = np.random.default_rng(hash_of(job.path))
+        position = order.index(job.label)
+        level = LEVELS[position] if position < len(LEVELS) else 87 + 8 * rng.random()
+        return round(float(level + rng.normal(0, 0.6)) * TEST / 100) / TEST * 100
+
+    write(result, score)
+    return result
