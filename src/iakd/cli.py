@@ -1,10 +1,12 @@
 """The command line: one subcommand per stage. Imports lazily, so that help comes at once."""
 
+import contextlib
 import errno
 import logging
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -41,11 +43,15 @@ def _plan(params: Path, changes: list[str]) -> "Plan":
     return make_plan(load(params, changes))
 
 
-def _watch(plan: "Plan") -> None:
-    """Let a process of its own show this command's runs in MLflow while they run."""
+@contextlib.contextmanager
+def _training(plan: "Plan") -> Iterator[None]:
+    """Have a process of its own show this command's runs in MLflow while they run, and keep a GPU for it."""
+    from iakd import devices
     from iakd.tracking.launch import launch
 
     launch(plan.params)
+    with devices.claim(plan.params.compute):
+        yield
 
 
 def _products(paths: list[Path]) -> None:
@@ -71,11 +77,13 @@ def teach(
 ) -> None:
     """Train the teachers."""
     plan = _plan(params, changes)
-    _watch(plan)
     from iakd.plan import select
-    from iakd.stages.teach import run
 
-    _products([run(plan, job) for job in select(plan.teachers, "teacher", teacher=teacher, seed=seed)])
+    jobs = select(plan.teachers, "teacher", teacher=teacher, seed=seed)
+    with _training(plan):
+        from iakd.stages.teach import run
+
+        _products([run(plan, job) for job in jobs])
 
 
 @app.command()
@@ -86,11 +94,13 @@ def tune(
 ) -> None:
     """Search for a swap-probability schedule with Optuna."""
     plan = _plan(params, changes)
-    _watch(plan)
     from iakd.plan import select
-    from iakd.stages.tune import run
 
-    _products([run(plan, job) for job in select(plan.studies, "study", pair=pair)])
+    jobs = select(plan.studies, "study", pair=pair)
+    with _training(plan):
+        from iakd.stages.tune import run
+
+        _products([run(plan, job) for job in jobs])
 
 
 @app.command()
@@ -103,11 +113,13 @@ def distill(
 ) -> None:
     """Train the students."""
     plan = _plan(params, changes)
-    _watch(plan)
     from iakd.plan import select
-    from iakd.stages.distill import run
 
-    _products([run(plan, job) for job in select(plan.students, "student", pair=pair, method=method, seed=seed)])
+    jobs = select(plan.students, "student", pair=pair, method=method, seed=seed)
+    with _training(plan):
+        from iakd.stages.distill import run
+
+        _products([run(plan, job) for job in jobs])
 
 
 @app.command()
@@ -118,9 +130,12 @@ def evaluate(
 ) -> None:
     """Evaluate finished models on the test set, once each, and sum up the comparison."""
     plan = _plan(params, changes)
-    from iakd.stages.evaluate import evaluate_run, run
+    from iakd import devices
 
-    _products([evaluate_run(plan, model) if model else run(plan)])
+    with devices.claim(plan.params.compute):
+        from iakd.stages.evaluate import evaluate_run, run
+
+        _products([evaluate_run(plan, model) if model else run(plan)])
 
 
 @app.command()

@@ -70,7 +70,7 @@ class StudentTrainer:
 
     def run(self, number: int, schedule: Schedule) -> runs.Run:
         """The run of trial `number`."""
-        from iakd.stages.distill import student_run
+        from iakd.students import student_run
 
         path = f"{self.job.path}/{trial_path(number)}"
         seed = SEEDS_OF_STUDENTS + self.plan.params.tune.seed
@@ -90,7 +90,7 @@ class StudentTrainer:
         self, run: runs.Run, schedule: Schedule, on_validation: "OnValidation"
     ) -> tuple[list[runs.Row], dict[str, Any]]:
         """Train to the end; history and metrics."""
-        from iakd.stages.distill import train_student
+        from iakd.students import train_student
 
         history, metrics, _ = train_student(run, self.plan, self.job, schedule, self.store, on_validation)
         return history, metrics
