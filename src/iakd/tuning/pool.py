@@ -1,0 +1,136 @@
+"""The processes that run a study's trials: they get one number at a time and are replaced when they die."""
+
+import fcntl
+import multiprocessing
+import signal
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import TracebackType
+
+from iakd.errors import RunFailed
+from iakd.tuning.shared import SharedStudy
+from iakd.tuning.worker import Task, work
+
+DEATHS = 3  # at one trial; then it is the trial's fault
+SECONDS_TO_END = 2.0  # for a checkpoint
+SECONDS_FOR_ORPHANS = 60.0
+
+
+@dataclass
+class Worker:
+    """A process and the trial it is at."""
+
+    process: BaseProcess
+    pipe: Connection
+    number: int | None = None
+
+
+class Pool:
+    """`with Pool(task, study, workers) as pool: pool.run(numbers, done)`; afterwards no process is left."""
+
+    def __init__(self, task: Task, study: SharedStudy, workers: int) -> None:
+        self._task = task
+        self._study = study
+        self._size = workers
+        self._workers: list[Worker] = []
+        self._deaths: Counter[int] = Counter()
+
+    def __enter__(self) -> "Pool":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for worker in self._workers:
+            worker.process.terminate()
+        deadline = time.monotonic() + SECONDS_TO_END
+        for worker in self._workers:
+            worker.process.join(max(0.0, deadline - time.monotonic()))
+            worker.process.kill()
+            worker.process.join()
+            worker.pipe.close()
+
+    def run(self, numbers: list[int], done: Callable[[int], None]) -> None:
+        """Run these waiting trials; `done(number)` is called after each.
+
+        Raises what a worker raises, and RunFailed where workers keep dying at one trial.
+        """
+        todo = deque(numbers)
+        while todo or any(worker.number is not None for worker in self._workers):
+            self._hand_out(todo)
+            busy = {worker.pipe: worker for worker in self._workers if worker.number is not None}
+            for pipe in wait(list(busy)):
+                worker = busy[pipe]  # type: ignore[index]  # only pipes were waited for
+                number, worker.number = worker.number, None
+                assert number is not None
+                if self._ended(worker) or self._bury(worker, number):
+                    done(number)
+                else:
+                    todo.appendleft(number)
+
+    def _hand_out(self, todo: deque[int]) -> None:
+        idle = [worker for worker in self._workers if worker.number is None]
+        while todo and (idle or len(self._workers) < self._size):
+            worker = idle.pop() if idle else self._start()
+            worker.number = todo.popleft()
+            try:
+                worker.pipe.send(worker.number)
+            except OSError:  # it died while it was idle; reading from its pipe will tell
+                continue
+
+    def _start(self) -> Worker:
+        context = multiprocessing.get_context("spawn")  # a fork would share the parent's threads and connections
+        ours, theirs = context.Pipe()
+        process = context.Process(target=work, args=(self._task, theirs), daemon=True)
+        # Ctrl-C on a terminal reaches the whole group, but only the parent may act on it
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+        theirs.close()  # so that the end of the process is the end of the pipe
+        self._workers.append(Worker(process, ours))
+        return self._workers[-1]
+
+    def _ended(self, worker: Worker) -> bool:
+        """Whether the worker's trial ended; False where the process died."""
+        try:
+            message = worker.pipe.recv()
+        except (EOFError, OSError):
+            return False
+        if isinstance(message, BaseException):
+            raise message
+        return True
+
+    def _bury(self, worker: Worker, number: int) -> bool:
+        """Forget a dead worker; whether its trial had ended nevertheless. If not, the trial waits again."""
+        worker.process.join()
+        worker.pipe.close()
+        self._workers.remove(worker)
+        self._deaths[number] += 1
+        if self._deaths[number] == DEATHS:
+            raise RunFailed(
+                f"{self._task.job.path}: trial {number}: its process was killed {DEATHS} times "
+                f"(exit code {worker.process.exitcode}); is there enough memory for {self._size} workers?"
+            )
+        self._study.requeue(number)
+        return self._study.records()[number].finished
+
+
+def wait_for_orphans(lock: Path) -> None:
+    """Wait until no worker of an earlier, killed study can write any more; they end by themselves."""
+    deadline = time.monotonic() + SECONDS_FOR_ORPHANS
+    with lock.open("a") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise RunFailed(
+                        f"{lock}: workers of an earlier study are still alive; end them, then run again"
+                    ) from None
+                time.sleep(0.05)

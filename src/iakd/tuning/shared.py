@@ -1,0 +1,158 @@
+"""The study that all processes share, in a journal file or PostgreSQL; Optuna's own tools can read it."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.pruners import NopPruner
+from optuna.samplers import RandomSampler
+from optuna.storages import BaseStorage, RDBStorage
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from iakd.errors import RunFailed, UserError
+from iakd.tuning.journal import open_journal
+from iakd.tuning.proposals import STATES
+from iakd.tuning.records import Record
+
+NAMES = {
+    **{state: name for name, state in STATES.items()},
+    TrialState.RUNNING: "running",
+    TrialState.WAITING: "waiting",
+}
+CREATION_LOCK = 0x69616B64  # of PostgreSQL's advisory locks
+
+
+class SharedStudy:
+    """The trials of a study; decides nothing (see `proposals`)."""
+
+    def __init__(self, storage: BaseStorage, name: str) -> None:
+        # the sampler and the pruner of this study are never asked
+        self._study = optuna.load_study(
+            study_name=name, storage=storage, sampler=RandomSampler(seed=0), pruner=NopPruner()
+        )
+        self.name = name
+        self._storage = storage
+        self._id = storage.get_study_id_from_name(name)
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What was noted about the study as a whole."""
+        return self._study.user_attrs
+
+    def note(self, name: str, value: Any) -> None:
+        """Note something about the study as a whole."""
+        self._study.set_user_attr(name, value)
+
+    def records(self) -> list[Record]:
+        """All trials in order of their numbers."""
+        return [_record(trial) for trial in self._study.get_trials(deepcopy=False)]
+
+    def enqueue(self, values: dict[str, Any], origin: str) -> None:
+        """Append a waiting trial with these parameters."""
+        self._study.enqueue_trial(values, user_attrs={"values": values, "origin": origin})
+
+    def claim(self, number: int) -> Trial:
+        """Mark trial `number` as running and return it; who runs which trial is the pool's decision."""
+        self._study.get_trials(deepcopy=False)  # a trial can only be named once its study was read
+        trial_id = self._trial_id(number)
+        self._storage.set_trial_state_values(trial_id, TrialState.RUNNING)
+        return Trial(self._study, trial_id)
+
+    def requeue(self, number: int) -> None:
+        """Mark a running trial as waiting: its process is gone."""
+        if self.records()[number].state == "running":
+            self._storage.set_trial_state_values(self._trial_id(number), TrialState.WAITING)
+
+    def tell(self, trial: Trial, state: str, value: float | None, reason: str | None, memory: dict[str, Any]) -> None:
+        """Finish a trial."""
+        if memory:
+            trial.set_user_attr("memory", memory)
+        if reason:
+            trial.set_user_attr("reason", reason)
+        self._study.tell(trial, value if state == "complete" else None, state=STATES[state])
+
+    def copy_to(self, path: Path) -> None:
+        """Write all of the study to a new journal file."""
+        optuna.copy_study(from_study_name=self.name, from_storage=self._storage, to_storage=open_journal(path))
+
+    def _trial_id(self, number: int) -> int:
+        return self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
+
+
+def _record(trial: FrozenTrial) -> Record:
+    return Record(
+        number=trial.number,
+        state=NAMES[trial.state],
+        values=trial.user_attrs["values"],
+        origin=trial.user_attrs["origin"],
+        value=trial.value,
+        reports=trial.intermediate_values,
+        memory=trial.user_attrs.get("memory", {}),
+        reason=trial.user_attrs.get("reason"),
+    )
+
+
+@contextlib.contextmanager
+def study_storage(address: str | None, journal: Path, create: str | None = None) -> Iterator[BaseStorage]:
+    """The storage at `address`, or in the file `journal`; with the study `create` in it, if that is given.
+
+    Only one process may create a study. Raises UserError where the address is unusable, RunFailed where the
+    database fails.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if address is None:
+        storage: BaseStorage = open_journal(journal)
+        if create:
+            _create(storage, create)
+        yield storage
+        return
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        database = _open_database(address, create)
+        try:
+            yield database
+        finally:
+            database.remove_session()
+            database.engine.dispose()
+    except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
+        cause = str(error.__cause__ or error).splitlines()[0]
+        raise RunFailed(f"tune.storage: the database fails ({cause}); run again and the study goes on") from error
+
+
+def _create(storage: BaseStorage, name: str) -> None:
+    optuna.create_study(
+        study_name=name,
+        storage=storage,
+        direction="maximize",
+        sampler=RandomSampler(seed=0),
+        pruner=NopPruner(),
+        load_if_exists=True,
+    )
+
+
+def _open_database(address: str, create: str | None) -> RDBStorage:
+    """The database at `address`; where several studies meet in an empty one, only one may make the tables."""
+    import sqlalchemy
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        engine = sqlalchemy.create_engine(address)
+    except (SQLAlchemyError, ImportError) as error:
+        raise UserError(
+            f"tune.storage: {error}; expected postgresql+psycopg://USER@HOST/DATABASE, and iakd[postgres]"
+        ) from None
+    try:
+        with engine.connect() as connection:
+            connection.execute(sqlalchemy.text("select pg_advisory_lock(:key)"), {"key": CREATION_LOCK})
+            storage = RDBStorage(address, heartbeat_interval=None)
+            if create:
+                _create(storage, create)
+            return storage
+    except sqlalchemy.exc.OperationalError as error:
+        place = engine.url.render_as_string(hide_password=True)
+        raise UserError(f"tune.storage: cannot reach {place}: {str(error.orig).splitlines()[0]}") from None
+    finally:
+        engine.dispose()
