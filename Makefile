@@ -1,6 +1,6 @@
 # `make` lists what there is. Nothing has to be activated: every recipe uses .venv, which is made on first use.
 .DEFAULT_GOAL := help
-.PHONY: help run adopt test lint format lock schema mlflow clean
+.PHONY: help run adopt test lint format lock schema plots mlflow clean
 SHELL := bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
@@ -46,6 +46,9 @@ lock: .venv/ready ## write requirements.lock anew from pyproject.toml
 
 schema: .venv/ready ## write the JSON schema of params.yaml anew
 	iakd schema > workflow/schemas/params.schema.json
+
+plots: .venv/ready ## DVC's plots as a page that needs no network
+	@python tools/plots.py $(ARGS)
 
 mlflow: .venv/ready ## MLflow's pages at http://127.0.0.1:5000 (PORT=… for another one)
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --backend-store-uri sqlite:///mlflow.db \

@@ -1,0 +1,26 @@
+"""`dvc plots show` without a network: the page loads the drawing libraries that are installed with Snakemake."""
+
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+TEMPLATE = Path(".dvc/tmp/plots.html")
+PAGE = """<!DOCTYPE html>
+<html>
+<head><meta charset="utf-8">{{refresh_tag}}<title>DVC plots</title>{scripts}</head>
+<body>{{plot_divs}}</body>
+</html>
+"""
+
+
+def main() -> int:
+    assets = files("snakemake.assets") / "data"
+    scripts = [Path(str(assets / name / f"{name}.js")).as_uri() for name in ("vega", "vega-lite", "vega-embed")]
+    TEMPLATE.parent.mkdir(parents=True, exist_ok=True)
+    TEMPLATE.write_text(PAGE.format(scripts="".join(f'<script src="{uri}"></script>' for uri in scripts)))
+    return subprocess.call(["dvc", "plots", "show", "--html-template", str(TEMPLATE.resolve()), *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
