@@ -111,6 +111,6 @@ def test_every_experiment_can_be_read(path: Path) -> None:
 
 def test_params_yaml_shows_every_section_and_explains_it() -> None:
     text = DEFAULT.read_text()
-    assert set(yaml.safe_load(text)) == set(Params.model_fields) - {"pairs"}
+    assert set(yaml.safe_load(text)) == set(Params.model_fields)
     for section in text.split("\n\n")[1:]:
         assert "#" in section or section.startswith("evaluate"), section
