@@ -106,7 +106,10 @@ def svg(figure: Figure) -> str:
     """The figure as a stand-alone SVG document."""
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    return re.sub(r" +\n", "\n", out.getvalue())
+    text = re.sub(r" +\n", "\n", out.getvalue())
+    # matplotlib makes some ids of memory addresses; numbered in order of appearance they are the same every time
+    ids = {name: f"d{n}" for n, name in enumerate(re.findall(r'id="([a-z][0-9a-f]{10})"', text))}
+    return re.sub(r'(id="|#)([a-z][0-9a-f]{10})(?=["\)])', lambda m: m[1] + ids.get(m[2], m[2]), text)
 
 
 def write_png(figure: Figure, path: Path) -> None:

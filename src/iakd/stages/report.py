@@ -20,10 +20,8 @@ def run(plan: Plan) -> Path:
     studies = [_study(job) for job in plan.studies]
     folder = plan.report / "figures"
     with style.drawing():
-        first = accuracy.draw(compared)
-        style.write_png(first, folder / "accuracy.png")
         drawn = {
-            "accuracy": first,
+            "accuracy": accuracy.draw(compared),
             "curves": curves.draw(compared),
             "swaps": swaps.draw(compared),
             "tuning": tuning.draw(studies),
@@ -31,6 +29,7 @@ def run(plan: Plan) -> Path:
             "confusion": confusion.draw(compared, manifest["classes"]),
         }
         figures = {name: style.write(figure, folder, name) for name, figure in drawn.items()}
+        style.write_png(drawn["accuracy"], folder / "accuracy.png")
     files.write_text(plan.report / "tables.csv", runs.history_text(tables.summary(compared)))
     files.write_text(plan.report / "tables.md", tables.markdown(compared))
     files.write_text(plan.report / "report.html", page.render(compared, studies, manifest, figures))

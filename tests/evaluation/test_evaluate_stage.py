@@ -1,0 +1,195 @@
+"""What `iakd evaluate` writes, refuses and leaves alone, on real data and untrained networks."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from iakd import models, runs
+from iakd.data.batches import Resident
+from iakd.data.store import Store
+from iakd.errors import UserError
+from iakd.models.network import initialise
+from iakd.params import parse
+from iakd.plan import Plan, TeacherJob, make_plan
+from iakd.stages import prepare
+from iakd.stages.evaluate import evaluate_run, run
+from iakd.training.evaluation import predict
+
+SPEEDS = ("latency_ms", "images_per_s")
+CONTRACT = {
+    *("top1", "top5", "nll", "ece", "n", "per_class_top1", "confusion", "parameters", "macs", *SPEEDS),
+    *("seed", "method", "teacher", "student", "dataset", "model_sha256", "data_sha256"),
+}
+
+
+def small_plan(**more: object) -> Plan:
+    raw = {
+        "teachers": [{"arch": "resnet8", "width": 4}],
+        "students": [{"arch": "resnet8", "width": 2}],
+        "methods": {"scratch": {}, "iakd": {}},
+        "distill": {"seeds": [0, 1]},
+        "evaluate": {"latency_runs": 2},
+        "compute": {"device": "cpu"},
+    }
+    return make_plan(parse({**raw, **more}, "test"))
+
+
+def finish(plan: Plan, job: object, store: Store) -> None:
+    """Publish a network as its training would."""
+    network = models.build(job.network if isinstance(job, TeacherJob) else job.student, 1, 10)
+    initialise(network, torch.Generator().manual_seed(job.seed))
+    inputs = {"data": store.sha256}
+    attempt = runs.Run(job.path, job.stage, job.key, job.settings, job.seed, {"dataset": "digits"}, inputs)
+    history: list[runs.Row] = [{"epoch": 1, "loss": 2.3, "val_top1": 10.0}, {"epoch": 2, "loss": 2.2, "val_top1": None}]
+    with attempt.open():
+        attempt.finish(history, {"val_top1": 10.0}, models.save_weights(network))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        plan = small_plan()
+        prepare.run(plan)
+        store = Store.open(plan.data.folder)
+        for job in plan.trained:
+            finish(plan, job, store)
+    return folder
+
+
+@pytest.fixture
+def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: Path) -> Plan:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return small_plan()
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+def test_one_model(plan):
+    job = plan.students[-1]
+    path = evaluate_run(plan, job.folder)
+    found = read(path)
+    assert path == job.folder / "evaluation.json"
+    assert set(found) >= CONTRACT
+    names = {name: found[name] for name in ("dataset", "teacher", "student", "method", "seed")}
+    assert names == {
+        "dataset": "digits", "teacher": "resnet8w4", "student": "resnet8w2", "method": "iakd", "seed": 1
+    }  # fmt: skip
+    store = Store.open(plan.data.folder)
+    network = models.build(job.student, 1, 10)
+    models.load_weights(network, (job.folder / runs.MODEL).read_bytes(), "")
+    logits, labels = predict(
+        network, Resident(store.images("test"), store.labels("test"), store.mean, store.std, "cpu"), 99
+    )
+    assert found["n"] == len(labels) == 847
+    assert found["top1"] == pytest.approx(100 * (logits.argmax(1) == labels).double().mean().item())
+    assert found["data_sha256"] == store.sha256
+
+
+def test_teacher_is_named_so(plan):
+    found = read(evaluate_run(plan, plan.teachers[0].folder))
+    assert (found["method"], found["teacher"], found["student"]) == ("teacher", "resnet8w4", None)
+
+
+def test_same_bits_but_for_the_speeds(plan):
+    path = evaluate_run(plan, plan.students[0].folder)
+    first = read(path)
+    path.unlink()
+    second = read(evaluate_run(plan, plan.students[0].folder))
+    assert {k: v for k, v in first.items() if k not in SPEEDS} == {k: v for k, v in second.items() if k not in SPEEDS}
+
+
+def test_test_set_is_touched_once(plan, monkeypatch):
+    path = evaluate_run(plan, plan.students[0].folder)
+    before = path.read_bytes()
+
+    def touched(*_):
+        raise AssertionError("the test images were read again")
+
+    monkeypatch.setattr("iakd.evaluation.model.predict", touched)
+    assert evaluate_run(plan, plan.students[0].folder.resolve()) == path  # however the folder is spelled
+    assert path.read_bytes() == before
+    with pytest.raises(AssertionError, match="again"):
+        evaluate_run(plan, plan.students[1].folder)
+
+
+def test_a_new_model_is_evaluated_anew(plan):
+    job = plan.students[0]
+    old = read(evaluate_run(plan, job.folder))
+    (job.folder / runs.MODEL).write_bytes((plan.students[1].folder / runs.MODEL).read_bytes())
+    record = read(job.folder / runs.RUN)
+    record["model_sha256"] = read(plan.students[1].folder / runs.RUN)["model_sha256"]
+    (job.folder / runs.RUN).write_text(json.dumps(record))
+    new = read(evaluate_run(plan, job.folder))
+    assert new["model_sha256"] != old["model_sha256"] and new["nll"] != old["nll"]
+
+
+def test_damaged_weights(plan):
+    path = plan.students[0].folder / runs.MODEL
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"model\.safetensors is damaged"):
+        evaluate_run(plan, path.parent)
+
+
+def test_foreign_folder(plan):
+    with pytest.raises(UserError, match=r"no model of these settings \(did you mean 'results/digits/students/.*seed1"):
+        evaluate_run(plan, Path("results/digits/students/resnet8w4-resnet8w2/iakd/seed11"))
+
+
+def test_model_of_other_settings(plan):
+    changed = small_plan(distill={"seeds": [0, 1], "recipe": {"lr": 0.01}})
+    with pytest.raises(
+        UserError, match=r"other settings: run `iakd distill --pair resnet8w4-resnet8w2 --method iakd --seed 0`"
+    ):
+        evaluate_run(changed, plan.students[2].folder)
+
+
+def test_model_of_other_data(plan):
+    path = plan.students[0].folder / runs.RUN
+    path.write_text(json.dumps({**read(path), "data_sha256": "0" * 64}))
+    with pytest.raises(UserError, match="other data"):
+        evaluate_run(plan, path.parent)
+
+
+def test_summary(plan):
+    folder = run(plan)
+    assert folder == Path("results/digits/evaluation")
+    with (folder / "runs.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["method"] for row in rows] == ["teacher", "scratch", "scratch", "iakd", "iakd"]
+    evaluations = [read(Path(row["folder"]) / "evaluation.json") for row in rows]
+    assert [float(row["top1"]) for row in rows] == pytest.approx([e["top1"] for e in evaluations], abs=1e-4)
+    metrics = read(folder / "metrics.json")["resnet8w4-resnet8w2"]
+    mean = (evaluations[3]["top1"] + evaluations[4]["top1"]) / 2
+    assert metrics["iakd"]["top1"] == pytest.approx(mean, abs=1e-4) and metrics["iakd"]["n"] == 2
+    assert "std" not in metrics["teacher"]
+    curves = (folder / "curves.csv").read_text().splitlines()
+    assert curves[0] == "teacher,student,method,seed,epoch,val_top1,loss"
+    assert len(curves) == 1 + 4  # the epoch without a validation is left out
+    before = {path: path.read_bytes() for path in Path("results").rglob("*") if path.is_file()}
+    run(plan)
+    assert {path: path.read_bytes() for path in Path("results").rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("position", "command"),
+    [
+        (0, "iakd teach --teacher resnet8w4 --seed 0"),
+        (2, "iakd distill --pair resnet8w4-resnet8w2 --method scratch --seed 1"),
+    ],
+)
+def test_missing_model_names_what_makes_it(plan, position, command):
+    (plan.trained[position].folder / runs.RUN).unlink()
+    with pytest.raises(UserError, match=f"no finished model: run `{command}`"):
+        run(plan)
+    assert not list(Path("results").rglob("evaluation.json"))

@@ -1,0 +1,242 @@
+"""The report as files: complete, self-contained, the same every time, and true to the evaluations."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import fake
+import pytest
+import yaml
+
+from iakd import runs
+from iakd.errors import UserError
+from iakd.params import parse
+from iakd.plan import make_plan
+from iakd.reporting import comparison, tables
+from iakd.reporting.origins import settings_text
+from iakd.stages import evaluate
+from iakd.stages.report import run
+
+FIGURES = {"accuracy", "curves", "swaps", "tuning", "calibration", "confusion"}
+
+
+VOID = {"meta", "br", "col", "img", "link", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Tags still open, addresses that a browser would load, and the ids and references of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.loaded: list[str] = []
+        self.ids: list[str] = []
+        self.targets: set[str] = set()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        if tag not in VOID:
+            self.open.append(tag)
+        self._note(dict(attributes))
+
+    def handle_startendtag(self, tag, attributes):
+        self._note(dict(attributes))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def _note(self, attributes):
+        self.ids += [attributes["id"]] if "id" in attributes else []
+        for name in ("src", "href", "xlink:href", "data", "action", "poster", "srcset"):
+            value = attributes.get(name)
+            if value and value.startswith("#"):
+                self.targets.add(value[1:])
+            elif value:
+                self.loaded.append(value)
+        for value in attributes.values():
+            self.targets |= set(re.findall(r"url\(#([^)]+)\)", value or ""))
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_complete_self_contained_and_repeatable(example):
+    first = files_below(example.report)
+    assert run(example) == Path("results/digits/report/report.html")
+    assert files_below(example.report) == first
+    text = first["report.html"].decode()
+    page = Page(text)
+    assert page.open == []
+    assert page.loaded == []
+    assert not re.search(r"@import|url\((?!#)|<script|<link", text)
+    assert len(page.ids) == len(set(page.ids))
+    assert page.targets <= set(page.ids)
+    assert len(text.encode()) < 2_000_000
+    assert set(first) == {"report.html", "tables.csv", "tables.md", "figures/accuracy.png"} | {
+        f"figures/{name}.svg" for name in FIGURES
+    }
+
+
+def test_another_process_writes_the_same_bytes_without_torch(example, tmp_path):
+    first = files_below(example.report)
+    (tmp_path / "settings.yaml").write_text(settings_text(example.params))
+    code = """
+import sys, yaml
+from iakd.params import parse
+from iakd.plan import make_plan
+from iakd.stages.report import run
+run(make_plan(parse(yaml.safe_load(open("settings.yaml")), "test")))
+print(*{"torch", "mlflow"} & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
+    assert files_below(example.report) == first
+
+
+def test_tables_say_what_the_evaluations_say(example):
+    summary = runs.history_text(tables.summary(comparison.read(example)))  # as the evaluation stage writes it
+    assert (example.report / "tables.csv").read_text() == summary
+    with (example.report / "tables.csv").open() as file:
+        rows = {row["method"]: row for row in csv.DictReader(file)}
+    assert set(rows) == {"teacher", *example.params.methods}
+    top1 = {
+        label: [
+            json.loads((job.folder / "evaluation.json").read_text())["top1"]
+            for job in example.students
+            if job.label == label
+        ]
+        for label in example.params.methods
+    }
+    for label, values in top1.items():
+        assert float(rows[label]["top1_mean"]) == pytest.approx(sum(values) / 3, abs=1e-4)
+    gain = sum(a - b for a, b in zip(top1["iakd-tuned"], top1["kd"], strict=True)) / 3
+    assert float(rows["iakd-tuned"]["gain_kd"]) == pytest.approx(gain, abs=1e-4)
+    assert rows["kd"]["gain_kd"] == ""
+    order = [float(row["top1_mean"]) for label, row in rows.items() if label != "teacher"]
+    assert order == sorted(order, reverse=True)
+    markdown = (example.report / "tables.md").read_text()
+    assert f"{sum(top1['kd']) / 3:.1f} ± " in markdown
+
+
+def test_page_shows_the_outcome_and_where_it_comes_from(example):
+    text = (example.report / "report.html").read_text()
+    record = json.loads((example.students[0].folder / "run.json").read_text())
+    for wanted in (
+        "Interactive knowledge distillation",
+        "No certain winner: scratch-init leads by",
+        record["git_commit"],
+        record["lock_sha256"],
+        "torch 2.13.0",
+        "2 of 847 test images are exact copies of train images",
+        "Students see 100 of the training images",
+    ):
+        assert wanted in text, wanted
+
+
+def test_settings_on_the_page_give_the_same_plan(example):
+    text = settings_text(example.params)
+    again = make_plan(parse(yaml.safe_load(text), "page"))
+    assert again == example
+
+
+def test_passwords_do_not_reach_the_page(example):
+    params = parse(
+        {
+            **example.params.model_dump(mode="json", exclude={"methods", "tracking"}),
+            "methods": {"scratch": {}},
+            "tracking": {"uri": "https://user:s3cret@host/path"},
+        },
+        "test",
+    )
+    text = settings_text(params)
+    assert "s3cret" not in text and "https://user:…@host/path" in text
+
+
+def test_figures_are_well_formed_and_themeable(example):
+    text = (example.report / "report.html").read_text()
+    for name in FIGURES:
+        ElementTree.parse(example.report / "figures" / f"{name}.svg")  # raises where it is not XML
+    inline = re.findall(r"<figure.*?</figure>", text, flags=re.DOTALL)
+    assert len(inline) == 5
+    for figure in inline:
+        assert "var(--ink)" in figure
+        assert not re.search(r"#(1b2330|ffffff|646e7b|0a69ab)", figure)
+
+
+def test_without_a_study_and_without_swaps(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plan = fake.plan({"scratch": {}, "kd": {}}, seeds=[0], epochs=5)
+    fake.write(plan, {"scratch": [80.0], "kd": [90.0]})
+    text = run(plan).read_text()
+    assert "kd leads by 10.0 points, but one seed proves nothing" in text
+    assert "The search for a schedule" not in text
+    assert "No study in this experiment" in (plan.report / "figures" / "tuning.svg").read_text()
+    assert "No method of this experiment swaps blocks" in (plan.report / "figures" / "swaps.svg").read_text()
+
+
+def test_failed_method_does_not_flatten_the_others(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    labels = ["scratch", "kd", "a", "b", "c", "iakd"]
+    plan = fake.plan(
+        {label: {} if label in ("scratch", "kd", "iakd") else {"method": "kd"} for label in labels}, epochs=5
+    )
+    fake.write(
+        plan, {**{label: [90 + i, 90.5 + i, 91 + i] for i, label in enumerate(labels)}, "iakd": [10.0, 11.0, 10.5]}
+    )
+    text = run(plan).read_text()
+    assert "◂" in re.search(r'<table class="key">.*?</table>', text, flags=re.DOTALL)[0]
+    assert "◂ 10.5" in (plan.report / "figures" / "accuracy.svg").read_text()
+
+
+def test_many_classes(example):
+    """With a hundred classes the matrix gives way to a list, and the data table to totals."""
+    names = [f"class {i} of a long name" for i in range(100)]
+    path = example.data.folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["classes"] = names
+    for split in manifest["splits"].values():
+        split["per_class"] = [1] * 100
+    path.write_text(json.dumps(manifest))
+    for job in example.trained:
+        path = job.folder / "evaluation.json"
+        evaluation = json.loads(path.read_text())
+        evaluation["confusion"] = [[9 * (i == j) + (j == (i + 1) % 100) for j in range(100)] for i in range(100)]
+        evaluation["per_class_top1"] = [None if i == 3 else 90.0 for i in range(100)]
+        path.write_text(json.dumps(evaluation))
+    text = run(example).read_text()
+    assert "most frequent mistakes" in text
+    assert '<td>train</td><td class="r">650</td></tr>' in text
+
+
+def test_script_in_a_name_is_only_text(example):
+    path = example.data.folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["classes"][0] = manifest["problems"][0] = "<script>alert(1)</script>"
+    path.write_text(json.dumps(manifest))
+    assert "<script" not in run(example).read_text()
+
+
+@pytest.mark.parametrize("name", ["evaluation.json", "run.json"])
+def test_missing_evaluation(example, name):
+    path = example.students[3].folder / name
+    path.unlink()
+    with pytest.raises(UserError, match=re.escape(f"{path} does not exist: run `iakd evaluate`")):
+        run(example)
+
+
+def test_evaluation_of_an_older_model(example):
+    path = example.students[3].folder / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_sha256": "0" * 64}))
+    with pytest.raises(UserError, match="of an older model: run `iakd evaluate`"):
+        run(example)
+
+
+def test_evaluate_stage_asks_for_data_first(example):
+    with pytest.raises(UserError, match="prepare"):
+        evaluate.run(example)

@@ -1,0 +1,51 @@
+"""Numbers and settings in words."""
+
+import pytest
+
+from iakd.params import Method
+from iakd.reporting import words
+from iakd.reporting.statistics import Difference
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(1.26, "+1.3"), (-1.26, "−1.3"), (0.0, "0.0"), (-0.04, "0.0"), (0.04, "0.0"), (0.06, "+0.1")]
+)
+def test_signed(value, text):
+    assert words.signed(value, 1) == text
+
+
+def test_a_certain_bound_is_not_rounded_to_zero():
+    assert words.interval(Difference(3, -1.1, -2.25, -0.03, 0.04), 1) == "−2.25 to −0.03"
+    assert words.interval(Difference(3, -1.1, -2.25, 0.03, 0.06), 1) == "−2.2 to 0.0"
+    assert words.interval(Difference(1, 4.0, None, None, None), 1) == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(78042, "78.0 k"), (269722, "270 k"), (40_800_000, "40.8 M"), (1.5e9, "1.50 G"), (12, "12")]
+)
+def test_count(value, text):
+    assert words.count(value) == text
+
+
+def test_factor():
+    assert words.factor(270, 78, "fewer", "more") == "3.5× fewer"
+    assert words.factor(100, 150, "fewer", "more") == "1.5× more"
+    assert words.factor(100, 100, "fewer", "more") == "the same"
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"method": "scratch", "init": "teacher"}, "labels only; starts from the teacher"),
+        ({"method": "kd", "kd": {"temperature": 2}}, "teacher's outputs, T = 2"),
+        ({"method": "iakd", "iakd": {"schedule": {"kind": "uniform", "p0": 0.7}}}, "uniform p = 0.7"),
+        (
+            {"method": "iakd+kd", "iakd": {"schedule": {"kind": "linear", "slope": -0.3}, "head": "teacher"}},
+            "linear p 0.5 → 1, tilt −0.3, the teacher's head; teacher's outputs, T = 4",
+        ),
+        ({"method": "iakd", "iakd": {"schedule": "tuned"}}, "schedule found by Optuna"),
+        ({"method": "label_smoothing", "recipe": {"lr": 0.1, "epochs": 9}}, "ε = 0.1; own recipe: epochs, lr"),
+    ],
+)
+def test_describe(settings, text):
+    assert words.describe(Method(**settings)) == text
