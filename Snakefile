@@ -5,9 +5,7 @@
 #   snakemake --cores all --config 'distill={seeds: [0]}'   as params.yaml says, but for this
 #   snakemake --cores all -- students                       up to here: data teachers studies students evaluation report
 
-if (
-    not workflow.overwrite_configfiles
-):  # a file named on the command line stands alone, not on top of this one
+if not workflow.overwrite_configfiles:  # a file named on the command line stands alone, not on top of this one
 
     configfile: "params.yaml"
 

@@ -80,9 +80,7 @@ def start():
 def finish(succeeded):
     """After the last job: bring MLflow up to date, and name the report if this workflow ends with it."""
     reported = any(job.rule.name == "report" for job in workflow.dag.jobs)
-    if workflow.touch or (
-        succeeded and not reported
-    ):  # a link of the chain: whoever goes on finishes this, too
+    if workflow.touch or (succeeded and not reported):  # a link of the chain: whoever goes on finishes this, too
         return
     tracking.finish(PLAN.params)
     if succeeded:

@@ -1,9 +1,7 @@
 rule prepare:
     output:
         manifest=PLAN.data.folder / MANIFEST,
-        arrays=files_of(
-            [PLAN.data], *(f"{split}.{part}.npy" for split in SPLITS for part in ("images", "labels"))
-        ),
+        arrays=files_of([PLAN.data], *(f"{split}.{part}.npy" for split in SPLITS for part in ("images", "labels"))),
     log:
         f"logs/{PLAN.data.path}.log",
     benchmark:

@@ -1,0 +1,113 @@
+"""The files around the code agree with each other."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.markers import Marker
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).parent.parent
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+DIRECT = [
+    Requirement(text)
+    for text in [
+        *PROJECT["dependencies"],
+        *(text for extra in PROJECT["optional-dependencies"].values() for text in extra),
+    ]
+]
+HEAVY = ("torch", "torchvision", "mlflow", "optuna", "sklearn", "scipy", "matplotlib", "pandas")
+
+
+def locked(python: str) -> dict[str, Version]:
+    """The versions in requirements.lock on Linux with this Python."""
+    where = {"python_full_version": f"{python}.0", "python_version": python, "sys_platform": "linux"}
+    found = {}
+    for line in (ROOT / "requirements.lock").read_text().splitlines():
+        match = re.fullmatch(r"([\w.-]+)==([^\s;]+)(?: ; (.+?))? \\", line)
+        if match and (not match[3] or Marker(match[3]).evaluate(where)):
+            assert match[1] not in found, f"{match[1]}: two versions for Python {python}"
+            found[canonicalize_name(match[1])] = Version(match[2])
+    return found
+
+
+@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
+def test_the_lock_holds_every_direct_dependency_within_its_bounds(python: str) -> None:
+    versions = locked(python)
+    for requirement in DIRECT:
+        assert versions[canonicalize_name(requirement.name)] in requirement.specifier, requirement
+
+
+def test_the_lock_is_hashed_and_names_no_address() -> None:
+    text = (ROOT / "requirements.lock").read_text()
+    packages = re.split(r"\n(?=[\w.-]+==)", text)
+    assert len(packages) > 100
+    assert all("--hash=sha256:" in package for package in packages)
+    assert "://" not in text
+    assert "index-url" not in text
+
+
+def test_environment_yml_has_the_versions_of_the_lock() -> None:
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    python, _, pip = environment["dependencies"]
+    listed = {canonicalize_name(r.name): r for r in map(Requirement, pip["pip"])}
+    assert set(listed) == {canonicalize_name(requirement.name) for requirement in DIRECT}
+    versions = locked("3.11")
+    for name, requirement in listed.items():
+        assert str(requirement.specifier) == f"=={versions[name]}", f"{name}: `make lock` changed it"
+    bound = SpecifierSet(PROJECT["requires-python"])
+    assert "3.10" not in bound
+    conda = SpecifierSet(python.removeprefix("python "))
+    assert [v for v in ("3.10", "3.11", "3.13") if v in conda] == [v for v in ("3.10", "3.11", "3.13") if v in bound]
+
+
+def test_every_setting_that_dvc_follows_stands_in_params_yaml() -> None:
+    settings = yaml.safe_load((ROOT / "params.yaml").read_text())
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    followed = {key for stage in stages.values() for key in stage["params"]}
+    assert followed == set(settings) - {"tracking", "compute"}  # these two change no result
+
+
+def test_what_a_snakefile_or_help_touches_is_imported_quickly() -> None:
+    code = "import sys, iakd.cli, iakd.workflow, iakd.devices, iakd.tracking.launch, iakd.tuning.products;"
+    code += f"print(*[name for name in {HEAVY} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_make_lists_all_its_targets() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    phony = re.search(r"^\.PHONY: (.+)$", makefile, re.MULTILINE)
+    assert phony
+    shown = subprocess.run(["make", "-C", ROOT], capture_output=True, text=True, check=True).stdout
+    assert re.findall(r"^  make (\w+)", shown, re.MULTILINE) == phony[1].split()
+
+
+def test_an_old_python_is_told_in_one_line() -> None:
+    code = (
+        "import runpy, sys; sys.version_info = (3, 9, 1); runpy.run_path('tools/environment.py', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1
+    assert done.stderr == "iakd needs Python 3.11 or newer, this is 3.9: make PYTHON=/path/to/python3.12\n"
+
+
+@pytest.mark.parametrize("name", ["CITATION.cff", ".dvc/plots/methods.json", ".dvc/plots/seeds.json"])
+def test_is_well_formed(name: str) -> None:
+    assert isinstance(yaml.safe_load((ROOT / name).read_text()), dict)
+
+
+def test_versions_agree() -> None:
+    import iakd
+
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert iakd.__version__ == PROJECT["version"] == citation["version"]
+    assert f"## {PROJECT['version']}" in (ROOT / "CHANGELOG.md").read_text()
