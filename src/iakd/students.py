@@ -76,7 +76,8 @@ def train_student(
         teacher.to(device)
     images, labels = store.images("train"), store.labels("train")
     if plan.params.distill.transfer:
-        chosen = stratified(labels, plan.params.distill.transfer, derive("transfer", plan.params.dataset.split_seed))
+        seed = derive("transfer", plan.params.dataset.split_seed)
+        chosen = stratified(labels, plan.params.distill.transfer, seed, setting="distill.transfer")
         images, labels = images[chosen], labels[chosen]
     train = Resident(images, labels, store.mean, store.std, device)
     validation = Resident(store.images("val"), store.labels("val"), store.mean, store.std, device)

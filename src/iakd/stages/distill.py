@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 def run(plan: Plan, job: StudentJob) -> Path:
     """Train one student, or leave it alone if this very training is already finished. Returns its folder."""
-    store = Store.open(plan.data.folder)
+    store = Store.open(plan.data.folder, settings=plan.data.settings)
     schedule: Schedule | None = None
     if job.study:
         schedule = read_schedule(job.study.folder)

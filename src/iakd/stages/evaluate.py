@@ -27,7 +27,7 @@ def evaluate_run(plan: Plan, folder: Path) -> Path:
         names = [str(job.folder) for job in plan.trained]
         shown = ", ".join(names[:4]) + (f", … ({len(names)} in all)" if len(names) > 4 else "")
         raise UserError(f"--run {folder}: no model of these settings{did_you_mean(str(folder), names)}; known: {shown}")
-    return _evaluate(plan, jobs[folder.resolve()], Store.open(plan.data.folder))
+    return _evaluate(plan, jobs[folder.resolve()], Store.open(plan.data.folder, settings=plan.data.settings))
 
 
 def run(plan: Plan) -> Path:
@@ -38,7 +38,7 @@ def run(plan: Plan) -> Path:
     for job in plan.trained:
         if not (job.folder / runs.RUN).exists():
             raise UserError(f"{job.folder} holds no finished model: run `{_command(job)}`")
-    store = Store.open(plan.data.folder)
+    store = Store.open(plan.data.folder, settings=plan.data.settings)
     for job in plan.trained:
         _evaluate(plan, job, store)
     result = comparison.read(plan)

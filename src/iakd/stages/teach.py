@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 def run(plan: Plan, job: TeacherJob) -> Path:
     """Train one teacher, or leave it alone if this very training is already finished. Returns its folder."""
-    store = Store.open(plan.data.folder)
+    store = Store.open(plan.data.folder, settings=plan.data.settings)
     device = devices.set_up(plan.params.compute)
     inputs = {"data": store.sha256}
     attempt = runs.Run(

@@ -66,7 +66,7 @@ class StudentTrainer:
         self.plan = plan
         self.job = job
         self.key = key
-        self.store = Store.open(plan.data.folder)
+        self.store = Store.open(plan.data.folder, settings=plan.data.settings)
 
     def run(self, number: int, schedule: Schedule) -> runs.Run:
         """The run of trial `number`."""
