@@ -13,6 +13,8 @@ from typing import Any
 
 from iakd.errors import UserError
 
+PATIENCE = 1.0  # seconds; `held` takes a lock for microseconds, which must not look like another owner
+
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -76,9 +78,6 @@ def sha256_file(path: Path) -> str:
 def digest(value: Any) -> str:
     """Hexadecimal SHA-256 of a JSON value, independent of the order of its keys."""
     return sha256_bytes(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
-
-
-PATIENCE = 1.0  # seconds; `held` takes a lock for microseconds, which must not look like another owner
 
 
 @contextlib.contextmanager
