@@ -1,0 +1,173 @@
+"""The command line: one clear line and exit code 2 for the user's mistakes, and earlier results untouched."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from iakd import cli
+
+SETTINGS = """
+dataset: {name: toy, source: digits, val: 100, test: 1000}
+teachers: [{arch: resnet14, width: 4}]
+students: [{arch: resnet8, width: 4}]
+methods: {scratch: {}, kd: {}, iakd: {}}
+teach: {recipe: {epochs: 1, augment: {pad: 1}}}
+distill: {seeds: [0], transfer: 60, recipe: {epochs: 2, batch_size: 30}}
+tracking: {enabled: false}
+compute: {device: cpu}
+"""
+Iakd = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def iakd(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iakd:
+    """Run the command line in this process: (exit code, stdout, stderr)."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["iakd", *arguments])
+        with pytest.raises(SystemExit) as exit:
+            cli.main()
+        out, err = capfd.readouterr()
+        return int(exit.value.code or 0), out, err
+
+    return run
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text(SETTINGS)
+    return tmp_path
+
+
+@pytest.fixture
+def taught(project: Path, iakd: Iakd) -> Path:
+    assert iakd("prepare")[0] == 0
+    assert iakd("teach")[0] == 0
+    return project
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted((folder / "results").rglob("*")) if p.is_file()}
+
+
+def mistake(result: tuple[int, str, str], *words: str) -> None:
+    """Exit code 2 and one line on stderr that has all the words."""
+    code, out, err = result
+    assert code == 2, err
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("iakd: "), err
+    assert "Traceback" not in err
+    assert not out
+    for word in words:
+        assert word in last
+
+
+def test_the_chain_by_hand_names_each_product_last(taught: Path, iakd: Iakd) -> None:
+    code, out, _ = iakd("distill", "--method", "kd")
+    assert code == 0
+    assert out.strip().splitlines()[-1] == "results/toy/students/resnet14w4-resnet8w4/kd/seed0"
+    before = snapshot(taught)
+    assert iakd("distill", "--method", "kd")[0] == 0
+    assert snapshot(taught) == before
+
+
+def test_mistakes_in_settings(project: Path, iakd: Iakd) -> None:
+    mistake(iakd("prepare", "--set", "distil.x=1"), "params.yaml", "distil: unknown key", "'distill'")
+    mistake(iakd("prepare", "--set", "dataset.val=few"), "dataset.val", "valid integer", "'few'")
+    mistake(iakd("prepare", "--params", "absent.yaml"), "absent.yaml does not exist")
+    mistake(iakd("distill", "--method", "iakdd"), "no such student", "did you mean 'iakd'")
+    assert not (project / "results").exists()
+
+
+def test_stages_out_of_order_name_the_command_to_run(project: Path, iakd: Iakd) -> None:
+    mistake(iakd("teach"), "results/toy/data", "iakd prepare")
+    assert iakd("prepare")[0] == 0
+    mistake(iakd("distill", "--method", "kd"), "results/toy/teachers/resnet14w4/seed0/run.json does not exist")
+
+
+def test_truncated_data(taught: Path, iakd: Iakd) -> None:
+    before = snapshot(taught)
+    path = taught / "results/toy/data/train.images.npy"
+    content = path.read_bytes()
+    path.write_bytes(content[:1000])
+    mistake(iakd("distill", "--method", "scratch"), "train.images.npy", "iakd prepare")
+    path.write_bytes(content)
+    assert snapshot(taught) == before
+
+
+def test_a_damaged_teacher(taught: Path, iakd: Iakd) -> None:
+    path = taught / "results/toy/teachers/resnet14w4/seed0/model.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[:-5] + b"wrong")
+    before = snapshot(taught)
+    mistake(iakd("distill", "--method", "kd"), "model.safetensors is damaged")
+    assert snapshot(taught) == before
+
+
+def test_an_impossible_pair(taught: Path, iakd: Iakd) -> None:
+    before = snapshot(taught)
+    deep = ("--set", "students.0.arch=resnet20")
+    mistake(iakd("distill", "--method", "iakd", *deep), "impossible pair", "stage 1 of the teacher has 2 blocks")
+    narrow = ("--set", "students.0.width=8", "--set", "methods.kd.init=teacher")
+    mistake(iakd("distill", "--method", "kd", *narrow), "the teacher's stem does not fit")
+    mistake(iakd("distill", "--method", "kd", "--set", "students.0.arch=resnet9"), "unknown arch 'resnet9'")
+    assert snapshot(taught) == before
+
+
+def test_a_gpu_that_is_not_there(taught: Path, iakd: Iakd) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    mistake(iakd("distill", "--method", "kd", "--set", "compute.device=cuda"), "compute.device is cuda", "no GPU")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB; the tests that need it are skipped where one cannot be mounted."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("a file system cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk(taught: Path, iakd: Iakd, small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where students go is full: one line, nothing half-written, and the run goes on once there is room."""
+    (taught / "results/toy/students").symlink_to(small_disk, target_is_directory=True)
+    filler = small_disk / "filler"
+    filler.write_bytes(bytes(64 * 1024 - 4096))
+    mistake(iakd("distill", "--method", "scratch"), "No space left on device", "make room")
+    assert [p for p in small_disk.rglob("*") if p.is_file()] == [filler]
+    filler.unlink()
+    assert iakd("distill", "--method", "scratch")[0] == 0
+
+
+def test_a_training_that_diverges_fails_with_one_line(taught: Path, iakd: Iakd) -> None:
+    code, _, err = iakd(
+        "distill", "--method", "scratch", "--set", "distill.recipe.lr=1e30", "--set", "distill.recipe.epochs=5"
+    )
+    assert code == 1
+    assert "no longer finite" in err.strip().splitlines()[-1] and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "command", [[], ["prepare"], ["teach"], ["tune"], ["distill"], ["evaluate"], ["report"], ["track"]]
+)
+def test_help_imports_nothing_slow(command: list[str]) -> None:
+    slow = "torch optuna mlflow numpy sklearn scipy matplotlib snakemake pandas"
+    code = (
+        "import sys\nfrom iakd.cli import main\n"
+        f"sys.argv = ['iakd', *{command!r}, '--help']\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        f"print(sorted(set({slow.split()!r}) & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+    assert "Usage: iakd" in done.stdout
