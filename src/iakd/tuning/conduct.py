@@ -41,18 +41,18 @@ def conduct(plan: Plan, job: StudyJob, run: runs.Run, trainer: Callable[[Plan, S
 @contextlib.contextmanager
 def _shared(job: StudyJob, run: runs.Run, address: str | None) -> Iterator[SharedStudy]:
     """The study as an earlier attempt or a clone of the results left it; a new one for new settings."""
-    name = job.path.replace("/tune/", "/")
+    name = products.study_name(job.path)
     journal = run.live / products.JOURNAL
     if address:
         name = f"{name}@{run.key[:12]}"  # a database keeps the studies of other settings
     elif not journal.exists() and (run.folder / products.JOURNAL).exists():
         files.write_bytes(journal, (run.folder / products.JOURNAL).read_bytes())
     with contextlib.ExitStack() as stack:
-        study = SharedStudy(stack.enter_context(study_storage(address, journal, create=name)), name)
+        study = SharedStudy(stack.enter_context(study_storage(address, journal, own=name)), name)
         if study.notes.get("key", run.key) != run.key:
             log.info("%s: settings, data or sources changed; the study begins anew", job.path)
             journal.rename(journal.with_suffix(".old"))
-            study = SharedStudy(stack.enter_context(study_storage(address, journal, create=name)), name)
+            study = SharedStudy(stack.enter_context(study_storage(address, journal, own=name)), name)
         if "key" not in study.notes:
             _remove_trials_of_others(run)
             study.note("started", run.started)
@@ -106,10 +106,11 @@ def _publish(job: StudyJob, run: runs.Run, study: SharedStudy, total: int) -> Pa
     if winner is None or winner.value is None:
         reason = next((record.reason for record in records if record.reason), "none is complete")
         raise RunFailed(f"{run.path}: all {total} trials failed; the first one: {reason}")
+    name = products.study_name(job.path)
     products.write_trials(run.folder, records)
     with files.atomic_path(run.folder / products.JOURNAL) as path:
-        study.copy_to(path)
-    schedule = write_schedule(run.folder, study.name, winner.number, winner.value, winner.values)
+        study.copy_to(path, name)
+    schedule = write_schedule(run.folder, name, winner.number, winner.value, winner.values)
     run.device = products.trial_run(run.folder, winner.number).get("device", run.device)
     run.finish(products.history(records), products.summary(records))
     return schedule

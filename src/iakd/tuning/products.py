@@ -95,6 +95,11 @@ def up_to_date(run: runs.Run, trials: int) -> bool:
     return counted == trials and all((run.folder / name).exists() for name in (SCHEDULE, TRIALS, JOURNAL))
 
 
+def study_name(path: str) -> str:
+    """How people call the study whose files are at `path`: digits/resnet20-resnet8."""
+    return path.replace("/tune/", "/")
+
+
 def trial_path(number: int) -> str:
     """Where a trial lives, below its study."""
     return f"trials/{number:04d}"

@@ -8,10 +8,9 @@ from typing import Any
 import optuna
 from optuna.pruners import NopPruner
 from optuna.samplers import RandomSampler
-from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from iakd.errors import RunFailed, UserError
 from iakd.tuning.journal import open_journal
 from iakd.tuning.proposals import STATES
 from iakd.tuning.records import Record
@@ -21,7 +20,6 @@ NAMES = {
     TrialState.RUNNING: "running",
     TrialState.WAITING: "waiting",
 }
-CREATION_LOCK = 0x69616B64  # of PostgreSQL's advisory locks
 
 
 class SharedStudy:
@@ -73,9 +71,11 @@ class SharedStudy:
             trial.set_user_attr("reason", reason)
         self._study.tell(trial, value if state == "complete" else None, state=STATES[state])
 
-    def copy_to(self, path: Path) -> None:
-        """Write all of the study to a new journal file."""
-        optuna.copy_study(from_study_name=self.name, from_storage=self._storage, to_storage=open_journal(path))
+    def copy_to(self, path: Path, name: str) -> None:
+        """Write all of the study to a new journal file, under this name."""
+        optuna.copy_study(
+            from_study_name=self.name, from_storage=self._storage, to_storage=open_journal(path), to_study_name=name
+        )
 
     def _trial_id(self, number: int) -> int:
         return self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
@@ -95,64 +95,27 @@ def _record(trial: FrozenTrial) -> Record:
 
 
 @contextlib.contextmanager
-def study_storage(address: str | None, journal: Path, create: str | None = None) -> Iterator[BaseStorage]:
-    """The storage at `address`, or in the file `journal`; with the study `create` in it, if that is given.
+def study_storage(address: str | None, journal: Path, own: str | None = None) -> Iterator[BaseStorage]:
+    """The storage at `address`, or in the file `journal`.
 
-    Only one process may create a study. Raises UserError where the address is unusable, RunFailed where the
-    database fails.
+    The one process that conducts a study gives its name as `own`; the study is made if it does not exist. Raises
+    UserError where the address is unusable, RunFailed where the database fails.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    if address is None:
-        storage: BaseStorage = open_journal(journal)
-        if create:
-            _create(storage, create)
+    with contextlib.ExitStack() as stack:
+        if address is None:
+            storage: BaseStorage = open_journal(journal)
+        else:
+            from iakd.tuning.database import database_storage
+
+            storage = stack.enter_context(database_storage(address, own))
+        if own:
+            optuna.create_study(
+                study_name=own,
+                storage=storage,
+                direction="maximize",
+                sampler=RandomSampler(seed=0),
+                pruner=NopPruner(),
+                load_if_exists=True,
+            )
         yield storage
-        return
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        database = _open_database(address, create)
-        try:
-            yield database
-        finally:
-            database.remove_session()
-            database.engine.dispose()
-    except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
-        cause = str(error.__cause__ or error).splitlines()[0]
-        raise RunFailed(f"tune.storage: the database fails ({cause}); run again and the study goes on") from error
-
-
-def _create(storage: BaseStorage, name: str) -> None:
-    optuna.create_study(
-        study_name=name,
-        storage=storage,
-        direction="maximize",
-        sampler=RandomSampler(seed=0),
-        pruner=NopPruner(),
-        load_if_exists=True,
-    )
-
-
-def _open_database(address: str, create: str | None) -> RDBStorage:
-    """The database at `address`; where several studies meet in an empty one, only one may make the tables."""
-    import sqlalchemy
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        engine = sqlalchemy.create_engine(address)
-    except (SQLAlchemyError, ImportError) as error:
-        raise UserError(
-            f"tune.storage: {error}; expected postgresql+psycopg://USER@HOST/DATABASE, and iakd[postgres]"
-        ) from None
-    try:
-        with engine.connect() as connection:
-            connection.execute(sqlalchemy.text("select pg_advisory_lock(:key)"), {"key": CREATION_LOCK})
-            storage = RDBStorage(address, heartbeat_interval=None)
-            if create:
-                _create(storage, create)
-            return storage
-    except sqlalchemy.exc.OperationalError as error:
-        place = engine.url.render_as_string(hide_password=True)
-        raise UserError(f"tune.storage: cannot reach {place}: {str(error.orig).splitlines()[0]}") from None
-    finally:
-        engine.dispose()

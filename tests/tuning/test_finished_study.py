@@ -1,0 +1,119 @@
+"""Reading a finished study: tables, importances, and Optuna's own command line."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import studies
+from studies import RESULTS
+
+from iakd.errors import UserError
+from iakd.params import Recipe, Space
+from iakd.tuning import products
+from iakd.tuning.proposals import Search, propose
+from iakd.tuning.shared import SharedStudy, study_storage
+from iakd.tuning.space import suggest
+from iakd.tuning.study import finished_trials, importances, load
+
+
+def make(folder: Path, value: Callable[[dict[str, Any]], float], trials: int = 60) -> Path:
+    """A study's files: trials drawn at random, and a value that is a formula of their settings."""
+    params = studies.settings(sampler={"kind": "random"})
+    search = Search(params.tune, Recipe(), [])
+    with study_storage(None, folder / "study.journal", own="made") as storage:
+        study = SharedStudy(storage, "made")
+        for number in range(trials):
+            study.enqueue(*propose(search, study.records(), number))
+            trial = study.claim(number)
+            study.tell(trial, "complete", value(suggest(trial, Space(), Recipe())), None, {})
+        products.write_trials(folder, study.records())
+    return folder
+
+
+def test_rows_are_typed(finished_study: Path) -> None:
+    rows = finished_trials(finished_study / RESULTS)
+    first, linear = rows[0], rows[1]
+    assert first["kind"] == "uniform" and first["p0"] == 0.5 and first["p1"] is None and first["cycles"] is None
+    assert linear["p1"] == 1.0 and linear["epochs"] == 8 and isinstance(linear["epochs"], int)
+    assert first["seconds"] > 0 and first["finished"] > first["started"] and first["reason"] is None
+
+
+def test_the_copy_in_memory_holds_the_trials_that_count(finished_study: Path) -> None:
+    rows = finished_trials(finished_study / RESULTS)
+    trials = load(finished_study / RESULTS).trials
+    assert [trial.value for trial in trials if trial.state.name == "COMPLETE"] == [
+        row["value"] for row in rows if row["state"] == "complete"
+    ]
+    assert [trial.state.name.lower() for trial in trials] == [row["state"] for row in rows]
+    assert {k: v for k, v in rows[3].items() if v is not None}.items() >= trials[3].params.items()
+
+
+def test_importances_find_what_matters(tmp_path: Path) -> None:
+    shares = importances(make(tmp_path, lambda values: 80 - 20 * abs(values["solo"] - 0.3) + values["p0"]))
+    assert next(iter(shares)) == "solo" and shares["solo"] > 0.5
+    assert sum(shares.values()) == pytest.approx(1)
+    assert list(shares.values()) == sorted(shares.values(), reverse=True)
+
+
+def test_importances_weigh_settings_that_only_some_kinds_use(tmp_path: Path) -> None:
+    def value(values: dict[str, Any]) -> float:
+        return 50.0 + (30.0 if values.get("steepness", 0.0) > 10 else 0.0) + values["p0"]
+
+    shares = importances(make(tmp_path, value, trials=90))
+    assert set(shares) >= {"steepness", "steps", "cycles"}
+    assert shares["steepness"] > shares["t_end"] and shares["kind"] > shares["solo"]
+
+
+def test_importances_are_the_same_in_every_process(finished_study: Path) -> None:
+    code = "import json; from pathlib import Path; from iakd.tuning.study import importances; import sys\n"
+    code += "print(json.dumps(importances(Path(sys.argv[1]))))"
+    printed = {
+        subprocess.run(
+            [sys.executable, "-c", code, str(finished_study / RESULTS)],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(printed) == 1 and json.loads(printed.pop())
+
+
+def test_there_are_no_importances_without_differences(tmp_path: Path) -> None:
+    assert importances(make(tmp_path, lambda values: 80.0, trials=12)) == {}
+    few = tmp_path / "few"
+    few.mkdir()
+    assert importances(make(few, lambda values: values["p0"], trials=4)) == {}
+
+
+@pytest.mark.parametrize("missing", ["trials.csv", "study.journal"])
+def test_a_missing_file_is_one_line(copied: Path, missing: str) -> None:
+    (RESULTS / missing).unlink()
+    with pytest.raises(UserError, match=f"{missing} does not exist: run `iakd tune`"):
+        load(RESULTS)
+
+
+def test_optunas_command_line_reads_the_study(finished_study: Path) -> None:
+    command = [
+        str(Path(sys.executable).parent / "optuna"),
+        "trials",
+        "--format",
+        "json",
+        "--study-name",
+        "toy/big-small",
+    ]
+    command += ["--storage", str(finished_study / RESULTS / "study.journal")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    shown = json.loads(done.stdout)
+    rows = finished_trials(finished_study / RESULTS)
+    assert [(trial["number"], trial["state"].lower(), trial["value"]) for trial in shown] == [
+        (row["number"], row["state"], row["value"]) for row in rows
+    ]
+    assert shown[1]["params"]["kind"] == "linear"
