@@ -210,16 +210,19 @@ def test_many_classes(example):
         evaluation["per_class_top1"] = [None if i == 3 else 90.0 for i in range(100)]
         path.write_text(json.dumps(evaluation))
     text = run(example).read_text()
-    assert "most frequent mistakes" in text
+    assert "the most frequent, % of the true class" in text
     assert '<td>train</td><td class="r">650</td></tr>' in text
 
 
-def test_script_in_a_name_is_only_text(example):
+def test_markup_in_names_is_only_text(example):
     path = example.data.folder / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest["classes"][0] = manifest["problems"][0] = "<script>alert(1)</script>"
+    manifest["classes"][1] = "$5 and $x"
     path.write_text(json.dumps(manifest))
-    assert "<script" not in run(example).read_text()
+    text = run(example).read_text()
+    assert "<script" not in text
+    assert text.count(">$5 and $x</text>") == 3  # both axes of the matrix, and the accuracy per class
 
 
 @pytest.mark.parametrize("name", ["evaluation.json", "run.json"])

@@ -88,6 +88,7 @@ def _gain(gain: Difference | None, limits: scale.Scale, digits: int) -> dict[str
         "certain": gain.certain,
         "judgement": gain.judgement,
         "mean": _x(limits, gain.mean),
+        "outside": limits.outside(gain.mean),
         "low": _x(limits, gain.low) if gain.low is not None else None,
         "high": _x(limits, gain.high) if gain.high is not None else None,
     }

@@ -58,6 +58,7 @@ RC: dict[Any, Any] = {
     "xtick.major.size": 2.5,
     "ytick.major.size": 0,
     "text.color": INK,
+    "text.parse_math": False,  # a dollar in a name is a dollar
     "figure.facecolor": PAPER,
     "legend.frameon": False,
     "lines.linewidth": 1.5,
@@ -85,6 +86,13 @@ def marker(entry: Entry) -> str:
 def shades(n: int) -> list[str]:
     """Colours of `n` blocks, from the first to the last."""
     return [to_hex(DEPTH(i / max(1, n - 1))) for i in range(n)]
+
+
+def short(name: str, length: int = 24) -> str:
+    """A name that fits, its beginning and its end kept: long names tend to differ in either."""
+    if len(name) <= length:
+        return name
+    return f"{name[: length // 2]}…{name[-(length - length // 2 - 1) :]}"
 
 
 def placeholder(text: str) -> Figure:

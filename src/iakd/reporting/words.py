@@ -64,7 +64,7 @@ def whole(value: float) -> str:
 
 def significant(value: float) -> str:
     """Three significant digits without an exponent."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{value:.0f}" if value >= 100 else f"{value:#.3g}"
 
 
 def factor(teacher: float, student: float, less: str, more: str) -> str:

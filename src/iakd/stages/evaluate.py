@@ -72,9 +72,7 @@ def _evaluate(plan: Plan, job: TeacherJob | StudentJob, store: Store) -> Path:
     if path.exists() and about.items() <= files.read_json(path, "delete it, then run `iakd evaluate`").items():
         log.info("%s: already evaluated", job.folder)
         return path
-    from iakd.evaluation.model import (
-        measure,
-    )  # torch takes seconds to import, and often there is nothing to do
+    from iakd.evaluation.model import measure  # torch takes seconds to import, and often nothing is to be done
 
     network = job.network if isinstance(job, TeacherJob) else job.student
     files.write_json(path, {**about, **measure(plan.params, network, content, str(job.folder / runs.MODEL), store)})

@@ -31,7 +31,7 @@ def draw(comparison: Comparison) -> Figure:
 def _pair(axes: Sequence[Axes], pair: Pair, comparison: Comparison) -> None:
     entries = [pair.teacher, *pair.ranked]
     first = axes[0]
-    first.set_yticks(range(len(entries)), [entry.label for entry in entries], color=style.INK)
+    first.set_yticks(range(len(entries)), [style.short(entry.label, 28) for entry in entries], color=style.INK)
     first.set_ylim(len(entries) - 0.4, -0.6)
     values = [value for entry in entries for value in entry.by_seed().values()]
     _scaled(first, scale.fit([entry.top1.mean for entry in entries], values, ticks=5))

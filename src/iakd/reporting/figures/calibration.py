@@ -33,6 +33,6 @@ def _panel(axes: Axes, entry: Entry) -> None:
     axes.plot([0, 1], [0, 1], color=style.MUTED, linewidth=0.8)
     area = 160 * total[filled] / total.sum() + 4
     axes.scatter(mean["confidence"], mean["top1"], s=area, color=style.colour(entry), alpha=0.8, linewidths=0)
-    axes.set_title(f"{entry.label}: ECE {entry.mean('ece').mean:.3f}")
+    axes.set_title(f"{style.short(entry.label)}\nECE {entry.mean('ece').mean:.3f}")
     axes.set_xlim(0, 1.04)
     axes.set_ylim(0, 1.04)

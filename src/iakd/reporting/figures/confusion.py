@@ -16,20 +16,23 @@ ROW = 0.22  # inches
 
 def draw(comparison: Comparison, classes: list[str]) -> Figure:
     """Per pair: mistakes of the most accurate student, all seeds together, and its accuracy class by class."""
-    shown = min(len(classes), MOST if len(classes) <= MOST else LISTED)
-    height = ROW * shown + 0.9
+    shown = len(classes) if len(classes) <= MOST else LISTED
+    height = ROW * shown + 0.95
     n = len(comparison.pairs)
     figure = Figure(figsize=(style.WIDTH, height * n), layout="constrained")
-    grid = figure.subplots(n, 2, squeeze=False, width_ratios=[1.25, 1])
-    for (left, right), pair in zip(grid, comparison.pairs, strict=True):
+    for block, pair in zip(figure.subfigures(n, 1, squeeze=False)[:, 0], comparison.pairs, strict=True):
         winner = pair.ranked[0]
+        block.set_facecolor("none")
+        title = f"{pair.title}: mistakes of {style.short(winner.label)}, all seeds together"
+        block.suptitle(title, x=0.008, ha="left", fontsize=9, fontweight="bold")
+        left, right = block.subplots(1, 2, width_ratios=[1.25, 1])
         counts = _counts(winner)
         if len(classes) <= MOST:
             _matrix(left, counts, classes)
-            left.set_title(f"{pair.title}, {winner.label}:\n% of each true class (row) that is taken for … (column)")
+            left.set_title("% of each true class (row) taken for … (column)\n")
         else:
             _mistakes(left, counts, classes)
-            left.set_title(f"{pair.title}, {winner.label}:\n% of the true class, the most frequent mistakes")
+            left.set_title("the most frequent, % of the true class\n")
         _per_class(right, pair, winner, classes)
     return figure
 
@@ -54,7 +57,7 @@ def _matrix(axes: Axes, counts: NDArray[np.float64], classes: list[str]) -> None
         ink = style.PAPER if share > 50 else style.INK
         axes.text(column, row, text, ha="center", va="center", fontsize=7, color=ink)
     ticks = range(len(classes))
-    names = [shortened(name) for name in classes]
+    names = [style.short(name, 16) for name in classes]
     axes.set_xticks(ticks, names, rotation=0 if max(map(len, names)) < 4 else 45, color=style.INK)
     axes.set_yticks(ticks, names, color=style.INK)
     axes.set_xlim(-0.5, len(classes) - 0.5)
@@ -70,7 +73,7 @@ def _mistakes(axes: Axes, counts: NDArray[np.float64], classes: list[str]) -> No
     np.fill_diagonal(shares, 0)
     order = np.argsort(-shares, axis=None, kind="stable")[:LISTED]
     pairs = [np.unravel_index(i, shares.shape) for i in order]
-    names = [f"{shortened(classes[true])} → {shortened(classes[taken])}" for true, taken in pairs]
+    names = [f"{style.short(classes[true], 16)} → {style.short(classes[taken], 16)}" for true, taken in pairs]
     axes.barh(range(len(pairs)), [shares[pair] for pair in pairs], color=style.OTHER, height=0.6)
     axes.set_yticks(range(len(pairs)), names, color=style.INK)
     axes.set_ylim(len(pairs) - 0.4, -0.6)
@@ -89,13 +92,13 @@ def _per_class(axes: Axes, pair: Pair, winner: Entry, classes: list[str]) -> Non
             range(len(order)),
             style.marker(entry),
             color=style.colour(entry),
-            label=entry.label,
+            label=style.short(entry.label, 18),
         )
-    axes.set_yticks(range(len(order)), [shortened(classes[i]) for i in order], color=style.INK)
+    axes.set_yticks(range(len(order)), [style.short(classes[i], 16) for i in order], color=style.INK)
     axes.set_ylim(len(order) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
-    axes.set_title("accuracy, % of the class" + (": the worst classes" if len(classes) > MOST else "") + "\n")
+    axes.set_title("accuracy, % of each class\n" if len(classes) <= MOST else "worst classes, accuracy (%)\n")
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, fontsize=8, borderaxespad=0.1, handletextpad=0.2)
 
 
@@ -105,8 +108,3 @@ def _per_class_mean(entry: Entry, classes: int) -> NDArray[np.float64]:
     table = np.array([[np.nan if value is None else value for value in row] for row in values])
     assert table.shape[1] == classes
     return table.mean(0)
-
-
-def shortened(name: str) -> str:
-    """A class name that fits beside an axis."""
-    return name if len(name) <= 16 else f"{name[:15]}…"

@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from iakd.reporting import style
+from iakd.reporting import scale, style, words
 from iakd.reporting.comparison import Comparison, Entry, Pair
 from iakd.reporting.figures.panels import small_multiples
 from iakd.runs import HISTORY, read_history
@@ -30,20 +30,30 @@ def draw(comparison: Comparison) -> Figure:
 
 def _pair(panels: list[Axes], pair: Pair, references: list[str]) -> None:
     curves = {entry.label: _read(entry) for entry in pair.entries}
+    bottom, top = _window(list(curves.values()))
     for axes, entry in zip(panels, pair.ranked, strict=True):
         for reference, dashes in zip(references, DASHES, strict=False):
             if reference != entry.label:
                 epochs, values = curves[reference]
                 axes.plot(epochs, values.mean(0), dashes, color=style.MUTED, linewidth=0.9)
         epochs, values = curves[entry.label]
-        tint = style.colour(entry)
+        tint, end = style.colour(entry), float(values[:, -1].mean())
         axes.fill_between(epochs, values.min(0), values.max(0), color=tint, alpha=0.22, linewidth=0)
         axes.plot(epochs, values.mean(0), color=tint)
-        axes.set_title(entry.label)
+        if end < bottom:
+            text = f"▾ ends at {words.number(end, 1)}"
+            axes.text(0.98, 0.04, text, transform=axes.transAxes, ha="right", color=tint)
+        axes.set_title(style.short(entry.label))
         axes.set_xlim(0, max(float(e[-1]) for e, _ in curves.values()))
-    everything = np.concatenate([values.ravel() for _, values in curves.values()])
-    # the first epochs of a training and the whole of a failed one may run out of the panel at its foot
-    panels[0].set_ylim(float(np.quantile(everything, 0.1)) - 2, float(everything.max()) + 1)
+    panels[0].set_ylim(bottom, top)
+
+
+def _window(curves: list[Curve]) -> tuple[float, float]:
+    """The accuracies worth showing: the first epochs, and the whole of a failed training, may lie below."""
+    ends = [float(values[:, -1].mean()) for _, values in curves]
+    limits = scale.fit(ends, [])
+    shown = np.concatenate([v.ravel() for (_, v), end in zip(curves, ends, strict=True) if not limits.outside(end)])
+    return float(np.quantile(shown, 0.1)) - 2, float(shown.max()) + 1
 
 
 def _read(entry: Entry) -> Curve:

@@ -46,7 +46,7 @@ def _panel(axes: Axes, entry: Entry) -> None:
     for block, tint in zip(chosen, tints, strict=True):
         axes.plot(epochs, planned[:, block], color=style.INK if alike else tint, linewidth=1.2)
         _dots(axes, middle, np.array([drawn[part, block].mean() for part in parts]), tint)
-    axes.set_title(entry.label)
+    axes.set_title(style.short(entry.label))
     axes.set_xlim(0, epochs[-1])
     style.name_blocks(axes, planned.shape[1])
 
