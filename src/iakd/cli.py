@@ -173,6 +173,28 @@ def follow(params: ParamsFile = DEFAULT, changes: Changes = NONE) -> None:
     follow(plan.params)
 
 
+@track.command()
+def flush(params: ParamsFile = DEFAULT, changes: Changes = NONE) -> None:
+    """Wait until MLflow shows all that has finished, for a minute at most."""
+    plan = _plan(params, changes)
+    from iakd.tracking.launch import finish
+
+    finish(plan.params)
+
+
+@track.command()
+def ui(
+    params: ParamsFile = DEFAULT,
+    changes: Changes = NONE,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="On 127.0.0.1.")] = 5000,
+) -> None:
+    """Serve MLflow's pages and print the address of the one that compares the runs."""
+    plan = _plan(params, changes)
+    from iakd.tracking.ui import serve
+
+    serve(plan.params, port)
+
+
 def _stop(signum: int, frame: Any) -> NoReturn:
     raise KeyboardInterrupt(signal.Signals(signum).name)
 

@@ -61,16 +61,24 @@ def test_final_numbers_are_told_once(tree: Path) -> None:
     trees.complete(trees.student(), epochs=4)
     trees.evaluated(trees.student(), 91.5)
     (run,) = read_all()
-    final = {point.name: point.value for point in run.results["metrics.json"]}
-    assert final == {"val_nll": 0.25, "epochs": 4}  # val_top1 is the last epoch's: it stands in the history
+    final = {point.name: (point.value, point.step) for point in run.results["metrics.json"]}
+    assert final == {"val_nll": (0.25, 0), "epochs": (4, 0)}  # val_top1 is the last epoch's: it stands in the history
     test = {point.name: (point.value, point.step) for point in run.results["evaluation.json"]}
-    assert test == {"test_top1": (91.5, 4), "test_nll": (0.5, 4), "test_n": (100, 4)}
+    assert test == {"test_top1": (91.5, 0), "test_nll": (0.5, 0), "test_n": (100, 0)}
+
+
+def test_a_final_number_that_differs_from_the_last_epochs_ends_its_curve(tree: Path) -> None:
+    path = trees.complete(trees.student(), epochs=4)
+    files.write_json(path / "metrics.json", {"val_top1": 60.0})
+    (run,) = read_all()
+    (final,) = run.results["metrics.json"]
+    last = max((point for point in run.rows if point.name == "val_top1"), key=lambda point: point.step)
+    assert (final.value, final.step) == (60.0, last.step)
+    assert final.timestamp >= last.timestamp
 
 
 def test_settings_become_flat_parameters_within_limits() -> None:
-    flat = content.flat(
-        {"recipe": {"lr": 1e-4, "milestones": [0.5], "ema": None}, "iakd+kd": True, "n": "x" * 9000}
-    )
+    flat = content.flat({"recipe": {"lr": 1e-4, "milestones": [0.5], "ema": None}, "iakd+kd": True, "n": "x" * 9000})
     assert flat == {
         "recipe.lr": "0.0001",
         "recipe.milestones": "[0.5]",

@@ -101,9 +101,7 @@ def test_a_deleted_database_is_rebuilt_by_two_at_once(tree: Path, settings: Call
         trees.evaluated(trees.student(seed), 90 + seed)
     save(settings())
     command = [sys.executable, "-m", "iakd", "track", "sync"]
-    both = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in "ab"
-    ]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in "ab"]
     lines = [process.communicate(timeout=100) for process in both]
     assert sorted(out for out, _ in lines) == [
         f"MLflow sqlite:///mlflow.db, experiment iakd-toy: 4 runs, {new} new\n" for new in (0, 4)
@@ -137,8 +135,13 @@ def test_the_follower_gets_the_settings_as_they_were_changed(
 ) -> None:
     from iakd.params import load
 
-    monkeypatch.setattr(subprocess, "Popen", lambda command, **_: commands.append(command))
+    def note(command: list[str], env: dict[str, str], **_: Any) -> None:
+        commands.append(command)
+        assert "IAKD_WITH_PARENT" not in env  # it outlives the workflow that waits for it
+
     commands: list[list[str]] = []
+    monkeypatch.setenv("IAKD_WITH_PARENT", "1")
+    monkeypatch.setattr(subprocess, "Popen", note)
     launch.start(place, params)
     (command,) = commands
     assert command[:5] == [sys.executable, "-m", "iakd", "track", "follow"]
@@ -184,16 +187,12 @@ def test_a_second_follower_ends_before_it_imports_mlflow(params: Params, place: 
     files.write_text(Path("stub", "mlflow", "__init__.py"), "open('imported', 'w')")
     with files.exclusive(place.folder / locks.FOLLOWER, "held"):
         command = [sys.executable, "-m", "iakd", "track", "follow"]
-        done = subprocess.run(
-            command, env={**os.environ, "PYTHONPATH": "stub"}, capture_output=True, timeout=30
-        )
+        done = subprocess.run(command, env={**os.environ, "PYTHONPATH": "stub"}, capture_output=True, timeout=30)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
     assert not Path("imported").exists()
 
 
-def test_waiting_for_what_is_shown_already_costs_nothing(
-    params: Params, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_waiting_for_what_is_shown_already_costs_nothing(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
     trees.complete(trees.student())
     sync(params)
     started: list[int] = []
@@ -233,26 +232,30 @@ def closed_port() -> int:
 @pytest.mark.parametrize("scheme", ["http", "postgresql+psycopg"])
 @pytest.mark.parametrize("kind", ["closed", "silent"])
 def test_a_server_that_is_not_there_costs_seconds_and_one_line(
-    tree: Path, settings: Callable[..., Params], caplog: pytest.LogCaptureFixture, kind: str, scheme: str
+    tree: Path,
+    settings: Callable[..., Params],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    scheme: str,
 ) -> None:
-    if (kind, scheme) == ("silent", "postgresql+psycopg"):
-        pytest.skip("only its client can tell")
+    monkeypatch.setenv("PGCONNECT_TIMEOUT", "2")
     trees.complete(trees.student())
     before = sorted((tree / "results").rglob("*"))
     with silent_port() as silent:
         port = silent if kind == "silent" else closed_port()
         params = settings(uri=f"{scheme}://user:secret@127.0.0.1:{port}/x")
         began = time.monotonic()
-        with pytest.raises(RunFailed, match="does not answer") as failure:
+        with pytest.raises(RunFailed, match=r"does not answer|timeout expired") as failure:
             sync(params)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 8
         assert "secret" not in str(failure.value)
         caplog.set_level(logging.WARNING)
         for wait in (finish, follow.follow):
             caplog.clear()
             began = time.monotonic()
             wait(params)
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < 8
             assert len(caplog.records) == 1
     assert "mlflow" not in repr(sorted((tree / "results").rglob("*"))[len(before) :])
     assert sorted((tree / "results").rglob("*")) == before
@@ -379,9 +382,7 @@ def test_no_work_is_ever_left_without_a_follower(
     assert not problems
 
 
-def test_a_tree_that_is_deleted_ends_its_follower(
-    params: Params, place: Place, fast: None, tree: Path
-) -> None:
+def test_a_tree_that_is_deleted_ends_its_follower(params: Params, place: Place, fast: None, tree: Path) -> None:
     users = locks.share(place.folder / locks.USERS)
     follower = threading.Thread(target=follow.follow, args=[params])
     follower.start()

@@ -78,9 +78,7 @@ def test_a_finished_run_is_shown_whole(params: Params) -> None:
     assert len(run.data.params["note"]) == 500
     tags = {name.removeprefix("iakd."): value for name, value in run.data.tags.items()}
     assert tags["key"] == record["key"]
-    assert [
-        tags[name] for name in ("stage", "pair", "teacher", "student", "method", "seed", "data_sha256")
-    ] == [
+    assert [tags[name] for name in ("stage", "pair", "teacher", "student", "method", "seed", "data_sha256")] == [
         *("distill", "T-S", "T", "S", "iakd-linear", "3"),
         "d" * 64,
     ]
@@ -88,7 +86,7 @@ def test_a_finished_run_is_shown_whole(params: Params) -> None:
     assert tags.get("git_commit") == record["git_commit"]
     assert values(params, run, "loss") == [(1, 1.0), (2, 1 / 2), (3, 1 / 3), (4, 1 / 4)]
     assert values(params, run, "val_top1") == [(2, 52.0), (4, 54.0)]
-    assert values(params, run, "test_top1") == [(4, 91.5)]
+    assert values(params, run, "test_top1") == [(0, 91.5)]
     assert run.data.metrics["val_nll"] == 0.25
     names = {"run.json", "history.csv", "metrics.json", "evaluation.json", "model.safetensors"}
     assert artifacts(params, run) == names
@@ -156,9 +154,7 @@ def test_two_that_mirror_in_turns_agree(params: Params, mirror: Callable[[], Non
     sync(params)
     mirror()
     assert set(shown(params)) == {"teacher-key", trees.student().key}
-    assert [step for step, _ in values(params, shown(params)[trees.student().key], "loss")] == list(
-        range(1, 8)
-    )
+    assert [step for step, _ in values(params, shown(params)[trees.student().key], "loss")] == list(range(1, 8))
 
 
 def test_failures_are_told_apart(params: Params) -> None:
@@ -213,8 +209,10 @@ def test_an_evaluation_may_come_later_and_change(params: Params, monkeypatch: py
         trees.evaluated(trees.student(), top1)
         sync(params)
         assert only(params).data.metrics["test_top1"] == top1
-    assert uploaded == ["evaluation.json"] * 2
-    assert values(params, only(params), "loss")[-1] == (4, 1 / 4)
+    trees.complete(trees.student(), epochs=6)  # trained once more, and longer than was shown
+    sync(params)
+    assert [step for step, _ in values(params, only(params), "loss")] == [1, 2, 3, 4, 5, 6]
+    assert uploaded[:2] == ["evaluation.json"] * 2
 
 
 def test_trials_are_children_of_their_study(params: Params, mirror: Callable[[], None]) -> None:
@@ -276,9 +274,7 @@ def test_damaged_files_cost_only_their_own_run(params: Params, caplog: pytest.Lo
     assert [record.message for record in caplog.records if str(path) in record.message]
 
 
-def test_a_process_that_dies_half_way_leaves_nothing_double(
-    params: Params, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_process_that_dies_half_way_leaves_nothing_double(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
     trees.complete(trees.student(0), epochs=4)
     trees.complete(trees.student(1), epochs=4)
 
@@ -296,9 +292,7 @@ def test_a_process_that_dies_half_way_leaves_nothing_double(
         assert len(artifacts(params, run)) == 4
 
 
-def test_a_run_that_mlflow_refuses_keeps_no_other_back(
-    params: Params, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_mlflow_refuses_keeps_no_other_back(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
     for seed in range(3):
         trees.complete(trees.student(seed))
     log = Store.log
@@ -316,6 +310,28 @@ def test_a_run_that_mlflow_refuses_keeps_no_other_back(
         sync(params)
     assert sync(params).endswith("3 runs, 0 new")
     assert [run.info.status for run in shown(params).values()] == ["FINISHED"] * 3
+
+
+def test_an_outage_in_the_middle_loses_nothing(
+    params: Params, mirror: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def down(*_: Any) -> None:
+        raise RunFailed("the server does not answer")
+
+    def refused(*_: Any) -> None:
+        raise ConnectionRefusedError
+
+    with trees.student().open() as run:
+        trees.show(run, 2)
+        mirror()
+        trees.show(run, 5)
+        with monkeypatch.context() as patch, pytest.raises(RunFailed, match="does not answer"):
+            patch.setattr(Store, "log", refused)
+            patch.setattr(Place, "check", down)
+            mirror()
+        trees.show(run, 7)
+        mirror()
+    assert [step for step, _ in values(params, only(params), "loss")] == list(range(1, 8))
 
 
 def test_a_request_that_was_repeated_leaves_one_run(params: Params) -> None:
@@ -352,9 +368,7 @@ def test_other_trees_and_data_sets_in_one_experiment_are_left_alone(
 def test_the_environment_goes_before_the_settings(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
     trees.complete(trees.student())
     monkeypatch.setenv("MLFLOW_TRACKING_URI", params.tracking.uri)
-    elsewhere = params.model_copy(
-        update={"tracking": params.tracking.model_copy(update={"uri": "sqlite:///no.db"})}
-    )
+    elsewhere = params.model_copy(update={"tracking": params.tracking.model_copy(update={"uri": "sqlite:///no.db"})})
     sync(elsewhere)
     assert only(params).info.status == "FINISHED"
     assert not Path("no.db").exists()
@@ -400,9 +414,7 @@ def test_many_settings_and_epochs_fit(params: Params) -> None:
     assert [step for step, _ in values(params, only(params), "loss")] == list(range(1, 501))
 
 
-def test_a_database_that_was_replaced_is_noticed(
-    params: Params, migrated: Path, mirror: Callable[[], None]
-) -> None:
+def test_a_database_that_was_replaced_is_noticed(params: Params, migrated: Path, mirror: Callable[[], None]) -> None:
     trees.complete(trees.student())
     mirror()
     Path("mlflow.db").unlink()

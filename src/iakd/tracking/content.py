@@ -15,6 +15,7 @@ from iakd.tracking.scan import EVALUATION, FIGURES, REPORT, Found
 
 VALUE = 500  # characters of a parameter that every MLflow server takes
 RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"  # MLflow's words
+ONCE = 0  # the step of a number that a run has only one of: MLflow draws these as bars, others as curves
 CLOCKS = 50  # ms by which a file's time may lag behind the clock
 HINT = "train it again"
 
@@ -43,9 +44,7 @@ class Content:
     params: dict[str, str] = field(default_factory=dict)
     rows: list[Point] = field(default_factory=list)  # per epoch
     results: dict[str, list[Point]] = field(default_factory=dict)  # by the file that they come from
-    artifacts: dict[str, str] = field(
-        default_factory=dict
-    )  # name in the run's folder -> digest of its content
+    artifacts: dict[str, str] = field(default_factory=dict)  # name in the run's folder -> digest of its content
 
     @property
     def parent(self) -> str | None:
@@ -59,9 +58,7 @@ def read(found: Found) -> Content:
     if found.report:
         return _report(found)
     content = _run(found)
-    if (found.folder / RUN).stat().st_mtime_ns != found.stamps[0][
-        1
-    ]:  # goes first when another run takes the folder
+    if (found.folder / RUN).stat().st_mtime_ns != found.stamps[0][1]:  # goes first when another run takes the folder
         raise FileNotFoundError(f"{found.folder} changed while it was read")
     return content
 
@@ -81,15 +78,11 @@ def _run(found: Found) -> Content:
         if not found.live:
             content.ended = milliseconds(record["finished"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{found.folder / RUN} is damaged ({type(error).__name__}: {error}): {HINT}"
-        ) from None
+        raise UserError(f"{found.folder / RUN} is damaged ({type(error).__name__}: {error}): {HINT}") from None
     times = {name: nanoseconds // 10**6 for name, nanoseconds, _ in found.stamps}
     if content.status in (KILLED, FAILED):
         content.ended = max(times.values())
-    stale = (
-        found.live and times.get(HISTORY, 0) + CLOCKS < content.started
-    )  # of an earlier run in this folder
+    stale = found.live and times.get(HISTORY, 0) + CLOCKS < content.started  # of an earlier run in this folder
     if HISTORY in times and not stale:
         rows = _history(found.folder / HISTORY)
         content.rows = _row_points(rows, content.started, content.ended or times[HISTORY])
@@ -133,10 +126,7 @@ def _pair(record: dict[str, Any]) -> str | None:
 
 def _tags(record: dict[str, Any], path: str) -> dict[str, str]:
     commit = record.get("git_commit")
-    about = {
-        name: record.get(name)
-        for name in ("dataset", "stage", "teacher", "student", "method", "trial", "seed")
-    }
+    about = {name: record.get(name) for name in ("dataset", "stage", "teacher", "student", "method", "trial", "seed")}
     tags = {
         **{f"iakd.{name}": value for name, value in about.items()},
         "iakd.key": record["key"],
@@ -179,8 +169,9 @@ def _row_points(rows: list[Row], started: int, latest: int) -> list[Point]:
 
 def _add_results(content: Content, found: Found, times: dict[str, int]) -> None:
     """The numbers of metrics.json, where the last epoch did not show them already, and of evaluation.json."""
-    step = max((point.step for point in content.rows), default=0)
-    shown = {point.name: point.value for point in content.rows if point.step == step}
+    last = max((point.step for point in content.rows), default=0)
+    shown = {point.name: point.value for point in content.rows if point.step == last}
+    curves = {point.name for point in content.rows}
     if METRICS in times:
         metrics = _object(found.folder / METRICS)
         if isinstance(metrics.get("state"), str):
@@ -188,7 +179,7 @@ def _add_results(content: Content, found: Found, times: dict[str, int]) -> None:
             if metrics["state"] == "failed":
                 content.status = FAILED
         content.results[METRICS] = [
-            Point(name, value, content.ended or times[METRICS], step)
+            Point(name, value, content.ended or times[METRICS], last if name in curves else ONCE)
             for name, value in numbers(metrics).items()
             if shown.get(name) != value
         ]
@@ -196,8 +187,7 @@ def _add_results(content: Content, found: Found, times: dict[str, int]) -> None:
         evaluation = _object(found.folder / EVALUATION)
         evaluation.pop("seed", None)
         content.results[EVALUATION] = [
-            Point(f"test_{name}", value, times[EVALUATION], step)
-            for name, value in numbers(evaluation).items()
+            Point(f"test_{name}", value, times[EVALUATION], ONCE) for name, value in numbers(evaluation).items()
         ]
 
 

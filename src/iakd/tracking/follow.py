@@ -72,9 +72,7 @@ class _Follower:
                     return None
                 if busy:
                     since = began
-                elif self.seen == found and (
-                    began - since > LINGER or locks.shared(self.place.folder / locks.FLUSH)
-                ):
+                elif self.seen == found and (began - since > LINGER or locks.shared(self.place.folder / locks.FLUSH)):
                     users = locks.alone(self.place.folder / locks.USERS)
                     if users:
                         return users
@@ -85,7 +83,8 @@ class _Follower:
 
     def _bring(self, found: list[Found], busy: bool) -> bool:
         """Mirror what changed, if it is time to; False where it is no use."""
-        if found == self.seen or (busy and time.monotonic() < self.again):
+        waiting = time.monotonic() < self.again and busy and not locks.shared(self.place.folder / locks.FLUSH)
+        if found == self.seen or waiting:
             return True
         if self._nothing_new(found):
             self.seen = found

@@ -50,6 +50,7 @@ def start(place: Place, params: Params) -> subprocess.Popen[bytes]:
     if not settings.exists() or settings.read_text() != text:
         files.write_text(settings, text)
     command = [sys.executable, "-m", "iakd", "track", "follow", "--params", str(settings)]
+    environment = {name: value for name, value in os.environ.items() if name != "IAKD_WITH_PARENT"}
     with _log_file(FOLDER / LOG).open("ab") as errors:
         child = subprocess.Popen(
             command,
@@ -57,7 +58,7 @@ def start(place: Place, params: Params) -> subprocess.Popen[bytes]:
             stdout=subprocess.DEVNULL,
             stderr=errors,
             start_new_session=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**environment, "OMP_NUM_THREADS": "1"},
         )
     _started.append(child)
     return child

@@ -12,7 +12,7 @@ from iakd.errors import RunFailed, UserError
 from iakd.plan import RESULTS
 from iakd.runs import HISTORY, RUN
 from iakd.tracking import locks
-from iakd.tracking.content import FINISHED, KILLED, RUNNING, Content, read
+from iakd.tracking.content import FINISHED, KILLED, RUNNING, Content, Point, read
 from iakd.tracking.place import NOTE, Place
 from iakd.tracking.scan import Found, signature
 from iakd.tracking.store import FILES, PARENT, TREE, Known, Store, first_line
@@ -68,6 +68,7 @@ class Mirror:
             try:
                 complete = self._bring(self.store, found)
             except (UserError, RunFailed):
+                self.known = None  # what MLflow has is not sure any more
                 raise
             except Exception as error:  # MLflow, databases, HTTP and artifact stores have no common ancestor
                 self.known = None
@@ -92,7 +93,7 @@ class Mirror:
             self.current[f.path, f.live] = (content.key, content.status)
         for f, content in contents:
             if not self._update(store, self.known, f, content):
-                self.known = None  # what MLflow has is not sure any more
+                self.known = None
                 return False
             self.done[f.path, f.live] = f
         self._end_abandoned(store, self.known)
@@ -153,15 +154,14 @@ class Mirror:
             if study and study[0] in runs:
                 tags[PARENT] = runs[study[0]].run_id
         changed = [name for name, digest in content.artifacts.items() if known.files.get(name) != digest]
-        points = []
+        rows: list[Point] = []
         if content.rows and (not content.artifacts or HISTORY in changed):
             if known.step is None:
                 known.step = store.last_step(known, content.rows[0].name)
-            points = [point for point in content.rows if point.step > (known.step or 0)]
-            known.step = max(known.step, content.rows[-1].step)
-        for name, values in content.results.items():
-            points += values if name in changed else []
-        store.log(known, points, content.params, tags)
+            rows = [point for point in content.rows if point.step > (known.step or 0)]
+        results = [point for name in changed for point in content.results.get(name, [])]
+        store.log(known, rows + results, content.params, tags)
+        known.step = rows[-1].step if rows else known.step
         for name in changed:
             path = RESULTS / content.path / name
             store.upload(known, path, name if path.is_dir() else None)

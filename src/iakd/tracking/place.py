@@ -98,9 +98,7 @@ class Place:
         """
         trouble = self._trouble()
         if trouble:
-            raise RunFailed(
-                f"MLflow {self.shown}: {trouble}; the results are safe, `iakd track sync` shows them later"
-            )
+            raise RunFailed(f"MLflow {self.shown}: {trouble}")
 
     def _trouble(self) -> str | None:
         if self.database:
@@ -152,12 +150,14 @@ def _network_trouble(uri: str) -> str | None:
 
 
 def _server_trouble(uri: str) -> str | None:
+    import http.client
     import ssl
     import urllib.error
     import urllib.request
 
+    address = re.sub(r"://[^/@]*@", "://", uri).rstrip("/")  # without name and password
     try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=ANSWER):
+        with urllib.request.urlopen(f"{address}/health", timeout=ANSWER):
             return None
     except urllib.error.HTTPError:
         return None  # somebody answers; whether it is MLflow, MLflow's client will say
@@ -165,7 +165,7 @@ def _server_trouble(uri: str) -> str | None:
         if isinstance(error.reason, ssl.SSLError):
             return None  # which certificates are trusted is set in MLflow's own variables
         return f"the server does not answer ({error.reason})"
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         return f"the server does not answer ({error})"
 
 

@@ -44,12 +44,8 @@ class Found:
 
 def scan(dataset: str) -> list[Found]:
     """All runs of a data set, a study before its trials, and the report, without what vanishes meanwhile."""
-    live = [
-        found for path in _run_folders(STATE, dataset) if (found := _live(path))
-    ]  # first: a run that ends now
-    finished = [
-        _found(path, RUN_FILES) for path in _run_folders(RESULTS, dataset)
-    ]  # is seen twice, not missed
+    live = [found for path in _run_folders(STATE, dataset) if (found := _live(path))]  # first: a run that ends now
+    finished = [_found(path, RUN_FILES) for path in _run_folders(RESULTS, dataset)]  # is seen twice, not missed
     report = _found(f"{dataset}/report", REPORT_FILES)
     seen = [found for found in finished if found.stamps and found.stamps[0][0] == RUN]
     runs = sorted([*seen, *live], key=lambda found: (found.path, found.live))

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import itertools
 import json
+import logging
 import os
 import time
 import uuid
@@ -15,7 +16,7 @@ from typing import Any
 from iakd import files
 from iakd.errors import RunFailed, UserError
 from iakd.tracking.content import RUNNING, Content, Point
-from iakd.tracking.place import FOLDER, Place
+from iakd.tracking.place import FOLDER, PORTS, Place
 
 ENVIRONMENT = {  # what the user has set goes first
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -26,10 +27,11 @@ ENVIRONMENT = {  # what the user has set goes first
     "MLFLOW_LOGGING_LEVEL": "ERROR",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "GIT_PYTHON_REFRESH": "quiet",
-    "PGCONNECT_TIMEOUT": "5",
+    "PGCONNECT_TIMEOUT": "3",
 }
 METRICS, PARAMS = 800, 100  # per request; MLflow takes 100 parameters, 100 tags and 1000 things in all
 PAGE = 1000
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's pages for training, not for chat models
 OPENING = 120.0  # seconds to wait for another process that creates or migrates the database
 KEY, TREE, FILES, PARENT = "iakd.key", "iakd.tree", "iakd.files", "mlflow.parentRunId"
 
@@ -65,6 +67,8 @@ class Store:
         place.check()
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
+        logging.getLogger("urllib3").setLevel(logging.ERROR)  # a line for each attempt
+        _connect(place)
         import mlflow
         from mlflow.exceptions import MlflowException
 
@@ -84,7 +88,7 @@ class Store:
         name = self.place.experiment
         experiment = self.client.get_experiment_by_name(name)
         if experiment is None:
-            return str(self.client.create_experiment(name, artifact_location=self.place.artifact_location()))
+            return str(self.client.create_experiment(name, self.place.artifact_location(), KIND))
         if experiment.lifecycle_stage == "deleted":
             raise UserError(
                 f"MLflow {self.place.shown}: experiment {name} is deleted; bring it back (mlflow experiments "
@@ -105,9 +109,7 @@ class Store:
                 if key in known:  # a request whose answer was lost and that was sent again
                     self.client.delete_run(run.info.run_id)
                 else:
-                    known[key] = Known(
-                        run.info.run_id, run.info.status, dict(run.data.tags), set(run.data.params)
-                    )
+                    known[key] = Known(run.info.run_id, run.info.status, dict(run.data.tags), set(run.data.params))
             token = page.token
             if not token:
                 return known
@@ -158,6 +160,20 @@ class Store:
         known.status = status
 
 
+def _connect(place: Place) -> None:
+    """Try a database once; MLflow would try for minutes, but a wrong password does not get better by that."""
+    if place.served or place.database or not place.uri.startswith(tuple(PORTS)):
+        return
+    from sqlalchemy import create_engine, exc
+
+    try:
+        engine = create_engine(place.uri)
+        engine.connect().close()
+        engine.dispose()
+    except (exc.SQLAlchemyError, ImportError) as error:
+        raise RunFailed(f"MLflow {place.shown}: {first_line(error)}") from None
+
+
 def _batches(points: list[Point]) -> Iterator[list[Point]]:
     """Consecutive points in groups of at most METRICS, cut between steps where that is possible."""
     batch: list[Point] = []
@@ -187,9 +203,7 @@ def _opening(path: Path) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise RunFailed(
-                        f"{path}: another process has been creating the database for too long"
-                    ) from None
+                    raise RunFailed(f"{path}: another process has been creating the database for too long") from None
                 time.sleep(0.1)
         yield
 

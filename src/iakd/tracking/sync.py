@@ -23,7 +23,6 @@ def sync(params: Params) -> str:
     if place is None:
         return "MLflow: nothing done, the settings say tracking.enabled: false"
     place.folder.mkdir(parents=True, exist_ok=True)
-    place.check()
     mirror = Mirror(place)
     while not (outcome := mirror.bring(scan(place.dataset), PATIENCE)).complete:
         time.sleep(0.5)
