@@ -27,13 +27,13 @@ def stop(error: UserError) -> NoReturn:
     sys.exit(2)
 
 
-def set_up(config: dict[str, Any], origin: str) -> Plan:
+def set_up(config: dict[str, Any], origins: list[Path]) -> Plan:
     """Check the settings and pass them to the jobs: $IAKD_PARAMS names them, `iakd` is this environment's.
 
     Raises UserError for a mistake in the settings, and for results that only seem to be made with them.
     """
     settings = json.loads(json.dumps(config, default=str))  # Snakemake's ordered dictionaries as plain ones
-    plan = make_plan(parse(settings, origin))
+    plan = make_plan(parse(settings, ", ".join(os.path.relpath(path) for path in origins)))
     refuse([job for job in other_settings(plan) if not recorded(job)])
     os.environ["IAKD_PARAMS"] = str(_settings_file(settings))
     os.environ["IAKD_WITH_PARENT"] = "1"
@@ -99,3 +99,11 @@ def refuse(jobs: list[Job]) -> None:
         raise UserError(
             f"{jobs[0].folder}{more}: made with other settings; set them back, or delete the folder to make it anew"
         )
+
+
+def last_line(logs: list[str]) -> str:
+    """Which log says last what: the reason of a failure in one line."""
+    for log in map(Path, logs):
+        lines = log.read_text(errors="replace").split("\n") if log.exists() else []
+        return f"{log}: {next((line for line in reversed(lines) if line.strip()), 'ended without a word')}"
+    return "a job without a log failed"

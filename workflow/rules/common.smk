@@ -15,7 +15,7 @@ from iakd.tracking import launch as tracking
 from iakd.tuning.products import SCHEDULE, TRIALS
 
 try:
-    PLAN = engine.set_up(config, ", ".join(map(str, workflow.overwrite_configfiles or workflow.configfiles)))
+    PLAN = engine.set_up(config, workflow.overwrite_configfiles or workflow.configfiles)
 except UserError as error:
     engine.stop(error)
 
@@ -78,10 +78,11 @@ def start():
 
 
 def finish(succeeded):
-    """After the last job: bring MLflow up to date, and name the report if this workflow ends with it."""
+    """After the last job: bring MLflow up to date, and end with a line on what failed, or where the report is."""
     reported = any(job.rule.name == "report" for job in workflow.dag.jobs)
     if workflow.touch or (succeeded and not reported):  # a link of the chain: whoever goes on finishes this, too
         return
     tracking.finish(PLAN.params)
-    if succeeded:
-        atexit.register(print, f"\nThe report: {REPORT}", file=sys.stderr)
+    failed = getattr(workflow.scheduler, "failed", ())
+    lines = [f"The report: {REPORT}"] if succeeded else sorted(engine.last_line(job.log) for job in failed)
+    atexit.register(print, *lines, sep="\n", file=sys.stderr)  # after Snakemake's own last lines

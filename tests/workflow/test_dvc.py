@@ -1,0 +1,92 @@
+"""The chain through DVC: `dvc repro` and Snakemake agree on what is there, in a clone, too."""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+
+import pytest
+import yaml
+from projects import TINY, Project
+
+pytestmark = pytest.mark.workflow
+METRICS = "results/tiny/evaluation/metrics.json"
+
+
+def snakemake_has_nothing_to_do(project: Project) -> bool:
+    return "Nothing to be done" in project.run("snakemake", "-n")
+
+
+def dvc_has_nothing_to_do(project: Project) -> bool:
+    return "Data and pipelines are up to date." in project.run("dvc", "repro")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    """A repository of its own with small settings, after `dvc repro`; no method asks for a study."""
+    project = Project.copy(tmp_path_factory.mktemp("dvc") / "project")
+    settings = yaml.safe_load((project.path / TINY).read_text())
+    del settings["methods"]["iakd-tuned"]
+    settings["distill"]["seeds"] = [0]
+    settings["tracking"]["enabled"] = False
+    (project.path / "params.yaml").write_text("# a comment\n" + yaml.safe_dump(settings, sort_keys=False))
+    project.run("git", "init", "--quiet")
+    project.run("git", "add", "--all")
+    project.run("git", "commit", "--quiet", "--message", "start")
+    project.run("dvc", "repro")
+    yield project
+    shutil.rmtree(project.path.parent)
+
+
+def test_after_repro_neither_has_anything_to_do(project: Project) -> None:
+    assert snakemake_has_nothing_to_do(project)
+    assert dvc_has_nothing_to_do(project)
+    shown = json.loads(project.run("dvc", "metrics", "show", "--json"))
+    assert shown[""]["data"][METRICS]["data"] == json.loads((project.path / METRICS).read_text())
+    # the only new file that git sees: results are DVC's
+    assert project.run("git", "status", "--porcelain") == "?? dvc.lock\n"
+
+
+def test_plots_are_drawn_without_a_network(project: Project) -> None:
+    project.run("python", "tools/plots.py")
+    page = (project.path / "dvc_plots/index.html").read_text()
+    assert len(re.findall(r"<script[^>]+src=\"file://[^\"]+/vega[^\"]*\.js\"", page)) == 3
+    assert "http" not in re.sub(r"https://vega\.github\.io/schema/", "", page)
+    for label in ("top-1 on the test images (%)", "top-1 on the validation images (%)", "epoch", "loss"):
+        assert f'"title": "{label}"' in page
+
+
+def test_a_clone_starts_from_the_pulled_results(project: Project) -> None:
+    store = project.path.parent / "store"
+    project.run("dvc", "remote", "add", "--local", "--default", "store", str(store))
+    project.run("dvc", "push", "--quiet")
+    project.run("git", "add", "dvc.lock")
+    project.run("git", "commit", "--quiet", "--message", "results")
+    clone = Project(project.path.parent / "clone")
+    project.run("git", "clone", "--quiet", ".", str(clone.path))
+    shutil.copy(project.path / ".dvc/config.local", clone.path / ".dvc")
+    clone.run("dvc", "pull", "--quiet")
+    clone.run("make", "--assume-old=.venv/ready", "adopt")  # without making an environment first
+    assert snakemake_has_nothing_to_do(clone)
+    assert dvc_has_nothing_to_do(clone)
+
+
+def test_an_experiment_changes_a_setting_and_keeps_the_comments(project: Project) -> None:
+    teacher = project.path / "results/tiny/teachers/big/seed0/run.json"
+    before = teacher.read_bytes()
+    project.run("dvc", "exp", "run", "--name", "cooler", "--set-param", "distill.recipe.epochs=2")
+    assert teacher.read_bytes() == before
+    run = json.loads((project.path / "results/tiny/students/big-small/kd/seed0/run.json").read_text())
+    assert run["params"]["recipe"]["epochs"] == 2
+    assert (project.path / "params.yaml").read_text().startswith("# a comment\n")
+    assert snakemake_has_nothing_to_do(project)
+    assert METRICS in project.run("dvc", "metrics", "diff", "--all", "HEAD")
+
+
+def test_what_snakemake_did_alone_is_adopted_by_commit(project: Project) -> None:
+    text = (project.path / "params.yaml").read_text()
+    (project.path / "params.yaml").write_text(text.replace("epochs: 2\n", "epochs: 3\n"))
+    project.run("snakemake", "--cores", "2", "--quiet", "all")
+    project.run("dvc", "commit", "--force")
+    assert dvc_has_nothing_to_do(project)
+    assert snakemake_has_nothing_to_do(project)

@@ -1,0 +1,206 @@
+"""The chain through Snakemake: killed twice on the way, it ends with what plain commands make."""
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import signal
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from projects import TINY, Project
+
+pytestmark = pytest.mark.workflow
+SNAKEMAKE = ("snakemake", "--cores", "2", "--configfile", TINY)
+TIMES = {"latency_ms", "images_per_s"}
+
+
+def wait_for(what: Callable[[], Any], seconds: float = 120) -> Any:
+    end = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+    return found
+
+
+def start_and_kill(project: Project, pattern: str, kill: Callable[[int, int], None]) -> Path:
+    """Start the workflow, kill it as soon as a checkpoint like `pattern` is there, and return the checkpoint."""
+    process = project.start(*SNAKEMAKE, log=project.path.parent / "killed.log")
+    found: Path = wait_for(lambda: next(project.path.glob(f".state/{pattern}/checkpoint.pt"), None))
+    kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    return found
+
+
+def group_is_gone(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    """The finished workflow, killed on the way: everything at once while the teacher learns, then Snakemake alone."""
+    project = Project.copy(tmp_path_factory.mktemp("snakemake") / "project")
+    start_and_kill(project, "tiny/teachers/big/seed0", os.killpg)
+    start_and_kill(project, "tiny/students/*/*/*", os.kill)
+    (project.path.parent / "finished.log").write_text(project.run(*SNAKEMAKE))
+    yield project
+    shutil.rmtree(project.path.parent)
+
+
+def evaluations(folder: Path) -> dict[str, dict[str, Any]]:
+    found = sorted(folder.glob("results/**/evaluation.json"))
+    return {
+        str(path.relative_to(folder)): {k: v for k, v in json.loads(path.read_text()).items() if k not in TIMES}
+        for path in found
+    }
+
+
+def test_a_killed_workflow_ends_with_what_plain_commands_make(project: Project, tmp_path: Path) -> None:
+    plain = Project.copy(tmp_path / "plain")
+    for stage in ("prepare", "teach", "tune", "distill", "evaluate", "report"):
+        printed = plain.run("iakd", stage, "--params", TINY, "--set", "tracking.enabled=false")
+        assert (plain.path / printed.splitlines()[-1]).exists()
+    expected = evaluations(plain.path)
+    assert len(expected) == 5
+    assert evaluations(project.path) == expected
+    for name in ("accuracy.csv", "curves.csv", "metrics.json"):
+        path = f"results/tiny/evaluation/{name}"
+        assert (project.path / path).read_bytes() == (plain.path / path).read_bytes()
+
+
+def test_the_killed_teacher_went_on_and_the_report_is_named_last(project: Project) -> None:
+    assert "going on at step" in (project.path / "logs/tiny/teachers/big/seed0.log").read_text()
+    printed = (project.path.parent / "finished.log").read_text()
+    assert printed.splitlines()[-1] == "The report: results/tiny/report/report.html"
+    assert not list(project.path.glob(".state/**/checkpoint.pt"))
+
+
+def test_mlflow_shows_every_training_and_trial_once(project: Project) -> None:
+    with sqlite3.connect(project.path / "mlflow.db") as database:
+        rows = database.execute(
+            "select p.value, r.status from runs r join tags p on p.run_uuid = r.run_uuid and p.key = 'iakd.path' "
+            "where r.lifecycle_stage = 'active' and not p.value like '%/report'"
+        ).fetchall()
+    finished = [str(path.parent) for path in project.path.glob("results/**/run.json")]
+    expected = {str(Path(path).relative_to(project.path / "results")) for path in finished}
+    assert sorted(rows) == sorted((path, "FINISHED") for path in expected)
+    assert len(expected) == 1 + 1 + 3 + 4  # teacher, study, trials, students
+
+
+def test_nothing_to_do_afterwards(project: Project) -> None:
+    assert "Nothing to be done" in project.run(*SNAKEMAKE)
+
+
+def dry_run(project: Project, *options: str) -> dict[str, int]:
+    """How many jobs of each rule would run."""
+    printed = project.run(*SNAKEMAKE, "-n", "--quiet", "rules", *options)
+    if "Nothing to be done" in printed:
+        return {}
+    return {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", printed, re.MULTILINE) if rule != "total"}
+
+
+STUDENTS = {"distill": 4, "evaluate": 4, "evaluation": 1, "report": 1, "all": 1}
+EVERYTHING = {**STUDENTS, "prepare": 1, "teach": 1, "tune": 1, "evaluate": 5}
+
+
+@pytest.mark.parametrize(
+    ("change", "jobs"),
+    [
+        ("methods={kd: {kd: {temperature: 2.0}}}", {**STUDENTS, "distill": 2, "evaluate": 2}),
+        ("distill={recipe: {lr: 0.02}}", {**STUDENTS, "tune": 1}),
+        ("teach={recipe: {lr: 0.02}}", {k: v for k, v in EVERYTHING.items() if k != "prepare"}),
+        ("dataset={split_seed: 1}", EVERYTHING),
+        ("evaluate={batch_size: 100}", {"evaluate": 5, "evaluation": 1, "report": 1, "all": 1}),
+        ("compute={threads: 2}", {}),
+    ],
+)
+def test_a_changed_setting_reruns_what_depends_on_it(project: Project, change: str, jobs: dict[str, int]) -> None:
+    assert dry_run(project, "--config", change) == jobs
+
+
+@pytest.mark.parametrize(
+    ("source", "jobs"),
+    [
+        ("training/loop.py", {k: v for k, v in EVERYTHING.items() if k != "prepare"}),
+        ("reporting/page.py", {"report": 1, "all": 1}),
+    ],
+)
+def test_a_changed_source_file_reruns_what_imports_it(project: Project, source: str, jobs: dict[str, int]) -> None:
+    path = project.path / "src/iakd" / source
+    text = path.read_text()
+    path.write_text(text + "# changed\n")
+    try:
+        assert dry_run(project) == jobs
+    finally:
+        path.write_text(text)
+
+
+def test_a_missing_product_is_made_again(project: Project) -> None:
+    path = project.path / "results/tiny/students/big-small/kd/seed1/metrics.json"
+    text = path.read_bytes()
+    path.unlink()
+    try:
+        assert dry_run(project)["distill"] == 1
+    finally:
+        path.write_bytes(text)
+
+
+def test_a_second_workflow_says_so_and_leaves_the_first_alone(project: Project) -> None:
+    with (project.path / ".state/workflow.lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        printed = project.run(*SNAKEMAKE, "--forcerun", "report", code=2)
+    assert f"iakd: another workflow is running in {project.path}; wait for it to end\n" in printed
+    assert (project.path / "results/tiny/report/report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (("--config", "distil={seeds: [1]}"), f"iakd: {TINY}: distil: unknown key (did you mean 'distill'?)\n"),
+        (("--config", "tune={trials: many}"), f"iakd: {TINY}: tune.trials: Input should be a valid integer"),
+    ],
+)
+def test_mistakes_in_the_settings_are_one_line(project: Project, options: tuple[str, ...], line: str) -> None:
+    printed = project.run(*SNAKEMAKE, "-n", *options, code=2)
+    assert line in printed
+    assert "Traceback" not in printed
+
+
+def test_a_settings_file_on_the_command_line_stands_alone(project: Project) -> None:
+    (project.path / "alone.yaml").write_text(
+        "dataset: {name: alone}\nteachers: [{arch: resnet8}]\nstudents: [{arch: resnet8}]\nmethods: {scratch: {}}\n"
+    )
+    printed = project.run("snakemake", "-n", "--quiet", "rules", "--configfile", "alone.yaml")
+    assert re.search(r"^distill +3$", printed, re.MULTILINE)  # params.yaml, on top of which it is not, has 27
+
+
+def test_the_workflow_s_own_report_has_the_figures_with_captions(project: Project) -> None:
+    project.run(*SNAKEMAKE, "--report", "workflow.html")
+    page = (project.path / "workflow.html").read_text()
+    for caption in (project.path / "workflow/report").glob("*.rst"):
+        first = caption.read_text().split("\n")[0].replace("*", "")
+        assert " ".join(first.split()[:6]) in page, caption.name
+    assert not re.findall(r'<(?:script|link)[^>]+(?:src|href)="https?:', page)  # nothing is loaded from anywhere
+
+
+def test_results_without_a_record_are_adopted_only_if_they_fit(project: Project) -> None:
+    """Last: it replaces Snakemake's records."""
+    shutil.rmtree(project.path / ".snakemake")
+    other = "methods={kd: {kd: {temperature: 2.0}}}"
+    line = "iakd: results/tiny/students/big-small/kd/seed0 (and 1 more): made with other settings"
+    assert line in project.run(*SNAKEMAKE, "-n", "--config", other, code=2)
+    adopt = (*SNAKEMAKE, "--touch", "--forceall", "--quiet", "all")
+    assert line in project.run(*adopt, "--config", other, code=2)
+    project.run(*adopt)
+    assert dry_run(project) == {}
+    assert dry_run(project, "--config", other)["distill"] == 2  # from now on Snakemake sees changes by itself
+    assert line in project.run(*adopt, "--config", other, code=2)
