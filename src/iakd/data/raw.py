@@ -14,7 +14,7 @@ class Raw:
     """Images uint8 (N, C, H, W), labels int64 (N,) as positions in `classes`, and problems the reader found.
 
     Where a source has no test set of its own, `test_images` and `test_labels` are None and the test part is
-    drawn from the training images. Raises ValueError where a reader breaks these rules.
+    drawn from the training images; likewise for validation. Raises ValueError where a reader breaks these rules.
     """
 
     train_images: Images
@@ -23,15 +23,19 @@ class Raw:
     test_labels: Labels | None
     classes: list[str]
     problems: list[str] = field(default_factory=list)
+    val_images: Images | None = None
+    val_labels: Labels | None = None
 
     def __post_init__(self) -> None:
-        if (self.test_images is None) != (self.test_labels is None):
-            raise ValueError("a source gives test images and test labels, or neither")
         self._check(self.train_images, self.train_labels)
-        if self.test_images is not None and self.test_labels is not None:
-            self._check(self.test_images, self.test_labels)
-            if self.test_images.shape[1:] != self.train_images.shape[1:]:
-                raise ValueError(f"test images {self.test_images.shape}, training images {self.train_images.shape}")
+        for images, labels in ((self.test_images, self.test_labels), (self.val_images, self.val_labels)):
+            if images is None or labels is None:
+                if images is not labels:
+                    raise ValueError("a source gives images and labels of a part, or neither")
+                continue
+            self._check(images, labels)
+            if images.shape[1:] != self.train_images.shape[1:]:
+                raise ValueError(f"other images {images.shape}, training images {self.train_images.shape}")
 
     def _check(self, images: Images, labels: Labels) -> None:
         if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:

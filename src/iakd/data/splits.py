@@ -19,7 +19,7 @@ class Part(NamedTuple):
     images: Images
     labels: Labels
     indices: Indices
-    own: bool = False  # whether it is the source's own test set
+    origin: str = "train"  # the source's own part that they come from
 
     def per_class(self, classes: int) -> list[int]:
         """Number of images of each class."""
@@ -48,32 +48,46 @@ def stratified(labels: Labels, n: int, seed: int, setting: str = "split") -> Ind
     return np.sort(by_class[rank < np.repeat(shares, counts)]).astype(np.int64)
 
 
-def split(raw: Raw, settings: Dataset) -> dict[str, Part]:
-    """The parts train, val and test of a data set; the source's own test set whole, where it has one.
+def amount(wanted: int | float, total: int) -> int:
+    """A number of images from a setting that gives a number, or a share of `total` as a float; at least 1."""
+    return max(1, round(wanted * total)) if isinstance(wanted, float) else wanted
 
-    Raises UserError where that leaves no image, or none of some class, for training.
+
+def split(raw: Raw, settings: Dataset) -> dict[str, Part]:
+    """The parts train, val and test of a data set; the source's own val and test sets whole, where it has them.
+
+    Shares are of all the source's training images. Raises UserError where that leaves no image, or none of
+    some class, for training.
     """
     images, labels, seed = raw.train_images, raw.train_labels, settings.split_seed
-    drawn = 0 if raw.test_images is not None else settings.test
-    wish = "dataset.val + dataset.test" if drawn else "dataset.val"
-    if settings.val + drawn >= len(labels):
-        raise UserError(
-            f"{wish}: {settings.val + drawn} of {len(labels)} images leave none for training; ask for fewer"
+    drawn = {
+        name: amount(wanted, len(labels))
+        for name, wanted, own in (
+            ("val", settings.val, raw.val_images),
+            ("test", settings.test, raw.test_images),
         )
+        if own is None
+    }
+    wish = " + ".join(f"dataset.{name}" for name in drawn)
+    if sum(drawn.values()) >= len(labels):
+        raise UserError(f"{wish}: {sum(drawn.values())} of {len(labels)} images leave none for training; ask for fewer")
     rest = np.arange(len(labels))
-    if raw.test_images is None or raw.test_labels is None:
-        test = Part(images, labels, stratified(labels, drawn, derive("split", "test", seed)))
-        rest = np.setdiff1d(rest, test.indices, assume_unique=True)
-    else:
-        test = Part(raw.test_images, raw.test_labels, np.arange(len(raw.test_labels)), own=True)
-    val = rest[stratified(labels[rest], settings.val, derive("split", "val", seed))]
-    train = Part(images, labels, np.setdiff1d(rest, val, assume_unique=True))
+    parts: dict[str, Part] = {}
+    for name, own_images, own_labels in (
+        ("test", raw.test_images, raw.test_labels),
+        ("val", raw.val_images, raw.val_labels),
+    ):
+        if own_images is None or own_labels is None:
+            taken = rest[stratified(labels[rest], drawn[name], derive("split", name, seed))]
+            rest = np.setdiff1d(rest, taken, assume_unique=True)
+            parts[name] = Part(images, labels, taken)
+        else:
+            parts[name] = Part(own_images, own_labels, np.arange(len(own_labels)), origin=name)
+    train = Part(images, labels, rest)
     per_class = train.per_class(len(raw.classes))
     if not all(per_class):
         position = per_class.index(0)
         there = int(np.sum(labels == position))
-        raise UserError(
-            f"class {raw.classes[position]!r}: none of its {there} images is left for training; "
-            f"add images, leave the class out, or ask for less in {wish}"
-        )
-    return {"train": train, "val": Part(images, labels, val), "test": test}
+        hint = f"add images, leave the class out, or ask for less in {wish}" if wish else "add images, or leave it out"
+        raise UserError(f"class {raw.classes[position]!r}: none of its {there} images is left for training; {hint}")
+    return {"train": train, "val": parts["val"], "test": parts["test"]}

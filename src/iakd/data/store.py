@@ -71,7 +71,7 @@ def _describe(raw: Raw, settings: Dataset, parts: dict[str, Part], hashes: dict[
             "sha256": files.digest(own),
             "files": own,
             "per_class": part.per_class(len(raw.classes)),
-            "from": "test" if part.own else "train",
+            "from": part.origin,
             "indices": part.indices.tolist(),
         }
     mean, std = mean_std(parts["train"].images, parts["train"].indices)
@@ -83,6 +83,7 @@ def _describe(raw: Raw, settings: Dataset, parts: dict[str, Part], hashes: dict[
             "about": sources.describe(settings.source),
             "train": len(raw.train_images),
             "test": None if raw.test_images is None else len(raw.test_images),
+            **({} if raw.val_images is None else {"val": len(raw.val_images)}),
         },
         "classes": raw.classes,
         "image": {"channels": channels, "height": height, "width": width},

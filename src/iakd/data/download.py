@@ -1,0 +1,102 @@
+"""Downloads that survive cuts: resumed, retried, checked against the publisher's hash, whole or absent."""
+
+import hashlib
+import http.client
+import logging
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+
+from iakd import files
+from iakd.errors import RunFailed
+
+log = logging.getLogger(__name__)
+
+TIMEOUT = 30.0  # seconds without a byte
+ATTEMPTS = 5  # in a row that bring nothing
+PAUSE = 1.0  # seconds before the second attempt; doubled before each further one
+CHUNK = 1 << 18
+PERMANENT = {400, 401, 403, 404, 405, 410, 451}  # trying again would not help
+
+
+def fetch(urls: Sequence[str], md5: str, folder: Path) -> Path:
+    """The file that all `urls` name, in `folder`, downloaded unless it is there and intact.
+
+    The addresses are tried in turn. What a cut left is continued (HTTP ranges). Raises RunFailed where none of
+    them gives a file with that MD5; UserError where another process is downloading it.
+    """
+    path = folder / urls[0].rsplit("/", 1)[-1]
+    with files.exclusive(
+        folder / f".{path.name}.lock", f"{path}: another process is downloading it; wait for it to end"
+    ):
+        if path.exists() and _md5(path) == md5:
+            return path
+        part = folder / f".{path.name}.part"
+        reasons = []
+        for url in urls:
+            reason = _attempts(url, part)
+            if reason is None and _md5(part) == md5:
+                part.replace(path)
+                return path
+            if reason is None:
+                part.unlink()
+                reason = "not the file that was published (its MD5 differs)"
+            log.warning(f"{url}: {reason}")
+            reasons.append(f"{url}: {reason}")
+    raise RunFailed(
+        f"{path.name} could not be downloaded ({'; '.join(reasons)}): try again, which continues where it was, or get "
+        "it otherwise and name it in dataset.path"
+    )
+
+
+def _attempts(url: str, part: Path) -> str | None:
+    """Download `url` to `part`, again and again while that brings something; None, or why it failed."""
+    failed = 0
+    restarted = False
+    while True:
+        before = part.stat().st_size if part.exists() else 0
+        log.info(f"downloading {url}" + (f", from byte {before}" if before else ""))
+        try:
+            _continue(url, part, before)
+            return None
+        except urllib.error.HTTPError as error:
+            error.close()
+            reason = f"the server answers {error.code} {error.reason}"
+            if error.code == 416 and before and not restarted:  # no such range: what is there is of another file
+                part.unlink()
+                restarted = True
+                continue
+            if error.code in PERMANENT:
+                return reason
+        except (OSError, http.client.HTTPException) as error:
+            cause = getattr(error, "reason", error)
+            reason = " ".join(str(cause).split()) or type(cause).__name__
+        after = part.stat().st_size if part.exists() else 0
+        failed = 0 if after > before else failed + 1
+        if failed == ATTEMPTS:
+            return reason
+        time.sleep(PAUSE * 2**failed)
+
+
+def _continue(url: str, part: Path, start: int) -> None:
+    """Append what follows byte `start`; raises where the answer ends too early."""
+    request = urllib.request.Request(url, headers={"Accept-Encoding": "identity", "User-Agent": "iakd"})
+    if start:
+        request.add_header("Range", f"bytes={start}-")
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+        goes_on = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {start}-")
+        length = answer.headers.get("Content-Length")
+        received = 0
+        with part.open("ab" if start and goes_on else "wb") as file:
+            while chunk := answer.read1(CHUNK):
+                file.write(chunk)
+                received += len(chunk)
+    if length is not None and received < int(length):
+        raise OSError(f"the connection ended after {received} of {length} bytes")
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()

@@ -1,0 +1,166 @@
+"""Images in a folder for each class, below train/, val/ and test/ or not."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from iakd.data.decode import Decoded, decode_all, from_file, remarks
+from iakd.data.published import local
+from iakd.data.raw import Labels, Raw
+from iakd.data.tables import ALIASES
+from iakd.errors import UserError
+from iakd.params import Dataset
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".pnm"}
+
+
+@dataclass
+class Part:
+    """The image files of one part, and the class of each."""
+
+    folder: Path
+    files: list[Path] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+
+
+def read(settings: Dataset) -> Raw:
+    """The images below `dataset.path`, in the order of their classes and names.
+
+    Raises UserError for an odd layout, for a class without images and, unless they are to be skipped, for a
+    file with the name of an image that cannot be read.
+    """
+    root = local(settings)
+    problems: list[str] = []
+    folders = _parts(root, problems)
+    classes, parts = _files(folders, settings, problems)
+    outcome: dict[str, Decoded] = {}
+    labels: dict[str, Labels] = {}
+    for name, part in parts.items():
+        items = (from_file(path) for path in part.files)
+        size = settings.height_width
+        outcome[name] = decode_all(
+            items, len(part.files), settings.channels, size, settings.on_bad_file, str(part.folder)
+        )
+        if not outcome[name].kept.any():
+            raise UserError(f"{part.folder}: none of its {len(part.files)} image files can be read")
+        labels[name] = np.asarray(part.labels, dtype=np.int64)[outcome[name].kept]
+        problems += remarks(outcome[name], size, str(part.folder))
+        if outcome[name].images.shape[1:] != outcome["train"].images.shape[1:]:
+            raise UserError(f"{part.folder}: images are not of the size of those for training: set dataset.size")
+    classes = _without_lost_classes(classes, labels, outcome, settings, problems)
+    return Raw(
+        outcome["train"].images,
+        labels["train"],
+        outcome["test"].images if "test" in outcome else None,
+        labels.get("test"),
+        classes,
+        problems,
+        outcome["val"].images if "val" in outcome else None,
+        labels.get("val"),
+    )
+
+
+def _visible(folder: Path) -> list[Path]:
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        raise UserError(f"dataset.path: {folder} cannot be read ({error.strerror})") from None
+    return [entry for entry in entries if not entry.name.startswith((".", "__"))]
+
+
+def _parts(root: Path, problems: list[str]) -> dict[str, Path]:
+    """Folders of the parts; only train where `root` has the folders of classes itself."""
+    if not root.is_dir():
+        raise UserError(f"dataset.path: {root} is no folder; unpack archives first")
+    folders = [entry for entry in _visible(root) if entry.is_dir()]
+    if not folders:
+        raise UserError(f"dataset.path: {root} has no folders; each class of images needs a folder of its own")
+    named = [folder for folder in folders if folder.name.lower() in ALIASES]
+    parts: dict[str, Path] = {}
+    for folder in named:
+        part = ALIASES[folder.name.lower()]
+        if part in parts:
+            raise UserError(f"dataset.path: {parts[part]} and {folder} both mean {part}: keep one of them")
+        parts[part] = folder
+    if not parts:
+        return {"train": root}
+    if "train" not in parts:
+        raise UserError(f"dataset.path: {root} has {named[0].name}/ but no train/")
+    others = [folder.name for folder in folders if folder not in named]
+    if others:
+        problems.append(f"{root}: folders beside train/ are not read: {', '.join(others)}")
+    return {name: parts[name] for name in ("train", "val", "test") if name in parts}
+
+
+def _files(folders: dict[str, Path], settings: Dataset, problems: list[str]) -> tuple[list[str], dict[str, Part]]:
+    """Classes (the folders' names, sorted) and the image files of each part."""
+    classes = [folder.name for folder in _visible(folders["train"]) if folder.is_dir()]
+    if len(classes) < 2:
+        raise UserError(f"{folders['train']} has {len(classes)} folder(s) of images; there must be two classes or more")
+    parts = {}
+    for name, root in folders.items():
+        part = parts[name] = Part(root)
+        others: list[Path] = []
+        for folder in _visible(root):
+            if not folder.is_dir():
+                others.append(folder)
+            elif folder.name not in classes:
+                raise UserError(f"{folder}: {folders['train']} has no class of that name")
+            else:
+                found = list(_below(folder, others))
+                part.files += found
+                part.labels += [classes.index(folder.name)] * len(found)
+        if not part.files:
+            raise UserError(f"{root} has no images ({', '.join(sorted(SUFFIXES))})")
+        if others:
+            shown = ", ".join(str(path.relative_to(root)) for path in others[:5]) + (" …" if len(others) > 5 else "")
+            problems.append(f"{root}: {len(others)} files are no images by name and were not read: {shown}")
+    empty = [folder for position, folder in enumerate(classes) if position not in parts["train"].labels]
+    if empty and settings.on_bad_file == "refuse":
+        hint = "add images, remove the folder, or set dataset.on_bad_file to skip"
+        raise UserError(f"{folders['train'] / empty[0]} has no images: {hint}")
+    return classes, parts
+
+
+def _below(folder: Path, others: list[Path]) -> Iterator[Path]:
+    """Image files at any depth, by name; the rest goes to `others`. Links to folders are not followed."""
+    for place, inside, names in os.walk(folder):
+        inside[:] = sorted(name for name in inside if not name.startswith((".", "__")))
+        links = [name for name in inside if (Path(place) / name).is_symlink()]
+        others += [Path(place) / name for name in links]
+        for name in sorted(names):
+            path = Path(place) / name
+            if name.startswith(".") or name.lower() in ("thumbs.db", "desktop.ini"):
+                continue
+            if path.suffix.lower() in SUFFIXES:
+                yield path
+            else:
+                others.append(path)
+
+
+def _without_lost_classes(
+    classes: list[str],
+    labels: dict[str, Labels],
+    outcome: dict[str, Decoded],
+    settings: Dataset,
+    problems: list[str],
+) -> list[str]:
+    """The classes that training images are left of; the others' images go. Labels are renumbered in place."""
+    there = np.bincount(labels["train"], minlength=len(classes)) > 0
+    if there.all():
+        return classes
+    lost = [name for name, has in zip(classes, there.tolist(), strict=True) if not has]
+    if there.sum() < 2:
+        raise UserError(f"{settings.path}: fewer than two classes have readable images for training")
+    problems.append(f"classes without images for training are left out: {', '.join(lost)}")
+    number = np.cumsum(there) - 1
+    for name in list(labels):
+        keep = there[labels[name]]
+        outcome[name].images = outcome[name].images[keep]
+        labels[name] = number[labels[name][keep]].astype(np.int64)
+        if not len(labels[name]):
+            raise UserError(f"{settings.path}: the images of {name} all belong to classes without training images")
+    return [name for name in classes if name not in lost]
