@@ -50,9 +50,8 @@ schema: .venv/ready ## write the JSON schema of params.yaml anew
 plots: .venv/ready ## DVC's plots as a page that needs no network
 	@python tools/plots.py $(ARGS)
 
-mlflow: .venv/ready ## MLflow's pages at http://127.0.0.1:5000 (PORT=… for another one)
-	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --backend-store-uri sqlite:///mlflow.db \
-		--artifacts-destination mlartifacts --host 127.0.0.1 --port $(PORT) --workers 1
+mlflow: .venv/ready ## the runs in MLflow, on http://127.0.0.1:5000 (PORT=… for another port)
+	@iakd track ui --port $(PORT) $(ARGS)
 
 clean: ## delete all results, logs and caches without asking; data, MLflow's runs and .venv stay
 	rm -rf results/*/{teachers,tune,students,evaluation,report} .state logs .snakemake dist build
