@@ -15,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import optuna
 import yaml
@@ -68,9 +69,9 @@ def prepare() -> None:
 
 def run(params: Params) -> Path:
     """The study of the only pair."""
-    tune.StudentTrainer = Trainer  # type: ignore[misc, assignment]
     plan = make_plan(params)
-    return tune.run(plan, plan.studies[0])
+    with mock.patch.object(tune, "StudentTrainer", Trainer):
+        return tune.run(plan, plan.studies[0])
 
 
 class Trainer:

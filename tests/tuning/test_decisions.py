@@ -2,12 +2,17 @@
 
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import studies
 
+from iakd.params import Schedule
+from iakd.plan import make_plan
+from iakd.tuning.products import best
+from iakd.tuning.proposals import Search, propose
 from iakd.tuning.records import Record
 from iakd.tuning.shared import SharedStudy
 
@@ -50,6 +55,9 @@ def test_another_seed_is_another_study(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_papers_schedules_come_first_and_are_never_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although each of them is worse here than those before it."""
+    heights = {"uniform": 90.0, "linear": 80.0, "review": 70.0}
+    monkeypatch.setattr(studies, "accuracy", lambda schedule, *epoch: heights.get(schedule.kind, 75.0))
     hasty = {"startup": 0, "warmup": 0.0}
     trials = records(monkeypatch, "study", generation=1, pruner=hasty)
     assert [trial.values["kind"] for trial in trials[:3]] == ["uniform", "linear", "review"]
@@ -73,6 +81,38 @@ def test_a_trial_learns_from_earlier_generations_only(monkeypatch: pytest.Monkey
     assert [r.values for r in one[:8]] == [r.values for r in other[:8]]
     assert (other[5].value or 0) > (one[5].value or 0)
     assert [r.values for r in one[8:]] != [r.values for r in other[8:]]
+
+
+def test_a_trial_keeps_away_from_what_its_generation_tries_already(monkeypatch: pytest.MonkeyPatch) -> None:
+    trials = records(monkeypatch, "study")
+    params = studies.settings()
+    job = make_plan(params).studies[0]
+    search = Search(params.tune, job.recipe, job.first)
+    values, _ = propose(search, trials, 9)
+    assert values == trials[9].values
+    moved = replace(trials[8], values={**trials[8].values, **{name: values[name] for name in ("p0", "slope", "solo")}})
+    assert propose(search, [*trials[:8], moved], 9)[0] != values
+
+
+def test_a_trial_that_falls_behind_in_its_last_epoch_is_complete(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is saved by giving it up, and its value is worth having."""
+
+    def accuracy(schedule: Schedule, epoch: int, epochs: int) -> float:
+        first = (schedule.p0, schedule.slope) == (0.5, 0.0)
+        return (90.0 if epoch == epochs else 10.0) if first else 50.0
+
+    monkeypatch.setattr(studies, "accuracy", accuracy)
+    trials = records(monkeypatch, "study", generation=3, pruner={"startup": 2, "warmup": 0.0})
+    assert [trial.value for trial in trials] == [90.0] * 3 + [50.0] * 7
+    assert {trial.state for trial in trials} == {"complete"}
+
+
+def test_the_earliest_of_equals_is_the_best() -> None:
+    values = [70.0, 90.0, 90.0, 95.0]
+    trials = [Record(number, "complete", {}, "sampler", value) for number, value in enumerate(values)]
+    assert best(trials[:3]) == trials[1]
+    assert best([*trials[:3], replace(trials[3], state="pruned")]) == trials[1]
+    assert best([]) is None
 
 
 def test_tpe_finds_better_schedules_than_the_first_ones(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Studies that are killed: whatever ended them, and when, the same command goes on and ends in the same results."""
 
+import fcntl
 import os
 import random
 import signal
@@ -16,6 +17,8 @@ import studies
 from studies import RESULTS, STATE, outcome, settings
 
 from iakd import files
+from iakd.errors import RunFailed
+from iakd.tuning import pool
 from iakd.tuning.journal import open_journal
 
 
@@ -85,7 +88,7 @@ def kill_at_random(choice: random.Random) -> None:
     """Start the study and kill all its processes, or the command alone, or a worker first, some times over."""
     for victim in ("all", "worker"):
         with started(choice) as study:
-            time.sleep(choice.uniform(0.0, 0.5))
+            time.sleep(choice.uniform(0.0, 0.9))
             if victim == "all":
                 kill_group(study)
                 continue
@@ -102,7 +105,7 @@ def kill_at_random(choice: random.Random) -> None:
 def started(choice: random.Random) -> Iterator["subprocess.Popen[str]"]:
     """A study that has begun to train since; other numbers of workers and hash seeds must not matter."""
     before = trainings()
-    with running(choice.randint(1, 3), EPOCH_SECONDS="0.08", PYTHONHASHSEED=str(choice.randrange(99))) as study:
+    with running(choice.randint(1, 3), EPOCH_SECONDS="0.15", PYTHONHASHSEED=str(choice.randrange(99))) as study:
         wait_until(lambda: trainings() > before or study.poll() is not None)
         yield study
 
@@ -117,7 +120,7 @@ def test_kill_9_at_any_moment_changes_nothing(workplace: Path, expected: dict[st
 
 
 def test_workers_do_not_outlive_a_killed_parent(workplace: Path) -> None:
-    with running(2, EPOCH_SECONDS="0.2") as study:
+    with running(2, EPOCH_SECONDS="30") as study:
         wait_until(lambda: trainings() >= 2)
         os.kill(study.pid, signal.SIGKILL)
         study.wait()
@@ -126,9 +129,9 @@ def test_workers_do_not_outlive_a_killed_parent(workplace: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_all_processes_soon(workplace: Path, number: int) -> None:
-    """SIGINT goes to the whole group, as Ctrl-C on a terminal does."""
+    """SIGINT goes to the whole group, as Ctrl-C on a terminal does, and here while workers are still importing."""
     with running(2, EPOCH_SECONDS="0.2") as study:
-        wait_until(lambda: trainings() >= 2)
+        wait_until(lambda: workers_of(study) if number == signal.SIGINT else trainings() >= 2)
         if number == signal.SIGINT:
             os.killpg(study.pid, number)
         else:
@@ -140,6 +143,28 @@ def test_a_signal_ends_all_processes_soon(workplace: Path, number: int) -> None:
         assert study.returncode != 0
         assert log.count("Traceback") == 1, log  # the command line catches it; workers have nothing to say
     assert "KeyboardInterrupt" in files.read_json(STATE / "run.json", "")["error"]
+
+
+def test_a_study_waits_until_no_worker_of_an_earlier_one_can_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = tmp_path / "workers.lock"
+    monkeypatch.setattr(pool, "SECONDS_FOR_ORPHANS", 0.2)
+    with lock.open("a") as worker:
+        fcntl.flock(worker, fcntl.LOCK_SH)
+        with pytest.raises(RunFailed, match="workers of an earlier study are still alive"):
+            pool.wait_for_orphans(lock)
+    pool.wait_for_orphans(lock)
+
+
+def test_a_worker_that_starts_too_late_does_nothing(workplace: Path) -> None:
+    """Its parent was killed while it was still importing."""
+    with running(1, EPOCH_SECONDS="0.2") as study:
+        wait_until(lambda: workers_of(study))
+        os.kill(study.pid, signal.SIGKILL)
+        study.wait()
+        wait_until(lambda: not members(study.pid), seconds=20)
+    assert trainings() == 0
 
 
 def test_a_torn_journal_is_repaired(copied: Path, expected: dict[str, Any]) -> None:

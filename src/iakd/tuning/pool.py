@@ -7,6 +7,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -85,14 +86,15 @@ class Pool:
         context = multiprocessing.get_context("spawn")  # a fork would share the parent's threads and connections
         ours, theirs = context.Pipe()
         process = context.Process(target=work, args=(self._task, theirs), daemon=True)
+        resource_tracker.ensure_running()  # starting the process would do it, and unblock SIGINT on the way
         # Ctrl-C on a terminal reaches the whole group, but only the parent may act on it
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
             process.start()
+            self._workers.append(Worker(process, ours))
         finally:
+            theirs.close()  # so that the end of the process is the end of the pipe
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-        theirs.close()  # so that the end of the process is the end of the pipe
-        self._workers.append(Worker(process, ours))
         return self._workers[-1]
 
     def _ended(self, worker: Worker) -> bool:
