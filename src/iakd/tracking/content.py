@@ -149,7 +149,7 @@ def _description(record: dict[str, Any], path: str) -> str:
         "tune": f"Search for the swap-probability schedule of {teacher} → {student}",
         "trial": f"Trial of a schedule for {teacher} → {student}",
     }.get(record["stage"], f"Student {student} of teacher {teacher}, trained by {method}")
-    return f"{what}, on {record.get('dataset')}, seed {record['seed']}. Files: `{RESULTS / path}/`"
+    return f"{what}, on {record.get('dataset')}. Files: `{RESULTS / path}/`"
 
 
 def _row_points(rows: list[Row], started: int, latest: int) -> list[Point]:

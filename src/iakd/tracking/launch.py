@@ -37,7 +37,7 @@ def launch(params: Params) -> None:
         users = locks.share(place.folder / locks.USERS)
         if users:
             _at_work.append(users)
-        if not files.held(place.folder / locks.FOLLOWER):
+        if users is None or not files.held(place.folder / locks.FOLLOWER):
             start(place, params)
     except Exception as error:  # a training matters more than the view of it, whatever went wrong
         log.warning(LATER.format(error))

@@ -22,7 +22,7 @@ from iakd.errors import RunFailed
 FOLLOWER, TURN, USERS, FLUSH = "follower", "turn", "users", "flush"
 
 
-def share(path: Path, patience: float = 0.2) -> IO[str] | None:
+def share(path: Path, patience: float = 1.0) -> IO[str] | None:
     """Join the holders of `path` until the returned file is closed; None if somebody keeps it alone."""
     file = path.open("a+")
     deadline = time.monotonic() + patience

@@ -41,6 +41,7 @@ def serve(params: Params, port: int) -> None:
     server = os.getpid()
     if os.fork() == 0:
         _announce(server, f"http://{HOST}:{port}", page)
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # nine further processes that nothing here needs
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", place.uri]
     command += ["--artifacts-destination", place.artifacts, "--host", HOST, "--port", str(port)]

@@ -1,0 +1,82 @@
+"""MLflow's pages over the right store."""
+
+import os
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from iakd.errors import UserError
+from iakd.params import Params
+from iakd.tracking import ui
+from iakd.tracking.place import Place, place_of
+
+
+@pytest.fixture(autouse=True)
+def shown_already(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ui, "finish", lambda _: None)
+    monkeypatch.setattr(Place, "note", lambda _: {"experiment_id": "7"})
+
+
+def test_the_server_gets_the_store_of_the_settings(
+    tree: Path, settings: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda program, command: commands.append([program, *command]))
+    monkeypatch.setattr(os, "fork", lambda: 1)
+    monkeypatch.setenv("PYTHONWARNINGS", "")
+    monkeypatch.setenv("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    ui.serve(settings(uri="sqlite:///here.db", artifacts="there"), port)
+    (command,) = commands
+    assert command[0] == command[1] == sys.executable
+    options = dict(zip(command[5::2], command[6::2], strict=True))
+    assert options["--backend-store-uri"] == "sqlite:///here.db"
+    assert options["--artifacts-destination"] == "there"
+    assert (options["--host"], options["--port"]) == ("127.0.0.1", str(port))
+
+
+def test_the_address_is_announced_once_the_server_answers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Answer:
+        def __enter__(self) -> None: ...
+        def __exit__(self, *_: Any) -> None: ...
+
+    answers: list[Any] = [ConnectionRefusedError(), Answer()]
+
+    def ask(address: str, timeout: float) -> Any:
+        assert address == "http://here/health"
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(ui.urllib.request, "urlopen", ask)
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    with pytest.raises(SystemExit):
+        ui._announce(os.getppid(), "http://here", "/#/page")
+    assert "http://here/#/page" in capsys.readouterr().out
+    assert not answers
+
+
+def test_a_servers_own_page_is_named(
+    tree: Path, settings: Callable[..., Params], capsys: pytest.CaptureFixture[str]
+) -> None:
+    ui.serve(settings(uri="http://me:secret@tracking:80/"), 5000)
+    assert capsys.readouterr().out == "http://me:…@tracking:80/#/experiments/7/runs?compareRunsMode=CHART\n"
+
+
+def test_a_taken_port_is_said_so(tree: Path, settings: Callable[..., Params]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UserError, match=r"in use.*--port"):
+        ui.serve(settings(), taken.getsockname()[1])
+
+
+def test_tracking_that_is_off_has_nothing_to_show(tree: Path, settings: Callable[..., Params]) -> None:
+    assert place_of(settings(enabled=False)) is None
+    with pytest.raises(UserError, match="enabled: false"):
+        ui.serve(settings(enabled=False), 5000)
