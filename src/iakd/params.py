@@ -151,19 +151,22 @@ class Dataset(Strict):
 
 
 class Network(Strict):
-    """A network of the zoo."""
+    """A network of the zoo; docs/networks.md lists them."""
 
     name: Name = Field("", description="how results name it; default: the architecture and its width")
-    arch: str = Field(description="resnet8, resnet14, resnet20, resnet32, resnet44, resnet56, resnet110, resnet8x4 …")
+    arch: str = Field(description="resnet56, wrn_40_2, vgg13, MobileNetV2, ShuffleV2, torchvision/resnet50, timm/…")
     width: int | None = Field(None, gt=0, description="channels of the first stage; default: the architecture's own")
-    shortcut: Literal["A", "B"] = Field("B", description="A: zero-padded identity; B: 1×1 convolution")
+    shortcut: Literal["A", "B"] = Field(
+        "B", description="resnet8 … resnet110x4; A: zero-padded identity; B: 1×1 convolution"
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _default_name(cls, data: Any) -> Any:
         if isinstance(data, dict) and not data.get("name") and isinstance(data.get("arch"), str):
             width = data.get("width")
-            data = {**data, "name": data["arch"] + (f"w{width}" if width else "")}
+            plain = re.sub(r"[^A-Za-z0-9_.]", "_", data["arch"])  # torchvision/resnet50: no folder of its own
+            data = {**data, "name": plain + (f"w{width}" if width else "")}
         return data
 
 

@@ -1,28 +1,54 @@
 """The zoo: networks that say what their stem, their stages of blocks and their head are."""
 
+from collections.abc import Callable
+
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from iakd import params
 from iakd.errors import UserError
-from iakd.models import resnet
+from iakd.models import bottleneck, from_timm, from_torchvision, mobilenetv2, resnet, shufflenet, vgg, wrn
 from iakd.models.network import Network
 
-__all__ = ["Network", "build", "load_weights", "save_weights"]
+__all__ = ["ARCHITECTURES", "Network", "build", "load_weights", "save_weights"]
+
+Builder = Callable[[params.Network, int, int], Network]
+
+FAMILIES: tuple[tuple[list[str], Builder, set[str]], ...] = (  # architectures, builder, the settings it has a use for
+    (resnet.ARCHITECTURES, resnet.build, {"width", "shortcut"}),
+    (bottleneck.ARCHITECTURES, bottleneck.build, {"width"}),
+    (wrn.ARCHITECTURES, wrn.build, {"width"}),
+    (vgg.ARCHITECTURES, vgg.build, {"width"}),
+    (mobilenetv2.ARCHITECTURES, mobilenetv2.build, set()),
+    (shufflenet.ARCHITECTURES, shufflenet.build, set()),
+    (from_torchvision.ARCHITECTURES, from_torchvision.build, set()),
+)
+ARCHITECTURES = [arch for architectures, _, _ in FAMILIES for arch in architectures]
 
 
 def build(network: params.Network, channels: int, classes: int) -> Network:
     """The network that the settings describe, for images of `channels` channels, not yet initialised.
 
-    Raises UserError for an architecture that the zoo does not have.
+    Raises UserError for an architecture that the zoo does not have, and for a setting that it has no use for.
     """
-    if network.arch in resnet.ARCHITECTURES:
-        return resnet.build(network.arch, network.width, network.shortcut, channels, classes)
-    near = params.did_you_mean(network.arch, resnet.ARCHITECTURES)
+    if network.arch.startswith(from_timm.PREFIX):
+        _refuse_unused(network, set())
+        return from_timm.build(network, channels, classes)
+    for architectures, builder, settings in FAMILIES:
+        if network.arch in architectures:
+            _refuse_unused(network, settings)
+            return builder(network, channels, classes)
+    near = params.did_you_mean(network.arch, ARCHITECTURES)
     raise UserError(
-        f"network {network.name}: unknown arch {network.arch!r}{near}; known: {', '.join(resnet.ARCHITECTURES)}"
+        f"network {network.name}: unknown arch {network.arch!r}{near}; docs/networks.md lists those that are known"
     )
+
+
+def _refuse_unused(network: params.Network, used: set[str]) -> None:
+    for name, default in (("width", None), ("shortcut", "B")):
+        if name not in used and getattr(network, name) != default:
+            raise UserError(f"network {network.name}: {network.arch} comes with one {name} only; leave it out")
 
 
 def save_weights(network: Network) -> bytes:

@@ -14,15 +14,24 @@ class Block(nn.Module):
         self.in_channels = in_channels
         self.out_channels = out_channels
 
+    @property
+    def kind(self) -> type[nn.Module]:
+        """What sort of unit this is; networks of the same kind differ in depth and width only."""
+        return type(self)
+
 
 class Network(nn.Module):
     """An image classifier, (B, C, H, W) float → (B, classes) logits.
 
-    `stages` hold blocks of equal spatial size; a stage's first block is the one that reduces it.
+    `stages` hold blocks of equal spatial size; a stage's first block is the one that reduces it. `size` is the side in
+    pixels of the images that the architecture was designed for, `original_names` the names that the network's tensors
+    have in the library it was cut from (theirs → ours; empty for the zoo's own).
     """
 
-    def __init__(self, stem: nn.Module, stages: Iterable[Iterable[Block]], head: nn.Module) -> None:
+    def __init__(self, stem: nn.Module, stages: Iterable[Iterable[Block]], head: nn.Module, size: int = 32) -> None:
         super().__init__()
+        self.size = size
+        self.original_names: dict[str, str] = {}
         self.stem = stem
         self.stages = nn.ModuleList(nn.Sequential(*stage) for stage in stages)
         self.head = head
@@ -40,18 +49,34 @@ class Network(nn.Module):
 
 
 def initialise(module: nn.Module, generator: torch.Generator) -> None:
-    """Draw all weights anew from `generator`: convolutions after He et al. 2015 (fan-out, ReLU), linear layers
-    uniform in ±1/√fan-in, normalisation layers as the identity with fresh statistics.
+    """Draw all weights of a newly built module anew from `generator`.
+
+    Convolutions after He et al. 2015 (fan-out per group, ReLU), linear layers uniform in ±1/√fan-in, normalisation
+    layers as the identity with fresh statistics. Parameters of no such layer (class tokens, positions, layer scales)
+    keep a constant that they were built with; the others are normal with σ = 0.02, as is usual in transformers.
     """
     for layer in module.modules():
         match layer:
             case nn.Conv2d():
-                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu", generator=generator)
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
+                _draw_convolution(layer, generator)
             case nn.Linear():
                 bound = layer.in_features**-0.5
                 nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
-                nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
-            case nn.BatchNorm2d():
+                if layer.bias is not None:
+                    nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
+            case nn.BatchNorm2d() | nn.GroupNorm() | nn.LayerNorm():
                 layer.reset_parameters()
+            case _:
+                for parameter in layer.parameters(recurse=False):
+                    if bool((parameter != parameter.flatten()[0]).any()):
+                        nn.init.normal_(parameter, std=0.02, generator=generator)
+
+
+def _draw_convolution(layer: nn.Conv2d, generator: torch.Generator) -> None:
+    if layer.groups == 1:
+        nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu", generator=generator)
+    else:  # torch's own does not know that an input channel feeds one group only
+        fan_out = layer.out_channels // layer.groups * layer.weight[0, 0].numel()
+        nn.init.normal_(layer.weight, std=(2 / fan_out) ** 0.5, generator=generator)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)

@@ -3,6 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from iakd import params
 from iakd.models.network import Block, Network
 
 DEPTHS = (8, 14, 20, 26, 32, 38, 44, 56, 110)  # 6n + 2 layers: three stages of n blocks
@@ -47,11 +48,11 @@ class BasicBlock(Block):
         return F.relu(out + self.shortcut(features))
 
 
-def build(arch: str, width: int | None, shortcut: str, channels: int, classes: int) -> Network:
+def build(network: params.Network, channels: int, classes: int) -> Network:
     """A network of ARCHITECTURES; `width` is the number of channels of the first stage (default 16, wide ones 64)."""
-    wide = arch.endswith("x4")
-    depth = int(arch.removeprefix("resnet").removesuffix("x4"))
-    width = width or (64 if wide else 16)
+    wide = network.arch.endswith("x4")
+    depth = int(network.arch.removeprefix("resnet").removesuffix("x4"))
+    width = network.width or (64 if wide else 16)
     stem_width = max(1, width // 2) if wide else width
     stem = nn.Sequential(
         nn.Conv2d(channels, stem_width, 3, padding=1, bias=False), nn.BatchNorm2d(stem_width), nn.ReLU()
@@ -62,7 +63,7 @@ def build(arch: str, width: int | None, shortcut: str, channels: int, classes: i
         blocks = []
         for block in range((depth - 2) // 6):
             stride = 2 if stage > 0 and block == 0 else 1
-            blocks.append(BasicBlock(previous, width * 2**stage, stride, shortcut))
+            blocks.append(BasicBlock(previous, width * 2**stage, stride, network.shortcut))
             previous = width * 2**stage
         stages.append(blocks)
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(previous, classes))

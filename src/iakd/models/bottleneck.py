@@ -1,0 +1,64 @@
+"""Deep ResNets with bottlenecks (He et al. 2016) for 32×32 images, as in the benchmark: a 3×3 stem and no pooling.
+
+`ResNet18` and `ResNet34` of the same family have basic blocks. Capitals tell them from the three-stage `resnet…`.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from iakd import params
+from iakd.models.network import Block, Network
+from iakd.models.resnet import BasicBlock
+
+BLOCKS = {
+    "ResNet18": (2, 2, 2, 2),
+    "ResNet34": (3, 4, 6, 3),
+    "ResNet50": (3, 4, 6, 3),
+    "ResNet101": (3, 4, 23, 3),
+    "ResNet152": (3, 8, 36, 3),
+}
+ARCHITECTURES = list(BLOCKS)
+EXPANSION = 4
+
+
+class Bottleneck(Block):
+    """Narrow by 1×1, 3×3, widen by 1×1, and a shortcut, (B, in, H, W) → (B, out, ⌈H/stride⌉, ⌈W/stride⌉)."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__(in_channels, out_channels)
+        hidden = out_channels // EXPANSION
+        self.conv1 = nn.Conv2d(in_channels, hidden, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(hidden)
+        self.conv2 = nn.Conv2d(hidden, hidden, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(hidden)
+        self.conv3 = nn.Conv2d(hidden, out_channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or in_channels != out_channels:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
+            )
+
+    def forward(self, features: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(features)))
+        out = self.bn3(self.conv3(F.relu(self.bn2(self.conv2(out)))))
+        return F.relu(out + self.shortcut(features))
+
+
+def build(network: params.Network, channels: int, classes: int) -> Network:
+    """A network of ARCHITECTURES; `width` is the number of channels of the stem (default 64)."""
+    width = network.width or 64
+    basic = network.arch in ("ResNet18", "ResNet34")
+    stem = nn.Sequential(nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+    stages = []
+    previous = width
+    for stage, blocks in enumerate(BLOCKS[network.arch]):
+        out = width * 2**stage * (1 if basic else EXPANSION)
+        members: list[Block] = []
+        for block in range(blocks):
+            stride = 2 if stage > 0 and block == 0 else 1
+            members.append(BasicBlock(previous, out, stride, "B") if basic else Bottleneck(previous, out, stride))
+            previous = out
+        stages.append(members)
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(previous, classes))
+    return Network(stem, stages, head)

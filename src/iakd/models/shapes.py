@@ -1,0 +1,46 @@
+"""The shapes of features inside a network, without computing any of them."""
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from iakd.models.network import Network
+
+Shape = tuple[int, ...]  # of one image's features: (channels, height, width), or (tokens, channels)
+
+
+class _Trace(nn.Module):
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> list[Shape]:
+        features = self.network.stem(images)
+        shapes = [tuple(features.shape[1:])]
+        for block in self.network.blocks:
+            features = block(features)
+            shapes.append(tuple(features.shape[1:]))
+        return shapes
+
+
+def feature_shapes(network: Network, image: Shape) -> list[Shape]:
+    """Shapes after the stem and after each block for one image of shape (channels, height, width).
+
+    Parameters are stood in for by tensors without content, so nothing is computed and nothing changes.
+    """
+    trace = _Trace(network)
+    tensors = {**dict(trace.named_parameters()), **dict(trace.named_buffers())}
+    hollow = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+    with torch.no_grad():
+        return functional_call(trace, hollow, (torch.empty(2, *image, device="meta"),))
+
+
+def image_channels(network: Network) -> int:
+    """How many channels an image has that the network takes."""
+    first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
+    return first.in_channels
+
+
+def channels(shape: Shape) -> int:
+    """Number of channels of features of this shape."""
+    return shape[0] if len(shape) == 3 else shape[-1]
