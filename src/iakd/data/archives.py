@@ -61,6 +61,8 @@ def _members(path: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
         for member in tar:
             if member.isfile():
                 yield member.name, member.size, lambda member=member: _read(tar, member)  # type: ignore[misc]
+        while tar.fileobj and tar.fileobj.read(1 << 20):  # to the end, where the checksum of a compressed one is
+            pass
 
 
 def _read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

@@ -18,6 +18,7 @@ TIMEOUT = 30.0  # seconds without a byte
 ATTEMPTS = 5  # in a row that bring nothing
 PAUSE = 1.0  # seconds before the second attempt; doubled before each further one
 CHUNK = 1 << 18
+TELL = 5.0  # seconds between two lines of progress
 PERMANENT = {400, 401, 403, 404, 405, 410, 451}  # trying again would not help
 
 
@@ -36,7 +37,11 @@ def fetch(urls: Sequence[str], md5: str, folder: Path) -> Path:
         part = folder / f".{path.name}.part"
         reasons = []
         for url in urls:
+            leftover = part.exists()
             reason = _attempts(url, part)
+            if reason is None and leftover and _md5(part) != md5:  # what was left may be of another file
+                part.unlink()
+                reason = _attempts(url, part)
             if reason is None and _md5(part) == md5:
                 part.replace(path)
                 return path
@@ -77,7 +82,7 @@ def _attempts(url: str, part: Path) -> str | None:
         failed = 0 if after > before else failed + 1
         if failed == ATTEMPTS:
             return reason
-        time.sleep(PAUSE * 2**failed)
+        time.sleep(PAUSE * 2 ** (failed - 1))
 
 
 def _continue(url: str, part: Path, start: int) -> None:
@@ -88,11 +93,15 @@ def _continue(url: str, part: Path, start: int) -> None:
     with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
         goes_on = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {start}-")
         length = answer.headers.get("Content-Length")
-        received = 0
+        received, told = 0, time.monotonic()
         with part.open("ab" if start and goes_on else "wb") as file:
             while chunk := answer.read1(CHUNK):
                 file.write(chunk)
                 received += len(chunk)
+                if time.monotonic() > told + TELL:
+                    told = time.monotonic()
+                    of = f" of {int(length) / 2**20:.0f}" if length else ""
+                    log.info(f"{part.name.strip('.')}: {received / 2**20:.0f}{of} MiB")
     if length is not None and received < int(length):
         raise OSError(f"the connection ended after {received} of {length} bytes")
 

@@ -30,7 +30,7 @@ def split_files(path: Path) -> dict[str, list[Path]]:
         parts.setdefault(part, []).append(file)
     if "train" not in parts:
         raise UserError(f"{path}: has no files for training (train-….parquet)")
-    return parts
+    return {part: parts[part] for part in ("train", "val", "test") if part in parts}
 
 
 def _hidden(path: Path, root: Path) -> bool:

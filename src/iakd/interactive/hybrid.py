@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -18,12 +19,13 @@ from iakd.interactive.pairing import Pair, pair_blocks
 from iakd.interactive.schedule import keep_probabilities
 from iakd.models import Network
 from iakd.models.network import initialise
+from iakd.models.shapes import Shape
 from iakd.params import Iakd, Schedule
 from iakd.training.timeline import Timeline
 
 
 class Swapped(nn.Module):
-    """A teacher's group of blocks in the place of a student block, between adapters where the widths differ.
+    """A teacher's group of blocks in the place of the student's, between adapters where the numbers of channels differ.
 
     The teacher's blocks are kept out of the module tree: they are neither trained nor saved.
     """
@@ -31,17 +33,33 @@ class Swapped(nn.Module):
     def __init__(self, pair: Pair, blocks: nn.Module) -> None:
         super().__init__()
         self._teacher = (blocks,)
-        self.enter = _adapter(pair.student.in_channels, pair.teacher[0].in_channels)
-        self.leave = _adapter(pair.teacher[-1].out_channels, pair.student.out_channels)
+        self.enter = _adapter(pair, pair.student[0].in_channels, pair.teacher[0].in_channels)
+        self.leave = _adapter(pair, pair.teacher[-1].out_channels, pair.student[-1].out_channels)
 
-    def forward(self, features: Tensor) -> Tensor:
-        return self.leave(self._teacher[0](self.enter(features)))
+    def forward(self, features: Tensor, sizes: tuple[Shape, Shape] | None = None) -> Tensor:
+        """`sizes`: heights and widths that the teacher's blocks expect and that the student's would give."""
+        if sizes is None:
+            return self.leave(self._teacher[0](self.enter(features)))
+        features = self._teacher[0](_fitted(self.enter, features, sizes[0]))
+        return _fitted(self.leave, features, sizes[1])
 
 
-def _adapter(in_channels: int, out_channels: int) -> nn.Module:
+def _adapter(pair: Pair, in_channels: int, out_channels: int) -> nn.Module:
     if in_channels == out_channels:
         return nn.Identity()
+    if len(pair.ours.before) == 2:  # tokens
+        return nn.Sequential(nn.Linear(in_channels, out_channels, bias=False), nn.LayerNorm(out_channels))
     return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels))
+
+
+def _fitted(adapter: nn.Module, features: Tensor, size: Shape) -> Tensor:
+    """Adapt the channels and bring maps to another size, by means or by repetition; the costly part on small maps."""
+    height, width = features.shape[2:]
+    if (height, width) == size:
+        return adapter(features)
+    if height % size[0] == 0 and width % size[1] == 0:
+        return adapter(F.avg_pool2d(features, (height // size[0], width // size[1])))
+    return F.interpolate(adapter(features), size=size, mode="nearest")
 
 
 def _frozen_copy(module: nn.Module, batch_statistics: bool) -> nn.Module:
@@ -103,7 +121,9 @@ class Hybrid:
         self, student: Network, teacher: Network, settings: Iakd, schedule: Schedule, timeline: Timeline, seed: int
     ) -> None:
         self.student = student
-        pairs = pair_blocks(teacher, student)
+        self._teacher = teacher
+        self._pairs = pairs = pair_blocks(teacher, student)
+        self._sizes_of: dict[Shape, list[tuple[Shape, Shape] | None]] = {}  # of an image of this shape
         batch_statistics = settings.teacher_bn == "batch"
         self._places = [Swapped(pair, _frozen_copy(nn.Sequential(*pair.teacher), batch_statistics)) for pair in pairs]
         self.swapped = nn.ModuleList(self._places)
@@ -121,11 +141,27 @@ class Hybrid:
         self.draws = Draws(schedule, timeline, len(pairs), seed, at_least_one)
 
     def __call__(self, images: Tensor, kept: Sequence[bool]) -> Tensor:
-        """Logits (B, classes) of head ∘ H_L ∘ … ∘ H_1 ∘ stem, H_i the student's block where kept[i]."""
+        """Logits (B, classes) of head ∘ H_L ∘ … ∘ H_1 ∘ stem, H_i the student's where kept[i]."""
         features = self.student.stem(images)
-        for block, swapped, keep in zip(self.student.blocks, self._places, kept, strict=True):
-            features = block(features) if keep else swapped(features)
+        sizes = self._sizes(tuple(images.shape[1:]))
+        for pair, swapped, size, keep in zip(self._pairs, self._places, sizes, kept, strict=True):
+            if keep:
+                for block in pair.student:
+                    features = block(features)
+            else:
+                features = swapped(features, size)
         return self.student.head(features)
+
+    def _sizes(self, image: Shape) -> list[tuple[Shape, Shape] | None]:
+        """What each place has to fit maps to, for images of this shape; None where both networks' maps are of a size."""
+        if all(pair.same_size for pair in self._pairs):
+            return [None] * len(self._pairs)
+        if image not in self._sizes_of:
+            pairs = pair_blocks(self._teacher, self.student, image)
+            self._sizes_of[image] = [
+                None if pair.same_size else (pair.theirs.before[1:], pair.ours.after[1:]) for pair in pairs
+            ]
+        return self._sizes_of[image]
 
     def train(self) -> None:
         """Student and adapters in training mode, copied parts in evaluation mode, like the teacher they came from."""
@@ -159,5 +195,7 @@ def initialise_from_teacher(student: Network, teacher: Network) -> None:
     """
     copy_weights(teacher.stem, student.stem, "stem")
     for position, pair in enumerate(pair_blocks(teacher, student)):
-        copy_weights(pair.teacher[0], pair.student, f"block for student block {position + 1}")
+        if len(pair.student) > 1:
+            raise UserError("init: teacher needs a teacher block for each student block; this teacher has fewer")
+        copy_weights(pair.teacher[0], pair.student[0], f"block for student block {position + 1}")
     copy_weights(teacher.head, student.head, "head")

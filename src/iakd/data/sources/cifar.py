@@ -28,7 +28,7 @@ class Cifar:
     test: str
     pickled_meta: str
     pickled_names: str  # keys of the class names and
-    pickled_labels: tuple[str, ...]  # … of the labels
+    pickled_labels: str  # … of the labels
     text_names: str
     label_bytes: int  # in a record of the binary version
     label_at: int  # which of them is read
@@ -107,7 +107,7 @@ def _pickled(content: bytes, cifar: Cifar) -> Arrays:
     """The Python version: a dictionary with `data` uint8 (n, 3072) and lists of labels."""
     table = _strings(unpickle.loads(content))
     pixels = np.asarray(table["data"])
-    labels = np.asarray(next(table[key] for key in cifar.pickled_labels if key in table), dtype=np.int64)
+    labels = np.asarray(table[cifar.pickled_labels], dtype=np.int64)
     if pixels.dtype != np.uint8 or pixels.shape != (len(labels), PIXELS) or labels.ndim != 1 or not len(labels):
         raise ValueError(f"data are {pixels.dtype} {pixels.shape}, labels {labels.shape}")
     return pixels.reshape(-1, *SHAPE), labels

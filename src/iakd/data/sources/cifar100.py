@@ -30,7 +30,7 @@ FINE = cifar.Cifar(
     test="test",
     pickled_meta="meta",
     pickled_names="fine_label_names",
-    pickled_labels=("fine_labels",),
+    pickled_labels="fine_labels",
     text_names="fine_label_names.txt",
     label_bytes=2,  # coarse, fine
     label_at=1,
@@ -40,7 +40,7 @@ FINE = cifar.Cifar(
 COARSE = dataclasses.replace(
     FINE,
     pickled_names="coarse_label_names",
-    pickled_labels=("coarse_labels",),
+    pickled_labels="coarse_labels",
     text_names="coarse_label_names.txt",
     label_at=0,
     column="coarse_label",

@@ -1,0 +1,127 @@
+"""Parquet files in the layout of the Hugging Face Hub."""
+
+from pathlib import Path
+
+import kinds
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from iakd.data.raw import Raw
+from iakd.data.sources import parquet
+from iakd.errors import UserError
+from iakd.params import Dataset
+
+IMAGES = kinds.pixels(12, 0, (3, 8, 8))
+LABELS = [0, 1, 2] * 4
+
+
+def read(path: Path, **settings: object) -> Raw:
+    return parquet.read(Dataset.model_validate({"source": "parquet", "path": str(path), **settings}))
+
+
+def save(path: Path, table: pa.Table) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path)
+    return path
+
+
+def test_parts_shards_and_class_names(tmp_path: Path) -> None:
+    names = {"label": ["ant", "bee", "cat"]}
+    for shard in range(2):
+        rows = slice(6 * shard, 6 * shard + 6)
+        table = kinds.image_table(IMAGES[rows], names, label=LABELS[rows])
+        save(tmp_path / f"data/train-0000{shard}-of-00002.parquet", table)
+    save(tmp_path / "data/validation-00000-of-00001.parquet", kinds.image_table(IMAGES[:3], names, label=[2, 1, 0]))
+    save(tmp_path / "data/test-00000-of-00001.parquet", kinds.image_table(IMAGES[3:5], names, label=[0, 1]))
+    raw = read(tmp_path)
+    assert (raw.train_images == IMAGES).all() and raw.train_labels.tolist() == LABELS
+    assert raw.val_labels is not None and raw.val_labels.tolist() == [2, 1, 0]
+    assert (raw.test_images == IMAGES[3:5]).all() and raw.classes == ["ant", "bee", "cat"] and raw.problems == []
+    folders = tmp_path / "by folder"
+    save(folders / "train/0000.parquet", kinds.image_table(IMAGES, names, label=LABELS))
+    save(folders / "test/0000.parquet", kinds.image_table(IMAGES[:3], names, label=LABELS[:3]))
+    raw = read(folders)
+    assert len(raw.train_images) == 12 and raw.test_images is not None and len(raw.test_images) == 3
+
+
+def test_a_single_file_labels_of_text_and_bare_bytes(tmp_path: Path) -> None:
+    table = pa.table({"picture": [kinds.png(image) for image in IMAGES], "class": ["b", "a"] * 6})
+    raw = read(save(tmp_path / "flowers.parquet", table))
+    assert raw.classes == ["a", "b"] and raw.train_labels.tolist() == [1, 0] * 6 and raw.test_images is None
+    assert read(tmp_path / "flowers.parquet", size=4, channels=1).train_images.shape == (12, 1, 4, 4)
+
+
+def test_gaps_in_the_labels_are_closed_and_told(tmp_path: Path) -> None:
+    raw = read(save(tmp_path / "x.parquet", kinds.image_table(IMAGES, label=[1, 5, 3] * 4)))
+    assert raw.classes == ["1", "3", "5"] and raw.train_labels.tolist() == [0, 2, 1] * 4
+    assert raw.problems == ["labels without images for training: 0, 2, 4; the others are numbered anew"]
+    names = {"label": ["ant", "bee", "cat"]}
+    raw = read(save(tmp_path / "x.parquet", kinds.image_table(IMAGES, names, label=[0, 2] * 6)))
+    assert raw.classes == ["ant", "cat"] and np.unique(raw.train_labels).tolist() == [0, 1]
+    assert "for training: 1;" in raw.problems[0]
+
+
+def test_columns_can_be_named(tmp_path: Path) -> None:
+    table = kinds.image_table(IMAGES, kind=LABELS, colour=["red", "blue"] * 6)
+    path = save(tmp_path / "x.parquet", table)
+    with pytest.raises(UserError, match=r"column of labels could be kind or colour .*set dataset.label_column"):
+        read(path)
+    assert read(path, label_column="colour").classes == ["blue", "red"]
+    assert read(path, label_column="kind", image_column="img").classes == ["0", "1", "2"]
+    for change, words in (
+        ({"label_column": "sort"}, "label_column: .* has no column 'sort'; it has img, kind, colour"),
+        ({"label_column": "img"}, "holds no labels"),
+        ({"label_column": "kind", "image_column": "colour"}, "holds no images"),
+    ):
+        with pytest.raises(UserError, match=words):
+            read(path, **change)
+
+
+def test_what_cannot_be_used_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has no \*\.parquet files"):
+        read(tmp_path)
+    path = save(tmp_path / "a.parquet", pa.table({"x": [1.0]}))
+    with pytest.raises(UserError, match="the column of images is not found"):
+        read(path)
+    content = save(path, kinds.image_table(IMAGES, label=LABELS)).read_bytes()
+    for damaged in (b"", content[:-20], content[:200], b"PAR1" + b"\0" * 300 + b"PAR1"):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"^[^\n]*a\.parquet is no readable Parquet file[^\n]*$"):
+            read(path)
+    save(path, kinds.image_table(IMAGES, label=[0] * 12))
+    with pytest.raises(UserError, match="has 1 classes; there must be two"):
+        read(path)
+    save(path, kinds.image_table(IMAGES, {"label": ["ant", "bee"]}, label=LABELS))
+    with pytest.raises(UserError, match="labels run to 2 for 2 class names"):
+        read(path)
+    save(path, kinds.image_table(IMAGES[:3], label=[0, None, 1]))
+    with pytest.raises(UserError, match="rows without a label"):
+        read(path)
+    path.unlink()
+    save(tmp_path / "test.parquet", kinds.image_table(IMAGES, label=LABELS))
+    with pytest.raises(UserError, match="no files for training"):
+        read(tmp_path)
+    save(tmp_path / "train.parquet", kinds.image_table(IMAGES[:2], label=LABELS[:2]))
+    with pytest.raises(UserError, match="test has labels that do not occur in train: 2"):
+        read(tmp_path)
+    save(tmp_path / "train-2.parquet", kinds.image_table(IMAGES[:2], label=["a", "b"]))
+    with pytest.raises(UserError, match="column 'label' is not as in"):
+        read(tmp_path)
+
+
+def test_bytes_that_are_no_image(tmp_path: Path) -> None:
+    rows: list[bytes | None] = [kinds.png(image) for image in IMAGES]
+    rows[4], rows[7] = b"nonsense", None
+    path = save(tmp_path / "x.parquet", kinds.image_table(rows, label=LABELS))
+    with pytest.raises(UserError, match=r"x\.parquet, row 4, is no image of a known kind"):
+        read(path)
+    raw = read(path, on_bad_file="skip")
+    assert len(raw.train_labels) == 10 and (raw.train_images[4] == IMAGES[5]).all()
+    assert raw.train_labels.tolist() == [label for row, label in enumerate(LABELS) if row not in (4, 7)]
+    assert "row 7, is empty" in raw.problems[0]
+    rows = [kinds.png(image) for image in [*IMAGES[:11], kinds.pixels(1, 1, (3, 5, 5))[0]]]
+    save(path, kinds.image_table(rows, label=LABELS))
+    with pytest.raises(UserError, match=r"differ in size \(8×8, then 5×5 in .*row 11"):
+        read(path)

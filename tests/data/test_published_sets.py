@@ -1,0 +1,154 @@
+"""Fashion-MNIST, SVHN, STL-10 and Tiny-ImageNet in their publishers' formats."""
+
+import gzip
+from pathlib import Path
+
+import kinds
+import numpy as np
+import pytest
+
+from iakd.data.raw import Raw
+from iakd.data.sources import SOURCES, fashion_mnist
+from iakd.errors import UserError
+from iakd.params import Dataset
+
+DIGITS = np.array([3, 0, 9, 1, 1, 7], dtype=np.uint8)
+
+
+def read(source: str, path: Path, **settings: object) -> Raw:
+    return SOURCES[source].read(Dataset.model_validate({"source": source, "path": str(path), **settings}))
+
+
+def fashion_files() -> dict[str, bytes]:
+    images = {"train": kinds.pixels(6, 0, (28, 28)), "t10k": kinds.pixels(4, 1, (28, 28))}
+    return kinds.fashion(images, {"train": DIGITS, "t10k": DIGITS[:4]})
+
+
+def test_fashion_mnist_compressed_unpacked_and_as_torchvision_keeps_it(tmp_path: Path) -> None:
+    files = fashion_files()
+    plain = {name.removesuffix(".gz"): gzip.decompress(content) for name, content in files.items()}
+    for number, packed in enumerate((files, plain, {**files, **plain})):
+        raw = read("fashion_mnist", kinds.unpacked(tmp_path / f"{number}/raw", packed).parent)
+        assert (raw.train_images[:, 0] == kinds.pixels(6, 0, (28, 28))).all() and raw.train_images.ndim == 4
+        assert raw.test_images is not None and raw.test_labels is not None
+        assert (raw.test_images[:, 0] == kinds.pixels(4, 1, (28, 28))).all()
+        assert raw.train_labels.tolist() == DIGITS.tolist() and raw.test_labels.tolist() == DIGITS[:4].tolist()
+        assert raw.classes[8:] == ["Bag", "Ankle boot"]
+    assert len(read("fashion_mnist", kinds.zipped(tmp_path / "x.zip", files)).train_labels) == 6
+
+
+@pytest.mark.parametrize("name", list(fashion_files()))
+def test_a_damaged_or_missing_idx_file_is_named(name: str, tmp_path: Path) -> None:
+    files = fashion_files()
+    content = gzip.decompress(files[name])
+    stem = name.removesuffix(".gz")
+    damaged = (content[:-1], content[:6], b"", b"\0\0\x09" + content[3:])
+    for bad in (*map(gzip.compress, damaged), files[name][:-9]):
+        with pytest.raises(UserError, match=rf"^[^\n]*{stem}[^\n]* is damaged[^\n]*$"):
+            read("fashion_mnist", kinds.unpacked(tmp_path, {**files, name: bad}))
+    (tmp_path / name).unlink()
+    with pytest.raises(UserError, match=rf"{name} is missing"):
+        read("fashion_mnist", tmp_path)
+
+
+def test_images_and_labels_must_be_equally_many() -> None:
+    with pytest.raises(ValueError, match="for the shape"):
+        fashion_mnist.idx(kinds.idx(DIGITS)[:-1], 1)
+
+
+def test_svhn(tmp_path: Path) -> None:
+    train, test = kinds.pixels(6, 0), kinds.pixels(4, 1)
+    files = {"train_32x32.mat": kinds.mat(train, DIGITS), "test_32x32.mat": kinds.mat(test, DIGITS[2:])}
+    raw = read("svhn", kinds.unpacked(tmp_path, files))
+    assert (raw.train_images == train).all() and (raw.test_images == test).all()
+    assert raw.train_labels.tolist() == DIGITS.tolist()  # 10 means 0
+    assert raw.classes == list("0123456789")
+    for bad in (files["test_32x32.mat"][:-100], b"", b"x" * 500, kinds.mat(test, DIGITS)):
+        with pytest.raises(UserError, match=r"^[^\n]*test_32x32\.mat is damaged[^\n]*$"):
+            read("svhn", kinds.unpacked(tmp_path, {"test_32x32.mat": bad}))
+    (tmp_path / "test_32x32.mat").unlink()
+    with pytest.raises(UserError, match=r"test_32x32\.mat is missing"):
+        read("svhn", tmp_path)
+
+
+def stl10_files(train: np.ndarray, test: np.ndarray) -> dict[str, bytes]:
+    files = {}
+    for part, images, labels in (("train", train, DIGITS), ("test", test, DIGITS[:4])):
+        files[f"stl10_binary/{part}_X.bin"] = images.transpose(0, 1, 3, 2).tobytes()  # column by column
+        files[f"stl10_binary/{part}_y.bin"] = (labels + 1).tobytes()
+    return {**files, "stl10_binary/unlabeled_X.bin": b"not read"}
+
+
+def test_stl10(tmp_path: Path) -> None:
+    train, test = kinds.pixels(6, 0, (3, 96, 96)), kinds.pixels(4, 1, (3, 96, 96))
+    files = stl10_files(train, test)
+    for path in (kinds.unpacked(tmp_path / "a", files), kinds.tar(tmp_path / "b/stl10_binary.tar.gz", files)):
+        raw = read("stl10", path)
+        assert (raw.train_images == train).all() and (raw.test_images == test).all()
+        assert raw.train_labels.tolist() == DIGITS.tolist() and raw.classes[7] == "monkey"
+    for name, bad in (("train_X.bin", b"x"), ("test_y.bin", b"\0\1\2\3"), ("test_y.bin", b""), ("train_y.bin", b"\1")):
+        with pytest.raises(UserError, match="do not fit"):
+            read("stl10", kinds.unpacked(tmp_path / "c", {**files, f"stl10_binary/{name}": bad}))
+    kinds.unpacked(tmp_path / "d", {name: c for name, c in files.items() if "train_y" not in name})
+    with pytest.raises(UserError, match=r"train_y\.bin is missing"):
+        read("stl10", tmp_path / "d")
+
+
+def tiny(classes: int = 3) -> dict[str, bytes]:
+    """Training images 3 a class, of which the last is grey; validation images 2 a class."""
+    ids = [f"n{number:08}" for number in (30, 10, 20)][:classes]
+    images = kinds.pixels(3 * classes, 0, (3, 64, 64))
+    files = {"wnids.txt": "\n".join(ids).encode()}
+    words = {"n00000010": "crane, bird", "n00000020": "crane", "n00000030": "goldfish, Carassius auratus"}
+    files["words.txt"] = "\n".join(f"{wnid}\t{name}" for wnid, name in words.items()).encode()
+    lines = []
+    for position, wnid in enumerate(ids):
+        for number in range(3):
+            image = images[3 * position + number]
+            files[f"train/{wnid}/images/{wnid}_{number}.JPEG"] = kinds.png(image[:1] if number == 2 else image)
+        files[f"train/{wnid}/{wnid}_boxes.txt"] = b"boxes"
+        for number in range(2):
+            files[f"val/images/val_{2 * number + position}.JPEG"] = kinds.png(images[position])
+            lines.append(f"val_{2 * number + position}.JPEG\t{wnid}\t0\t0\t63\t63")
+    files["val/val_annotations.txt"] = ("\n".join(lines) + "\n").encode()
+    files["test/images/test_0.JPEG"] = b"not read"
+    return {f"tiny-imagenet-200/{name}": content for name, content in files.items()}
+
+
+def test_tiny_imagenet_in_its_own_layout(tmp_path: Path) -> None:
+    files = tiny()
+    images = kinds.pixels(9, 0, (3, 64, 64))
+    root = kinds.unpacked(tmp_path / "a", files)
+    for path in (root, root / "tiny-imagenet-200", kinds.zipped(tmp_path / "tiny.zip", files)):
+        raw = read("tiny_imagenet", path)
+        assert raw.classes == ["crane (n00000010)", "crane (n00000020)", "goldfish"]
+        assert raw.train_labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3
+        assert (raw.train_images[0] == images[3]).all() and (raw.train_images[6] == images[0]).all()
+        assert (raw.train_images[2] == images[5][:1]).all()  # grey in three channels
+        assert raw.test_images is not None and raw.test_labels is not None
+        assert len(raw.test_images) == 6 and sorted(raw.test_labels.tolist()) == [0, 0, 1, 1, 2, 2]
+        assert raw.problems == ["3 of Tiny-ImageNet's 200 classes"]
+
+
+def test_bad_files_of_tiny_imagenet(tmp_path: Path) -> None:
+    files = {**tiny(), "tiny-imagenet-200/val/images/val_0.JPEG": b""}
+    name = r"val/images/val_0\.JPEG is empty"
+    for path in (kinds.unpacked(tmp_path / "a", files), kinds.zipped(tmp_path / "tiny.zip", files)):
+        with pytest.raises(UserError, match=name):
+            read("tiny_imagenet", path)
+        raw = read("tiny_imagenet", path, on_bad_file="skip")
+        assert raw.test_labels is not None and len(raw.test_labels) == 5 and "1 bad files" in raw.problems[1]
+
+
+def test_other_layouts_are_not_taken_for_tiny_imagenet(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not Tiny-ImageNet's layout"):
+        read("tiny_imagenet", tmp_path)
+    for change in ({"val/val_annotations.txt": b"val_0.JPEG\tn00000099"}, {"val/val_annotations.txt": b"nonsense"}):
+        files = {**tiny(), **{f"tiny-imagenet-200/{name}": content for name, content in change.items()}}
+        with pytest.raises(UserError, match=r"val_annotations\.txt: cannot use the line"):
+            read("tiny_imagenet", kinds.unpacked(tmp_path / "a", files))
+    with pytest.raises(UserError, match="fewer than two classes"):
+        read("tiny_imagenet", kinds.unpacked(tmp_path / "b", tiny(1)))
+    kinds.unpacked(tmp_path, {"x.zip": b"PK"})
+    with pytest.raises(UserError, match="no readable zip file"):
+        read("tiny_imagenet", tmp_path / "x.zip")
