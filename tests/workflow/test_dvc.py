@@ -9,7 +9,7 @@ import pytest
 import yaml
 from projects import TINY, Project
 
-pytestmark = pytest.mark.workflow
+pytestmark = [pytest.mark.workflow, pytest.mark.xdist_group("dvc")]  # one folder, one process
 METRICS = "results/tiny/evaluation/metrics.json"
 
 

@@ -24,7 +24,7 @@ EVALUATED = "evaluation.json"
 COMPARISON = ("metrics.json", "summary.csv", "runs.csv", "accuracy.csv", "curves.csv")
 FIGURES = ("accuracy", "curves", "swaps", "tuning", "calibration", "confusion")
 REPORT = PLAN.report / "report.html"
-GPU = int(bool(devices.gpus(PLAN.params.compute)))
+GPU = int(PLAN.params.compute.device == "cuda" or bool(devices.gpus(PLAN.params.compute)))
 THREADS = PLAN.params.compute.threads
 
 
