@@ -21,7 +21,7 @@ import optuna
 import yaml
 
 from iakd import files, runs
-from iakd.errors import RunFailed
+from iakd.errors import RunFailed, UserError
 from iakd.params import Params, Schedule, merged, parse
 from iakd.plan import Plan, StudyJob, make_plan
 from iakd.stages import tune
@@ -132,6 +132,8 @@ class Trainer:
         if once.exists() or Path(f"die-always-{number}").exists():
             once.unlink(missing_ok=True)
             os.kill(os.getpid(), signal.SIGKILL)
+        if Path(f"mistake-{number}").exists():
+            raise UserError("no such thing")
         if Path(f"raise-{number}").exists():
             raise ZeroDivisionError("a bug")
 

@@ -103,6 +103,14 @@ def test_changed_settings_begin_anew(copied: Path, expected: dict[str, Any]) -> 
     assert sorted(trained()) == list(range(3))
 
 
+def test_a_mistake_in_changed_settings_leaves_earlier_results_alone(copied: Path, expected: dict[str, Any]) -> None:
+    for number in range(3):
+        Path(f"mistake-{number}").touch()
+    with pytest.raises(UserError, match="no such thing"):
+        studies.run(settings(trials=3, seed=1))
+    assert outcome() == expected
+
+
 def test_a_worker_that_dies_is_replaced(workplace: Path, expected: dict[str, Any]) -> None:
     for number in (2, 8):
         Path(f"die-{number}").touch()
@@ -113,7 +121,7 @@ def test_a_worker_that_dies_is_replaced(workplace: Path, expected: dict[str, Any
 
 def test_a_trial_that_keeps_killing_its_process_ends_the_study(workplace: Path, expected: dict[str, Any]) -> None:
     Path("die-always-2").touch()
-    with pytest.raises(RunFailed, match="trial 2: its process was killed 3 times"):
+    with pytest.raises(RunFailed, match="trial 2: its process died 3 times"):
         studies.run(settings(workers=1))
     assert trained().count(2) == 3
     assert "RunFailed" in files.read_json(STATE / "run.json", "")["error"]

@@ -54,7 +54,6 @@ def _shared(job: StudyJob, run: runs.Run, address: str | None) -> Iterator[Share
             journal.rename(journal.with_suffix(".old"))
             study = SharedStudy(stack.enter_context(study_storage(address, journal, own=name)), name)
         if "key" not in study.notes:
-            _remove_trials_of_others(run)
             study.note("started", run.started)
             study.note("key", run.key)
         run.started, run.seconds = study.notes["started"], study.notes.get("wall_seconds", 0.0)
@@ -64,7 +63,7 @@ def _shared(job: StudyJob, run: runs.Run, address: str | None) -> Iterator[Share
 
 
 def _remove_trials_of_others(run: runs.Run) -> None:
-    """Trials of this very study survive the loss of its journal; those of other settings would mislead."""
+    """Clear away what earlier settings left behind, now that there is something to put in its place."""
     for top in (run.folder, run.live):
         for folder in sorted(top.glob("trials/*")):
             try:
@@ -107,6 +106,7 @@ def _publish(job: StudyJob, run: runs.Run, study: SharedStudy, total: int) -> Pa
         reason = next((record.reason for record in records if record.reason), "none is complete")
         raise RunFailed(f"{run.path}: all {total} trials failed; the first one: {reason}")
     name = products.study_name(job.path)
+    _remove_trials_of_others(run)
     products.write_trials(run.folder, records)
     with files.atomic_path(run.folder / products.JOURNAL) as path:
         study.copy_to(path, name)

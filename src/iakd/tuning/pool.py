@@ -115,7 +115,7 @@ class Pool:
         self._deaths[number] += 1
         if self._deaths[number] == DEATHS:
             raise RunFailed(
-                f"{self._task.job.path}: trial {number}: its process was killed {DEATHS} times "
+                f"{self._task.job.path}: trial {number}: its process died {DEATHS} times "
                 f"(exit code {worker.process.exitcode}); is there enough memory for {self._size} workers?"
             )
         self._study.requeue(number)

@@ -19,6 +19,7 @@ from iakd.plan import Plan, StudyJob
 from iakd.tuning.proposals import Search
 from iakd.tuning.trial import Trainer
 
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # USR1: Slurm's warning before the time limit
 ALIVE = "workers.lock"  # held by every worker, in shared mode, for as long as it may write
 
 
@@ -41,7 +42,7 @@ class Task:
 
 def work(task: Task, pipe: Connection) -> None:
     """Receive numbers of trials and send each back when its trial has ended; send an exception and end."""
-    for number in (signal.SIGTERM, signal.SIGUSR1):  # USR1: Slurm's warning before the time limit
+    for number in SIGNALS:
         signal.signal(number, _interrupt)
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -53,6 +54,8 @@ def work(task: Task, pipe: Connection) -> None:
         try:
             _serve(task, pipe)
         except BaseException as error:
+            for number in SIGNALS:
+                signal.signal(number, signal.SIG_IGN)  # it is ending; a second end would only be noise
             _send_error(pipe, error)
 
 
