@@ -299,6 +299,21 @@ def test_a_follower_stays_while_a_command_is_at_work(params: Params, place: Plac
     assert not follower.is_alive()
 
 
+def test_a_command_that_joins_at_the_last_moment_keeps_the_follower(
+    params: Params, place: Place, fast: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    users = locks.share(place.folder / locks.USERS)
+    assert users
+    monkeypatch.setattr(locks, "shared", lambda _: False)  # it joined after the follower had looked
+    follower = threading.Thread(target=follow.follow, args=[params])
+    follower.start()
+    follower.join(0.5)
+    assert follower.is_alive()
+    users.close()
+    follower.join(5)
+    assert not follower.is_alive()
+
+
 def test_a_follower_stays_while_a_run_is_live(params: Params, place: Place, fast: None) -> None:
     with trees.student().open():
         follower = threading.Thread(target=follow.follow, args=[params])
@@ -396,12 +411,14 @@ def test_a_tree_that_is_deleted_ends_its_follower(params: Params, place: Place, 
     users.close()
 
 
-def test_an_mlflow_that_fails_is_tried_again_and_given_up(
+@pytest.mark.parametrize("work", ["a live run", "a command that prepares", "nothing"])
+def test_an_mlflow_that_fails_is_tried_again_while_there_is_work(
     params: Params,
     place: Place,
     fast: None,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
+    work: str,
 ) -> None:
     class Failing(Idle):
         def bring(self, found: list[Any], patience: float) -> Outcome:
@@ -412,29 +429,23 @@ def test_an_mlflow_that_fails_is_tried_again_and_given_up(
     monkeypatch.setattr(follow, "Mirror", Failing)
     monkeypatch.setattr(follow, "WAITS", (0.01, 0.02))
     trees.complete(trees.teacher())
-    with trees.student().open():
+    with contextlib.ExitStack() as stack:
+        if work == "a live run":
+            stack.enter_context(trees.student().open())
+        elif work == "a command that prepares":
+            users = locks.share(place.folder / locks.USERS)
+            assert users
+            stack.enter_context(users)
         follow.follow(params)
-    assert len(attempts) == 3
+    assert len(attempts) == (1 if work == "nothing" else 3)
     assert [record.message for record in caplog.records] == ["MLflow is down"]
 
 
 def test_probing_a_lock_never_fails_a_training(tree: Path) -> None:
     run = trees.student()
     trees.killed(run, 1)
-    stop = threading.Event()
-
-    def probe() -> None:
-        while not stop.is_set():
-            files.held(STATE / run.path / "lock")
-
-    probing = [threading.Thread(target=probe) for _ in range(2)]
-    for thread in probing:
-        thread.start()
-    try:
-        for _ in range(20):
-            with run.open():
-                pass
-    finally:
-        stop.set()
-        for thread in probing:
-            thread.join()
+    probing = locks.share(STATE / run.path / "lock")  # as `files.held` does, by a process that is slow
+    assert probing
+    threading.Timer(0.1, probing.close).start()
+    with run.open():
+        assert files.held(STATE / run.path / "lock")
