@@ -2,8 +2,10 @@
 
 import logging
 import os
+import shutil
 from pathlib import Path
 
+import kinds
 import pytest
 import rgb
 
@@ -12,7 +14,8 @@ from iakd.data import sources
 from iakd.data.raw import Raw
 from iakd.data.store import Store
 from iakd.errors import UserError
-from iakd.params import Dataset
+from iakd.params import Dataset, Network, Params
+from iakd.plan import make_plan
 from iakd.stages import prepare
 
 FOLDER = Path("results/rgb/data")
@@ -111,3 +114,24 @@ def test_settings_that_cannot_be_met_leave_earlier_data_untouched() -> None:
         prepare.run(rgb.plan(val=1000))
     assert rewritten() == set()
     Store.open(FOLDER)
+
+
+def test_files_that_changed_are_read_again_and_files_that_are_gone_need_not_be(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    for name in ("ant", "bee"):
+        kinds.unpacked(images, {f"{name}/{n}.png": kinds.png(kinds.pixels(1, n)[0]) for n in range(10)})
+    network = Network(arch="resnet8")
+    dataset = Dataset.model_validate({"source": "image_folder", "name": "rgb", "path": str(images), "size": 8})
+    plan = make_plan(Params(dataset=dataset, teachers=[network], students=[network], methods={"kd": {}}))
+    prepare.run(plan)
+    first = Store.open(FOLDER).sha256
+    age()
+    prepare.run(plan)
+    assert rewritten() == set()
+    kinds.unpacked(images, {"ant/more.png": kinds.png(kinds.pixels(1, 99)[0])})
+    prepare.run(plan)
+    assert rewritten() and Store.open(FOLDER).sha256 != first
+    age()
+    shutil.rmtree(images)
+    prepare.run(plan)
+    assert rewritten() == set()

@@ -1,11 +1,13 @@
 """Where the files of a data set are: at the user's `path`, or downloaded from the publisher."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from iakd.data.download import fetch
 from iakd.errors import UserError
+from iakd.files import digest
 from iakd.params import Dataset
 
 CACHE = Path(".cache/datasets")
@@ -25,6 +27,20 @@ def local(settings: Dataset) -> Path:
     if not path.exists():
         raise UserError(f"dataset.path: {path} does not exist (looked for below {Path.cwd()})")
     return path
+
+
+def fingerprint(settings: Dataset) -> str | None:
+    """One hash for the names and sizes of all files at `dataset.path`; None where there is no such path.
+
+    Not of their contents, which would take as long as reading the data, nor of times, which copying changes.
+    """
+    root = Path(settings.path).expanduser() if settings.path is not None else None
+    if root is None or not root.exists():
+        return None
+    if root.is_file():
+        return digest([["", root.stat().st_size]])
+    below = (Path(place) / name for place, _, names in os.walk(root) for name in names)
+    return digest(sorted([str(path.relative_to(root)), path.lstat().st_size] for path in below))
 
 
 def locate(settings: Dataset, published: Published) -> Path:

@@ -22,10 +22,11 @@ MANIFEST = "manifest.json"
 AGAIN = "run `iakd prepare` again"
 
 
-def write(folder: Path, raw: Raw, settings: Dataset, key: str | None = None) -> Path:
+def write(folder: Path, raw: Raw, settings: Dataset, key: str | None = None, fingerprint: str | None = None) -> Path:
     """Split `raw`; write {split}.images.npy, {split}.labels.npy and, last of all, manifest.json.
 
-    `key`, the identity of the job with its source code, is noted in the manifest. Earlier data stay until the
+    `key`, the identity of the job with its source code, and `fingerprint`, of the files that were read, are noted
+    in the manifest. Earlier data stay until the
     new are complete beside them; while files change places there is no manifest. Returns the manifest's path.
     Raises UserError where the data are too few for the split that is asked for.
     """
@@ -41,7 +42,8 @@ def write(folder: Path, raw: Raw, settings: Dataset, key: str | None = None) -> 
             for kind in KINDS:
                 file = _file(name, kind)
                 hashes[file] = _save(new[file], getattr(part, kind), part.indices)
-        about = {"settings": settings.model_dump(mode="json"), "key": key}
+        about: dict[str, Any] = {"settings": settings.model_dump(mode="json"), "key": key}
+        about |= {"fingerprint": fingerprint} if fingerprint else {}
         files.write_json(new[MANIFEST], {**about, **_describe(raw, settings, parts, hashes)})
         (folder / MANIFEST).unlink(missing_ok=True)
     return folder / MANIFEST

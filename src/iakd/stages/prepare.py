@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 from iakd import files
+from iakd.data.published import fingerprint
 from iakd.data.sources import SOURCES
 from iakd.data.store import MANIFEST, SPLITS, Store, write
 from iakd.errors import UserError
@@ -15,21 +16,25 @@ log = logging.getLogger(__name__)
 def run(plan: Plan) -> Path:
     """Bring results/<dataset>/data/ up to date and return the path of its manifest.
 
-    Intact data of the same settings and source code are left alone. Raises UserError for unusable data.
+    Intact data of the same settings, source code and files at `dataset.path` are left alone. Raises
+    UserError for unusable data.
     """
     job, settings = plan.data, plan.params.dataset
     with files.exclusive(job.state / "lock", f"{job.folder}: another process is preparing it; wait for it to end"):
-        if not _current(job):
-            write(job.folder, SOURCES[settings.source].read(settings), settings, job.key)
+        found = fingerprint(settings)
+        if not _current(job, found):
+            write(job.folder, SOURCES[settings.source].read(settings), settings, job.key, found)
             _describe(Store.open(job.folder, check=False))
     return job.folder / MANIFEST
 
 
-def _current(job: Job) -> bool:
+def _current(job: Job, found: str | None) -> bool:
     try:
-        return Store.open(job.folder).manifest.get("key") == job.key
+        manifest = Store.open(job.folder).manifest
     except UserError:  # missing, half-written or damaged: made anew
         return False
+    same_files = found is None or manifest.get("fingerprint") == found  # files that are gone need not be read again
+    return manifest.get("key") == job.key and same_files
 
 
 def _describe(store: Store) -> None:
