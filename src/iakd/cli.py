@@ -148,6 +148,29 @@ def report(params: ParamsFile = DEFAULT, changes: Changes = NONE) -> None:
 
 
 @app.command()
+def pairs(
+    teacher: Annotated[str, typer.Argument(help="An architecture, or the name of a network in params.yaml.")],
+    student: Annotated[str, typer.Argument(help="The same.")],
+    params: Annotated[
+        Path | None, typer.Option("--params", metavar="FILE", help="Where named networks are. [default: params.yaml]")
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(min=1, max=4096, help="Pixels of an image's side. [default: the networks' own]")
+    ] = None,
+    channels: Annotated[int, typer.Option(min=1, max=1024, help="Of an image.")] = 3,
+    classes: Annotated[int, typer.Option(min=2)] = 100,
+) -> None:
+    """Show which teacher blocks would be swapped for which student blocks, or why they cannot be."""
+    from iakd.params import load, network_called
+
+    settings = load(params or DEFAULT) if params or DEFAULT.exists() else None
+    networks = network_called(teacher, "teacher", settings), network_called(student, "student", settings)
+    from iakd.interactive.overview import overview
+
+    print(overview(*networks, size, channels, classes))
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON schema of params.yaml."""
     from iakd.params import schema_text
@@ -202,7 +225,8 @@ def _stop(signum: int, frame: Any) -> NoReturn:
 def main() -> None:
     """Run the command line: exit code 0 done, 1 failed or interrupted, 2 the user's mistake."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    signal.signal(signal.SIGTERM, _stop)
+    for number in (signal.SIGTERM, signal.SIGUSR1):  # USR1: Slurm's warning before the time limit
+        signal.signal(number, _stop)
     if os.environ.pop("IAKD_WITH_PARENT", None):  # from the Snakefile; not for this one's own children
         end_with_parent()
     try:

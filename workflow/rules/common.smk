@@ -5,11 +5,11 @@ import re
 import shlex
 import sys
 
-from iakd import devices
+from iakd import devices, warm
 from iakd import workflow as engine
 from iakd.data.store import MANIFEST, SPLITS
 from iakd.errors import UserError
-from iakd.plan import RESULTS, Job
+from iakd.plan import RESULTS, STATE, Job
 from iakd.runs import HISTORY, METRICS, MODEL, RUN
 from iakd.tracking import launch as tracking
 from iakd.tuning.products import SCHEDULE, TRIALS
@@ -73,6 +73,8 @@ def start():
         engine.take_lock()
         if workflow.touch:
             engine.refuse(engine.other_settings(PLAN))
+        elif sum(job.rule.name in warm.COMMANDS for job in workflow.dag.needrun_jobs()) > 1:
+            warm.start(STATE / "warm.socket")
     except UserError as error:
         engine.stop(error)
 

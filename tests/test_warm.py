@@ -1,0 +1,134 @@
+"""The warm server: a handed-over command behaves like one of its own, and nobody is left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from iakd import warm
+
+# A stand-in for the real command line, imported by the workers in its place.
+COMMAND_LINE = """
+import os, signal, sys, time
+def main():
+    action = sys.argv[2]
+    if action == "tell":
+        print("out", os.getcwd(), os.environ["TOLD"], sys.argv)
+        print("err", file=sys.stderr)
+        sys.exit(int(sys.argv[3]))
+    if action == "wait":
+        def stop(number, frame):
+            open("stopped", "w").write(signal.Signals(number).name)
+            sys.exit(1)
+        signal.signal(signal.SIGTERM, stop)
+        open("working", "w").write(str(os.getpid()))
+        time.sleep(60)
+    if action == "crash":
+        raise ValueError("a defect")
+    if action == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+SERVER = f"import sys, types; cli = types.ModuleType('iakd.cli'); exec({COMMAND_LINE!r}, cli.__dict__); sys.modules['iakd.cli'] = cli; import iakd; iakd.cli = cli; from pathlib import Path; from iakd import warm; warm.serve(Path('socket'), preload=())"
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[bytes]]:
+    monkeypatch.chdir(tmp_path)
+    process = subprocess.Popen([sys.executable, "-c", SERVER])
+    wait_for(Path("socket"))
+    yield process
+    process.kill()
+    process.wait()
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 20
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not appear"
+        time.sleep(0.02)
+
+
+def command(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+    code = "import sys; from iakd.warm import hand_over; sys.exit(hand_over(sys.argv[1:]))"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        env={**os.environ, warm.VARIABLE: "socket", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_command_keeps_its_files_folder_environment_and_exit_code(server: subprocess.Popen[bytes]) -> None:
+    for code in (0, 1, 2):
+        process = command("teach", "tell", str(code), TOLD="x" * 100_000)
+        out, err = process.communicate(timeout=30)
+        assert process.returncode == code
+        assert out == f"out {Path.cwd()} {'x' * 100_000} ['iakd', 'teach', 'tell', '{code}']\n"
+        assert err == "err\n"
+
+
+def test_commands_run_side_by_side(server: subprocess.Popen[bytes]) -> None:
+    waiting = command("teach", "wait")
+    wait_for(Path("working"))
+    quick = command("teach", "tell", "0", TOLD="")
+    assert quick.communicate(timeout=30)[0] and quick.returncode == 0
+    assert waiting.poll() is None
+    waiting.terminate()
+    waiting.wait(30)
+
+
+def test_signals_reach_the_work(server: subprocess.Popen[bytes]) -> None:
+    process = command("teach", "wait")
+    wait_for(Path("working"))
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 1
+    assert Path("stopped").read_text() == "SIGTERM"
+
+
+def test_a_killed_command_ends_its_work(server: subprocess.Popen[bytes]) -> None:
+    process = command("teach", "wait")
+    wait_for(Path("working"))
+    process.kill()
+    wait_for(Path("stopped"))
+
+
+def test_a_killed_server_ends_all_work_and_the_command_says_so(server: subprocess.Popen[bytes]) -> None:
+    process = command("teach", "wait")
+    wait_for(Path("working"))
+    server.kill()
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 1 and "the worker process died" in err
+    wait_for(Path("stopped"))
+
+
+def test_a_defect_in_one_command_harms_no_other(server: subprocess.Popen[bytes]) -> None:
+    crashed = command("teach", "crash")
+    assert "ValueError: a defect" in crashed.communicate(timeout=30)[1] and crashed.returncode == 1
+    died = command("teach", "die")
+    died.communicate(timeout=30)
+    assert died.returncode == 128 + signal.SIGKILL
+    fine = command("teach", "tell", "0", TOLD="")
+    fine.communicate(timeout=30)
+    assert fine.returncode == 0
+
+
+def test_without_a_server_the_command_runs_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert warm.hand_over(["teach"]) is None
+    monkeypatch.setenv(warm.VARIABLE, "absent")
+    assert warm.hand_over(["teach"]) is None
+    Path("stale").touch()
+    monkeypatch.setenv(warm.VARIABLE, "stale")
+    assert warm.hand_over(["teach"]) is None
+
+
+def test_quick_commands_are_not_handed_over(server: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    for arguments in ([], ["prepare"], ["--help"], ["track", "sync"]):
+        monkeypatch.setenv(warm.VARIABLE, "socket")
+        assert warm.hand_over(arguments) is None
