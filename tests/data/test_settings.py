@@ -1,5 +1,6 @@
 """The settings of a data set: what belongs to which source, amounts, and what is part of an identity."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -99,3 +100,9 @@ def test_a_class_without_training_images_is_named_even_where_nothing_is_drawn() 
     raw = Raw(images, labels, images, labels, ["a", "b", "c"], [], images, labels)
     with pytest.raises(UserError, match="class 'b': none of its 0 images is left for training; add images, or leave"):
         split(raw, Dataset())
+
+
+def test_the_page_on_data_has_every_source_and_setting() -> None:
+    page = (Path(__file__).parents[2] / "docs/data.md").read_text()
+    for name in [*DATASET_OPTIONS, *Dataset.model_fields]:
+        assert f"`{name}" in page, name

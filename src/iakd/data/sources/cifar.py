@@ -40,7 +40,6 @@ def read(path: Path, cifar: Cifar, only_test: bool) -> Raw:
     """All images of a CIFAR set. Raises UserError where files are missing or damaged."""
     pickles = {*cifar.train, cifar.test, cifar.pickled_meta}
     binary = {f"{name}.bin" for name in (*cifar.train, cifar.test)} | {cifar.text_names}
-    parquet = path.suffix == ".parquet" or (path.is_dir() and next(path.rglob("*.parquet"), None) is not None)
     found = {} if path.suffix == ".parquet" else collect(path, lambda name: name in pickles | binary)
     names: list[str] | None
     if any(name.endswith(".bin") for name in found):
@@ -49,7 +48,7 @@ def read(path: Path, cifar: Cifar, only_test: bool) -> Raw:
     elif found:
         names = _pickled_names(found.get(cifar.pickled_meta), cifar, path)
         parts = _parts(path, found, cifar, "", only_test, _pickled)
-    elif parquet:
+    elif path.suffix == ".parquet" or next(path.rglob("*.parquet"), None):
         names, parts = _from_parquet(path, cifar, only_test)
     else:
         raise UserError(f"{path}: has none of the files of this data set ({cifar.test}, {cifar.test}.bin, *.parquet)")

@@ -68,7 +68,12 @@ def _visible(folder: Path) -> list[Path]:
         entries = sorted(folder.iterdir())
     except OSError as error:
         raise UserError(f"dataset.path: {folder} cannot be read ({error.strerror})") from None
-    return [entry for entry in entries if not entry.name.startswith((".", "__"))]
+    return [entry for entry in entries if not _passed_over(entry.name)]
+
+
+def _passed_over(name: str) -> bool:
+    """Whether an operating system put it there, not the user."""
+    return name.startswith(".") or name.lower() in ("__macosx", "thumbs.db", "desktop.ini")
 
 
 def _parts(root: Path, problems: list[str]) -> dict[str, Path]:
@@ -128,12 +133,12 @@ def _files(folders: dict[str, Path], settings: Dataset, problems: list[str]) -> 
 def _below(folder: Path, others: list[Path]) -> Iterator[Path]:
     """Image files at any depth, by name; the rest goes to `others`. Links to folders are not followed."""
     for place, inside, names in os.walk(folder):
-        inside[:] = sorted(name for name in inside if not name.startswith((".", "__")))
+        inside[:] = sorted(name for name in inside if not _passed_over(name))
         links = [name for name in inside if (Path(place) / name).is_symlink()]
         others += [Path(place) / name for name in links]
         for name in sorted(names):
             path = Path(place) / name
-            if name.startswith(".") or name.lower() in ("thumbs.db", "desktop.ini"):
+            if _passed_over(name):
                 continue
             if path.suffix.lower() in SUFFIXES:
                 yield path
