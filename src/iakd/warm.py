@@ -16,6 +16,7 @@ import subprocess
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 from iakd.processes import end_with_parent
 
@@ -147,17 +148,17 @@ def _fork(client: socket.socket, others: list[socket.socket]) -> int | None:
     return worker
 
 
-def _work(request: dict[str, object], descriptors: list[int]) -> None:
+def _work(request: dict[str, Any], descriptors: list[int]) -> None:
     """Be `iakd ARGUMENTS` from here on; never returns."""
     code = 1
     try:
         end_with_parent()
         for number, descriptor in enumerate(descriptors):
             os.dup2(descriptor, number)
-        os.chdir(str(request["folder"]))
+        os.chdir(request["folder"])
         os.environ.clear()
-        os.environ.update(request["environment"])  # type: ignore[arg-type]
-        sys.argv = ["iakd", *request["arguments"]]  # type: ignore[misc]
+        os.environ.update(request["environment"])
+        sys.argv = ["iakd", *request["arguments"]]
         from iakd.cli import main
 
         main()
