@@ -1,21 +1,18 @@
-"""What the Snakefile asks for: the plan of its settings, its lock, and results that nobody recorded."""
+"""What the Snakefile asks for: the plan of its settings, a lock, and the reason of a failure."""
 
 import fcntl
 import json
 import os
 import sys
-from base64 import urlsafe_b64encode
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 
-from iakd import files
-from iakd.data.store import MANIFEST
+from iakd import adoption, files
 from iakd.errors import UserError
 from iakd.params import parse
-from iakd.plan import STATE, Job, Plan, make_plan
-from iakd.runs import RUN
+from iakd.plan import STATE, Plan, make_plan
 
 LOCK = STATE / "workflow.lock"
 _held: list[Any] = []  # the lock's open file: it must live as long as the process
@@ -27,14 +24,16 @@ def stop(error: UserError) -> NoReturn:
     sys.exit(2)
 
 
-def set_up(config: dict[str, Any], origins: list[Path]) -> Plan:
+def set_up(config: dict[str, Any], origins: list[Path], main: bool) -> Plan:
     """Check the settings and pass them to the jobs: $IAKD_PARAMS names them, `iakd` is this environment's.
 
-    Raises UserError for a mistake in the settings, and for results that only seem to be made with them.
+    `main`: this process decides what is out of date. Raises UserError for a mistake in the settings, and for results
+    that only seem to be made with them.
     """
     settings = json.loads(json.dumps(config, default=str))  # Snakemake's ordered dictionaries as plain ones
     plan = make_plan(parse(settings, ", ".join(os.path.relpath(path) for path in origins)))
-    refuse([job for job in other_settings(plan) if not recorded(job)])
+    if main:
+        adoption.check(plan)
     os.environ["IAKD_PARAMS"] = str(_settings_file(settings))
     os.environ["IAKD_WITH_PARENT"] = "1"
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
@@ -62,43 +61,6 @@ def take_lock() -> None:
         file.close()
         raise UserError(f"another workflow is running in {Path.cwd()}; wait for it to end") from None
     _held.append(file)
-
-
-def other_settings(plan: Plan) -> list[Job]:
-    """The jobs whose results are there but, by their own record, were made with other settings."""
-    return [
-        job for job in (plan.data, *plan.studies, *plan.trained) if _made_with(job) not in (None, _plain(job.settings))
-    ]
-
-
-def _made_with(job: Job) -> Any:
-    """The settings behind the results of `job`, as far as `job.settings` names them; None if unknown."""
-    try:
-        if job.stage == "prepare":
-            return json.loads((job.folder / MANIFEST).read_text())["settings"]
-        made = json.loads((job.folder / RUN).read_text())["params"]
-        return {name: made.get(name) for name in job.settings}
-    except (OSError, ValueError, KeyError):
-        return None
-
-
-def _plain(settings: dict[str, Any]) -> Any:
-    return json.loads(json.dumps(settings))
-
-
-def recorded(job: Job) -> bool:
-    """Whether Snakemake has a record of the results of `job`, by which it sees changed settings itself."""
-    product = job.folder / (MANIFEST if job.stage == "prepare" else RUN)
-    return Path(".snakemake/metadata", urlsafe_b64encode(str(product).encode()).decode()).exists()
-
-
-def refuse(jobs: list[Job]) -> None:
-    """Raise UserError if there are any `jobs`: their results would wrongly be taken for current ones."""
-    if jobs:
-        more = f" (and {len(jobs) - 1} more)" if len(jobs) > 1 else ""
-        raise UserError(
-            f"{jobs[0].folder}{more}: made with other settings; set them back, or delete the folder to make it anew"
-        )
 
 
 def last_line(logs: list[str]) -> str:

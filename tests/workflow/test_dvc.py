@@ -58,6 +58,7 @@ def test_plots_are_drawn_without_a_network(project: Project) -> None:
 
 def test_a_clone_starts_from_the_pulled_results(project: Project) -> None:
     store = project.path.parent / "store"
+    (project.path / "results/tiny/report/.report.html.k3j8").touch()  # what a kill may leave behind is not DVC's
     project.run("dvc", "remote", "add", "--local", "--default", "store", str(store))
     project.run("dvc", "push", "--quiet")
     project.run("git", "add", "dvc.lock")
@@ -69,17 +70,28 @@ def test_a_clone_starts_from_the_pulled_results(project: Project) -> None:
     clone.run("make", "--assume-old=.venv/ready", "adopt")  # without making an environment first
     assert snakemake_has_nothing_to_do(clone)
     assert dvc_has_nothing_to_do(clone)
+    assert sorted(path.name for path in (clone.path / "results/tiny/report").iterdir()) == [
+        "figures",
+        "report.html",
+        "tables.csv",
+        "tables.md",
+    ]
 
 
-def test_an_experiment_changes_a_setting_and_keeps_the_comments(project: Project) -> None:
+def test_an_experiment_elsewhere_trains_students_only_and_can_be_applied(project: Project) -> None:
     teacher = project.path / "results/tiny/teachers/big/seed0/run.json"
     before = teacher.read_bytes()
-    project.run("dvc", "exp", "run", "--name", "cooler", "--set-param", "distill.recipe.epochs=2")
-    assert teacher.read_bytes() == before
-    run = json.loads((project.path / "results/tiny/students/big-small/kd/seed0/run.json").read_text())
-    assert run["params"]["recipe"]["epochs"] == 2
+    change = "distill.recipe.epochs=2"
+    project.run("dvc", "exp", "run", "--temp", "--name", "shorter", "--set-param", change)
+    student = project.path / "results/tiny/students/big-small/kd/seed0/run.json"
+    assert json.loads(student.read_text())["params"]["recipe"]["epochs"] == 30
+    project.run("dvc", "exp", "apply", "shorter")
+    assert json.loads(student.read_text())["params"]["recipe"]["epochs"] == 2
+    assert teacher.read_bytes() == before  # the very record, so it was not trained again
     assert (project.path / "params.yaml").read_text().startswith("# a comment\n")
+    project.run("make", "--assume-old=.venv/ready", "adopt")
     assert snakemake_has_nothing_to_do(project)
+    assert dvc_has_nothing_to_do(project)
     assert METRICS in project.run("dvc", "metrics", "diff", "--all", "HEAD")
 
 

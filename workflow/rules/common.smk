@@ -5,8 +5,9 @@ import re
 import shlex
 import sys
 
-from iakd import devices, warm
+from iakd import adoption, devices, warm
 from iakd import workflow as engine
+from iakd.adoption import EVALUATION
 from iakd.data.store import MANIFEST, SPLITS
 from iakd.errors import UserError
 from iakd.plan import RESULTS, STATE, Job
@@ -15,12 +16,11 @@ from iakd.tracking import launch as tracking
 from iakd.tuning.products import SCHEDULE, TRIALS
 
 try:
-    PLAN = engine.set_up(config, workflow.overwrite_configfiles or workflow.configfiles)
+    PLAN = engine.set_up(config, workflow.overwrite_configfiles or workflow.configfiles, workflow.is_main_process)
 except UserError as error:
     engine.stop(error)
 
 JOBS = {job.path: job for job in (*PLAN.teachers, *PLAN.studies, *PLAN.students)}
-EVALUATED = "evaluation.json"
 COMPARISON = ("metrics.json", "summary.csv", "runs.csv", "accuracy.csv", "curves.csv")
 FIGURES = ("accuracy", "curves", "swaps", "tuning", "calibration", "confusion")
 REPORT = PLAN.report / "report.html"
@@ -72,7 +72,7 @@ def start():
     try:
         engine.take_lock()
         if workflow.touch:
-            engine.refuse(engine.other_settings(PLAN))
+            adoption.refuse(adoption.other_settings(PLAN))
         elif sum(job.rule.name in warm.COMMANDS for job in workflow.dag.needrun_jobs()) > 1:
             warm.start(STATE / "warm.socket")
     except UserError as error:

@@ -31,6 +31,6 @@ rule distill:
 
 rule students:
     input:
-        files_of(PLAN.students, MODEL, HISTORY, METRICS, RUN, EVALUATED),
+        files_of(PLAN.students, MODEL, HISTORY, METRICS, RUN, EVALUATION),
     message:
         "The students are there"

@@ -3,7 +3,7 @@ rule evaluate:
         data=rules.prepare.output.manifest,
         model=RESULTS / "{model}" / MODEL,
     output:
-        evaluation=RESULTS / "{model}" / EVALUATED,
+        evaluation=RESULTS / "{model}" / EVALUATION,
     log:
         "logs/{model}.evaluate.log",
     benchmark:
@@ -27,7 +27,7 @@ rule evaluate:
 
 rule evaluation:
     input:
-        evaluations=files_of(PLAN.trained, EVALUATED),
+        evaluations=files_of(PLAN.trained, EVALUATION),
         histories=files_of(PLAN.trained, HISTORY),
     output:
         [PLAN.evaluation / name for name in COMPARISON],

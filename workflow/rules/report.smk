@@ -1,7 +1,7 @@
 rule report:
     input:
         comparison=rules.evaluation.output,
-        evaluations=files_of(PLAN.trained, EVALUATED),
+        evaluations=files_of(PLAN.trained, EVALUATION),
         runs=files_of(PLAN.trained, RUN, HISTORY),
         studies=files_of(PLAN.studies, SCHEDULE, TRIALS),
     output:

@@ -30,6 +30,6 @@ rule teach:
 
 rule teachers:
     input:
-        files_of(PLAN.teachers, MODEL, HISTORY, METRICS, RUN, EVALUATED),
+        files_of(PLAN.teachers, MODEL, HISTORY, METRICS, RUN, EVALUATION),
     message:
         "The teachers are there"

@@ -1,0 +1,131 @@
+"""Results that Snakemake did not see being made are taken for current only if their own record fits the settings."""
+
+import json
+from base64 import urlsafe_b64encode
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from iakd import adoption
+from iakd.errors import UserError
+from iakd.params import Params, parse
+from iakd.plan import Job, Plan, make_plan
+
+SETTINGS: dict[str, Any] = {
+    "dataset": {"name": "toy"},
+    "teachers": [{"arch": "resnet14", "name": "big"}],
+    "students": [{"arch": "resnet8", "name": "small"}],
+    "methods": {"kd": {}, "iakd": {"iakd": {"schedule": "tuned"}}},
+    "distill": {"seeds": [0]},
+}
+
+
+def plan_of(**changes: Any) -> Plan:
+    params: Params = parse({**SETTINGS, **changes}, "test")
+    return make_plan(params)
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
+    """All results of SETTINGS, and no record of Snakemake's; not in a stage of DVC."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_STAGE", raising=False)
+    plan = plan_of()
+    write(plan.data.folder / "manifest.json", {"settings": plan.data.settings})
+    for job in (*plan.studies, *plan.trained):
+        write(job.folder / "run.json", {"params": {**job.settings, "schedule": None}})
+    for job in plan.trained:
+        write(job.folder / "evaluation.json", {})
+    write(plan.evaluation / "metrics.json", {})
+    write(plan.report / "figures" / "accuracy.svg", {})
+    return plan
+
+
+def write(path: Path, content: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def record(job: Job, key: str) -> None:
+    name = urlsafe_b64encode(str(job.folder / "run.json").encode()).decode()
+    write(adoption.RECORDS / name, {"params": [repr(key), "'--seed 0'"]})
+
+
+OTHER = {"methods": {"kd": {"kd": {"temperature": 2.0}}, "iakd": {"iakd": {"schedule": "tuned"}}}}
+
+
+def test_results_of_these_settings_are_accepted_without_a_record(made: Plan) -> None:
+    adoption.check(made)
+    assert adoption.other_settings(made) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "folder"),
+    [
+        (OTHER, "results/toy/students/big-small/kd/seed0"),
+        ({"teach": {"recipe": {"lr": 0.2}}}, r"results/toy/tune/big-small \(and 3 more\)"),  # teacher, both students
+        ({"dataset": {"name": "toy", "val": 10}}, r"results/toy/data \(and 4 more\)"),
+    ],
+)
+def test_results_of_other_settings_are_refused(made: Plan, changes: dict[str, Any], folder: str) -> None:
+    with pytest.raises(UserError, match=f"^{folder}: made with other settings"):
+        adoption.check(plan_of(**changes))
+
+
+def test_a_change_that_snakemake_sees_is_its_own_business(made: Plan) -> None:
+    other = plan_of(**OTHER)
+    record(made.students[0], made.students[0].key)
+    adoption.check(other)
+
+
+def test_results_exchanged_behind_snakemake_s_back_are_refused(made: Plan) -> None:
+    other = plan_of(**OTHER)
+    record(other.students[0], other.students[0].key)  # it believes that what is there was made with these settings
+    with pytest.raises(UserError, match="kd/seed0: made with other settings"):
+        adoption.check(other)
+
+
+def test_a_damaged_record_of_snakemake_s_is_none(made: Plan) -> None:
+    record(made.students[0], made.students[0].key)
+    next(adoption.RECORDS.iterdir()).write_text('{"params": [')
+    with pytest.raises(UserError, match="kd/seed0"):
+        adoption.check(plan_of(**OTHER))
+
+
+def test_long_names_of_records_are_found(made: Plan) -> None:
+    label = "kd" + "x" * 240
+    plan = plan_of(methods={label: {"method": "kd"}})
+    job = plan.students[0]
+    write(job.folder / "run.json", {"params": {**job.settings, "seed": 1}})
+    name = urlsafe_b64encode(str(job.folder / "run.json").encode()).decode()
+    write(adoption.RECORDS / f"@{name[:254]}" / name[254:], {"params": [repr("another key")]})
+    adoption.check(plan)
+
+
+def test_in_a_stage_of_dvc_other_results_are_missing_and_the_rest_is_in_order(
+    made: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DVC_STAGE", "distill")
+    kd, tuned = made.students
+    adoption.check(plan_of(**OTHER))
+    assert not (kd.folder / "run.json").exists()
+    chain = [
+        made.data.folder / "manifest.json",
+        made.teachers[0].folder / "run.json",
+        made.studies[0].folder / "run.json",
+        tuned.folder / "run.json",
+        tuned.folder / "evaluation.json",
+        made.evaluation / "metrics.json",
+        made.report / "figures" / "accuracy.svg",
+    ]
+    times = [path.stat().st_mtime for path in chain]
+    assert times == sorted(set(times))
+
+
+def test_records_keep_dvc_s_stage_from_dating_anything(made: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DVC_STAGE", "distill")
+    record(made.teachers[0], made.teachers[0].key)
+    before = {path: path.stat().st_mtime_ns for path in Path("results").glob("**/*")}
+    adoption.check(made)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
