@@ -33,7 +33,15 @@ def main():
     if action == "die":
         os.kill(os.getpid(), signal.SIGKILL)
 """
-SERVER = f"import sys, types; cli = types.ModuleType('iakd.cli'); exec({COMMAND_LINE!r}, cli.__dict__); sys.modules['iakd.cli'] = cli; import iakd; iakd.cli = cli; from pathlib import Path; from iakd import warm; warm.serve(Path('socket'), preload=())"
+SERVER = f"""
+import sys, types
+import iakd
+from pathlib import Path
+from iakd import warm
+iakd.cli = sys.modules["iakd.cli"] = types.ModuleType("iakd.cli")
+exec({COMMAND_LINE!r}, iakd.cli.__dict__)
+warm.serve(Path("socket"), preload=())
+"""
 
 
 @pytest.fixture
