@@ -6,6 +6,7 @@
 import difflib
 import json
 import re
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -168,6 +169,16 @@ class Network(Strict):
             plain = re.sub(r"[^A-Za-z0-9_.]", "_", data["arch"])  # torchvision/resnet50: no folder of its own
             data = {**data, "name": plain + (f"w{width}" if width else "")}
         return data
+
+
+def network_called(name: str, role: Literal["teacher", "student"], settings: "Params | None") -> Network:
+    """The network that `settings` call `name`, those in this role first; otherwise the architecture of this name."""
+    if settings:
+        ordered = [settings.teachers, settings.students]
+        for network in chain(*(ordered if role == "teacher" else reversed(ordered))):
+            if network.name == name:
+                return network
+    return Network.model_validate({"arch": name})
 
 
 class Augment(Strict):

@@ -153,7 +153,7 @@ class Hybrid:
         return self.student.head(features)
 
     def _sizes(self, image: Shape) -> list[tuple[Shape, Shape] | None]:
-        """What each place has to fit maps to, for images of this shape; None where both networks' maps are of a size."""
+        """What each place fits maps to, for images of this shape; None where both networks' maps are of one size."""
         if all(pair.same_size for pair in self._pairs):
             return [None] * len(self._pairs)
         if image not in self._sizes_of:
@@ -193,9 +193,10 @@ def initialise_from_teacher(student: Network, teacher: Network) -> None:
 
     Only numbers are copied, so the student's blocks stay trainable and in their own mode.
     """
+    pairs = pair_blocks(teacher, student)
+    if any(len(pair.student) > 1 for pair in pairs):
+        raise UserError("init: teacher needs a teacher block for each student block; this teacher has fewer")
     copy_weights(teacher.stem, student.stem, "stem")
-    for position, pair in enumerate(pair_blocks(teacher, student)):
-        if len(pair.student) > 1:
-            raise UserError("init: teacher needs a teacher block for each student block; this teacher has fewer")
+    for position, pair in enumerate(pairs):
         copy_weights(pair.teacher[0], pair.student[0], f"block for student block {position + 1}")
     copy_weights(teacher.head, student.head, "head")

@@ -28,7 +28,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Pair:
-    """What is kept or swapped as one: student blocks, nearly always one, and those that do their work in the teacher."""
+    """What is kept or swapped as one: student blocks, mostly a single one, and the teacher's that do its work."""
 
     stage: int  # of the student
     ours: Part
@@ -108,8 +108,8 @@ def _stages(network: Network, shapes: list[Shape]) -> list[Stage]:
 def _aligned(teacher: list[Stage], student: list[Stage]) -> list[tuple[int, Sequence[int], Sequence[int]]]:
     """Stage of the student, teacher blocks, student blocks, for each two stages that belong together.
 
-    As many stages: the first with the first, and so on. Otherwise the stages of the network that has more of them are put
-    together: each goes with the first stage of the other that is no larger than it, the smallest ones with the last.
+    As many stages: the first with the first, and so on. Otherwise the stages of the network that has more of them are
+    put together: each goes with the first stage of the other whose maps are no larger, the smallest ones with the last.
     """
     if len(teacher) == len(student):
         return [(i, *both) for i, both in enumerate(zip(_blocks(teacher), _blocks(student), strict=True))]

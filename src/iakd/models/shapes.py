@@ -28,11 +28,14 @@ def feature_shapes(network: Network, image: Shape) -> list[Shape]:
 
     Parameters are stood in for by tensors without content, so nothing is computed and nothing changes.
     """
-    trace = _Trace(network)
-    tensors = {**dict(trace.named_parameters()), **dict(trace.named_buffers())}
-    hollow = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
     with torch.no_grad():
-        return functional_call(trace, hollow, (torch.empty(2, *image, device="meta"),))
+        return functional_call(_Trace(network), hollow(network, "network."), (torch.empty(2, *image, device="meta"),))
+
+
+def hollow(module: nn.Module, prefix: str) -> dict[str, Tensor]:
+    """Tensors without content in the place of a module's, by name after `prefix`."""
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    return {prefix + name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
 
 
 def image_channels(network: Network) -> int:
