@@ -10,7 +10,9 @@ from iakd import workflow as engine
 from iakd.adoption import EVALUATION
 from iakd.data.store import MANIFEST, SPLITS
 from iakd.errors import UserError
-from iakd.plan import RESULTS, STATE, Job
+from iakd.files import digest
+from iakd.plan import RESULTS, STATE
+from iakd.provenance import source_sha
 from iakd.runs import HISTORY, METRICS, MODEL, RUN
 from iakd.tracking import launch as tracking
 from iakd.tuning.products import SCHEDULE, TRIALS
@@ -38,9 +40,9 @@ def files_of(jobs, *names):
     return [job.folder / name for job in jobs for name in names]
 
 
-def key(stage, settings):
-    """Identity of a stage that has no job of its own in the plan: its settings and its source code."""
-    return Job("", stage, settings).key
+def key(module, settings):
+    """Identity of work that is no job of the plan: its settings and the sources of the module that does it."""
+    return digest({"settings": settings, "source": source_sha(f"iakd.{module}")})
 
 
 def teacher_options(wildcards):

@@ -18,7 +18,7 @@ rule evaluate:
         mem_mb=4000,
         runtime=120,
     params:
-        key=key("evaluate", PLAN.params.evaluate.model_dump()),
+        key=key("evaluation.model", PLAN.params.evaluate.model_dump()),
     message:
         "Evaluating {wildcards.model}"
     shell:
@@ -39,7 +39,7 @@ rule evaluation:
         mem_mb=2000,
         runtime=60,
     params:
-        key=key("evaluate", PLAN.params.report.model_dump()),
+        key=key("stages.evaluate", PLAN.params.report.model_dump()),
     message:
         "Comparing all models"
     shell:

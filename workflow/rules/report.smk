@@ -31,7 +31,7 @@ rule report:
         mem_mb=2000,
         runtime=60,
     params:
-        key=key("report", PLAN.params.report.model_dump()),
+        key=key("stages.report", PLAN.params.report.model_dump()),
     message:
         "Writing the report"
     shell:
