@@ -1,0 +1,123 @@
+"""The data set."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
+from pydantic_core import PydanticKnownError
+
+from iakd.params.base import Name, Seed, Strict
+
+MAX_SIDE = 4096
+Side = Annotated[int, Field(gt=0, le=MAX_SIDE)]  # pixels
+
+
+Amount = Annotated[int, Field(gt=0)] | Annotated[float, Field(gt=0, lt=1)]
+
+DATASET_OPTIONS = {  # settings that only some sources have a use for
+    "digits": set(),
+    "cifar10": {"path", "mirror", "only_test"},
+    "cifar100": {"path", "mirror", "only_test", "labels"},
+    "fashion_mnist": {"path", "mirror"},
+    "svhn": {"path", "mirror"},
+    "stl10": {"path", "mirror"},
+    "tiny_imagenet": {"path", "on_bad_file"},
+    "image_folder": {"path", "size", "channels", "on_bad_file"},
+    "parquet": {"path", "size", "channels", "on_bad_file", "image_column", "label_column"},
+}
+
+
+class Dataset(Strict):
+    """Where images come from and how they are split; read by `iakd prepare`."""
+
+    name: Name = Field("digits", description="results go to results/<name>/; default: the source")
+    source: Literal[
+        "digits",
+        "cifar10",
+        "cifar100",
+        "fashion_mnist",
+        "svhn",
+        "stl10",
+        "tiny_imagenet",
+        "image_folder",
+        "parquet",
+    ] = Field("digits", description="which reader in iakd/data/sources/; docs/data.md describes each")
+    val: Amount = Field(
+        300,
+        description="images for validation, drawn from the training images, by class: a number, or a share such as "
+        "0.1; not used where the source has validation images; default: 300 of digits, else 0.1",
+    )
+    test: Amount = Field(
+        847,
+        description="images for the test, where the source has no test set of its own: a number, or a share; "
+        "default: 847 of digits, else 0.2",
+    )
+    split_seed: Seed = Field(0, description="fixes which image falls in which part")
+    path: str | None = Field(None, min_length=1, description="folder or archive; default: downloaded where possible")
+    size: Side | tuple[Side, Side] | None = Field(
+        None, description="pixels, one number or [height, width]: what images are scaled and cropped to"
+    )
+    channels: Literal[1, 3] = Field(3, description="3: colour; 1: grey")
+    on_bad_file: Literal["refuse", "skip"] = Field("refuse", description="skip: leave out, and list in the manifest")
+    labels: Literal["fine", "coarse"] = Field("fine", description="cifar100: 100 classes, or 20")
+    only_test: bool = Field(False, description="cifar10, cifar100: split the test files, and use no others")
+    image_column: str | None = Field(None, description="parquet; default: the only one that holds images")
+    label_column: str | None = Field(None, description="parquet; default: label, or the only one that it could be")
+    mirror: str | None = Field(
+        None,
+        pattern=r"^https?://",
+        exclude=True,  # where bytes come from is no part of what they are
+        description="address of a folder that is asked for the publisher's files first",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_source(cls, data: Any) -> Any:
+        source = data.get("source", "digits") if isinstance(data, dict) else "digits"
+        if source == "digits" or source not in DATASET_OPTIONS:
+            return data
+        return {"name": source, "val": 0.1, "test": 0.2, **data}
+
+    @field_validator("val", "test", mode="before")
+    @classmethod
+    def _amount(cls, value: Any) -> Any:
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise PydanticKnownError("int_type")
+        if not value > 0:
+            raise PydanticKnownError("greater_than", {"gt": 0})
+        if isinstance(value, float) and value >= 1:
+            raise ValueError("a share of the images lies below 1, and a number of images is a whole number")
+        return value
+
+    @field_validator("size", mode="before")
+    @classmethod
+    def _size(cls, value: Any) -> Any:
+        sides = [value, value] if isinstance(value, int) else value
+        if value is not None and (
+            not isinstance(sides, list | tuple)
+            or len(sides) != 2
+            or not all(isinstance(side, int) and 1 <= side <= MAX_SIDE for side in sides)
+        ):
+            raise ValueError(f"expected one number of pixels, or [height, width], from 1 to {MAX_SIDE}")
+        return value
+
+    @model_validator(mode="after")
+    def _options_of_the_source(self) -> "Dataset":
+        known = DATASET_OPTIONS[self.source]
+        for name in sorted(self.model_fields_set & set.union(*DATASET_OPTIONS.values()) - known):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                can = ", ".join(sorted(known)) or "none of the kind"
+                raise ValueError(f"{name} is no setting of source {self.source}, which has: {can}")
+        if self.path is None and "path" in known and "mirror" not in known:
+            raise ValueError(f"source {self.source} needs `path`: where the files are")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _used(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Settings without those that the source has no use for: new ones leave the identity of others alone."""
+        unused = set.union(*DATASET_OPTIONS.values()) - DATASET_OPTIONS.get(self.source, set())
+        return {name: value for name, value in serialise(self).items() if name not in unused}
+
+    @property
+    def height_width(self) -> tuple[int, int] | None:
+        """`size` as (height, width)."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
