@@ -17,11 +17,12 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parent.parent
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+NOT_LOCKED = {"timm"}  # extras that are installed beside the lock
 DIRECT = [
     Requirement(text)
     for text in [
         *PROJECT["dependencies"],
-        *(text for extra in PROJECT["optional-dependencies"].values() for text in extra),
+        *(text for name, extra in PROJECT["optional-dependencies"].items() if name not in NOT_LOCKED for text in extra),
     ]
 ]
 HEAVY = ("torch", "torchvision", "mlflow", "optuna", "sklearn", "scipy", "matplotlib", "pandas")

@@ -15,7 +15,7 @@ def network(name: str, channels: int = 3) -> models.Network:
 
 def test_without_timm_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(UserError, match=r"timm/resnet18: timm is not installed; pip install 'iakd\[timm\]'"):
+    with pytest.raises(UserError, match=r"timm/resnet18: timm is not installed; pip install timm"):
         network("resnet18")
 
 

@@ -1,5 +1,8 @@
 """The families for small images: sizes as published, any input, parts that compose, settings that apply."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -198,3 +201,13 @@ def test_normalisation_layers_start_as_the_identity_and_constants_stay() -> None
         assert torch.equal(layer.weight, torch.ones(4)) and not layer.bias.any()
     assert torch.equal(scale, torch.full((4,), 1e-6))
     assert positions.std().item() == pytest.approx(0.02, rel=0.1)
+
+
+def test_the_table_in_the_docs_is_right() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "networks.md").read_text()
+    rows = re.findall(r"^\| `(\S+)` \| ([\d +]+) \| ([\d,]+) \| (.+) \|$", page, re.MULTILINE)
+    assert len(rows) > 30
+    for arch, blocks, count, _ in rows:
+        net = network(arch, classes=1000 if "/" in arch else 100)
+        assert f"{parameters(net):,}" == count, arch
+        assert " + ".join(str(len(stage)) for stage in net.stages) == blocks, arch

@@ -81,7 +81,7 @@ def build(network: params.Network, channels: int, classes: int) -> Network:
     try:
         import timm
     except ImportError:
-        raise UserError(f"{network.arch}: timm is not installed; pip install 'iakd[timm]'") from None
+        raise UserError(f"{network.arch}: timm is not installed; pip install timm") from None
     name = network.arch.removeprefix(PREFIX)
     if not timm.is_model(name):
         raise UserError(f"{network.arch}: timm has no such model{params.did_you_mean(name, timm.list_models())}")
