@@ -24,7 +24,7 @@ adopt: .venv/ready ## after `dvc pull` or `dvc checkout`: take the results that 
 	@snakemake --cores 1 --quiet all --touch --forceall $(ARGS) && echo "adopted: the next run starts from these results"
 
 test: .venv/ready ## all tests (some minutes)
-	@pytest -q -n 2 --dist loadgroup $(ARGS)
+	@pytest -q -n 2 --dist loadfile $(ARGS)
 
 lint: .venv/ready ## style, types, layers, workflow and schema
 	ruff check

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from projects import TINY, Project
 
-pytestmark = [pytest.mark.workflow, pytest.mark.xdist_group("snakemake")]  # one folder, one process
+pytestmark = pytest.mark.workflow
 SNAKEMAKE = ("snakemake", "--cores", "2", "--configfile", TINY)
 TIMES = {"latency_ms", "images_per_s"}
 
