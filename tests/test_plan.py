@@ -125,7 +125,9 @@ def test_the_source_hash_covers_what_a_stage_imports_and_nothing_else(
         assert touched("training/loop.py") >= {"teach", "tune", "distill"}
         assert not touched("training/loop.py") & {"prepare", "report"}
         assert {"tune", "distill"} <= touched("interactive/schedule.py")
-        assert touched("data/splits.py") >= {"prepare", "teach", "distill"}
+        assert touched("data/splits.py") >= {"prepare", "distill"}, "the transfer set is drawn by it, too"
+        assert touched("data/sources/cifar.py") == {"prepare"}
+        assert touched("data/batches.py") >= {"teach", "tune", "distill", "evaluate"}
         assert touched("stages/report.py") == {"report"}
         assert touched("stages/distill.py") == {"distill"}
         assert touched("cli.py") == set()

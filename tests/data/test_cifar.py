@@ -12,7 +12,8 @@ import pytest
 from iakd.data import unpickle
 from iakd.data.raw import Raw
 from iakd.data.sources import SOURCES, cifar10, cifar100
-from iakd.data.store import Store, write
+from iakd.data.store import Store
+from iakd.data.writer import write
 from iakd.errors import UserError
 from iakd.params import Dataset
 

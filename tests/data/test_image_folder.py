@@ -14,7 +14,8 @@ from iakd.data.decode import BadImage, decode, decode_all, from_bytes
 from iakd.data.raw import Raw
 from iakd.data.sources import image_folder
 from iakd.data.splits import split
-from iakd.data.store import Store, write
+from iakd.data.store import Store
+from iakd.data.writer import write
 from iakd.errors import UserError
 from iakd.params import Dataset
 

@@ -11,12 +11,13 @@ import pytest
 import rgb
 
 from iakd import files
-from iakd.data import sources, store
+from iakd.data import sources, writer
 from iakd.data.raw import Raw
 from iakd.data.sources import digits
 from iakd.data.splits import Part
 from iakd.data.statistics import duplicates
-from iakd.data.store import SPLITS, Store, write
+from iakd.data.store import SPLITS, Store
+from iakd.data.writer import write
 from iakd.errors import UserError
 from iakd.params import Dataset
 
@@ -272,7 +273,7 @@ def test_data_of_other_settings_are_refused(folder: Path) -> None:
 
 def test_a_full_disk_leaves_earlier_data_as_they_were(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    real, written = store.pieces, []
+    real, written = writer.pieces, []
 
     def full(array: Any, indices: Any) -> Any:
         if len(written) == 3:
@@ -280,7 +281,7 @@ def test_a_full_disk_leaves_earlier_data_as_they_were(folder: Path, monkeypatch:
         written.append(1)
         return real(array, indices)
 
-    monkeypatch.setattr(store, "pieces", full)
+    monkeypatch.setattr(writer, "pieces", full)
     with pytest.raises(OSError, match="No space left"):
         write(folder, rgb.raw(), rgb.settings(split_seed=1))
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

@@ -6,7 +6,8 @@ from pathlib import Path
 from iakd import files
 from iakd.data.published import fingerprint
 from iakd.data.sources import SOURCES
-from iakd.data.store import MANIFEST, SPLITS, Store, write
+from iakd.data.store import MANIFEST, SPLITS, Store
+from iakd.data.writer import write
 from iakd.errors import UserError
 from iakd.plan import Job, Plan
 
