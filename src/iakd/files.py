@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from iakd.errors import UserError
 
@@ -87,17 +87,23 @@ def exclusive(path: Path, busy: str) -> Iterator[None]:
     Raises UserError with `busy` where another process holds it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + PATIENCE
     with path.open("a") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise UserError(busy) from None
-                time.sleep(0.01)
+        if not take(file, fcntl.LOCK_EX, PATIENCE):
+            raise UserError(busy)
         yield
+
+
+def take(file: IO[Any], how: int, patience: float) -> bool:
+    """Lock an open file, `how` being fcntl.LOCK_EX or LOCK_SH, within `patience` seconds; says whether it is locked."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(file, how | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.005)
 
 
 def held(path: Path) -> bool:

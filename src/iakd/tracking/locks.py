@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from iakd import files
 from iakd.errors import RunFailed
 
 FOLLOWER, TURN, USERS, FLUSH = "follower", "turn", "users", "flush"
@@ -24,28 +25,20 @@ FOLLOWER, TURN, USERS, FLUSH = "follower", "turn", "users", "flush"
 
 def share(path: Path, patience: float = 1.0) -> IO[str] | None:
     """Join the holders of `path` until the returned file is closed; None if somebody keeps it alone."""
-    file = path.open("a+")
-    deadline = time.monotonic() + patience
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return file
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                file.close()
-                return None
-            time.sleep(0.002)
+    return _opened(path, fcntl.LOCK_SH, patience)
 
 
 def alone(path: Path) -> IO[str] | None:
     """Hold `path` with nobody else until the returned file is closed; None where others have it."""
+    return _opened(path, fcntl.LOCK_EX, 0.0)
+
+
+def _opened(path: Path, how: int, patience: float) -> IO[str] | None:
     file = path.open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    return file
+    if files.take(file, how, patience):
+        return file
+    file.close()
+    return None
 
 
 def shared(path: Path) -> bool:
@@ -65,18 +58,9 @@ def turn(path: Path, who: str, patience: float) -> Iterator[bool]:
 
     Raises RunFailed after `patience` seconds of waiting, FileNotFoundError where the folder is gone.
     """
-    deadline = time.monotonic() + patience
     with path.open("a+") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise RunFailed(
-                        f"{path}: another process has been mirroring for {patience:.0f} s; try again later"
-                    ) from None
-                time.sleep(0.05)
+        if not files.take(file, fcntl.LOCK_EX, patience):
+            raise RunFailed(f"{path}: another process has been mirroring for {patience:.0f} s; try again later")
         file.seek(0)
         others = file.read() != who
         if others:

@@ -6,7 +6,6 @@ import itertools
 import json
 import logging
 import os
-import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -195,16 +194,9 @@ def _batches(points: list[Point]) -> Iterator[list[Point]]:
 def _opening(path: Path) -> Iterator[None]:
     """Let one process at a time create, migrate and look through a database."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + OPENING
     with path.open("a") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise RunFailed(f"{path}: another process has been creating the database for too long") from None
-                time.sleep(0.1)
+        if not files.take(file, fcntl.LOCK_EX, OPENING):
+            raise RunFailed(f"{path}: another process has been creating the database for too long")
         yield
 
 

@@ -13,6 +13,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import TracebackType
 
+from iakd import files
 from iakd.errors import RunFailed
 from iakd.tuning.shared import SharedStudy
 from iakd.tuning.worker import Task, work
@@ -124,15 +125,6 @@ class Pool:
 
 def wait_for_orphans(lock: Path) -> None:
     """Wait until no worker of an earlier, killed study can write any more; they end by themselves."""
-    deadline = time.monotonic() + SECONDS_FOR_ORPHANS
     with lock.open("a") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise RunFailed(
-                        f"{lock}: workers of an earlier study are still alive; end them, then run again"
-                    ) from None
-                time.sleep(0.05)
+        if not files.take(file, fcntl.LOCK_EX, SECONDS_FOR_ORPHANS):
+            raise RunFailed(f"{lock}: workers of an earlier study are still alive; end them, then run again")
