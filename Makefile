@@ -3,6 +3,7 @@
 .PHONY: help run adopt test lint format lock schema plots mlflow clean
 SHELL := bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
+unexport PYTHONDONTWRITEBYTECODE # else every process would compile a thousand modules anew
 
 # The first Python on this machine that is new enough; make PYTHON=/path/to/python3.12 names another one.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \

@@ -30,15 +30,23 @@ def source_sha(module: str) -> str:
         relative = str(path.relative_to(root))
         if relative in files or not path.exists():
             continue
-        files[relative] = sha256_file(path)
-        if "." in name:
-            todo.append(name.rpartition(".")[0])
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                todo += [alias.name for alias in node.names if alias.name.startswith("iakd")]
-            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("iakd"):
-                todo += [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
+        stat = path.stat()
+        files[relative], imported = _read(path, stat.st_mtime_ns, stat.st_size)
+        todo += [name.rpartition(".")[0]] if "." in name else []
+        todo += imported
     return digest(files)
+
+
+@functools.cache
+def _read(path: Path, mtime: int, size: int) -> tuple[str, list[str]]:
+    """A source file's SHA-256 and what of this package it imports; read once, the stages share most files."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names if alias.name.startswith("iakd")]
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("iakd"):
+            names += [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return sha256_file(path), names
 
 
 def _git(*arguments: str) -> str | None:
