@@ -24,8 +24,8 @@ USER = "postgres"
 
 def as_user(*command: str | Path) -> None:
     """Run a command of the server, which refuses to run as root."""
-    prefix = ["runuser", "-u", USER, "--"] if os.geteuid() == 0 else []
-    subprocess.run([*prefix, *map(str, command)], check=True, capture_output=True, timeout=60)
+    account: dict[str, Any] = {"user": USER, "group": USER, "extra_groups": []} if os.geteuid() == 0 else {}
+    subprocess.run([*map(str, command)], check=True, capture_output=True, timeout=60, cwd="/", **account)
 
 
 @pytest.fixture(scope="session")
