@@ -27,7 +27,12 @@ def running(workers: int = 2, **environment: str) -> Iterator[subprocess.Popen[s
     """The study as a command of its own, in its own process group; gone afterwards, with all its processes."""
     command = [sys.executable, studies.__file__, studies.as_text(settings(workers=workers))]
     process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, start_new_session=True, env={**os.environ, **environment}
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, **environment},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # the background jobs of a shell ignore it
     )
     try:
         yield process
