@@ -26,6 +26,14 @@ class Raw:
     val_images: Images | None = None
     val_labels: Labels | None = None
 
+    @classmethod
+    def of_parts(
+        cls, images: dict[str, Images], labels: dict[str, Labels], classes: list[str], problems: list[str]
+    ) -> "Raw":
+        """From images and labels by part: `train`, and `test` and `val` where the source has them."""
+        test, val = (images.get("test"), labels.get("test")), (images.get("val"), labels.get("val"))
+        return cls(images["train"], labels["train"], *test, classes, problems, *val)
+
     def __post_init__(self) -> None:
         self._check(self.train_images, self.train_labels)
         for images, labels in ((self.test_images, self.test_labels), (self.val_images, self.val_labels)):

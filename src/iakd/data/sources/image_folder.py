@@ -51,16 +51,7 @@ def read(settings: Dataset) -> Raw:
         if outcome[name].images.shape[1:] != outcome["train"].images.shape[1:]:
             raise UserError(f"{part.folder}: images are not of the size of those for training: set dataset.size")
     classes = _without_lost_classes(classes, labels, outcome, settings, problems)
-    return Raw(
-        outcome["train"].images,
-        labels["train"],
-        outcome["test"].images if "test" in outcome else None,
-        labels.get("test"),
-        classes,
-        problems,
-        outcome["val"].images if "val" in outcome else None,
-        labels.get("val"),
-    )
+    return Raw.of_parts({name: part.images for name, part in outcome.items()}, labels, classes, problems)
 
 
 def _visible(folder: Path) -> list[Path]:

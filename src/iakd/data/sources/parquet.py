@@ -43,16 +43,7 @@ def read(settings: Dataset) -> Raw:
         decoded[part] = found
         labels[part] = np.array([order[value] for value in values[part]], dtype=np.int64)[found.kept]
         problems += remarks(found, size, f"{path}: {part}")
-    return Raw(
-        decoded["train"].images,
-        labels["train"],
-        decoded["test"].images if "test" in decoded else None,
-        labels.get("test"),
-        classes,
-        problems,
-        decoded["val"].images if "val" in decoded else None,
-        labels.get("val"),
-    )
+    return Raw.of_parts({name: part.images for name, part in decoded.items()}, labels, classes, problems)
 
 
 def _classes(table: Table, values: list[Any], problems: list[str]) -> tuple[dict[Any, int], list[str]]:
