@@ -5,8 +5,8 @@ from typing import Any
 import torch
 
 from iakd import models, params, runs
-from iakd.data.batches import Resident
-from iakd.data.splits import stratified
+from iakd.data.sets import image_set
+from iakd.data.splits import Indices, stratified
 from iakd.data.store import Store
 from iakd.data.streams import derive
 from iakd.files import digest
@@ -74,13 +74,12 @@ def train_student(
     student.to(device)
     if teacher:
         teacher.to(device)
-    images, labels = store.images("train"), store.labels("train")
+    chosen: Indices | None = None
     if plan.params.distill.transfer:
         seed = derive("transfer", plan.params.dataset.split_seed)
-        chosen = stratified(labels, plan.params.distill.transfer, seed, setting="distill.transfer")
-        images, labels = images[chosen], labels[chosen]
-    train = Resident(images, labels, store.mean, store.std, device)
-    validation = Resident(store.images("val"), store.labels("val"), store.mean, store.std, device)
+        chosen = stratified(store.labels("train"), plan.params.distill.transfer, seed, setting="distill.transfer")
+    train = image_set(store, "train", device, chosen)
+    validation = image_set(store, "val", device)
     recipe: params.Recipe = job.recipe
     timeline = Timeline.of(recipe, train.steps(recipe.batch_size))
     method = Distillation(student, teacher, job.method, schedule, timeline, attempt.seed, recipe.label_smoothing)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from iakd import models
-from iakd.data.batches import Resident
+from iakd.data.sets import image_set
 from iakd.data.store import Store
 from iakd.evaluation import metrics
 from iakd.evaluation.speed import speed
@@ -23,7 +23,7 @@ def measure(params: Params, network: Network, content: bytes, origin: str, store
     model = models.build(network, store.image_shape[0], len(store.classes))
     models.load_weights(model, content, origin)
     model.to(device)
-    test = Resident(store.images("test"), store.labels("test"), store.mean, store.std, device)
+    test = image_set(store, "test", device)
     batch_size = params.evaluate.batch_size
     logits, labels = predict(model, test, batch_size)
     return {

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from iakd import params
-from iakd.data.batches import Batch, Resident
+from iakd.data.batches import Batch
+from iakd.data.sets import ImageSet
 from iakd.interactive.hybrid import Hybrid
 from iakd.methods.losses import cross_entropy
 from iakd.methods.parts import PARTS, Views
@@ -75,7 +76,7 @@ class Distillation:
         return record | {f"p_drawn_{i}": round(float(p), 6) for i, p in enumerate(drawn)}
 
     @torch.no_grad()
-    def finish(self, data: Resident, batch_size: int) -> None:
+    def finish(self, data: ImageSet, batch_size: int) -> None:
         """Gather the student's BatchNorm statistics anew on its own activations, where asked for."""
         if not (self.hybrid and self.options.bn_reestimate):
             return

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from iakd import models, params, runs
-from iakd.data.batches import Resident
+from iakd.data.sets import image_set
 from iakd.data.store import Store
 from iakd.data.streams import derive
 from iakd.files import digest
@@ -42,8 +42,7 @@ def run(plan: Plan, job: TeacherJob) -> Path:
         network = models.build(job.network, store.image_shape[0], len(store.classes))
         initialise(network, torch.Generator().manual_seed(derive("initialise", job.seed)))
         network.to(device)
-        train = Resident(store.images("train"), store.labels("train"), store.mean, store.std, device)
-        validation = Resident(store.images("val"), store.labels("val"), store.mean, store.std, device)
+        train, validation = image_set(store, "train", device), image_set(store, "val", device)
         timeline = Timeline.of(job.recipe, train.steps(job.recipe.batch_size))
         alone = params.Method(method="scratch")
         method = Distillation(network, None, alone, None, timeline, job.seed, job.recipe.label_smoothing)

@@ -4,11 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from iakd.data.batches import Resident
+from iakd.data.sets import ImageSet
 
 
 @torch.no_grad()
-def predict(network: nn.Module, data: Resident, batch_size: int) -> tuple[Tensor, Tensor]:
+def predict(network: nn.Module, data: ImageSet, batch_size: int) -> tuple[Tensor, Tensor]:
     """Logits (N, classes) float32 and labels (N,) of a whole set, in evaluation mode; the mode is put back."""
     training = network.training
     network.eval()
@@ -20,7 +20,7 @@ def predict(network: nn.Module, data: Resident, batch_size: int) -> tuple[Tensor
     return torch.cat(logits), torch.cat(labels)
 
 
-def validate(network: nn.Module, data: Resident, batch_size: int) -> dict[str, float]:
+def validate(network: nn.Module, data: ImageSet, batch_size: int) -> dict[str, float]:
     """`val_top1` (percent) and `val_nll` (nats)."""
     logits, labels = predict(network, data, batch_size)
     correct = (logits.argmax(1) == labels).double().mean()

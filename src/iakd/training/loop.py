@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from iakd.data.batches import Batch, Resident
+from iakd.data.batches import Batch
+from iakd.data.sets import ImageSet
 from iakd.data.streams import derive
 from iakd.errors import RunFailed
 from iakd.params import Recipe
@@ -52,7 +53,7 @@ class Method(Protocol):
         """What the method adds to an epoch's row in the history."""
         ...
 
-    def finish(self, data: Resident, batch_size: int) -> None:
+    def finish(self, data: ImageSet, batch_size: int) -> None:
         """Last work on the network, after the last step."""
         ...
 
@@ -73,8 +74,8 @@ class Training:
         run: Run,
         network: nn.Module,
         method: Method,
-        data: Resident,
-        validation: Resident,
+        data: ImageSet,
+        validation: ImageSet,
         recipe: Recipe,
         checkpoint_seconds: float,
         on_validation: OnValidation | None = None,
