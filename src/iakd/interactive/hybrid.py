@@ -141,8 +141,8 @@ class Hybrid:
         self.draws = Draws(schedule, timeline, len(pairs), seed, at_least_one)
 
     def __call__(self, images: Tensor, kept: Sequence[bool]) -> Tensor:
-        """Logits (B, classes) of head ∘ H_L ∘ … ∘ H_1 ∘ stem, H_i the student's where kept[i]."""
-        features = self.student.stem(images)
+        """Logits (B, classes) of head ∘ H_L ∘ … ∘ H_1 ∘ enter, H_i the student's where kept[i]."""
+        features = self.student.enter(images)
         sizes = self._sizes(tuple(images.shape[1:]))
         for pair, swapped, size, keep in zip(self._pairs, self._places, sizes, kept, strict=True):
             if keep:

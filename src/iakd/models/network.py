@@ -23,15 +23,17 @@ class Block(nn.Module):
 class Network(nn.Module):
     """An image classifier, (B, C, H, W) float → (B, classes) logits.
 
-    `stages` hold blocks of equal spatial size; a stage's first block is the one that reduces it. `size` is the side in
-    pixels of the images that the architecture was designed for, `original_names` the names that the network's tensors
-    have in the library it was cut from (theirs → ours; empty for the zoo's own).
+    `stages` hold blocks of equal spatial size; a stage's first block is the one that reduces it. `input` stands before
+    the stem and has nothing to learn: the identity, or what a network needs whose images were normalised otherwise than
+    the data set's. `size` is the side in pixels of the images that the architecture was designed for, `original_names`
+    the names that the network's tensors have in the library it was cut from (theirs → ours; empty for the zoo's own).
     """
 
     def __init__(self, stem: nn.Module, stages: Iterable[Iterable[Block]], head: nn.Module, size: int = 32) -> None:
         super().__init__()
         self.size = size
         self.original_names: dict[str, str] = {}
+        self.input: nn.Module = nn.Identity()
         self.stem = stem
         self.stages = nn.ModuleList(nn.Sequential(*stage) for stage in stages)
         self.head = head
@@ -41,8 +43,12 @@ class Network(nn.Module):
         """All blocks from the first to the last."""
         return [block for stage in self.stages for block in stage]  # type: ignore[attr-defined]
 
+    def enter(self, images: Tensor) -> Tensor:
+        """What the first block gets."""
+        return self.stem(self.input(images))
+
     def forward(self, images: Tensor) -> Tensor:
-        features = self.stem(images)
+        features = self.enter(images)
         for stage in self.stages:
             features = stage(features)
         return self.head(features)
