@@ -30,7 +30,8 @@ def bare(images: np.ndarray) -> Resident:
 
 
 def same(a: Batch, b: Batch) -> bool:
-    return all(torch.equal(getattr(a, name), getattr(b, name)) for name in ("images", "labels", "indices"))
+    names = ("images", "labels", "indices", "views", "second")
+    return all(x is y is None or torch.equal(x, y) for x, y in ((getattr(a, name), getattr(b, name)) for name in names))
 
 
 def test_an_epoch_shows_every_image_once_with_its_label_and_normalised() -> None:
@@ -130,6 +131,54 @@ def test_augmentation_is_what_torchvision_does_image_by_image(shape: tuple[int, 
         expected.append(vision.hflip(image) if augment.flip and flips[position] else image)
     shown = torch.cat([batch.images for batch in bare(images).epoch(4, 2, 7, augment)])
     assert torch.equal(shown.round().to(torch.uint8), torch.stack(expected))
+
+
+@pytest.mark.parametrize("shape", [(3, 6, 4), (1, 8, 8)])
+@pytest.mark.parametrize("augment", [NOTHING, Augment(pad=2, flip=True), Augment(pad=1), Augment(flip=True)])
+def test_an_image_and_the_number_of_its_view_give_the_very_image_that_was_shown(
+    shape: tuple[int, int, int], augment: Augment
+) -> None:
+    images = np.random.default_rng(2).integers(1, 256, (30, *shape), dtype=np.uint8)
+    mean = [0.3, 0.5, 0.7][: shape[0]]
+    data = Resident(images, np.zeros(30, dtype=np.int64), mean, mean, "cpu")
+    assert augment.views is not None
+    for epoch in range(2):
+        for batch in data.epoch(5, epoch, 7, augment, channels_last=True):
+            assert batch.views is not None and batch.views.dtype == torch.int64
+            assert int(batch.views.min()) >= 0 and int(batch.views.max()) < augment.views
+            again = data.view_images(batch.indices, batch.views, augment, channels_last=True)
+            assert torch.equal(again, batch.images) and again.stride() == batch.images.stride()
+    for batch in data.plain(7, augment=augment):
+        assert torch.equal(data.view_images(batch.indices, batch.views, augment), batch.images)
+
+
+def test_views_are_numbered_by_flip_top_and_left() -> None:
+    augment = Augment(pad=1, flip=True)
+    assert (Augment().views, Augment(pad=1).views, augment.views) == (1, 9, 18)
+    image = np.arange(1, 10, dtype=np.uint8).reshape(1, 1, 3, 3)
+    views = bare(image).view_images(torch.zeros(18, dtype=torch.int64), torch.arange(18), augment).round()
+    assert len({tuple(view.flatten().tolist()) for view in views}) == 18
+    padded = np.pad(image[0, 0], 1)
+    for view, shown in enumerate(views[:, 0]):
+        flip, top, left = view // 9, view // 3 % 3, view % 3
+        expected = padded[top : top + 3, left : left + 3]
+        assert np.array_equal(shown, expected[:, ::-1] if flip else expected)
+
+
+def test_a_second_view_is_of_the_same_images_and_drawn_independently() -> None:
+    augment = Augment(pad=1)
+    images = np.zeros((200, 1, 5, 5), dtype=np.uint8)
+    images[:, 0, 2, 2] = np.arange(1, 201)
+    whole = list(bare(images).epoch(0, 3, 50, Augment(pad=1, flip=True), second=augment))
+    rest = bare(images).epoch(0, 3, 50, Augment(pad=1, flip=True), 2, second=augment)
+    assert all(same(a, b) for a, b in zip(whole[2:], rest, strict=True))
+    agree = 0
+    for batch, alone in zip(whole, bare(images).epoch(0, 3, 50, Augment(pad=1, flip=True)), strict=True):
+        assert torch.equal(batch.images, alone.images) and alone.second is None
+        assert batch.second is not None
+        assert torch.equal(batch.second.amax((1, 2, 3)), batch.images.amax((1, 2, 3)))  # the dot tells the image
+        agree += int((batch.second.flatten(1).argmax(1) == batch.images.flatten(1).argmax(1)).sum())
+    assert 0.04 < agree / 200 < 0.2  # 1/9 by chance
 
 
 def test_padding_is_black_before_normalisation() -> None:

@@ -34,6 +34,16 @@ class Augment(Strict):
     pad: int = Field(0, ge=0, description="pixels of zero padding before a random crop to the old size: shifts")
     flip: bool = Field(False, description="mirror half of the images left to right")
 
+    @property
+    def views(self) -> int | None:
+        """How many views there are of an image; None where there are not finitely many."""
+        return (2 * self.pad + 1) ** 2 * (2 if self.flip else 1)
+
+    @property
+    def unchanged(self) -> int:
+        """The number of the view that is the image itself."""
+        return (2 * self.pad + 1) * self.pad + self.pad
+
 
 class LrSchedule(Strict):
     """The learning rate over a training; fractions are of its epochs."""
