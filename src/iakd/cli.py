@@ -171,6 +171,14 @@ def pairs(
 
 
 @app.command()
+def methods() -> None:
+    """List the methods: any of them alone, or sums of several by name, such as iakd+kd."""
+    from iakd.params.methods.listing import listing
+
+    print(listing())
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON schema of params.yaml."""
     from iakd.params import schema_text

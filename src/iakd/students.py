@@ -82,7 +82,7 @@ def train_student(
     validation = image_set(store, "val", device)
     recipe: params.Recipe = job.recipe
     timeline = Timeline.of(recipe, train.steps(recipe.batch_size))
-    method = Distillation(student, teacher, job.method, schedule, timeline, attempt.seed, recipe.label_smoothing)
+    method = Distillation(student, teacher, job.method, schedule, timeline, attempt.seed, train, recipe.label_smoothing)
     training = Training(
         attempt, student, method, train, validation, recipe, plan.params.compute.checkpoint_seconds, on_validation
     )

@@ -2,13 +2,14 @@
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from iakd import models, params
-from iakd.data.batches import Batch
+from iakd.data.batches import Batch, Resident
 from iakd.errors import UserError
 from iakd.interactive.hybrid import Hybrid, initialise_from_teacher
 from iakd.methods import Distillation
@@ -39,6 +40,9 @@ LARGE = [("torchvision/resnet50", "torchvision/resnet18")]
 WITHOUT_ADAPTERS = [pair for pair in SAME if pair != ("wrn_40_2", "wrn_40_1")]
 
 
+DATA = Resident(np.zeros((2, 3, 32, 32), np.uint8), np.array([1, 2]), [0.5] * 3, [0.2] * 3, "cpu")
+
+
 def network(arch: str, seed: int, channels: int = 3, **options: object) -> models.Network:
     net = models.build(params.Network(arch=arch, **options), channels, classes=10)
     initialise(net, torch.Generator().manual_seed(seed))
@@ -48,7 +52,7 @@ def network(arch: str, seed: int, channels: int = 3, **options: object) -> model
 def one_step(teacher: models.Network, student: models.Network, size: int) -> tuple[Distillation, list[bool]]:
     """A step in which some places are swapped and some kept; the first is kept."""
     schedule = Schedule(kind="uniform", p0=0.5, solo=0.0)
-    method = Distillation(student, teacher, params.Method(method="iakd"), schedule, TIMELINE, seed=0)
+    method = Distillation(student, teacher, params.Method(method="iakd"), schedule, TIMELINE, 0, DATA)
     hybrid = method.hybrid
     assert hybrid is not None
     step = next(s for s in range(20) if hybrid.draws.at(s)[0] and not all(hybrid.draws.at(s)))

@@ -5,7 +5,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from iakd.methods.losses import cross_entropy, kd_divergence
+from iakd.methods.logits.kd import kd_divergence
+from iakd.methods.losses import cross_entropy
 
 
 def softmax(x: NDArray[np.float64]) -> NDArray[np.float64]:

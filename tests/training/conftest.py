@@ -60,7 +60,7 @@ def make_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[.
         train = images(n, 1)
         timeline = Timeline.of(chosen, train.steps(chosen.batch_size))
         schedule = schedule or Schedule(p0=0.3, solo=0.25)
-        distillation = Distillation(student, teacher, method, schedule, timeline, seed, chosen.label_smoothing)
+        distillation = Distillation(student, teacher, method, schedule, timeline, seed, train, chosen.label_smoothing)
         run = Run(path, "distill", "key", {}, seed, {}, {})
         return Training(run, student, distillation, train, images(40, 2), chosen, checkpoint_seconds, on_validation)
 

@@ -52,6 +52,12 @@ class Resident:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of every image."""
+        _, channels, height, width = self.images.shape
+        return channels, height, width
+
     def steps(self, batch_size: int) -> int:
         """Batches of an epoch. The last may be short, but a single leftover image is left out.
 

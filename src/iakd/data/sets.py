@@ -17,6 +17,11 @@ class ImageSet(Protocol):
 
     labels: Tensor  # int64 (N,), on the device
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of every image."""
+        ...
+
     def __len__(self) -> int: ...
 
     def steps(self, batch_size: int) -> int:

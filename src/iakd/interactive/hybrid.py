@@ -5,7 +5,8 @@ variables drawn once per step for the whole batch follow BERT-of-Theseus (Xu et 
 """
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from iakd.interactive.schedule import keep_probabilities
 from iakd.models import Network
 from iakd.models.network import initialise
 from iakd.models.shapes import Shape
+from iakd.models.walk import LOGITS, Features, Needs, Place, walk_places
 from iakd.params import Iakd, Schedule
 from iakd.training.timeline import Timeline
 
@@ -142,15 +144,24 @@ class Hybrid:
 
     def __call__(self, images: Tensor, kept: Sequence[bool]) -> Tensor:
         """Logits (B, classes) of head ∘ H_L ∘ … ∘ H_1 ∘ enter, H_i the student's where kept[i]."""
-        features = self.student.enter(images)
+        logits = self.walk(images, kept, LOGITS).logits
+        assert logits is not None
+        return logits
+
+    def walk(self, images: Tensor, kept: Sequence[bool], needs: Needs) -> Features:
+        """What is needed of the hybrid's forward pass.
+
+        Features after a block that is not the last of its pair are there only where the student's is kept.
+        """
         sizes = self._sizes(tuple(images.shape[1:]))
+        return walk_places(self.student, images, self._chosen(kept, sizes), needs)
+
+    def _chosen(self, kept: Sequence[bool], sizes: list[tuple[Shape, Shape] | None]) -> Iterator[Place]:
         for pair, swapped, size, keep in zip(self._pairs, self._places, sizes, kept, strict=True):
             if keep:
-                for block in pair.student:
-                    features = block(features)
+                yield from enumerate(pair.student, pair.ours.first)
             else:
-                features = swapped(features, size)
-        return self.student.head(features)
+                yield pair.ours.last, partial(swapped, sizes=size)
 
     def _sizes(self, image: Shape) -> list[tuple[Shape, Shape] | None]:
         """What each place fits maps to, for images of this shape; None where both networks' maps are of one size."""

@@ -25,6 +25,11 @@ class Part:
     before: Shape
     after: Shape
 
+    @property
+    def last(self) -> int:
+        """Position of its last block in the network."""
+        return self.first + len(self.blocks) - 1
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -80,6 +85,13 @@ def pair_blocks(teacher: Network, student: Network, image: Shape | None = None) 
         for their_group, our_group in zip(_groups(theirs, places), _groups(ours, places), strict=True):
             pairs.append(Pair(stage, _part(student, our_group, our_shapes), _part(teacher, their_group, their_shapes)))
     return pairs
+
+
+def levels(pairs: Sequence[Pair]) -> list[Pair]:
+    """The pairs that end a stage of the student: where both networks' features are best compared."""
+    return [
+        pair for pair, after in zip(pairs, [*pairs[1:], None], strict=True) if not after or after.stage != pair.stage
+    ]
 
 
 def _check_kinds(theirs: Shape, ours: Shape) -> None:

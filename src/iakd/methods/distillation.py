@@ -9,10 +9,13 @@ from torch import Tensor, nn
 from iakd import params
 from iakd.data.batches import Batch
 from iakd.data.sets import ImageSet
+from iakd.data.streams import derive
 from iakd.interactive.hybrid import Hybrid
 from iakd.methods.losses import cross_entropy
-from iakd.methods.parts import PARTS, Views
+from iakd.methods.part import Part, Setting, Step
+from iakd.methods.parts import PARTS
 from iakd.models import Network
+from iakd.models.walk import LOGITS, Features, Needs, walk
 from iakd.training.loop import LossTerms
 from iakd.training.timeline import Timeline
 
@@ -28,36 +31,72 @@ class Distillation:
         schedule: params.Schedule | None,
         timeline: Timeline,
         seed: int,
+        data: ImageSet,
         smoothing: float = 0.0,
     ) -> None:
         self.network = network
         self.teacher = teacher.eval().requires_grad_(False) if teacher else None
         self.options = method.iakd
-        self.parts = [PARTS[name](method) for name in method.parts]
-        self.ce_weight = max(part.ce_weight for part in self.parts)
-        self.smoothing = max(smoothing, *(part.smoothing for part in self.parts))
         self.hybrid: Hybrid | None = None
         if "iakd" in method.parts:
             assert teacher is not None and schedule is not None
             self.hybrid = Hybrid(network, teacher, method.iakd, schedule, timeline, seed)
+        setting = Setting(network, self.teacher, method, data, timeline, seed)
+        self.parts = [PARTS[name](setting) for name in method.parts]
+        for name, part in zip(method.parts, self.parts, strict=True):
+            part.initialise(torch.Generator().manual_seed(derive("part", name, seed)))
+            part.to(data.labels.device)
+        self.ce_weight = max(part.ce_weight for part in self.parts)
+        self.smoothing = max(smoothing, *(part.smoothing for part in self.parts))
+        self.student_needs, self.teacher_needs = LOGITS, Needs()
+        for part in self.parts:
+            self.student_needs |= part.student_needs
+            self.teacher_needs |= part.teacher_needs
+        self._with_terms = [part for part in self.parts if type(part).terms is not Part.terms]
 
     def loss(self, batch: Batch, step: int) -> tuple[LossTerms, Tensor]:
         """Terms of `ce_weight`·CE + Σ terms; the logits returned are those that the cross-entropy sees."""
-        views = Views(batch, self.network, self.teacher)
-        hybrid = self.hybrid
-        logits = hybrid(batch.images, hybrid.draws.at(step)) if hybrid else views.student_logits
-        terms = {"ce": self.ce_weight * cross_entropy(logits, batch.labels, self.smoothing)}
+        labelled, taught = self._walks(batch.images, step)
+        assert labelled.logits is not None
+        terms = {"ce": self.ce_weight * cross_entropy(labelled.logits, batch.labels, self.smoothing)}
+        if self._with_terms:
+            seen = self._step(batch, step, taught)
+            for part in self._with_terms:
+                terms |= part.terms(seen)
+        return terms, labelled.logits
+
+    def _walks(self, images: Tensor, step: int) -> tuple[Features, Features]:
+        """The forward pass whose output learns the labels, and the one that learns from the teacher; mostly one."""
+        if not self.hybrid:
+            features = walk(self.network, images, self.student_needs)
+            return features, features
+        kept = self.hybrid.draws.at(step)
+        if self.options.path == "hybrid" or not self._with_terms:
+            features = self.hybrid.walk(images, kept, self.student_needs)
+            return features, features
+        return self.hybrid.walk(images, kept, LOGITS), walk(self.network, images, self.student_needs)
+
+    def _step(self, batch: Batch, step: int, student: Features) -> Step:
+        teacher = Features()
+        if self.teacher and self.teacher_needs != Needs():
+            with torch.no_grad():
+                teacher = walk(self.teacher, batch.images, self.teacher_needs)
+        student_logits, teacher_logits = student.logits, teacher.logits
+        assert student_logits is not None
+        student_logits = student_logits.float()
+        teacher_logits = None if teacher_logits is None else teacher_logits.float()
         for part in self.parts:
-            for name, term in part.terms:
-                taught = views.student_logits if self.options.path == "student" else logits
-                terms[name] = term(views, taught)
-        return terms, logits
+            student_logits = part.view(student_logits)
+            teacher_logits = None if teacher_logits is None else part.view(teacher_logits)
+        return Step(step, batch, student, teacher, student_logits, teacher_logits)
 
     def parameters(self) -> Iterable[nn.Parameter]:
-        """Trainable parameters of the network, then those of the adapters."""
+        """Trainable parameters of the network, then those of the adapters and of the parts."""
         yield from (parameter for parameter in self.network.parameters() if parameter.requires_grad)
         if self.hybrid:
             yield from self.hybrid.parameters()
+        for part in self.parts:
+            yield from (parameter for parameter in part.parameters() if parameter.requires_grad)
 
     def train(self) -> None:
         """Network in training mode; teacher and whatever was copied from it, frozen, in evaluation mode."""
@@ -65,6 +104,8 @@ class Distillation:
             self.hybrid.train()
         else:
             self.network.train()
+        for part in self.parts:
+            part.train()
 
     def epoch_record(self, epoch: int) -> dict[str, float]:
         """Planned and drawn share of steps in which each student block was kept: `p_planned_<i>`, `p_drawn_<i>`."""
@@ -92,10 +133,13 @@ class Distillation:
             layer.momentum = momentum
 
     def state_dict(self) -> dict[str, Any]:
-        """The adapters' weights and statistics."""
-        return {"swapped": self.hybrid.swapped.state_dict()} if self.hybrid else {}
+        """What lives beside the network: the adapters around swapped blocks, and what the parts train or remember."""
+        state: dict[str, Any] = {"parts": [part.state_dict() for part in self.parts]}
+        return state | ({"swapped": self.hybrid.swapped.state_dict()} if self.hybrid else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
+        for part, content in zip(self.parts, state["parts"], strict=True):
+            part.load_state_dict(content)
         if self.hybrid:
             self.hybrid.swapped.load_state_dict(state["swapped"])

@@ -6,6 +6,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from iakd.params import METHODS
 from iakd.reporting import keytable, verdict, words
 from iakd.reporting.comparison import Comparison
 from iakd.reporting.origins import origins, settings_text
@@ -37,7 +38,7 @@ def render(
         level=words.percent(params.report.confidence),
         references=comparison.references,
         pairs=[_pair(comparison, i) for i in range(len(comparison.pairs))],
-        what={part: words.WHAT[part] for part in words.WHAT if part in parts},
+        what={part: words.what(part) for part in METHODS if part in parts},
         init=words.INIT if any(method.init == "teacher" for method in params.methods.values()) else "",
         figures={name: Markup(figure) for name, figure in figures.items()},
         swaps=any(entry.is_iakd for pair in comparison.pairs for entry in pair.entries),

@@ -1,6 +1,6 @@
 """Numbers and settings as a reader wants them."""
 
-from iakd.params import Method, Schedule
+from iakd.params import METHODS, Method, Schedule
 from iakd.reporting.statistics import Difference, Mean
 
 WHAT = {
@@ -14,6 +14,11 @@ WHAT = {
     ),
 }
 INIT = "“From the teacher” means that the student starts with copies of some of the teacher's blocks, stem and head."
+
+
+def what(part: str) -> str:
+    """A part of a method expression, explained to a reader of the report."""
+    return WHAT.get(part) or f"{METHODS[part].line[:1].upper()}{METHODS[part].line[1:]}."
 
 
 def number(value: float, digits: int) -> str:
@@ -110,6 +115,12 @@ def _part(part: str, method: Method) -> str:
             return f"ε = {method.label_smoothing.epsilon:g}"
         case "kd":
             return f"teacher's outputs, T = {method.kd.temperature:g}"
+        case "iakd":
+            return _interactive(method)
+    return METHODS[part].line
+
+
+def _interactive(method: Method) -> str:
     options = method.iakd
     frozen = [name for name in ("stem", "head") if getattr(options, name) == "teacher"]
     text = _schedule(options.schedule) if isinstance(options.schedule, Schedule) else "schedule found by Optuna"

@@ -45,7 +45,7 @@ def run(plan: Plan, job: TeacherJob) -> Path:
         train, validation = image_set(store, "train", device), image_set(store, "val", device)
         timeline = Timeline.of(job.recipe, train.steps(job.recipe.batch_size))
         alone = params.Method(method="scratch")
-        method = Distillation(network, None, alone, None, timeline, job.seed, job.recipe.label_smoothing)
+        method = Distillation(network, None, alone, None, timeline, job.seed, train, job.recipe.label_smoothing)
         training = Training(
             attempt, network, method, train, validation, job.recipe, plan.params.compute.checkpoint_seconds
         )

@@ -1,0 +1,5 @@
+"""Methods that choose or change what is trained on."""
+
+from iakd.methods.part import Part
+
+PARTS: dict[str, type[Part]] = {}

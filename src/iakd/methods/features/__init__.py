@@ -1,0 +1,5 @@
+"""Methods that look at intermediate features."""
+
+from iakd.methods.part import Part
+
+PARTS: dict[str, type[Part]] = {}

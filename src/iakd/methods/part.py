@@ -1,0 +1,119 @@
+"""What a part of a method expression is made of: where it works, what it sees of a step, what it adds to the loss."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from iakd import params
+from iakd.data.batches import Batch
+from iakd.data.sets import ImageSet
+from iakd.interactive.pairing import Pair, levels, pair_blocks
+from iakd.models import Network
+from iakd.models.network import initialise
+from iakd.models.shapes import Shape, feature_shapes
+from iakd.models.walk import Features, Needs, classifier
+from iakd.training.timeline import Timeline
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where a part works: the two networks, its options in `method`, the training images and the time."""
+
+    student: Network
+    frozen_teacher: Network | None
+    method: params.Method
+    data: ImageSet
+    timeline: Timeline
+    seed: int
+
+    @property
+    def teacher(self) -> Network:
+        """The frozen teacher."""
+        assert self.frozen_teacher is not None, "a part that looks at the teacher says so in params.methods"
+        return self.frozen_teacher
+
+    @property
+    def image(self) -> Shape:
+        """(C, H, W) of every image."""
+        return self.data.image_shape
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return classifier(self.student).out_features
+
+    @cached_property
+    def levels(self) -> list[Pair]:
+        """Where features are compared: at the ends of the student's stages. Raises UserError for impossible pairs."""
+        return levels(pair_blocks(self.teacher, self.student, self.image))
+
+    @cached_property
+    def stem_shapes(self) -> tuple[Shape, Shape]:
+        """Shapes of one image's features after the student's stem, and after the teacher's."""
+        return feature_shapes(self.student, self.image)[0], feature_shapes(self.teacher, self.image)[0]
+
+    @property
+    def pooled_sizes(self) -> tuple[int, int]:
+        """Lengths of the student's pooled features, and of the teacher's."""
+        return classifier(self.student).in_features, classifier(self.teacher).in_features
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the terms of one step look at. Student and teacher have seen the same images.
+
+    `student` is of the path that is taught: the hybrid's, or the student's alone. `student_logits` and
+    `teacher_logits` (B, classes) float32 are for losses between outputs: standardised, where the method says so.
+    """
+
+    number: int  # of the step in the training, from 0
+    batch: Batch
+    student: Features
+    teacher: Features
+    student_logits: Tensor
+    teacher_logits: Tensor | None
+
+
+class Part(nn.Module):
+    """One part of a method expression, such as kd in `iakd+kd`.
+
+    It weighs the cross-entropy and may add terms. What it trains along are its parameters, what it remembers its
+    buffers: both are in the checkpoint and gone from the student afterwards.
+    """
+
+    ce_weight = 1.0  # in a sum the largest counts
+    smoothing = 0.0  # of the labels; in a sum the largest counts
+    student_needs = Needs()
+    teacher_needs = Needs()
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__()
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Draw the part's weights."""
+        initialise(self, generator)
+
+    def view(self, logits: Tensor) -> Tensor:
+        """How losses between outputs see logits (B, classes), the student's and the teacher's alike."""
+        return logits
+
+    def terms(self, step: Step) -> dict[str, Tensor]:
+        """Named scalars in float32, weighted, to be added to the loss."""
+        return {}
+
+
+def at_levels(setting: Setting) -> tuple[Needs, Needs]:
+    """Needs of the student and of the teacher for features at `setting.levels`."""
+    ours = frozenset(pair.ours.last for pair in setting.levels)
+    theirs = frozenset(pair.theirs.last for pair in setting.levels)
+    return Needs(blocks=ours), Needs(blocks=theirs)
+
+
+def level_features(setting: Setting, step: Step) -> list[tuple[Tensor, Tensor]]:
+    """The student's and the teacher's features at each level, float32."""
+    return [
+        (step.student.blocks[pair.ours.last].float(), step.teacher.blocks[pair.theirs.last].float())
+        for pair in setting.levels
+    ]

@@ -1,0 +1,93 @@
+"""A forward pass that keeps what somebody wants to look at on the way, without a change to the network."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from iakd.errors import UserError
+from iakd.models.network import Network
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What is looked at of a forward pass: features after these blocks (counted from 0) and the rest by name."""
+
+    blocks: frozenset[int] = frozenset()
+    stem: bool = False
+    pooled: bool = False
+    logits: bool = False
+
+    def __or__(self, other: "Needs") -> "Needs":
+        return Needs(
+            self.blocks | other.blocks,
+            self.stem or other.stem,
+            self.pooled or other.pooled,
+            self.logits or other.logits,
+        )
+
+
+LOGITS = Needs(logits=True)
+POOLED = Needs(pooled=True)
+
+
+@dataclass
+class Features:
+    """What a walk has kept: maps (B, C, H, W) or tokens (B, N, C) after the stem and after blocks, `pooled` (B, D),
+    which is what the last linear layer takes, and `logits` (B, classes). What was not needed may be missing.
+    """
+
+    blocks: dict[int, Tensor] = field(default_factory=dict)
+    stem: Tensor | None = None
+    pooled: Tensor | None = None
+    logits: Tensor | None = None
+
+
+Place = tuple[int, Callable[[Tensor], Tensor]]  # position of a block, and what stands there
+
+
+def walk(network: Network, images: Tensor, needs: Needs) -> Features:
+    """The network's forward pass on images (B, C, H, W), as far as it is needed."""
+    return walk_places(network, images, enumerate(network.blocks), needs)
+
+
+def walk_places(network: Network, images: Tensor, places: Iterable[Place], needs: Needs) -> Features:
+    """The same with other blocks in the network's places."""
+    kept = Features()
+    features = network.enter(images)
+    if needs.stem:
+        kept.stem = features
+    to_the_end = needs.pooled or needs.logits
+    last = max(needs.blocks, default=-1)
+    for position, block in places:
+        if not to_the_end and position > last:
+            return kept
+        features = block(features)
+        if position in needs.blocks:
+            kept.blocks[position] = features
+    if to_the_end:
+        _finish(network, features, needs, kept)
+    return kept
+
+
+def _finish(network: Network, features: Tensor, needs: Needs, kept: Features) -> None:
+    if not needs.pooled:
+        kept.logits = network.head(features)
+        return
+
+    def note(layer: nn.Module, arguments: tuple[Tensor]) -> None:
+        kept.pooled = arguments[0]
+
+    handle = classifier(network).register_forward_pre_hook(note)
+    try:
+        kept.logits = network.head(features)
+    finally:
+        handle.remove()
+
+
+def classifier(network: Network) -> nn.Linear:
+    """The network's last linear layer. Raises UserError where there is none."""
+    layers = [layer for layer in network.head.modules() if isinstance(layer, nn.Linear)]
+    if not layers:
+        raise UserError("a method that looks at pooled features needs a network that ends in a linear layer")
+    return layers[-1]
