@@ -1,6 +1,6 @@
 # `make` lists what there is. Nothing has to be activated: every recipe uses .venv, which is made on first use.
 .DEFAULT_GOAL := help
-.PHONY: help run adopt test lint format lock schema plots mlflow clean
+.PHONY: help run adopt test bench lint format lock schema plots mlflow clean
 SHELL := bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 unexport PYTHONDONTWRITEBYTECODE # else every process would compile a thousand modules anew
@@ -26,6 +26,9 @@ adopt: .venv/ready ## after `dvc pull` or `dvc checkout`: take the results that 
 
 test: .venv/ready ## all tests (some minutes)
 	@pytest -q -n 2 --dist loadfile $(ARGS)
+
+bench: .venv/ready ## how fast it is, beside what others use; the numbers go to bench/results/latest.json
+	python bench/data.py
 
 lint: .venv/ready ## style, types, layers, workflow and schema
 	ruff check
