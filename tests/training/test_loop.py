@@ -259,6 +259,19 @@ def test_bf16_keeps_weights_and_losses_in_float32(make_training: Make) -> None:
     assert {p.dtype for p in training.network.parameters()} == {torch.float32}
 
 
+def test_terms_of_parts_are_computed_outside_autocast(make_training: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = make_training("kd", precision="bf16", epochs=1)
+    product: list[torch.Tensor] = []
+    monkeypatch.setattr(
+        training.method.parts[0],
+        "terms",
+        lambda step: product.append(step.student_logits @ step.teacher_logits.T) or {"kd": product[0].mean()},
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        training.method.loss(next(training.data.epoch(0, 0, 16, Augment())), 0)
+    assert product[0].dtype == torch.float32
+
+
 def test_batchnorm_statistics_can_be_gathered_anew(make_training: Make) -> None:
     training = make_training("iakd", options={"iakd": {"bn_reestimate": True}}, batch_size=70, epochs=1)
     training.fit()

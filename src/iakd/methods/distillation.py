@@ -61,8 +61,9 @@ class Distillation:
         terms = {"ce": self.ce_weight * cross_entropy(labelled.logits, batch.labels, self.smoothing)}
         if self._with_terms:
             seen = self._step(batch, step, taught)
-            for part in self._with_terms:
-                terms |= part.terms(seen)
+            with torch.autocast(batch.images.device.type, enabled=False):
+                for part in self._with_terms:
+                    terms |= part.terms(seen)
         return terms, labelled.logits
 
     def _walks(self, images: Tensor, step: int) -> tuple[Features, Features]:

@@ -100,7 +100,10 @@ class Part(nn.Module):
         return logits
 
     def terms(self, step: Step) -> dict[str, Tensor]:
-        """Named scalars in float32, weighted, to be added to the loss."""
+        """Named scalars in float32, weighted, to be added to the loss.
+
+        Called outside autocast. Features are as the networks gave them: make them `float()` first.
+        """
         return {}
 
 
