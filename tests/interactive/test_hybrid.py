@@ -11,12 +11,15 @@ from torch import nn
 
 from iakd import models, params
 from iakd.errors import UserError
-from iakd.interactive.hybrid import Draws, Hybrid, initialise_from_teacher
+from iakd.interactive.draws import Draws
+from iakd.interactive.hybrid import Hybrid, initialise_from_teacher
 from iakd.models.network import initialise
 from iakd.params import Iakd, LrSchedule, Schedule
 from iakd.training.timeline import Timeline
 
-TIMELINE = Timeline(epochs=40, steps_per_epoch=25, peak=0.1, lr_schedule=LrSchedule(milestones=[0.4, 0.7]))
+TIMELINE = Timeline(
+    epochs=40, steps_per_epoch=25, peak=0.1, lr_schedule=LrSchedule(milestones=[0.4, 0.7]), batch_size=6
+)
 NEVER, ALWAYS = [False] * 3, [True] * 3
 
 
@@ -227,9 +230,9 @@ def test_blocks_steps_and_seeds_are_independent() -> None:
 def test_draws_can_be_replayed_and_differ_between_seeds() -> None:
     one, again, other = (Draws(Schedule(), TIMELINE, 3, seed, False) for seed in (5, 5, 6))
     steps = [0, 999, 24, 25, 500, 3]
-    assert [one.at(step) for step in steps] == [again.at(step) for step in reversed(steps)][::-1]
-    assert any(one.at(step) != other.at(step) for step in range(100))
-    assert one.drawn(2)[5].tolist() == one.at(2 * 25 + 5)
+    assert [one.at(step, 6) for step in steps] == [again.at(step, 6) for step in reversed(steps)][::-1]
+    assert any(one.at(step, 6) != other.at(step, 6) for step in range(100))
+    assert one.drawn(2)[5].tolist() == one.at(2 * 25 + 5, 6)
 
 
 def test_with_a_frozen_stem_and_head_a_step_always_has_something_to_train(

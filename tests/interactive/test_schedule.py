@@ -56,7 +56,7 @@ def test_cyclic_has_n_waves() -> None:
 
 
 def test_review_restarts_exactly_at_the_learning_rate_drops() -> None:
-    timeline = Timeline(100, 10, 0.1, LrSchedule(milestones=[0.3, 0.62]))
+    timeline = Timeline(100, 10, 0.1, LrSchedule(milestones=[0.3, 0.62]), 64)
     p = probabilities(Schedule(kind="review", p0=0.4, p1=1.0, t_end=0.5, solo=0.1), timeline.drops)[:, 0]
     rates = np.array([timeline.lr(step) for step in range(TOTAL)])
     dropped = [0, *(np.flatnonzero(np.diff(rates)) + 1)]

@@ -18,7 +18,7 @@ from iakd.params import Iakd, LrSchedule, Recipe, Schedule
 from iakd.training.loop import make_optimizer
 from iakd.training.timeline import Timeline
 
-TIMELINE = Timeline(epochs=2, steps_per_epoch=10, peak=0.1, lr_schedule=LrSchedule())
+TIMELINE = Timeline(epochs=2, steps_per_epoch=10, peak=0.1, lr_schedule=LrSchedule(), batch_size=6)
 SAME = [
     ("wrn_40_2", "wrn_16_2"),
     ("wrn_40_2", "wrn_40_1"),
@@ -55,7 +55,7 @@ def one_step(teacher: models.Network, student: models.Network, size: int) -> tup
     method = Distillation(student, teacher, params.Method(method="iakd"), schedule, TIMELINE, 0, DATA)
     hybrid = method.hybrid
     assert hybrid is not None
-    step = next(s for s in range(20) if hybrid.draws.at(s)[0] and not all(hybrid.draws.at(s)))
+    step = next(s for s in range(20) if hybrid.draws.at(s, 2)[0] and not all(hybrid.draws.at(s, 2)))
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
     optimizer = make_optimizer(list(method.parameters()), Recipe(lr=0.01))
     method.train()
@@ -63,7 +63,7 @@ def one_step(teacher: models.Network, student: models.Network, size: int) -> tup
     assert logits.shape == (2, 10)
     terms["ce"].backward()
     optimizer.step()
-    return method, hybrid.draws.at(step)
+    return method, hybrid.draws.at(step, 2)
 
 
 @pytest.mark.parametrize(("teacher_arch", "student_arch"), SAME + CROSS + LARGE)

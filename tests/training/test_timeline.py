@@ -10,7 +10,7 @@ from iakd.training.timeline import Timeline
 
 
 def rates(**schedule: object) -> list[float]:
-    timeline = Timeline(20, 5, 0.4, LrSchedule.model_validate(schedule))
+    timeline = Timeline(20, 5, 0.4, LrSchedule.model_validate(schedule), 64)
     return [timeline.lr(step) for step in range(timeline.total)]
 
 
@@ -20,7 +20,7 @@ def test_multistep_drops_at_the_milestones_epochs() -> None:
 
 
 def test_the_published_cifar_recipe_drops_at_150_180_210_of_240() -> None:
-    timeline = Timeline(240, 782, 0.05, LrSchedule())
+    timeline = Timeline(240, 782, 0.05, LrSchedule(), 64)
     assert timeline.drops == [150 * 782, 180 * 782, 210 * 782]
     assert timeline.total == 187_680
 

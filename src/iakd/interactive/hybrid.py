@@ -1,26 +1,25 @@
-"""The hybrid network: student blocks with teacher blocks swapped in, and the draws that say where.
+"""The hybrid network: student blocks with teacher blocks swapped in.
 
 IAKD (Fu et al., Interactive Knowledge Distillation, Neurocomputing 449, 2021) gives the idea of swapping; keep
 variables drawn once per step for the whole batch follow BERT-of-Theseus (Xu et al. 2020). See docs/method.md.
 """
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from iakd.data.draws import moved
 from iakd.data.streams import derive
 from iakd.errors import UserError
-from iakd.interactive.pairing import Pair, pair_blocks
-from iakd.interactive.schedule import keep_probabilities
+from iakd.interactive.draws import ChannelDraws, Choice, Draws, SampleDraws
+from iakd.interactive.pairing import Pair, pair_blocks, whole_stages
 from iakd.models import Network
 from iakd.models.network import initialise
-from iakd.models.shapes import Shape
+from iakd.models.shapes import Shape, channels
 from iakd.models.walk import LOGITS, Features, Needs, Place, walk_places
 from iakd.params import Iakd, Schedule
 from iakd.training.timeline import Timeline
@@ -75,45 +74,23 @@ def _frozen_copy(module: nn.Module, batch_statistics: bool) -> nn.Module:
     return module
 
 
-class Draws:
-    """Which student blocks are kept, at every step: a function of (seed, epoch), so any draw can be replayed."""
+def mixed(student: Sequence[nn.Module], teacher: Callable[[Tensor], Tensor], kept: Tensor, features: Tensor) -> Tensor:
+    """A place that both networks have a part in.
 
-    def __init__(
-        self, schedule: Schedule, timeline: Timeline, blocks: int, seed: int, at_least_one_student: bool
-    ) -> None:
-        self.schedule = schedule
-        self.timeline = timeline
-        self.blocks = blocks
-        self.seed = seed
-        self.at_least_one_student = at_least_one_student
-        self._epoch = -1
-        self._kept: list[list[bool]] = []
-
-    def planned(self, epoch: int) -> NDArray[np.float64]:
-        """p_i at each step of an epoch, (steps, blocks)."""
-        n = self.timeline.steps_per_epoch
-        steps = np.arange(epoch * n, (epoch + 1) * n)
-        return keep_probabilities(self.schedule, steps, self.timeline.total, self.timeline.drops, self.blocks)
-
-    def drawn(self, epoch: int) -> NDArray[np.bool_]:
-        """a_i ~ Bernoulli(p_i) at each step of an epoch, (steps, blocks).
-
-        With `at_least_one_student`, a step without any student block keeps one, drawn uniformly.
-        """
-        rng = np.random.Generator(np.random.PCG64(derive("swap", self.seed, epoch)))
-        uniform = rng.random((self.timeline.steps_per_epoch, self.blocks + 1))
-        kept = uniform[:, : self.blocks] < self.planned(epoch)
-        if self.at_least_one_student:
-            none = ~kept.any(axis=1)
-            kept[none, (uniform[none, -1] * self.blocks).astype(int)] = True
-        return kept
-
-    def at(self, step: int) -> list[bool]:
-        """a_i of one step of the training."""
-        epoch, position = divmod(step, self.timeline.steps_per_epoch)
-        if epoch != self._epoch:
-            self._epoch, self._kept = epoch, self.drawn(epoch).tolist()
-        return self._kept[position]
+    `kept` bool (B,): which images go through the student's blocks; the others go through the teacher's, none through
+    both. `kept` float (C,): the student's weight in each channel of what both compute.
+    """
+    ours = nn.Sequential(*student)
+    if kept.is_floating_point():
+        weights = moved(kept, features.device)
+        theirs, own = teacher(features), ours(features)
+        return theirs + (own - theirs) * (weights.view(-1, 1, 1) if own.dim() == 4 else weights)
+    order = torch.cat([kept.nonzero().flatten(), (~kept).nonzero().flatten()])
+    own_count = int(kept.sum())  # `kept` is on the CPU
+    there, back = moved(order, features.device), moved(order.argsort(), features.device)
+    sorted_features = features.index_select(0, there)
+    outcome = torch.cat([ours(sorted_features[:own_count]), teacher(sorted_features[own_count:])])
+    return outcome.index_select(0, back)
 
 
 class Hybrid:
@@ -124,7 +101,8 @@ class Hybrid:
     ) -> None:
         self.student = student
         self._teacher = teacher
-        self._pairs = pairs = pair_blocks(teacher, student)
+        self._unit = settings.unit
+        self._pairs = pairs = self._paired()
         self._sizes_of: dict[Shape, list[tuple[Shape, Shape] | None]] = {}  # of an image of this shape
         batch_statistics = settings.teacher_bn == "batch"
         self._places = [Swapped(pair, _frozen_copy(nn.Sequential(*pair.teacher), batch_statistics)) for pair in pairs]
@@ -140,15 +118,29 @@ class Hybrid:
         at_least_one = settings.at_least_one_student
         if at_least_one is None:
             at_least_one = len(self.frozen) == 2  # nothing would be left to train in a step without student blocks
-        self.draws = Draws(schedule, timeline, len(pairs), seed, at_least_one)
+        self.draws = self._draws(settings.granularity, schedule, timeline, seed, at_least_one)
 
-    def __call__(self, images: Tensor, kept: Sequence[bool]) -> Tensor:
+    def _paired(self, image: Shape | None = None) -> list[Pair]:
+        pairs = pair_blocks(self._teacher, self.student, image)
+        return whole_stages(pairs) if self._unit == "stage" else pairs
+
+    def _draws(self, granularity: str, schedule: Schedule, timeline: Timeline, seed: int, at_least_one: bool) -> Draws:
+        common = (schedule, timeline, len(self._pairs), seed, at_least_one)
+        match granularity:
+            case "sample":
+                return SampleDraws(*common, timeline.batch_size)
+            case "channel":
+                return ChannelDraws(*common, [channels(pair.ours.after) for pair in self._pairs])
+            case _:
+                return Draws(*common)
+
+    def __call__(self, images: Tensor, kept: Sequence[Choice]) -> Tensor:
         """Logits (B, classes) of head ∘ H_L ∘ … ∘ H_1 ∘ enter, H_i the student's where kept[i]."""
         logits = self.walk(images, kept, LOGITS).logits
         assert logits is not None
         return logits
 
-    def walk(self, images: Tensor, kept: Sequence[bool], needs: Needs) -> Features:
+    def walk(self, images: Tensor, kept: Sequence[Choice], needs: Needs) -> Features:
         """What is needed of the hybrid's forward pass.
 
         Features after a block that is not the last of its pair are there only where the student's is kept.
@@ -156,19 +148,22 @@ class Hybrid:
         sizes = self._sizes(tuple(images.shape[1:]))
         return walk_places(self.student, images, self._chosen(kept, sizes), needs)
 
-    def _chosen(self, kept: Sequence[bool], sizes: list[tuple[Shape, Shape] | None]) -> Iterator[Place]:
+    def _chosen(self, kept: Sequence[Choice], sizes: list[tuple[Shape, Shape] | None]) -> Iterator[Place]:
         for pair, swapped, size, keep in zip(self._pairs, self._places, sizes, kept, strict=True):
-            if keep:
+            theirs = partial(swapped, sizes=size)
+            if keep is True:
                 yield from enumerate(pair.student, pair.ours.first)
+            elif keep is False:
+                yield pair.ours.last, theirs
             else:
-                yield pair.ours.last, partial(swapped, sizes=size)
+                yield pair.ours.last, partial(mixed, pair.student, theirs, keep)
 
     def _sizes(self, image: Shape) -> list[tuple[Shape, Shape] | None]:
         """What each place fits maps to, for images of this shape; None where both networks' maps are of one size."""
         if all(pair.same_size for pair in self._pairs):
             return [None] * len(self._pairs)
         if image not in self._sizes_of:
-            pairs = pair_blocks(self._teacher, self.student, image)
+            pairs = self._paired(image)
             self._sizes_of[image] = [
                 None if pair.same_size else (pair.theirs.before[1:], pair.ours.after[1:]) for pair in pairs
             ]

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, chain
+from itertools import accumulate, chain, groupby
 
 from iakd.errors import UserError
 from iakd.models import Network
@@ -92,6 +92,20 @@ def levels(pairs: Sequence[Pair]) -> list[Pair]:
     return [
         pair for pair, after in zip(pairs, [*pairs[1:], None], strict=True) if not after or after.stage != pair.stage
     ]
+
+
+def whole_stages(pairs: Sequence[Pair]) -> list[Pair]:
+    """All pairs of a stage of the student as one."""
+    stages = [list(members) for _, members in groupby(pairs, key=lambda pair: pair.stage)]
+    return [
+        Pair(members[0].stage, _joined([pair.ours for pair in members]), _joined([pair.theirs for pair in members]))
+        for members in stages
+    ]
+
+
+def _joined(parts: list[Part]) -> Part:
+    blocks = [block for part in parts for block in part.blocks]
+    return Part(parts[0].first, blocks, parts[0].before, parts[-1].after)
 
 
 def _check_kinds(theirs: Shape, ours: Shape) -> None:

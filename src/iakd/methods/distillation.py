@@ -71,7 +71,7 @@ class Distillation:
         if not self.hybrid:
             features = walk(self.network, images, self.student_needs)
             return features, features
-        kept = self.hybrid.draws.at(step)
+        kept = self.hybrid.draws.at(step, len(images))
         if self.options.path == "hybrid" or not self._with_terms:
             features = self.hybrid.walk(images, kept, self.student_needs)
             return features, features

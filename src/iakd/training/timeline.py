@@ -15,13 +15,14 @@ class Timeline:
     steps_per_epoch: int
     peak: float  # the highest learning rate
     lr_schedule: LrSchedule
+    batch_size: int  # images of every step but an epoch's last
 
     @classmethod
     def of(cls, recipe: Recipe, steps_per_epoch: int) -> "Timeline":
         """The timeline of a recipe. Raises UserError where an epoch would have no step."""
         if steps_per_epoch == 0:
             raise UserError("a training set of one image cannot be trained on; raise distill.transfer or add images")
-        return cls(recipe.epochs, steps_per_epoch, recipe.lr, recipe.lr_schedule)
+        return cls(recipe.epochs, steps_per_epoch, recipe.lr, recipe.lr_schedule, recipe.batch_size)
 
     @property
     def total(self) -> int:

@@ -26,6 +26,12 @@ class Iakd(Strict):
     """Interactive distillation: student blocks swapped at random for the teacher's."""
 
     schedule: Schedule | Literal["tuned"] = Field(Schedule(), description="'tuned': what `iakd tune` found")
+    granularity: Literal["batch", "sample", "channel"] = Field(
+        "batch",
+        description="what is drawn anew for each block: once for the whole batch; once for each image; "
+        "once for each channel, which is then the student's, the teacher's or the mean of both",
+    )
+    unit: Literal["block", "stage"] = Field("block", description="what is swapped as one")
     teacher_bn: Literal["eval", "batch"] = Field(
         "eval", description="statistics in swapped blocks: running or the batch's"
     )

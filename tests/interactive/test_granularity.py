@@ -1,0 +1,153 @@
+"""Swaps drawn for each image or each channel instead of the whole batch, and of whole stages: by meaning."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from iakd import models, params
+from iakd.interactive.draws import ChannelDraws, SampleDraws
+from iakd.interactive.hybrid import Hybrid, mixed
+from iakd.models.network import initialise
+from iakd.models.walk import Needs
+from iakd.params import Iakd, LrSchedule, Schedule
+from iakd.training.timeline import Timeline
+
+TIMELINE = Timeline(40, 25, 0.1, LrSchedule(milestones=[0.4, 0.7]), batch_size=6)
+HALF = Schedule(kind="uniform", p0=0.3, solo=0.2)
+
+
+def network(arch: str, seed: int) -> models.Network:
+    net = models.build(params.Network(arch=arch, width=4), channels=1, classes=10)
+    initialise(net, torch.Generator().manual_seed(seed))
+    return net
+
+
+@pytest.fixture
+def teacher() -> models.Network:
+    return network("resnet20", seed=1).eval().requires_grad_(False)
+
+
+@pytest.fixture
+def student() -> models.Network:
+    return network("resnet8", seed=2)
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+
+
+def test_each_image_goes_through_the_network_that_was_drawn_for_it(
+    student: models.Network, teacher: models.Network, images: torch.Tensor
+) -> None:
+    """In evaluation mode images do not depend on each other, so the batch must equal images sent one by one."""
+    hybrid = Hybrid(student, teacher, Iakd(granularity="sample"), HALF, TIMELINE, seed=0)
+    student.eval()
+    kept = torch.tensor([[1, 0, 1, 0, 0, 1], [0, 0, 1, 1, 0, 1], [1, 1, 1, 0, 0, 0]]).bool()
+    together = hybrid(images, list(kept))
+    for i in range(6):
+        alone = hybrid(images[i : i + 1], [bool(kept[place, i]) for place in range(3)])
+        assert torch.allclose(together[i], alone[0], atol=1e-5), f"image {i}"
+
+
+def test_an_image_is_computed_by_one_branch_alone() -> None:
+    seen: dict[str, torch.Tensor] = {}
+
+    def spy(name: str, factor: float) -> nn.Module:
+        module = nn.Module()
+
+        def forward(features: torch.Tensor) -> torch.Tensor:
+            seen[name] = features.flatten()
+            return factor * features
+
+        module.forward = forward  # type: ignore[method-assign]
+        return module
+
+    features = torch.arange(1.0, 6.0).view(5, 1)
+    kept = torch.tensor([True, False, False, True, True])
+    outcome = mixed([spy("student", 10)], spy("teacher", 100), kept, features)
+    assert seen["student"].tolist() == [1, 4, 5] and seen["teacher"].tolist() == [2, 3]
+    assert outcome.flatten().tolist() == [10, 200, 300, 40, 50]
+
+
+def test_a_channel_is_the_student_s_the_teacher_s_or_the_mean(
+    student: models.Network, teacher: models.Network, images: torch.Tensor
+) -> None:
+    hybrid = Hybrid(student, teacher, Iakd(granularity="channel"), HALF, TIMELINE, seed=0)
+    student.eval()
+    weights = torch.tensor([1.0, 0.0, 0.5, 0.0])
+    stem = student.stem(images)
+    ours, theirs = student.blocks[0](stem), nn.Sequential(*teacher.blocks[:3])(stem)
+    seen = hybrid.walk(images, [weights, True, True], Needs(blocks=frozenset({0}))).blocks[0]
+    for channel, expected in enumerate((ours, theirs, (ours + theirs) / 2, theirs)):
+        assert torch.allclose(seen[:, channel], expected[:, channel], atol=1e-6), f"channel {channel}"
+
+
+@pytest.mark.parametrize("granularity", ["sample", "channel"])
+def test_in_the_solo_phase_only_the_student_runs(
+    granularity: str, student: models.Network, teacher: models.Network, images: torch.Tensor
+) -> None:
+    hybrid = Hybrid(student, teacher, Iakd(granularity=granularity), HALF, TIMELINE, seed=0)
+    twin = copy.deepcopy(student).train()
+    hybrid.train()
+    kept = hybrid.draws.at(TIMELINE.total - 1, 6)
+    assert kept == [True] * 3
+    assert torch.equal(hybrid(images, kept), twin(images))
+
+
+@pytest.mark.parametrize("granularity", ["sample", "channel"])
+def test_gradients_reach_the_stem_and_the_teacher_stays(
+    granularity: str, student: models.Network, teacher: models.Network, images: torch.Tensor
+) -> None:
+    before = models.save_weights(teacher)
+    hybrid = Hybrid(student, teacher, Iakd(granularity=granularity), HALF, TIMELINE, seed=0)
+    hybrid.train()
+    F.cross_entropy(hybrid(images, hybrid.draws.at(0, 6)), torch.arange(6)).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in student.stem.parameters())
+    assert models.save_weights(teacher) == before
+
+
+def test_frequencies_of_images() -> None:
+    """Over 1,000 images the share kept lies within 4.5 standard errors of p, and two images are independent."""
+    draws = SampleDraws(HALF, TIMELINE, 3, seed=0, at_least_one_student=False, rows=1000)
+    kept = draws._uniform_and_kept(7)[1]
+    assert (np.abs(kept.mean(axis=0) - 0.3) < 4.5 * np.sqrt(0.3 * 0.7 / 1000)).all()
+    pairs = np.corrcoef(kept[:-1, 0], kept[1:, 0])[0, 1]
+    assert abs(pairs) < 0.15
+    assert np.array_equal(draws.drawn(0)[7], kept.mean(axis=0)), "the record tells the draws that were used"
+
+
+def test_frequencies_of_channels() -> None:
+    draws = ChannelDraws(HALF, TIMELINE, 2, 0, False, [4000, 1000])
+    wide, narrow = draws.at(3, 6)
+    assert isinstance(wide, torch.Tensor) and isinstance(narrow, torch.Tensor)
+    assert (len(wide), len(narrow)) == (4000, 1000)
+    for weight, p in ((1.0, 0.3), (0.0, 0.35), (0.5, 0.35)):
+        assert abs(float((wide == weight).float().mean()) - p) < 4.5 * np.sqrt(p * (1 - p) / 4000)
+
+
+def test_no_image_is_left_alone_with_batchnorm() -> None:
+    draws = SampleDraws(Schedule(kind="uniform", p0=0.15, solo=0.0), TIMELINE, 3, 0, False, rows=6)
+    counts = [
+        6 if choice is True else 0 if choice is False else int(choice.sum())
+        for step in range(300)
+        for choice in draws.at(step, 6)
+    ]
+    assert 1 not in counts and {0, 2} <= set(counts)
+
+
+def test_with_a_frozen_stem_and_head_each_image_passes_a_student_s_block() -> None:
+    draws = SampleDraws(Schedule(kind="uniform", p0=0.0, solo=0.0), TIMELINE, 3, 0, True, rows=50)
+    assert (draws._uniform_and_kept(0)[1].sum(axis=1) == 1).all()
+
+
+def test_whole_stages_are_swapped_as_one(teacher: models.Network, images: torch.Tensor) -> None:
+    student = network("resnet14", seed=2).eval()  # two blocks a stage
+    by_block = Hybrid(student, teacher, Iakd(), HALF, TIMELINE, seed=0)
+    by_stage = Hybrid(student, teacher, Iakd(unit="stage"), HALF, TIMELINE, seed=0)
+    assert (by_block.draws.blocks, by_stage.draws.blocks) == (6, 3)
+    assert torch.equal(by_stage(images, [True, False, True]), by_block(images, [True, True, False, False, True, True]))
