@@ -1,0 +1,71 @@
+"""Small trainings on real images: scikit-learn's digits, from a teacher that knows something of them."""
+
+from functools import cache
+from typing import Any
+
+import torch
+
+from iakd import models, params
+from iakd.data.batches import Batch, Resident
+from iakd.data.sources import digits
+from iakd.methods import Distillation
+from iakd.models.network import initialise
+from iakd.params import Recipe, Schedule
+from iakd.runs import Run
+from iakd.training.loop import Training
+from iakd.training.timeline import Timeline
+
+STUDENT, TEACHER = params.Network(arch="resnet8", width=8), params.Network(arch="resnet14", width=8)
+IMAGES = 5 * 32 + 2  # the last batch of an epoch has two images
+EPOCHS = 5  # of six steps
+
+
+@cache
+def digit_images(first: int, n: int) -> Resident:
+    """`n` digits, from the `first` on."""
+    raw = digits.read(params.Dataset())
+    part = slice(first, first + n)
+    return Resident(raw.train_images[part], raw.train_labels[part], [0.305], [0.376], "cpu")
+
+
+def network(chosen: params.Network, seed: int) -> models.Network:
+    net = models.build(chosen, 1, 10)
+    initialise(net, torch.Generator().manual_seed(seed))
+    return net
+
+
+@cache
+def teacher_weights() -> bytes:
+    """A teacher after a hundred steps of plain training: good enough to be worth imitating."""
+    torch.set_num_threads(1)
+    net, data = network(TEACHER, 2).train(), digit_images(500, 640)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    for epoch in range(10):
+        for batch in data.epoch(0, epoch, 64, params.Augment()):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(net(batch.images), batch.labels).backward()
+            optimizer.step()
+    return models.save_weights(net)
+
+
+def make_training(
+    expression: str, path: str = "digits/students/run", options: dict[str, Any] | None = None, **recipe: Any
+) -> Training:
+    """A training of a tiny student by a sum of methods, ready to fit; its files go below the working folder."""
+    torch.set_num_threads(1)
+    settings = {"epochs": EPOCHS, "batch_size": 32, "lr": 0.1, "validate_every": 5, **recipe}
+    chosen = Recipe.model_validate(settings)
+    method = params.Method(method=expression, **(options or {}))
+    student, teacher = network(STUDENT, 1), network(TEACHER, 2)
+    models.load_weights(teacher, teacher_weights(), "the teacher of the tests")
+    train = digit_images(0, IMAGES)
+    timeline = Timeline.of(chosen, train.steps(chosen.batch_size))
+    schedule = Schedule(p0=0.5, solo=0.2)
+    distillation = Distillation(student, teacher, method, schedule, timeline, 0, train, chosen.label_smoothing)
+    run = Run(path, "distill", "key", {}, 0, {}, {})
+    return Training(run, student, distillation, train, digit_images(1200, 40), chosen, 1e9)
+
+
+def fixed_batch(training: Training, epoch: int = 0) -> Batch:
+    """The first batch of an epoch, as the training sees it."""
+    return next(training.data.epoch(0, epoch, training.recipe.batch_size, training.recipe.augment))
