@@ -4,12 +4,13 @@ Snakemake's rules and the command line both ask here, so there is one answer to 
 """
 
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from iakd.errors import UserError
 from iakd.files import digest
-from iakd.params import Method, Network, Params, Recipe, Schedule, did_you_mean
+from iakd.params import Method, Network, Normalisation, Params, Recipe, Schedule, Teacher, did_you_mean
 from iakd.provenance import source_sha
 
 RESULTS = Path("results")
@@ -43,11 +44,16 @@ class Job:
 
 @dataclass(frozen=True)
 class TeacherJob(Job):
-    """A teacher to be trained."""
+    """A teacher to be trained, or imported if its network has a checkpoint."""
 
-    network: Network
+    network: Teacher
     seed: int
-    recipe: Recipe
+    recipe: Recipe  # of no use to an imported one, and no part of its settings
+
+    @property
+    def normalisation(self) -> Normalisation | None:
+        """Of the images that its stem knows; None: the data set's."""
+        return self.network.own_normalisation
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,11 @@ class StudyJob(Job):
     method: Method  # the first one with a tuned schedule: the study keeps its other settings
     recipe: Recipe
     first: list[Schedule]  # what its first trials try
+
+    @property
+    def normalisation(self) -> Normalisation | None:
+        """Of the images that its students' stems know; None: the data set's."""
+        return _normalisation_of_student(self.teacher, self.method)
 
 
 @dataclass(frozen=True)
@@ -72,6 +83,11 @@ class StudentJob(Job):
     seed: int
     recipe: Recipe
     study: StudyJob | None  # where the schedule comes from, if it is tuned
+
+    @property
+    def normalisation(self) -> Normalisation | None:
+        """Of the images that its stem knows; None: the data set's."""
+        return _normalisation_of_student(self.teacher, self.method)
 
 
 @dataclass(frozen=True)
@@ -104,35 +120,20 @@ def make_plan(params: Params) -> Plan:
     """Lay out the jobs of an experiment."""
     name = params.dataset.name
     data = Job(f"{name}/data", "prepare", params.dataset.model_dump(mode="json"))
-    teachers = {
-        (network.name, seed): TeacherJob(
-            path=f"{name}/teachers/{network.name}/seed{seed}",
-            stage="teach",
-            settings={
-                "data": data.settings,
-                "network": network.model_dump(mode="json"),
-                "recipe": params.teach.recipe.model_dump(mode="json"),
-                "seed": seed,
-            },
-            network=network,
-            seed=seed,
-            recipe=params.teach.recipe,
-        )
-        for network in params.teachers
-        for seed in params.teach.seeds
-    }
+    teachers = {network.name: _teachers(params, network, data) for network in params.teachers}
     networks = {network.name: network for network in params.students}
     pairs = params.pairs or [(t.name, s.name) for t in params.teachers for s in params.students]
     studies: list[StudyJob] = []
     students: list[StudentJob] = []
     for teacher_name, student_name in pairs:
         network = networks[student_name]
-        study = _study(params, teachers[teacher_name, params.teach.seeds[0]], network)
+        taught_by = teachers[teacher_name]
+        study = _study(params, taught_by[0], network)
         if study:
             studies.append(study)
         for label, method in params.methods.items():
             for position, seed in enumerate(params.distill.seeds):
-                teacher = teachers[teacher_name, params.teach.seeds[position % len(params.teach.seeds)]]
+                teacher = taught_by[position % len(taught_by)]
                 recipe = params.student_recipe(method)
                 used = study if method.tuned else None
                 settings = {
@@ -144,7 +145,32 @@ def make_plan(params: Params) -> Plan:
                 students.append(
                     StudentJob(path, "distill", settings, teacher, network, label, method, seed, recipe, used)
                 )
-    return Plan(params, data, list(teachers.values()), studies, students)
+    return Plan(params, data, list(chain.from_iterable(teachers.values())), studies, students)
+
+
+def _teachers(params: Params, network: Teacher, data: Job) -> list[TeacherJob]:
+    """One teacher per seed; an imported one is the same for all seeds, and takes the folder of the first."""
+    imported = network.checkpoint is not None
+    shared: dict[str, Any] = {"data": data.settings, "network": network.model_dump(mode="json")}
+    if not imported:
+        shared["recipe"] = params.teach.recipe.model_dump(mode="json")
+    return [
+        TeacherJob(
+            path=f"{params.dataset.name}/teachers/{network.name}/seed{seed}",
+            stage="import_teacher" if imported else "teach",
+            settings={**shared, "seed": seed},
+            network=network,
+            seed=seed,
+            recipe=params.teach.recipe,
+        )
+        for seed in (params.teach.seeds[:1] if imported else params.teach.seeds)
+    ]
+
+
+def _normalisation_of_student(teacher: TeacherJob, method: Method) -> Normalisation | None:
+    """The teacher's, for a student that gets its stem."""
+    takes_stem = method.init == "teacher" or ("iakd" in method.parts and method.iakd.stem == "teacher")
+    return teacher.normalisation if takes_stem else None
 
 
 def _study(params: Params, teacher: TeacherJob, student: Network) -> StudyJob | None:
@@ -181,13 +207,19 @@ def _student_settings(
     params: Params, teacher: TeacherJob, student: Network, method: Method, recipe: Recipe
 ) -> dict[str, Any]:
     return {
-        "teacher": teacher.settings if method.needs_teacher else None,
+        "teacher": _as_students_see_it(teacher) if method.needs_teacher else None,
         "data": teacher.settings["data"],
         "network": student.model_dump(mode="json"),
         "transfer": params.distill.transfer,
         "method": method.settings(),
         "recipe": recipe.model_dump(mode="json"),
     }
+
+
+def _as_students_see_it(teacher: TeacherJob) -> dict[str, Any]:
+    """A teacher's settings, without where it came from: students know its weights by their hash."""
+    network = {name: value for name, value in teacher.settings["network"].items() if name != "checkpoint"}
+    return {**teacher.settings, "network": network}
 
 
 def select(jobs: list[Any], kind: str, **wanted: Any) -> list[Any]:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from iakd.data.raw import Raw
-from iakd.params import Dataset, Network, Params
+from iakd.params import Dataset, Params, Teacher
 from iakd.plan import Plan, make_plan
 
 CLASSES = ["ant", "bee", "cat"]
@@ -36,6 +36,6 @@ def settings(**changes: object) -> Dataset:
 
 
 def plan(**changes: object) -> Plan:
-    network = Network(arch="resnet8")
+    network = Teacher(arch="resnet8")
     params = Params(teachers=[network], students=[network], methods={"scratch": {}})
     return make_plan(params.model_copy(update={"dataset": settings(**changes)}))

@@ -14,7 +14,7 @@ from iakd.data import sources
 from iakd.data.raw import Raw
 from iakd.data.store import Store
 from iakd.errors import UserError
-from iakd.params import Dataset, Network, Params
+from iakd.params import Dataset, Params, Teacher
 from iakd.plan import make_plan
 from iakd.stages import prepare
 
@@ -120,7 +120,7 @@ def test_files_that_changed_are_read_again_and_files_that_are_gone_need_not_be(t
     images = tmp_path / "images"
     for name in ("ant", "bee"):
         kinds.unpacked(images, {f"{name}/{n}.png": kinds.png(kinds.pixels(1, n)[0]) for n in range(10)})
-    network = Network(arch="resnet8")
+    network = Teacher(arch="resnet8")
     dataset = Dataset.model_validate({"source": "image_folder", "name": "rgb", "path": str(images), "size": 8})
     plan = make_plan(Params(dataset=dataset, teachers=[network], students=[network], methods={"kd": {}}))
     prepare.run(plan)

@@ -8,6 +8,7 @@ from iakd.params.dataset import DATASET_OPTIONS, Dataset
 from iakd.params.experiment import Compute, Distill, Evaluate, Params, Report, Teach, Tracking, network_called
 from iakd.params.methods import METHODS, Iakd, Kd, LabelSmoothing, Method, Schedule
 from iakd.params.reading import load, parse, schema_text
+from iakd.params.teacher import Normalisation, Teacher
 from iakd.params.training import Augment, LrSchedule, Network, Recipe
 from iakd.params.tuning import Pruner, Sampler, Space, Tune
 
@@ -25,6 +26,7 @@ __all__ = [
     "LrSchedule",
     "Method",
     "Network",
+    "Normalisation",
     "Params",
     "Pruner",
     "Recipe",
@@ -33,6 +35,7 @@ __all__ = [
     "Schedule",
     "Space",
     "Teach",
+    "Teacher",
     "Tracking",
     "Tune",
     "did_you_mean",

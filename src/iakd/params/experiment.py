@@ -1,5 +1,6 @@
 """An experiment: all sections together, and what has to agree between them."""
 
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any, Literal
 
@@ -8,6 +9,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from iakd.params.base import Label, Name, Seed, Strict, did_you_mean, explain, merged
 from iakd.params.dataset import Dataset
 from iakd.params.methods import Method
+from iakd.params.teacher import Teacher
 from iakd.params.training import Network, Recipe
 from iakd.params.tuning import Tune
 
@@ -15,7 +17,7 @@ from iakd.params.tuning import Tune
 class Teach(Strict):
     """How teachers are trained; read by `iakd teach`."""
 
-    seeds: list[Seed] = Field([0], min_length=1, description="one teacher each; students take them in turn")
+    seeds: list[Seed] = Field([0], min_length=1, description="one teacher each; students take them in turn; an imported teacher has the first only")
     recipe: Recipe = Recipe()
 
 
@@ -64,7 +66,7 @@ class Params(Strict):
     """All settings of an experiment."""
 
     dataset: Dataset = Dataset()
-    teachers: list[Network] = Field(min_length=1)
+    teachers: list[Teacher] = Field(min_length=1)
     students: list[Network] = Field(min_length=1)
     pairs: list[tuple[Name, Name]] | None = Field(None, description="[teacher, student] names; default: all")
     methods: dict[Label, Method] = Field(min_length=1)
@@ -88,13 +90,14 @@ class Params(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Params":
-        for role, networks in (("teachers", self.teachers), ("students", self.students)):
+        roles: list[tuple[str, Sequence[Network]]] = [("teachers", self.teachers), ("students", self.students)]
+        for role, networks in roles:
             names = [network.name for network in networks]
             for name in names:
                 if names.count(name) > 1:
                     raise ValueError(f"{role}: two are called {name!r}; give them a name")
         for teacher, student in self.pairs or []:
-            for name, networks in ((teacher, self.teachers), (student, self.students)):
+            for name, (_, networks) in zip((teacher, student), roles, strict=True):
                 known = [network.name for network in networks]
                 if name not in known:
                     raise ValueError(
@@ -123,7 +126,7 @@ class Params(Strict):
 def network_called(name: str, role: Literal["teacher", "student"], settings: "Params | None") -> Network:
     """The network that `settings` call `name`, those in this role first; otherwise the architecture of this name."""
     if settings:
-        ordered = [settings.teachers, settings.students]
+        ordered: list[Sequence[Network]] = [settings.teachers, settings.students]
         for network in chain(*(ordered if role == "teacher" else reversed(ordered))):
             if network.name == name:
                 return network
