@@ -1,5 +1,6 @@
 """The zoo: networks that say what their stem, their stages of blocks and their head are."""
 
+import json
 from collections.abc import Callable
 
 from safetensors import SafetensorError
@@ -52,8 +53,15 @@ def _refuse_unused(network: params.Network, used: set[str]) -> None:
 
 
 def save_weights(network: Network) -> bytes:
-    """Parameters and buffers as safetensors."""
-    return save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()})
+    """Parameters and buffers as safetensors.
+
+    The normalisation of the images that these weights know, where it is known, goes along as metadata: JSON with `mean`
+    and `std` per channel, for values from 0 to 1. It is one entry, because several come out in any order.
+    """
+    known = network.normalisation
+    about = {"normalisation": json.dumps(known.model_dump())} if known else None
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    return save_tensors(tensors, about)
 
 
 def load_weights(network: Network, content: bytes, origin: str) -> None:

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from iakd.params import Normalisation
+
 
 class Block(nn.Module):
     """A unit that interactive distillation can swap; it knows how many channels it takes and gives."""
@@ -25,8 +27,9 @@ class Network(nn.Module):
 
     `stages` hold blocks of equal spatial size; a stage's first block is the one that reduces it. `input` stands before
     the stem and has nothing to learn: the identity, or what a network needs whose images were normalised otherwise than
-    the data set's. `size` is the side in pixels of the images that the architecture was designed for, `original_names`
-    the names that the network's tensors have in the library it was cut from (theirs → ours; empty for the zoo's own).
+    the data set's; `normalisation` is that of the images behind it, where it is known. `size` is the side in pixels of
+    the images that the architecture was designed for, `original_names` the names that the network's tensors have in
+    the library it was cut from (theirs → ours; empty for the zoo's own).
     """
 
     def __init__(self, stem: nn.Module, stages: Iterable[Iterable[Block]], head: nn.Module, size: int = 32) -> None:
@@ -34,6 +37,7 @@ class Network(nn.Module):
         self.size = size
         self.original_names: dict[str, str] = {}
         self.input: nn.Module = nn.Identity()
+        self.normalisation: Normalisation | None = None
         self.stem = stem
         self.stages = nn.ModuleList(nn.Sequential(*stage) for stage in stages)
         self.head = head

@@ -17,7 +17,9 @@ from iakd.params.tuning import Tune
 class Teach(Strict):
     """How teachers are trained; read by `iakd teach`."""
 
-    seeds: list[Seed] = Field([0], min_length=1, description="one teacher each; students take them in turn; an imported teacher has the first only")
+    seeds: list[Seed] = Field(
+        [0], min_length=1, description="one teacher each; students take them in turn; imported ones have no seed"
+    )
     recipe: Recipe = Recipe()
 
 

@@ -1,0 +1,128 @@
+"""Tensors out of a foreign file: safetensors, a state_dict, a training checkpoint, an exported program.
+
+Nothing is unpickled but tensors, numbers and texts (`weights_only`).
+"""
+
+import argparse
+import contextlib
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from iakd.errors import UserError
+from iakd.models.exported import is_exported, read_exported
+
+USUAL = (  # names of weights in a training checkpoint; those of a moving average come after the plain ones
+    *("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "weights", "params"),
+    *("teacher", "ema", "ema_state_dict", "model_ema", "state_dict_ema"),
+)
+DEPTH = 4  # of nested dictionaries
+NUMPY_CLASSES = {type(np.dtype(kind)) for kind in ("?", "i1", "i2", "i4", "i8", "u1", "f2", "f4", "f8")}
+HARMLESS: tuple[Any, ...] = (  # data without code, which training checkpoints have among their notes
+    argparse.Namespace,
+    np.dtype,
+    *NUMPY_CLASSES,
+    *((np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+)
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """A state_dict found in a file. `where`: the keys that lead to it; `ordered`: whether names are in the order in
+    which the layers were defined, which safetensors does not keep.
+    """
+
+    where: str
+    tensors: dict[str, Tensor]
+    ordered: bool
+
+
+def read_checkpoint(path: Path) -> list[Tensors]:
+    """What could be a network's weights in the file at `path`, the likeliest first; at least one.
+
+    Raises UserError where the file is missing, damaged, or holds other objects than tensors, numbers and texts.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+    except (FileNotFoundError, IsADirectoryError):
+        raise UserError(f"{path} is no file") from None
+    if head[8:] == b"{":
+        found = [Tensors("", _safetensors(path), ordered=False)]
+    elif head[:2] == b"PK" and is_exported(path):
+        found = [Tensors("", _exported(path), ordered=True)]
+    elif head[:2] == b"PK" or head[:1] == b"\x80":
+        found = sorted(_within(_torch(path)), key=_rank)
+    else:
+        raise UserError(f"{path} is no checkpoint: neither safetensors nor written by torch.save")
+    if not any(each.tensors for each in found):
+        raise UserError(f"{path} holds no weights of a network (no dictionary with tensors called ….weight)")
+    return found
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError) as error:
+        raise _damaged(path, error) from None
+
+
+def _exported(path: Path) -> dict[str, Tensor]:
+    try:
+        return read_exported(path)
+    except (KeyError, ValueError, TypeError, RuntimeError, zipfile.BadZipFile) as error:
+        raise _damaged(path, error) from None
+
+
+def _torch(path: Path) -> Any:
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals(list(HARMLESS)):
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # in a damaged file anything can go wrong
+        foreign = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if foreign or "TorchScript" in str(error):
+            what = f"other objects than tensors ({foreign[1]})" if foreign else "a TorchScript program"
+            raise UserError(
+                f"{path} holds {what} and is not opened, because such a file can run anything; where the model is "
+                "at home, save its weights instead: torch.save(model.state_dict(), …)"
+            ) from None
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    reason = next(iter(str(error).splitlines()), "")[:100].rstrip(". ") or type(error).__name__
+    return UserError(f"{path} is truncated or damaged ({reason}); copy it anew")
+
+
+def _within(value: Any, where: tuple[str, ...] = ()) -> Iterator[Tensors]:
+    """Dictionaries of tensors in nested ones; an optimiser's have no weights."""
+    if not isinstance(value, Mapping) or len(where) > DEPTH:
+        return
+    texts = {key: item for key, item in value.items() if isinstance(key, str)}
+    tensors = {key: item.detach() for key, item in texts.items() if isinstance(item, Tensor)}
+    if any(key.rpartition(".")[2] == "weight" for key in tensors):
+        yield Tensors(".".join(where), tensors, ordered=True)
+    for key, item in texts.items():
+        yield from _within(item, (*where, key))
+
+
+def _rank(found: Tensors) -> int:
+    """The outermost first, then by name."""
+    name = found.where.rpartition(".")[2]
+    with contextlib.suppress(ValueError):
+        return USUAL.index(name)
+    return len(USUAL) if name else -1
