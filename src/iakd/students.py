@@ -11,14 +11,13 @@ from iakd.data.store import Store
 from iakd.data.streams import derive
 from iakd.files import digest
 from iakd.interactive.hybrid import initialise_from_teacher
-from iakd.methods import Distillation
+from iakd.methods import Distillation, timeline_of
 from iakd.models import Network
 from iakd.models.network import initialise
 from iakd.params import Schedule
 from iakd.plan import Plan, StudentJob, StudyJob, TeacherJob
 from iakd.training import device as devices
 from iakd.training.loop import OnValidation, Training
-from iakd.training.timeline import Timeline
 
 
 def student_run(
@@ -81,7 +80,7 @@ def train_student(
     train = image_set(store, "train", device, chosen)
     validation = image_set(store, "val", device)
     recipe: params.Recipe = job.recipe
-    timeline = Timeline.of(recipe, train.steps(recipe.batch_size))
+    timeline = timeline_of(recipe, job.method, len(train))
     method = Distillation(student, teacher, job.method, schedule, timeline, attempt.seed, train, recipe.label_smoothing)
     training = Training(
         attempt, student, method, train, validation, recipe, plan.params.compute.checkpoint_seconds, on_validation

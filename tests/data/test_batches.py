@@ -8,6 +8,7 @@ import torch
 import torchvision.transforms.functional as vision
 
 from iakd.data.batches import Batch, Resident
+from iakd.data.choice import Choice
 from iakd.data.streams import derive
 from iakd.params import Augment
 
@@ -242,3 +243,39 @@ def test_the_set_is_a_copy_and_batches_do_not_share_its_memory() -> None:
     for batch in [*data.epoch(0, 0, 8, NOTHING), *data.plain(8)]:
         batch.images.zero_()
     assert torch.equal(data.images, before) and len(data) == N
+
+
+def test_an_epoch_of_chosen_images_with_others_mixed_in() -> None:
+    indices = torch.tensor([4, 9, 2, 30, 17, 11, 5])
+    partners = torch.tensor([4, 8, 2, 31, 17, 12, 5])
+    weights = torch.tensor([1.0, 0.7, 1.0, 0.85, 1.0, 0.9, 1.0])
+    choice = Choice(indices, partners, weights)
+    data, augment = bare(IMAGES), Augment(pad=1, flip=True)
+    seen: dict[int, np.ndarray] = {}
+    for batch in data.epoch(0, 3, 4, NOTHING, choice=choice):
+        assert batch.shown is not None
+        part = slice(batch.start, batch.start + len(batch.indices))
+        assert torch.equal(batch.shown.indices[part], batch.indices)
+        seen |= dict(zip(batch.indices.tolist(), batch.images.numpy(), strict=True))
+    assert sorted(seen) == sorted(indices.tolist())
+    for index, partner, weight in zip(indices.tolist(), partners.tolist(), weights.tolist(), strict=True):
+        expected = np.round(weight * IMAGES[index].astype(float) + (1 - weight) * IMAGES[partner].astype(float))
+        np.testing.assert_allclose(seen[index], expected, atol=1.001 if weight < 1 else 1e-3)
+    for batch in data.epoch(0, 3, 4, augment, choice=choice):
+        assert batch.views is not None
+        mixed = torch.tensor([weights[indices == index].item() < 1 for index in batch.indices])
+        assert ((batch.views == -1) == mixed).all()  # they are no views of an image of the set
+        plain = ~mixed
+        again = data.view_images(batch.indices[plain], batch.views[plain], augment)
+        assert torch.equal(again, batch.images[plain])
+    whole = list(data.epoch(0, 3, 2, augment, choice=choice))
+    rest = data.epoch(0, 3, 2, augment, start=2, choice=choice)
+    assert all(same(a, b) for a, b in zip(whole[2:], rest, strict=True))
+
+
+def test_choosing_all_images_changes_nothing() -> None:
+    everything = torch.arange(N)
+    choice = Choice(everything, everything, torch.ones(N))
+    augment = Augment(pad=1, flip=True)
+    whole = resident().epoch(0, 3, 8, augment)
+    assert all(same(a, b) for a, b in zip(whole, resident().epoch(0, 3, 8, augment, choice=choice), strict=True))

@@ -10,12 +10,11 @@ import torch
 
 from iakd import models, params
 from iakd.data.batches import Resident
-from iakd.methods import Distillation
+from iakd.methods import Distillation, timeline_of
 from iakd.models.network import initialise
 from iakd.params import Recipe, Schedule
 from iakd.runs import Run
 from iakd.training.loop import OnValidation, Training
-from iakd.training.timeline import Timeline
 
 CLASSES = 4
 
@@ -58,7 +57,7 @@ def make_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[.
         method = params.Method(method=expression, **(options or {}))
         student, teacher = network("resnet8", 1), network("resnet14", 2)
         train = images(n, 1)
-        timeline = Timeline.of(chosen, train.steps(chosen.batch_size))
+        timeline = timeline_of(chosen, method, len(train))
         schedule = schedule or Schedule(p0=0.3, solo=0.25)
         distillation = Distillation(student, teacher, method, schedule, timeline, seed, train, chosen.label_smoothing)
         run = Run(path, "distill", "key", {}, seed, {}, {})

@@ -44,3 +44,25 @@ def test_constant() -> None:
 def test_a_set_without_a_step_is_refused() -> None:
     with pytest.raises(UserError, match="one image"):
         Timeline.of(Recipe(), 0)
+
+
+def test_epochs_of_different_lengths() -> None:
+    lengths = [5, 5, 3, 2, 4, 1]
+    recipe = Recipe.model_validate({"epochs": 6, "batch_size": 8, "lr": 0.4, "lr_schedule": {"milestones": [0.5]}})
+    timeline = Timeline.of(recipe, 5, lengths)
+    places = [(epoch, position) for epoch, length in enumerate(lengths) for position in range(length)]
+    assert timeline.total == len(places) == 20
+    assert [timeline.place(step) for step in range(20)] == places
+    assert [timeline.first_step(epoch) for epoch in range(7)] == [0, 5, 10, 13, 15, 19, 20]
+    assert [timeline.steps_in(epoch) for epoch in range(6)] == lengths
+    assert timeline.drops == [13]
+    assert [timeline.lr(step) for step in (12, 13)] == pytest.approx([0.4, 0.04])
+    with pytest.raises(UserError, match="one image"):
+        Timeline.of(recipe, 5, [5, 5, 0, 1, 1, 1])
+
+
+def test_lengths_that_are_all_equal_are_the_plain_timeline() -> None:
+    recipe = Recipe(epochs=3)
+    plain, same = Timeline.of(recipe, 7), Timeline.of(recipe, 7, [7, 7, 7])
+    assert plain == same
+    assert [plain.place(step) for step in range(21)] == [divmod(step, 7) for step in range(21)]

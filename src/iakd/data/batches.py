@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from iakd.data.augmentation import Augmenter, view_images
+from iakd.data.choice import Choice, Shown, blended
 from iakd.data.draws import generator, moved
 from iakd.data.normalise import Normaliser
 from iakd.params import Augment
@@ -19,7 +20,8 @@ class Batch:
     """`images` float32 (B, C, H, W), normalised; `labels` int64 (B,); `indices` int64 (B,) into the set.
 
     `views` int64 (B,): which of its image's `Augment.views` each one is, None where these are not finitely many.
-    `second`: the same images under another augmentation, where one was asked for.
+    `second`: the same images under another augmentation, where one was asked for. `shown`: the epoch, in which this
+    batch begins at the position `start`.
     """
 
     images: Tensor
@@ -27,6 +29,14 @@ class Batch:
     indices: Tensor
     views: Tensor | None = None
     second: Tensor | None = None
+    shown: Shown | None = None
+    start: int = 0
+
+
+def steps(n: int, batch_size: int) -> int:
+    """Batches of an epoch of `n` images; see `Resident.steps`."""
+    full, rest = divmod(n, batch_size)
+    return full + (rest > 1)
 
 
 class Resident:
@@ -63,8 +73,7 @@ class Resident:
 
         BatchNorm cannot normalise one image.
         """
-        full, rest = divmod(len(self), batch_size)
-        return full + (rest > 1)
+        return steps(len(self), batch_size)
 
     def epoch(
         self,
@@ -75,27 +84,40 @@ class Resident:
         start: int = 0,
         channels_last: bool = False,
         second: Augment | None = None,
+        choice: Choice | None = None,
     ) -> Iterator[Batch]:
         """Training batches `start`, `start` + 1, … of an epoch: shuffled, augmented, normalised.
 
         Order and augmentation are streams of their own, drawn for the whole epoch on the CPU, so that a batch
         depends on (seed, epoch, batch_size) and its position alone: not on `start`, the device or the past. `second`
-        is an augmentation for `Batch.second`, drawn independently of the first.
+        is an augmentation for `Batch.second`, drawn independently of the first; `choice` says which images there are.
         """
-        n = len(self)
-        order = moved(torch.randperm(n, generator=generator("order", seed, epoch)), self.device)
+        n = len(choice.indices) if choice else len(self)
+        order = torch.randperm(n, generator=generator("order", seed, epoch))
+        chosen = choice.at(order) if choice else None
         first = Augmenter(augment, n, seed, epoch, self.device)
         other = Augmenter(second, n, seed, epoch, self.device, stream="second") if second else None
-        for step in range(start, self.steps(batch_size)):
+        views = first.views
+        if chosen and views is not None:
+            views = views.where(chosen.weights == 1, -1)
+        shown = Shown(chosen.indices if chosen else order, views, batch_size)
+        order = moved(shown.indices, self.device)
+        numbers = None if views is None else moved(views, self.device)
+        for step in range(start, steps(n, batch_size)):
             part = slice(step * batch_size, (step + 1) * batch_size)
             indices = order[part]
             images = self.images.index_select(0, indices)
+            if chosen and bool((chosen.weights[part] < 1).any()):
+                partners = self.images.index_select(0, moved(chosen.partners[part], self.device))
+                images = blended(images, partners, moved(chosen.weights[part], self.device))
             yield Batch(
                 images=self.normalised(first.apply(images, part), channels_last),
                 labels=self.labels.index_select(0, indices),
                 indices=indices,
-                views=None if first.views is None else first.views[part],
+                views=None if numbers is None else numbers[part],
                 second=self.normalised(other.apply(images, part), channels_last) if other else None,
+                shown=shown,
+                start=part.start,
             )
 
     def plain(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from iakd.data.batches import Batch, Resident
+from iakd.data.choice import Choice
 from iakd.data.splits import Indices
 from iakd.data.store import Store
 from iakd.params import Augment
@@ -36,6 +37,8 @@ class ImageSet(Protocol):
         augment: Augment,
         start: int = 0,
         channels_last: bool = False,
+        second: Augment | None = None,
+        choice: Choice | None = None,
     ) -> Iterator[Batch]:
         """Training batches `start`, `start` + 1, … of an epoch: shuffled, augmented, normalised."""
         ...

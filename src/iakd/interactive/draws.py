@@ -37,8 +37,7 @@ class Draws:
 
     def planned(self, epoch: int) -> NDArray[np.float64]:
         """p_i at each step of an epoch, (steps, blocks)."""
-        n = self.timeline.steps_per_epoch
-        steps = np.arange(epoch * n, (epoch + 1) * n)
+        steps = np.arange(self.timeline.first_step(epoch), self.timeline.first_step(epoch + 1))
         return keep_probabilities(self.schedule, steps, self.timeline.total, self.timeline.drops, self.blocks)
 
     def drawn(self, epoch: int) -> NDArray[np.bool_]:
@@ -47,7 +46,7 @@ class Draws:
         With `at_least_one_student`, a step without any student block keeps one, drawn uniformly.
         """
         rng = np.random.Generator(np.random.PCG64(derive("swap", self.seed, epoch)))
-        uniform = rng.random((self.timeline.steps_per_epoch, self.blocks + 1))
+        uniform = rng.random((self.timeline.steps_in(epoch), self.blocks + 1))
         kept = uniform[:, : self.blocks] < self.planned(epoch)
         if self.at_least_one_student:
             none = ~kept.any(axis=1)
@@ -56,7 +55,7 @@ class Draws:
 
     def at(self, step: int, images: int) -> Sequence[Choice]:
         """a_i of one step of the training, for a batch of so many images."""
-        epoch, position = divmod(step, self.timeline.steps_per_epoch)
+        epoch, position = self.timeline.place(step)
         if epoch != self._epoch:
             self._epoch, self._kept = epoch, self.drawn(epoch).tolist()
         return self._kept[position]
@@ -73,8 +72,8 @@ class FineDraws(Draws):
 
     def drawn(self, epoch: int) -> NDArray[Any]:
         """Share of rows that the student keeps, (steps, blocks)."""
-        n = self.timeline.steps_per_epoch
-        return np.stack([self._uniform_and_kept(step)[1].mean(axis=0) for step in range(epoch * n, (epoch + 1) * n)])
+        steps = range(self.timeline.first_step(epoch), self.timeline.first_step(epoch + 1))
+        return np.stack([self._uniform_and_kept(step)[1].mean(axis=0) for step in steps])
 
     def _uniform_and_kept(self, step: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """The numbers drawn, (rows, blocks + 1), and where they lie below p: (rows, blocks)."""
@@ -84,7 +83,7 @@ class FineDraws(Draws):
 
     def probabilities(self, step: int) -> NDArray[np.float64]:
         """p_i at one step, (blocks,)."""
-        epoch, position = divmod(step, self.timeline.steps_per_epoch)
+        epoch, position = self.timeline.place(step)
         if epoch != self._epoch:
             self._epoch, self._planned = epoch, self.planned(epoch)
         return self._planned[position]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from iakd import params
 from iakd.data.batches import Batch
+from iakd.data.choice import Choice
 from iakd.data.sets import ImageSet
 from iakd.data.streams import derive
 from iakd.interactive.hybrid import Hybrid
@@ -35,6 +36,7 @@ class Distillation:
         smoothing: float = 0.0,
     ) -> None:
         self.network = network
+        self.timeline = timeline
         self.teacher = teacher.eval().requires_grad_(False) if teacher else None
         self.options = method.iakd
         self.hybrid: Hybrid | None = None
@@ -53,6 +55,10 @@ class Distillation:
             self.student_needs |= part.student_needs
             self.teacher_needs |= part.teacher_needs
         self._with_terms = [part for part in self.parts if type(part).terms is not Part.terms]
+
+    def choose(self, epoch: int) -> Choice | None:
+        """The images of an epoch as the parts want them; at most one part does."""
+        return next((choice for part in self.parts if (choice := part.choose(epoch))), None)
 
     def loss(self, batch: Batch, step: int) -> tuple[LossTerms, Tensor]:
         """Terms of `ce_weight`·CE + Σ terms; the logits returned are those that the cross-entropy sees."""

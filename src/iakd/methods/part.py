@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from iakd import params
 from iakd.data.batches import Batch
+from iakd.data.choice import Choice
 from iakd.data.sets import ImageSet
 from iakd.interactive.pairing import Pair, levels, pair_blocks
 from iakd.models import Network
@@ -94,6 +95,15 @@ class Part(nn.Module):
     def initialise(self, generator: torch.Generator) -> None:
         """Draw the part's weights."""
         initialise(self, generator)
+
+    @staticmethod
+    def images(method: params.Method, n: int, epoch: int) -> int:
+        """How many of `n` images an epoch shows."""
+        return n
+
+    def choose(self, epoch: int) -> Choice | None:
+        """Which ones, where these are not all as they are; asked when the epoch begins or is gone on with."""
+        return None
 
     def view(self, logits: Tensor) -> Tensor:
         """How losses between outputs see logits (B, classes), the student's and the teacher's alike."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from iakd.data.batches import Batch
+from iakd.data.choice import Choice
 from iakd.data.sets import ImageSet
 from iakd.data.streams import derive
 from iakd.errors import RunFailed
@@ -36,6 +37,12 @@ log = logging.getLogger(__name__)
 
 class Method(Protocol):
     """What distinguishes one way of training from another."""
+
+    timeline: Timeline
+
+    def choose(self, epoch: int) -> Choice | None:
+        """The images of an epoch, where these are not all as they are; asked when it begins or is gone on with."""
+        ...
 
     def loss(self, batch: Batch, step: int) -> tuple[LossTerms, Tensor]:
         """Named scalars whose sum is minimised, and the logits (B, classes) that the training accuracy is read from."""
@@ -88,7 +95,7 @@ class Training:
         self.recipe = recipe
         self.checkpoint_seconds = checkpoint_seconds
         self.on_validation = on_validation or (lambda epoch, row: None)
-        self.timeline = Timeline.of(recipe, data.steps(recipe.batch_size))
+        self.timeline = method.timeline
         self.device = next(network.parameters()).device
         self.optimizer = make_optimizer(list(method.parameters()), recipe)
         self.average = (
@@ -131,14 +138,18 @@ class Training:
 
     def _epoch(self, interrupt: Interrupt) -> None:
         """The rest of the epoch that `self.step` is in, and its row in the history."""
-        epoch, first = divmod(self.step, self.timeline.steps_per_epoch)
+        epoch, first = self.timeline.place(self.step)
+        end = self.timeline.first_step(epoch + 1)
         recipe = self.recipe
         self._resumed = time.monotonic()
         self.method.train()
-        for batch in self.data.epoch(self.run.seed, epoch, recipe.batch_size, recipe.augment, start=first):
+        choice = self.method.choose(epoch)
+        for batch in self.data.epoch(
+            self.run.seed, epoch, recipe.batch_size, recipe.augment, start=first, choice=choice
+        ):
             self._step(batch)
             self.step += 1
-            if self.step % self.timeline.steps_per_epoch:  # the epoch's last checkpoint has its row, see below
+            if self.step < end:  # the epoch's last checkpoint has its row, see below
                 self._checkpoint_if_due(interrupt)
         self._check_finite()
         self.epoch_seconds += time.monotonic() - self._resumed
@@ -201,7 +212,7 @@ class Training:
         return metrics
 
     def _diverged(self, what: str) -> NoReturn:
-        epoch = (self.step - 1) // self.timeline.steps_per_epoch + 1
+        epoch = self.timeline.place(self.step - 1)[0] + 1
         raise RunFailed(
             f"{self.run.path}: the {what} is no longer finite in epoch {epoch} (by step {self.step}); "
             "lower recipe.lr, or bound the gradient with recipe.clip_norm"

@@ -24,8 +24,8 @@ class Augmenter:
         flips = torch.randint(2, (n,), generator=draws)
         corners = torch.randint(2 * augment.pad + 1, (2, n), generator=draws)
         self._flips, self._corners = moved(flips, device), moved(corners, device)
-        # (n,) on the device: which view of its image a position shows, where there are finitely many
-        self.views = None if augment.views is None else moved(number(augment, flips, corners), device)
+        # (n,) on the CPU: which view of its image a position shows, where there are finitely many
+        self.views = None if augment.views is None else number(augment, flips, corners)
 
     def apply(self, images: Tensor, part: slice) -> Tensor:
         """Images uint8 (B, C, H, W) at the positions `part` (B of them), changed; the shape stays."""
