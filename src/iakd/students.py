@@ -82,9 +82,7 @@ def train_student(
     recipe: params.Recipe = job.recipe
     timeline = timeline_of(recipe, job.method, len(train))
     method = Distillation(student, teacher, job.method, schedule, timeline, attempt.seed, train, recipe.label_smoothing)
-    training = Training(
-        attempt, student, method, train, validation, recipe, plan.params.compute.checkpoint_seconds, on_validation
-    )
+    training = Training(attempt, student, method, train, validation, recipe, plan.params.compute, on_validation)
     history, metrics = training.fit()
     return history, metrics, student
 

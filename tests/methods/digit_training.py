@@ -10,7 +10,7 @@ from iakd.data.batches import Batch, Resident
 from iakd.data.sources import digits
 from iakd.methods import Distillation
 from iakd.models.network import initialise
-from iakd.params import Recipe, Schedule
+from iakd.params import Compute, Recipe, Schedule
 from iakd.runs import Run
 from iakd.training.loop import Training
 from iakd.training.timeline import Timeline
@@ -63,7 +63,8 @@ def make_training(
     schedule = Schedule(p0=0.5, solo=0.2)
     distillation = Distillation(student, teacher, method, schedule, timeline, 0, train, chosen.label_smoothing)
     run = Run(path, "distill", "key", {}, 0, {}, {})
-    return Training(run, student, distillation, train, digit_images(1200, 40), chosen, 1e9)
+    machine = Compute(device="cpu", checkpoint_seconds=1e9)
+    return Training(run, student, distillation, train, digit_images(1200, 40), chosen, machine)
 
 
 def fixed_batch(training: Training, epoch: int = 0) -> Batch:

@@ -12,7 +12,7 @@ from iakd import models, params
 from iakd.data.batches import Resident
 from iakd.methods import Distillation, timeline_of
 from iakd.models.network import initialise
-from iakd.params import Recipe, Schedule
+from iakd.params import Compute, Recipe, Schedule
 from iakd.runs import Run
 from iakd.training.loop import OnValidation, Training
 
@@ -46,7 +46,7 @@ def make_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[.
         path: str = "toy/students/run",
         schedule: Schedule | None = None,
         seed: int = 0,
-        checkpoint_seconds: float = 1e9,
+        compute: dict[str, Any] | None = None,
         on_validation: OnValidation | None = None,
         n: int = 70,
         options: dict[str, Any] | None = None,
@@ -61,6 +61,7 @@ def make_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[.
         schedule = schedule or Schedule(p0=0.3, solo=0.25)
         distillation = Distillation(student, teacher, method, schedule, timeline, seed, train, chosen.label_smoothing)
         run = Run(path, "distill", "key", {}, seed, {}, {})
-        return Training(run, student, distillation, train, images(40, 2), chosen, checkpoint_seconds, on_validation)
+        machine = Compute.model_validate({"device": "cpu", "checkpoint_seconds": 1e9, **(compute or {})})
+        return Training(run, student, distillation, train, images(40, 2), chosen, machine, on_validation)
 
     return make

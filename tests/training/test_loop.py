@@ -14,6 +14,7 @@ from iakd.errors import RunFailed, UserError
 from iakd.params import Augment, Schedule
 from iakd.training import checkpoint
 from iakd.training.loop import Training
+from iakd.training.sums import Sums
 
 Make = Callable[..., Training]
 
@@ -35,7 +36,7 @@ def test_the_loop_is_plain_sgd_written_out(make_training: Make) -> None:
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4, fused=True)
     step = 0
     for epoch in range(3):
-        for batch in data.epoch(0, epoch, 16, Augment()):
+        for batch in data.epoch(0, epoch, 16, Augment(), channels_last=True):
             optimizer.param_groups[0]["lr"] = timeline.lr(step)
             optimizer.zero_grad()
             F.cross_entropy(net(batch.images), batch.labels, label_smoothing=0.1).backward()
@@ -110,7 +111,7 @@ def test_validations_before_an_interruption_are_told_again_in_order(make_trainin
 
 
 def test_a_checkpoint_of_other_settings_is_not_resumed(make_training: Make) -> None:
-    part = make_training(checkpoint_seconds=0)
+    part = make_training(compute={"checkpoint_seconds": 0})
     part._epoch(type("Calm", (), {"name": ""})())
     assert checkpoint.load(part.run.live, "key") is not None
     other = make_training()
@@ -120,7 +121,7 @@ def test_a_checkpoint_of_other_settings_is_not_resumed(make_training: Make) -> N
 
 
 def test_a_damaged_checkpoint_is_one_clear_line(make_training: Make) -> None:
-    part = make_training(checkpoint_seconds=0)
+    part = make_training(compute={"checkpoint_seconds": 0})
     part._epoch(type("Calm", (), {"name": ""})())
     path = part.run.live / checkpoint.NAME
     content = bytearray(path.read_bytes())
@@ -142,11 +143,11 @@ def test_a_loss_that_is_no_longer_finite_stops_the_run(make_training: Make) -> N
 
 
 def test_no_checkpoint_is_made_of_a_loss_that_is_not_finite(make_training: Make) -> None:
-    training = make_training(lr=1e20, checkpoint_seconds=0)
+    training = make_training(lr=1e20, compute={"checkpoint_seconds": 0})
     with pytest.raises(RunFailed):
         training.fit()
     state = checkpoint.load(training.run.live, "key")
-    assert state is None or all(torch.isfinite(t).all() for t in state["sums"].values())
+    assert state is None or all(torch.isfinite(values).all() for _, values in state["sums"]["terms"])
 
 
 @pytest.mark.parametrize("expression", ["scratch", "kd", "iakd", "iakd+kd", "label_smoothing"])
@@ -283,3 +284,41 @@ def test_batchnorm_statistics_can_be_gathered_anew(make_training: Make) -> None:
     bn = training.network.stem[1]
     assert torch.allclose(bn.running_mean, captured[0].mean((0, 2, 3)), atol=1e-5)
     assert bn.momentum == 0.1
+
+
+@pytest.mark.parametrize("recipe", [{}, {"optimizer": "adamw", "lr": 0.005}])
+def test_a_training_may_go_on_in_another_memory_layout(make_training: Make, recipe: dict[str, object]) -> None:
+    """The optimiser's state follows the weights: otherwise momenta would be added to other weights than their own."""
+    before = {"channels_last": False, "checkpoint_seconds": 0}
+    whole = make_training("iakd", path="whole", compute=before, **recipe)
+    whole.fit()
+    make_training("iakd", path="part", compute=before, **recipe)._epoch(type("Calm", (), {"name": ""})())
+    part = make_training("iakd", path="part", compute={"channels_last": True}, **recipe)
+    part.fit()
+    assert part.network.stem[0].weight.is_contiguous(memory_format=torch.channels_last)
+    for name, value in whole.network.state_dict().items():
+        torch.testing.assert_close(part.network.state_dict()[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_sums_go_on_where_a_checkpoint_left_them() -> None:
+    device, generator = torch.device("cpu"), torch.Generator().manual_seed(0)
+    batches = [
+        (torch.rand(2, generator=generator), torch.randn(n, 3, generator=generator), torch.arange(n) % 3)
+        for n in (4, 4, 2)
+    ]
+    whole, part = Sums(device), Sums(device)
+    for position, (values, logits, labels) in enumerate(batches):
+        if position == 2:
+            saved = part.state_dict()
+            part = Sums(device)
+            part.load_state_dict(saved)
+        for sums in (whole, part):
+            sums.add(("ce", "kd"), values, logits, labels)
+            sums.images += len(labels)
+    assert part.means() == whole.means()
+    expected = sum(len(labels) * values.double().sum().item() for values, _, labels in batches) / 10
+    assert whole.means()["loss"] == pytest.approx(expected, rel=1e-6)
+    right = sum(int((logits.argmax(1) == labels).sum()) for _, logits, labels in batches)
+    assert whole.means()["train_top1"] == pytest.approx(10.0 * right)
+    whole.reset()
+    assert whole.loss() == 0.0

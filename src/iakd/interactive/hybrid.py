@@ -37,11 +37,16 @@ class Swapped(nn.Module):
         self.enter = _adapter(pair, pair.student[0].in_channels, pair.teacher[0].in_channels)
         self.leave = _adapter(pair, pair.teacher[-1].out_channels, pair.student[-1].out_channels)
 
+    @property
+    def teacher(self) -> nn.Module:
+        """The frozen blocks."""
+        return self._teacher[0]
+
     def forward(self, features: Tensor, sizes: tuple[Shape, Shape] | None = None) -> Tensor:
         """`sizes`: heights and widths that the teacher's blocks expect and that the student's would give."""
         if sizes is None:
-            return self.leave(self._teacher[0](self.enter(features)))
-        features = self._teacher[0](_fitted(self.enter, features, sizes[0]))
+            return self.leave(self.teacher(self.enter(features)))
+        features = self.teacher(_fitted(self.enter, features, sizes[0]))
         return _fitted(self.leave, features, sizes[1])
 
 
@@ -177,6 +182,12 @@ class Hybrid:
         for swapped in self._places:
             swapped.enter.train()
             swapped.leave.train()
+
+    def modules(self) -> Iterable[nn.Module]:
+        """The groups of teacher blocks that are swapped in, and the adapters around them."""
+        for swapped in self._places:
+            yield swapped.teacher
+            yield swapped
 
     def parameters(self) -> Iterable[nn.Parameter]:
         """Those of the adapters, which exist only while training."""

@@ -105,6 +105,15 @@ class Distillation:
         for part in self.parts:
             yield from (parameter for parameter in part.parameters() if parameter.requires_grad)
 
+    def modules(self) -> Iterable[nn.Module]:
+        """Network, teacher, parts, and the teacher's blocks that are swapped in with their adapters."""
+        yield self.network
+        if self.teacher:
+            yield self.teacher
+        if self.hybrid:
+            yield from self.hybrid.modules()
+        yield from self.parts
+
     def train(self) -> None:
         """Network in training mode; teacher and whatever was copied from it, frozen, in evaluation mode."""
         if self.hybrid:

@@ -46,8 +46,6 @@ def run(plan: Plan, job: TeacherJob) -> Path:
         timeline = Timeline.of(job.recipe, train.steps(job.recipe.batch_size))
         alone = params.Method(method="scratch")
         method = Distillation(network, None, alone, None, timeline, job.seed, train, job.recipe.label_smoothing)
-        training = Training(
-            attempt, network, method, train, validation, job.recipe, plan.params.compute.checkpoint_seconds
-        )
+        training = Training(attempt, network, method, train, validation, job.recipe, plan.params.compute)
         history, metrics = training.fit()
         return attempt.finish(history, metrics, models.save_weights(network))

@@ -13,19 +13,22 @@ from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from iakd.data.batches import Batch
 from iakd.data.choice import Choice
 from iakd.data.sets import ImageSet
 from iakd.data.streams import derive
 from iakd.errors import RunFailed
-from iakd.params import Recipe
+from iakd.params import Compute, Recipe
 from iakd.runs import Row, Run
 from iakd.training import checkpoint
+from iakd.training.average import Average
+from iakd.training.device import channels_last, lay_out
 from iakd.training.evaluation import validate
 from iakd.training.interrupt import Interrupt
+from iakd.training.optimizer import load_state, make_optimizer, set_lr
 from iakd.training.progress import Progress
+from iakd.training.sums import Sums
 from iakd.training.timeline import Timeline
 
 LossTerms = dict[str, Tensor]
@@ -50,6 +53,10 @@ class Method(Protocol):
 
     def parameters(self) -> Iterable[nn.Parameter]:
         """What is trained: the network's parameters and those that the method needs and then discards."""
+        ...
+
+    def modules(self) -> Iterable[nn.Module]:
+        """All networks and parts that a step computes with, trained or frozen."""
         ...
 
     def train(self) -> None:
@@ -84,7 +91,7 @@ class Training:
         data: ImageSet,
         validation: ImageSet,
         recipe: Recipe,
-        checkpoint_seconds: float,
+        compute: Compute,
         on_validation: OnValidation | None = None,
     ) -> None:
         self.run = run
@@ -93,19 +100,18 @@ class Training:
         self.data = data
         self.validation = validation
         self.recipe = recipe
-        self.checkpoint_seconds = checkpoint_seconds
+        self.checkpoint_seconds = compute.checkpoint_seconds
         self.on_validation = on_validation or (lambda epoch, row: None)
         self.timeline = method.timeline
         self.device = next(network.parameters()).device
+        self.channels_last = channels_last(compute, recipe, self.device)
+        for module in method.modules():
+            lay_out(module, self.channels_last)
         self.optimizer = make_optimizer(list(method.parameters()), recipe)
-        self.average = (
-            AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
-            if recipe.ema
-            else None
-        )
+        self.average = Average(network, recipe.ema) if recipe.ema else None
         self.history: list[Row] = []
         self.step = 0  # of the whole training
-        self.sums: dict[str, Tensor] = {}  # of the epoch, on the device, so that no step waits for the host
+        self.sums = Sums(self.device)  # of the epoch
         self.epoch_seconds = 0.0
         self._resumed = self._saved = time.monotonic()
         torch.manual_seed(derive("global", run.seed))
@@ -127,9 +133,8 @@ class Training:
                 progress.show(row)
                 if "val_top1" in row:
                     self.on_validation(int(row["epoch"] or 0), row)
-        network = self.average.module if self.average else self.network
         if self.average:
-            self.network.load_state_dict(network.state_dict())
+            self.network.load_state_dict(self.average.module.state_dict())
         self.method.finish(self.data, self.recipe.batch_size)
         last = self.history[-1]
         final = self._validate(self.network)
@@ -143,9 +148,14 @@ class Training:
         recipe = self.recipe
         self._resumed = time.monotonic()
         self.method.train()
-        choice = self.method.choose(epoch)
         for batch in self.data.epoch(
-            self.run.seed, epoch, recipe.batch_size, recipe.augment, start=first, choice=choice
+            self.run.seed,
+            epoch,
+            recipe.batch_size,
+            recipe.augment,
+            start=first,
+            channels_last=self.channels_last,
+            choice=self.method.choose(epoch),
         ):
             self._step(batch)
             self.step += 1
@@ -153,17 +163,15 @@ class Training:
                 self._checkpoint_if_due(interrupt)
         self._check_finite()
         self.epoch_seconds += time.monotonic() - self._resumed
-        images = self.sums.pop("images").item()
-        row: Row = {"epoch": epoch + 1, "step": self.step, "lr": self.timeline.lr(self.step - 1)}
-        row |= {name: total.item() / images for name, total in self.sums.items()}
-        row["train_top1"] = 100.0 * float(row.pop("correct") or 0)
+        images = self.sums.images
+        row: Row = {"epoch": epoch + 1, "step": self.step, "lr": self.timeline.lr(self.step - 1), **self.sums.means()}
         if (epoch + 1) % recipe.validate_every == 0 or epoch + 1 == self.timeline.epochs:
-            row |= self._validate(self.average or self.network)
+            row |= self._validate(self.average.module if self.average else self.network)
         row |= self.method.epoch_record(epoch)
         row["images_per_s"] = round(images / max(self.epoch_seconds, 1e-9), 1)
         row["seconds"] = round(self.epoch_seconds, 4)
         self.history.append(row)
-        self.sums = {}
+        self.sums.reset()
         self.epoch_seconds = 0.0
         self._resumed = time.monotonic()
         self._checkpoint_if_due(interrupt)
@@ -179,34 +187,26 @@ class Training:
             raise KeyboardInterrupt(interrupt.name)
 
     def _step(self, batch: Batch) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.timeline.lr(self.step)
+        set_lr(self.optimizer, self.timeline.lr(self.step))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
             terms, logits = self.method.loss(batch, self.step)
-        loss = torch.stack(list(terms.values())).sum()
+        values = torch.stack(list(terms.values()))
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        values.sum().backward()
         if self.recipe.clip_norm:
             nn.utils.clip_grad_norm_(self.method.parameters(), self.recipe.clip_norm)
         self.optimizer.step()
         if self.average:
-            self.average.update_parameters(self.network)
-        n = len(batch.labels)
-        self._add("loss", loss.detach() * n)
-        for name, term in terms.items():
-            self._add(f"loss_{name}", term.detach() * n)
-        self._add("correct", (logits.detach().argmax(1) == batch.labels).sum())
-        self._add("images", torch.tensor(float(n)))
-
-    def _add(self, name: str, value: Tensor) -> None:
-        self.sums[name] = self.sums[name] + value if name in self.sums else value
+            self.average.update()
+        self.sums.add(tuple(terms), values.detach(), logits.detach(), batch.labels)
+        self.sums.images += len(batch.labels)
 
     def _check_finite(self) -> None:
-        if self.sums and not math.isfinite(self.sums["loss"].item()):
+        if not math.isfinite(self.sums.loss()):
             self._diverged("loss")
 
     def _validate(self, network: nn.Module) -> dict[str, float]:
-        metrics = validate(network, self.validation, VALIDATION_BATCH)
+        metrics = validate(network, self.validation, VALIDATION_BATCH, self.channels_last)
         if not math.isfinite(metrics["val_nll"]):  # BatchNorm's statistics can overflow before the weights do
             self._diverged("validation loss")
         return metrics
@@ -224,7 +224,7 @@ class Training:
             "key": self.run.key,
             "step": self.step,
             "history": self.history,
-            "sums": self.sums,
+            "sums": self.sums.state_dict(),
             "epoch_seconds": self.epoch_seconds,
             "started": self.run.started,
             "wall_seconds": self.run.wall_seconds(),
@@ -243,36 +243,16 @@ class Training:
             return
         self.step = state["step"]
         self.history = state["history"]
-        self.sums = {name: value.to(self.device) for name, value in state["sums"].items()}
+        self.sums.load_state_dict(state["sums"])
         self.epoch_seconds = state["epoch_seconds"]
         self.run.started = state["started"]
         self.run.seconds = state["wall_seconds"]
         self.network.load_state_dict(state["network"])
         self.method.load_state_dict(state["method"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_state(self.optimizer, state["optimizer"])
         if self.average:
             self.average.load_state_dict(state["average"])
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
         log.info("%s: going on at step %d of %d", self.run.path, self.step, self.timeline.total)
-
-
-def make_optimizer(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimiser over `parameters`, fused."""
-    if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
-    sgd = torch.optim.SGD(
-        parameters,
-        lr=recipe.lr,
-        momentum=recipe.momentum,
-        nesterov=recipe.nesterov,
-        weight_decay=recipe.weight_decay,
-        fused=True,
-    )
-    if recipe.momentum:
-        # A swapped-out block has no gradient, so blocks take their first steps at different times, which the fused
-        # update cannot do when it makes the buffers itself. Starting from zero gives the same bits.
-        for parameter in parameters:
-            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return sgd
