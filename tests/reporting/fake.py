@@ -163,6 +163,7 @@ def _evaluation(job: Any, top1: float, about: dict[str, Any], sha: str, rng: np.
             "top1": [float(c**1.2) if n else None for c, n in zip(centre, count, strict=True)],
         },
         "parameters": 78042 if small else 272474,
+        "weight_bytes": 4 * (78042 if small else 272474),
         "macs": 786_000 if small else 2_610_000,
         "latency_ms": float(rng.normal(0.61 if small else 1.6, 0.02)),
         "images_per_s": float(rng.normal(9600 if small else 3300, 50)),

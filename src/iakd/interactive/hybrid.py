@@ -19,6 +19,7 @@ from iakd.interactive.draws import ChannelDraws, Choice, Draws, SampleDraws
 from iakd.interactive.pairing import Pair, pair_blocks, whole_stages
 from iakd.models import Network
 from iakd.models.network import initialise
+from iakd.models.quantised import QUANTISER
 from iakd.models.shapes import Shape, channels
 from iakd.models.walk import LOGITS, Features, Needs, Place, walk_places
 from iakd.params import Iakd, Schedule
@@ -195,14 +196,18 @@ class Hybrid:
 
 
 def copy_weights(source: nn.Module, target: nn.Module, what: str) -> None:
-    """Copy parameters and buffers. Raises UserError, naming `what`, where the shapes differ."""
-    theirs, ours = source.state_dict(), target.state_dict()
+    """Copy parameters and buffers; a target of fewer bits keeps its ranges.
+
+    Raises UserError, naming `what`, where the shapes differ.
+    """
+    theirs = source.state_dict()
+    ours = {k: v for k, v in target.state_dict().items() if k in theirs or not k.endswith(QUANTISER)}
     if {k: v.shape for k, v in theirs.items()} != {k: v.shape for k, v in ours.items()}:
         raise UserError(
             f"the teacher's {what} does not fit the student's (shapes differ); take networks of equal width, "
             f"or keep the student's own"
         )
-    target.load_state_dict(theirs)
+    target.load_state_dict(theirs, strict=False)
 
 
 def initialise_from_teacher(student: Network, teacher: Network) -> None:

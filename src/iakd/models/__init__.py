@@ -11,6 +11,7 @@ from iakd import params
 from iakd.errors import UserError
 from iakd.models import bottleneck, from_timm, from_torchvision, mobilenetv2, resnet, shufflenet, vgg, wrn
 from iakd.models.network import Network
+from iakd.models.quantised import quantise
 
 __all__ = ["ARCHITECTURES", "Network", "build", "load_weights", "save_weights"]
 
@@ -33,6 +34,13 @@ def build(network: params.Network, channels: int, classes: int) -> Network:
 
     Raises UserError for an architecture that the zoo does not have, and for a setting that it has no use for.
     """
+    built = _build(network, channels, classes)
+    if network.bits:
+        quantise(built, network.bits)
+    return built
+
+
+def _build(network: params.Network, channels: int, classes: int) -> Network:
     if network.arch.startswith(from_timm.PREFIX):
         _refuse_unused(network, set())
         return from_timm.build(network, channels, classes)

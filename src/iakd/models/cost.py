@@ -10,11 +10,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from iakd.models.network import Network
+from iakd.models.quantised import weight_bytes
 from iakd.models.shapes import Shape, hollow
 
 
 def cost(network: nn.Module, shape: Shape) -> dict[str, int]:
-    """`parameters` (how many numbers they hold) and `macs` (multiply–accumulate operations on one image).
+    """`parameters` (how many numbers they hold), `weight_bytes` (what they take), and `macs` (multiply–accumulate
+    operations on one image).
 
     `shape` is (channels, height, width). Counted are convolutions and matrix products, as is usual in the field;
     normalisation, activations and additions are not. The network's mode is put back.
@@ -25,7 +27,11 @@ def cost(network: nn.Module, shape: Shape) -> dict[str, int]:
     with torch.no_grad(), _counter() as counter:
         network(torch.zeros(1, *shape, device=first.device, dtype=first.dtype))
     network.train(training)
-    return {"parameters": _parameters(network), "macs": counter.get_total_flops() // 2}
+    return {
+        "parameters": _parameters(network),
+        "weight_bytes": weight_bytes(network),
+        "macs": counter.get_total_flops() // 2,
+    }
 
 
 def block_costs(network: Network, shape: Shape) -> list[dict[str, int]]:

@@ -8,6 +8,7 @@ from iakd.reporting.statistics import Difference
 
 SIZES = (  # name, title, how much less is better
     ("parameters", "Parameters", "fewer", "more"),
+    ("weight_bytes", "Bytes of weights", "fewer", "more"),
     ("macs", "MACs per image", "fewer", "more"),
     ("latency_ms", "Latency, ms", "faster", "slower"),
 )
@@ -102,7 +103,12 @@ def kind(entry: Entry) -> str:
 def sizes(pair: Pair) -> list[dict[str, str]]:
     """Teacher and student side by side: one row per kind of cost. Students that differ are shown as their range."""
     rows = []
+    full = all(
+        entry.median("weight_bytes") == 4 * entry.median("parameters") for entry in (pair.teacher, *pair.entries)
+    )
     for name, title, less, more in SIZES:
+        if name == "weight_bytes" and full:  # tells no more than the number of parameters
+            continue
         teacher = pair.teacher.median(name)
         each = sorted(entry.median(name) for entry in pair.entries)
         middle = each[len(each) // 2]

@@ -8,7 +8,7 @@ from iakd.reporting.statistics import Mean
 from iakd.runs import HISTORY, read_history
 
 Rows = list[dict[str, Any]]
-COST = ("parameters", "macs", "latency_ms", "images_per_s")
+COST = ("parameters", "weight_bytes", "macs", "latency_ms", "images_per_s")
 
 
 def rounded(value: float | None) -> float | None:
