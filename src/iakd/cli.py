@@ -75,15 +75,15 @@ def teach(
     teacher: Annotated[str | None, typer.Option(help="Only this teacher.")] = None,
     seed: Annotated[int | None, typer.Option(help="Only this seed.")] = None,
 ) -> None:
-    """Train the teachers."""
+    """Train the teachers, or import those that have a checkpoint."""
     plan = _plan(params, changes)
     from iakd.plan import select
 
     jobs = select(plan.teachers, "teacher", teacher=teacher, seed=seed)
     with _training(plan):
-        from iakd.stages.teach import run
+        from iakd.stages import import_teacher, teach
 
-        _products([run(plan, job) for job in jobs])
+        _products([(import_teacher if job.network.checkpoint else teach).run(plan, job) for job in jobs])
 
 
 @app.command()

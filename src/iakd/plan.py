@@ -55,6 +55,14 @@ class TeacherJob(Job):
         """Of the images that its stem knows; None: the data set's."""
         return self.network.own_normalisation
 
+    def check_file(self) -> None:
+        """Raise UserError where the checkpoint is a file that does not exist."""
+        path = self.network.path
+        if path is not None and not path.is_file():
+            raise UserError(
+                f"teacher {self.network.name}: checkpoint {path} is no file (looked for below {Path.cwd()})"
+            )
+
 
 @dataclass(frozen=True)
 class StudyJob(Job):

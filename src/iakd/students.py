@@ -9,11 +9,13 @@ from iakd.data.sets import image_set
 from iakd.data.splits import Indices, stratified
 from iakd.data.store import Store
 from iakd.data.streams import derive
+from iakd.errors import UserError
 from iakd.files import digest
 from iakd.interactive.hybrid import initialise_from_teacher
 from iakd.methods import Distillation, timeline_of
 from iakd.models import Network
 from iakd.models.network import initialise
+from iakd.models.normalisation import adapt_input
 from iakd.params import Schedule
 from iakd.plan import Plan, StudentJob, StudyJob, TeacherJob
 from iakd.training import device as devices
@@ -66,7 +68,8 @@ def train_student(
     channels, classes = store.image_shape[0], len(store.classes)
     student = models.build(job.student, channels, classes)
     initialise(student, torch.Generator().manual_seed(derive("initialise", attempt.seed)))
-    teacher = read_teacher(job.teacher, channels, classes) if job.method.needs_teacher else None
+    adapt_input(student, job.normalisation, store.mean, store.std)
+    teacher = read_teacher(job.teacher, store) if job.method.needs_teacher else None
     if job.method.init == "teacher":
         assert teacher is not None
         initialise_from_teacher(student, teacher)
@@ -87,9 +90,15 @@ def train_student(
     return history, metrics, student
 
 
-def read_teacher(job: TeacherJob, channels: int, classes: int) -> Network:
-    """A finished teacher. Raises UserError where it is missing, damaged or of other settings."""
-    network = models.build(job.network, channels, classes)
-    content, _ = runs.read_model(job.folder)
+def read_teacher(job: TeacherJob, store: Store) -> Network:
+    """A finished teacher, for images as `store` normalises them.
+
+    Raises UserError where it is missing, damaged or of other settings.
+    """
+    network = models.build(job.network, store.image_shape[0], len(store.classes))
+    content, record = runs.read_model(job.folder)
+    if not record["params"].items() >= job.settings.items():
+        raise UserError(f"{job.folder} was made with other settings: run `iakd teach --teacher {job.network.name}`")
     models.load_weights(network, content, str(job.folder / runs.MODEL))
+    adapt_input(network, job.normalisation, store.mean, store.std)
     return network

@@ -22,7 +22,8 @@ from iakd.processes import end_with_parent
 
 VARIABLE = "IAKD_WARM"  # the socket, a path below the working directory
 COMMANDS = ("teach", "distill", "evaluate")
-PRELOAD = ("torch._dynamo", "iakd.stages.teach", "iakd.stages.distill", "iakd.stages.evaluate", "iakd.evaluation.model")
+STAGES = (*COMMANDS, "import_teacher")
+PRELOAD = ("torch._dynamo", *(f"iakd.stages.{stage}" for stage in STAGES), "iakd.evaluation.model")
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 NUMBER_BYTES = 4  # of a message's length, a process number, an exit code
 
@@ -124,8 +125,8 @@ def _remember_sources() -> None:
     """What the loaded modules are is what they were when they were loaded, whoever edits the files meanwhile."""
     from iakd.provenance import provenance, source_sha
 
-    for command in COMMANDS:
-        source_sha(f"iakd.stages.{command}")
+    for stage in STAGES:
+        source_sha(f"iakd.stages.{stage}")
     provenance()
 
 

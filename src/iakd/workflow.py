@@ -34,6 +34,8 @@ def set_up(config: dict[str, Any], origins: list[Path], main: bool) -> Plan:
     plan = make_plan(parse(settings, ", ".join(os.path.relpath(path) for path in origins)))
     if main:
         adoption.check(plan)
+        for job in plan.teachers:
+            job.check_file()  # Snakemake's own words for it are many
     os.environ["IAKD_PARAMS"] = str(_settings_file(settings))
     os.environ["IAKD_WITH_PARENT"] = "1"
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"

@@ -55,13 +55,15 @@ def test_a_public_network_loads_unaided_and_computes_the_same(name: str, tmp_pat
     original = public.randomise(make())
     state = original.state_dict()
     torch.save(state, tmp_path / "model.pth")
-    assert_same_function(original, load_foreign(settings(**options), 3, 10, tmp_path / "model.pth"))
+    assert_same_function(original, load_foreign(settings(**options), 3, 10, tmp_path / "model.pth", "the checkpoint"))
     save_file(dict(state), tmp_path / "model.safetensors")
     if name in UNORDERED_TOO:
-        assert_same_function(original, load_foreign(settings(**options), 3, 10, tmp_path / "model.safetensors"))
+        assert_same_function(
+            original, load_foreign(settings(**options), 3, 10, tmp_path / "model.safetensors", "the checkpoint")
+        )
     else:
         with pytest.raises(UserError, match="nothing says which comes first"):
-            load_foreign(settings(**options), 3, 10, tmp_path / "model.safetensors")
+            load_foreign(settings(**options), 3, 10, tmp_path / "model.safetensors", "the checkpoint")
 
 
 def test_a_network_of_our_own_and_one_of_torchvision(tmp_path: Path) -> None:
@@ -73,7 +75,7 @@ def test_a_network_of_our_own_and_one_of_torchvision(tmp_path: Path) -> None:
     ):
         public.randomise(original)
         torch.save({"model": {f"module.{k}": v for k, v in original.state_dict().items()}}, tmp_path / "model.pth")
-        imported = load_foreign(settings(arch=arch), 3, 10, tmp_path / "model.pth").eval()
+        imported = load_foreign(settings(arch=arch), 3, 10, tmp_path / "model.pth", "the checkpoint").eval()
         images = torch.randn(1, 3, 64, 64)
         with torch.no_grad():
             assert torch.equal(imported(images), original(images))
@@ -105,7 +107,7 @@ CHECKPOINTS["parameters"] = {k.replace("/", "."): v for k, v in CHECKPOINTS["par
 def test_checkpoints_of_many_forms(name: str, tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pth.tar"
     torch.save(CHECKPOINTS[name], path)
-    found = load_foreign(settings(arch="resnet8"), 3, 10, path).state_dict()
+    found = load_foreign(settings(arch="resnet8"), 3, 10, path, "the checkpoint").state_dict()
     assert torch.allclose(found["stem.0.weight"], STATE["conv1.weight"], rtol=1e-3)
     assert torch.allclose(
         found["stages.2.0.shortcut.1.bias"], STATE["layer3.0.downsample.1.bias"], rtol=1e-3, atol=1e-3
@@ -115,11 +117,13 @@ def test_checkpoints_of_many_forms(name: str, tmp_path: Path) -> None:
 
 def test_old_pickles_and_exported_programs(tmp_path: Path) -> None:
     torch.save(STATE, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    load_foreign(settings(arch="resnet8"), 3, 10, tmp_path / "old.pth")
+    load_foreign(settings(arch="resnet8"), 3, 10, tmp_path / "old.pth", "the checkpoint")
     original = public.randomise(public.ThreeStages(8, "plain"))
     program = torch.export.export(original, (torch.randn(2, 3, 32, 32),))
     torch.export.save(program, tmp_path / "model.pt2")
-    assert_same_function(original, load_foreign(settings(arch="resnet8"), 3, 10, tmp_path / "model.pt2"))
+    assert_same_function(
+        original, load_foreign(settings(arch="resnet8"), 3, 10, tmp_path / "model.pt2", "the checkpoint")
+    )
 
 
 # --- what does not fit ---
@@ -129,9 +133,9 @@ def refusal(tmp_path: Path, content: Any, classes: int = 10, channels: int = 3, 
     path = tmp_path / "checkpoint.pth"
     torch.save(content, path)
     with pytest.raises(UserError) as caught:
-        load_foreign(settings(**options), channels, classes, path)
+        load_foreign(settings(**options), channels, classes, path, "the checkpoint")
     message = str(caught.value)
-    assert "checkpoint.pth" in message and "\n" not in message
+    assert message.startswith("the checkpoint") and "\n" not in message
     return message
 
 
@@ -231,7 +235,7 @@ class Evil:
 def test_a_file_with_other_things(content: Any, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(content, tmp_path / "odd.pth")
     with pytest.raises(UserError, match=words):
-        load_foreign(settings(arch="resnet8"), 3, 10, tmp_path / "odd.pth")
+        load_foreign(settings(arch="resnet8"), 3, 10, tmp_path / "odd.pth", "the checkpoint")
     assert capsys.readouterr().out == ""
 
 
@@ -244,15 +248,15 @@ def test_damaged_files_and_files_of_other_kinds(tmp_path: Path) -> None:
     for whole in ("whole.pth", "old.pth", "whole.safetensors", "whole.pt2"):
         content = (tmp_path / whole).read_bytes()
         path.write_bytes(content[: len(content) // 2])
-        with pytest.raises(UserError, match=r"odd is truncated or damaged \(.+\); copy it anew"):
-            load_foreign(settings(arch="resnet8"), 3, 10, path)
+        with pytest.raises(UserError, match=r"the checkpoint is truncated or damaged \(.+\); copy it anew"):
+            load_foreign(settings(arch="resnet8"), 3, 10, path, "the checkpoint")
     for content in (b"", b"<!DOCTYPE html><html>", b"hello"):
         path.write_bytes(content)
-        with pytest.raises(UserError, match="odd is no checkpoint"):
-            load_foreign(settings(arch="resnet8"), 3, 10, path)
+        with pytest.raises(UserError, match="the checkpoint is no checkpoint"):
+            load_foreign(settings(arch="resnet8"), 3, 10, path, "the checkpoint")
     for missing in (tmp_path / "absent", tmp_path):
         with pytest.raises(UserError, match="is no file"):
-            load_foreign(settings(arch="resnet8"), 3, 10, missing)
+            load_foreign(settings(arch="resnet8"), 3, 10, missing, "the checkpoint")
 
 
 def test_a_scripted_program_is_named_so(tmp_path: Path) -> None:
@@ -260,4 +264,4 @@ def test_a_scripted_program_is_named_so(tmp_path: Path) -> None:
         warnings.simplefilter("ignore", DeprecationWarning)
         torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)).save(tmp_path / "script.pt")
     with pytest.raises(UserError, match="a TorchScript program and is not opened"):
-        load_foreign(settings(arch="resnet8"), 3, 10, tmp_path / "script.pt")
+        load_foreign(settings(arch="resnet8"), 3, 10, tmp_path / "script.pt", "the checkpoint")

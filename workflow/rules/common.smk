@@ -50,6 +50,12 @@ def teacher_options(wildcards):
     return f"--teacher {job.network.name} --seed {job.seed}"
 
 
+def teacher_files(wildcards):
+    """The file that an imported teacher comes from."""
+    path = JOBS[wildcards.teacher].network.path
+    return [path] if path else []
+
+
 def study_options(wildcards):
     job = JOBS[wildcards.study]
     return f"--pair {job.teacher.network.name}-{job.student.name}"

@@ -22,37 +22,45 @@ TELL = 5.0  # seconds between two lines of progress
 PERMANENT = {400, 401, 403, 404, 405, 410, 451}  # trying again would not help
 
 
-def fetch(urls: Sequence[str], md5: str, folder: Path) -> Path:
+def fetch(
+    urls: Sequence[str], checksum: str, folder: Path, algorithm: str = "md5", setting: str = "dataset.path"
+) -> Path:
     """The file that all `urls` name, in `folder`, downloaded unless it is there and intact.
 
-    The addresses are tried in turn. What a cut left is continued (HTTP ranges). Raises RunFailed where none of
-    them gives a file with that MD5; UserError where another process is downloading it.
+    `checksum` is what the file's hash begins with, and `setting` where a file of the user's own can be named. The
+    addresses are tried in turn. What a cut left is continued (HTTP ranges). Raises RunFailed where none of
+    them gives a file with that hash; UserError where another process is downloading it.
     """
+
+    def intact(path: Path) -> bool:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, algorithm).hexdigest().startswith(checksum)
+
     path = folder / urls[0].rsplit("/", 1)[-1]
     with files.exclusive(
         folder / f".{path.name}.lock", f"{path}: another process is downloading it; wait for it to end"
     ):
-        if path.exists() and _md5(path) == md5:
+        if path.exists() and intact(path):
             return path
         part = folder / f".{path.name}.part"
         reasons = []
         for url in urls:
             leftover = part.exists()
             reason = _attempts(url, part)
-            if reason is None and leftover and _md5(part) != md5:  # what was left may be of another file
+            if reason is None and leftover and not intact(part):  # what was left may be of another file
                 part.unlink()
                 reason = _attempts(url, part)
-            if reason is None and _md5(part) == md5:
+            if reason is None and intact(part):
                 part.replace(path)
                 return path
             if reason is None:
                 part.unlink()
-                reason = "not the file that was published (its MD5 differs)"
+                reason = f"not the file that was published (its {algorithm.upper()} differs)"
             log.warning(f"{url}: {reason}")
             reasons.append(f"{url}: {reason}")
     raise RunFailed(
         f"{path.name} could not be downloaded ({'; '.join(reasons)}): try again, which continues where it was, or get "
-        "it otherwise and name it in dataset.path"
+        f"it otherwise and name it in {setting}"
     )
 
 
@@ -104,8 +112,3 @@ def _continue(url: str, part: Path, start: int) -> None:
                     log.info(f"{part.name.strip('.')}: {received / 2**20:.0f}{of} MiB")
     if length is not None and received < int(length):
         raise OSError(f"the connection ended after {received} of {length} bytes")
-
-
-def _md5(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()

@@ -48,44 +48,45 @@ class Tensors:
     ordered: bool
 
 
-def read_checkpoint(path: Path) -> list[Tensors]:
+def read_checkpoint(path: Path, origin: str) -> list[Tensors]:
     """What could be a network's weights in the file at `path`, the likeliest first; at least one.
 
-    Raises UserError where the file is missing, damaged, or holds other objects than tensors, numbers and texts.
+    Raises UserError, naming `origin`, where the file is missing, damaged, or holds other objects than tensors, numbers
+    and texts.
     """
     try:
         with path.open("rb") as file:
             head = file.read(9)
     except (FileNotFoundError, IsADirectoryError):
-        raise UserError(f"{path} is no file") from None
+        raise UserError(f"{origin}: {path} is no file") from None
     if head[8:] == b"{":
-        found = [Tensors("", _safetensors(path), ordered=False)]
+        found = [Tensors("", _safetensors(path, origin), ordered=False)]
     elif head[:2] == b"PK" and is_exported(path):
-        found = [Tensors("", _exported(path), ordered=True)]
+        found = [Tensors("", _exported(path, origin), ordered=True)]
     elif head[:2] == b"PK" or head[:1] == b"\x80":
-        found = sorted(_within(_torch(path)), key=_rank)
+        found = sorted(_within(_torch(path, origin)), key=_rank)
     else:
-        raise UserError(f"{path} is no checkpoint: neither safetensors nor written by torch.save")
+        raise UserError(f"{origin} is no checkpoint: neither safetensors nor written by torch.save")
     if not any(each.tensors for each in found):
-        raise UserError(f"{path} holds no weights of a network (no dictionary with tensors called ….weight)")
+        raise UserError(f"{origin} holds no weights of a network (no dictionary with tensors called ….weight)")
     return found
 
 
-def _safetensors(path: Path) -> dict[str, Tensor]:
+def _safetensors(path: Path, origin: str) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, ValueError) as error:
-        raise _damaged(path, error) from None
+        raise _damaged(origin, error) from None
 
 
-def _exported(path: Path) -> dict[str, Tensor]:
+def _exported(path: Path, origin: str) -> dict[str, Tensor]:
     try:
         return read_exported(path)
     except (KeyError, ValueError, TypeError, RuntimeError, zipfile.BadZipFile) as error:
-        raise _damaged(path, error) from None
+        raise _damaged(origin, error) from None
 
 
-def _torch(path: Path) -> Any:
+def _torch(path: Path, origin: str) -> Any:
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(list(HARMLESS)):
             warnings.simplefilter("ignore")
@@ -97,15 +98,15 @@ def _torch(path: Path) -> Any:
         if foreign or "TorchScript" in str(error):
             what = f"other objects than tensors ({foreign[1]})" if foreign else "a TorchScript program"
             raise UserError(
-                f"{path} holds {what} and is not opened, because such a file can run anything; where the model is "
+                f"{origin} holds {what} and is not opened, because such a file can run anything; where the model is "
                 "at home, save its weights instead: torch.save(model.state_dict(), …)"
             ) from None
-        raise _damaged(path, error) from None
+        raise _damaged(origin, error) from None
 
 
-def _damaged(path: Path, error: Exception) -> UserError:
+def _damaged(origin: str, error: Exception) -> UserError:
     reason = next(iter(str(error).splitlines()), "")[:100].rstrip(". ") or type(error).__name__
-    return UserError(f"{path} is truncated or damaged ({reason}); copy it anew")
+    return UserError(f"{origin} is truncated or damaged ({reason}); copy it anew")
 
 
 def _within(value: Any, where: tuple[str, ...] = ()) -> Iterator[Tensors]:

@@ -116,6 +116,17 @@ ARCHITECTURES = [PREFIX + name for name in CUTS]
 SIZE = 224
 
 
+def weights_address(arch: str, weights: str) -> str:
+    """Where torchvision's weights of this name are published. Raises UserError where it has none of the name."""
+    from torchvision.models import get_model_weights
+
+    known = get_model_weights(arch.removeprefix(PREFIX)).__members__
+    if weights not in known:
+        near = params.did_you_mean(weights, known)
+        raise UserError(f"torchvision has no weights {weights!r} of {arch}{near}; it has {', '.join(known)}")
+    return str(known[weights].url)
+
+
 def build(network: params.Network, channels: int, classes: int) -> Network:
     """The network `torchvision/NAME`, without weights."""
     from torchvision.models import get_model

@@ -1,5 +1,6 @@
 """A teacher: a network that is trained here, or one that the user brings."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
@@ -71,10 +72,11 @@ class Teacher(Network):
         return {name: value for name, value in serialise(self).items() if name not in unused}
 
     @property
-    def file(self) -> str | None:
+    def path(self) -> Path | None:
         """The checkpoint, where it is a file and not a name in some registry."""
-        named = self.checkpoint is not None and self.checkpoint.startswith((REGISTRY, TORCHVISION))
-        return None if named else self.checkpoint
+        if self.checkpoint is None or self.checkpoint.startswith((REGISTRY, TORCHVISION)):
+            return None
+        return Path(self.checkpoint).expanduser()
 
     @property
     def own_normalisation(self) -> Normalisation | None:

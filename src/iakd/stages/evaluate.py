@@ -75,7 +75,8 @@ def _evaluate(plan: Plan, job: TeacherJob | StudentJob, store: Store) -> Path:
     from iakd.evaluation.model import measure  # torch takes seconds to import, and often nothing is to be done
 
     network = job.network if isinstance(job, TeacherJob) else job.student
-    files.write_json(path, {**about, **measure(plan.params, network, content, str(job.folder / runs.MODEL), store)})
+    measured = measure(plan.params, network, job.normalisation, content, str(job.folder / runs.MODEL), store)
+    files.write_json(path, {**about, **measured})
     return path
 
 

@@ -12,6 +12,7 @@ from iakd.data.streams import derive
 from iakd.files import digest
 from iakd.methods import Distillation
 from iakd.models.network import initialise
+from iakd.models.normalisation import adapt_input
 from iakd.plan import Plan, TeacherJob
 from iakd.training import device as devices
 from iakd.training.loop import Training
@@ -41,6 +42,7 @@ def run(plan: Plan, job: TeacherJob) -> Path:
     with attempt.open():
         network = models.build(job.network, store.image_shape[0], len(store.classes))
         initialise(network, torch.Generator().manual_seed(derive("initialise", job.seed)))
+        adapt_input(network, job.normalisation, store.mean, store.std)
         network.to(device)
         train, validation = image_set(store, "train", device), image_set(store, "val", device)
         timeline = Timeline.of(job.recipe, train.steps(job.recipe.batch_size))

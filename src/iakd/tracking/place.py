@@ -112,9 +112,12 @@ class Place:
 
 def place_of(params: Params) -> Place | None:
     """Where these settings, or MLFLOW_TRACKING_URI before them, mirror to; None where tracking is off."""
+    return store_of(params) if params.tracking.enabled else None
+
+
+def store_of(params: Params) -> Place:
+    """The MLflow that these settings, or MLFLOW_TRACKING_URI before them, name, whether tracking is on or off."""
     tracking = params.tracking
-    if not tracking.enabled:
-        return None
     return Place(
         uri=os.environ.get("MLFLOW_TRACKING_URI") or tracking.uri,
         experiment=tracking.experiment or f"iakd-{params.dataset.name}",
