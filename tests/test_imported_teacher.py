@@ -122,7 +122,9 @@ def test_students_depend_on_the_weights_and_not_on_where_they_lie(here: Path) ->
     assert [job.key for job in one.students] == [job.key for job in other.students]
     third = plan_of({**MINE, "normalisation": "half"})
     assert all(a.key != b.key for a, b in zip(one.students, third.students, strict=True))
-    assert one.teachers[0].key == plan_of(MINE, teach={"seeds": [3], "recipe": {"lr": 0.5}}).teachers[0].key, "it is not trained"
+    assert one.teachers[0].key == plan_of(MINE, teach={"seeds": [3], "recipe": {"lr": 0.5}}).teachers[0].key, (
+        "it is not trained"
+    )
 
 
 def test_a_teacher_of_other_settings_teaches_nobody(here: Path) -> None:

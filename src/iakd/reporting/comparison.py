@@ -42,6 +42,12 @@ class Entry:
         return self.method is not None and "iakd" in self.method.parts
 
     @property
+    def imported_from(self) -> list[str]:
+        """The checkpoint of an imported teacher and its SHA-256; nothing where it was trained here."""
+        records = [result.record for result in self.results if result.record.get("origin")]
+        return [f"{record['origin']}, SHA-256 {record['inputs']['checkpoint']}" for record in records]
+
+    @property
     def top1(self) -> Mean:
         """Test accuracy, percent."""
         return self.mean("top1")

@@ -64,7 +64,7 @@ def _row(comparison: Comparison, entry: Entry, accuracy: scale.Scale, scales: di
     return {
         "label": entry.label,
         "kind": kind(entry),
-        "settings": words.describe(entry.method) if entry.method else "trained alone, on all training images",
+        "settings": words.describe(entry.method) if entry.method else _teacher(entry),
         "n": top1.n,
         "mean": words.number(top1.mean, d),
         "std": None if top1.std is None else words.number(top1.std, d),
@@ -77,6 +77,10 @@ def _row(comparison: Comparison, entry: Entry, accuracy: scale.Scale, scales: di
         },
         "gains": [_gain(entry.gains.get(ref), limits, d) for ref, limits in scales.items()],
     }
+
+
+def _teacher(entry: Entry) -> str:
+    return "imported, not trained here" if entry.imported_from else "trained alone, on all training images"
 
 
 def _gain(gain: Difference | None, limits: scale.Scale, digits: int) -> dict[str, Any] | None:
@@ -135,7 +139,7 @@ def costs(pair: Pair) -> list[dict[str, str]]:
             "macs": words.count(entry.median("macs")),
             "latency": words.significant(entry.median("latency_ms")),
             "throughput": words.whole(entry.median("images_per_s")),
-            "training": words.duration(entry.training_seconds),
+            "training": "–" if entry.imported_from else words.duration(entry.training_seconds),
         }
         for entry in (pair.teacher, *pair.ranked)
     ]

@@ -26,6 +26,7 @@ def origins(comparison: Comparison, studies: Sequence[Study], manifest: dict[str
         ),
         ("Installed", "; ".join(sorted(versions))),
         ("Data", f"{manifest['source']['name']}, SHA-256 of images and labels {manifest['sha256']}"),
+        *_imported(comparison),
         ("Seeds", _seeds(params)),
         ("Device", _all(record["device"] for record in records)),
         (
@@ -34,6 +35,13 @@ def origins(comparison: Comparison, studies: Sequence[Study], manifest: dict[str
         ),
         ("Time spent in training", _times(comparison, studies)),
     ]
+
+
+def _imported(comparison: Comparison) -> list[tuple[str, str]]:
+    """Teachers that the user brought."""
+    found = {pair.teacher_name: pair.teacher.imported_from for pair in comparison.pairs}
+    lines = [f"{name}: {where}" for name, places in found.items() for where in places]
+    return [("Imported teachers", "; ".join(lines))] if lines else []
 
 
 def _all(values: Any) -> str:
@@ -55,7 +63,11 @@ def _minute(time: str) -> str:
 
 def _times(comparison: Comparison, studies: Sequence[Study]) -> str:
     """Wall time, summed over the runs of each kind."""
-    teachers = {p.teacher_name: [r.record["wall_seconds"] for r in p.teacher.results] for p in comparison.pairs}
+    teachers = {
+        p.teacher_name: [r.record["wall_seconds"] for r in p.teacher.results]
+        for p in comparison.pairs
+        if not p.teacher.imported_from
+    }
     groups = {
         "teacher": [seconds for group in teachers.values() for seconds in group],
         "trial": [trial["seconds"] for study in studies for trial in study.trials if trial.get("seconds")],
