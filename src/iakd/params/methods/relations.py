@@ -45,15 +45,11 @@ class Pkt(Strict):
 class RelationOptions(Strict):
     """Sections of the methods in this module."""
 
-    crd: Crd = Crd()
-
-
-METHODS: dict[str, Entry] = {
-    "crd": Entry("embeddings told apart from those of other classes' images (Tian et al. 2020)", "relations", Crd),
     sp: Sp = Sp()
     cc: Cc = Cc()
     rkd: Rkd = Rkd()
     pkt: Pkt = Pkt()
+    crd: Crd = Crd()
 
 
 METHODS: dict[str, Entry] = {
@@ -61,4 +57,5 @@ METHODS: dict[str, Entry] = {
     "cc": Entry("differences from the teacher correlate between neighbours (Peng et al. 2019)", "relations", Cc),
     "rkd": Entry("distances and angles between images (Park et al. 2019)", "relations", Rkd),
     "pkt": Entry("each image's distribution over its neighbours (Passalis and Tefas 2018)", "relations", Pkt),
+    "crd": Entry("embeddings told apart from those of other classes' images (Tian et al. 2020)", "relations", Crd),
 }
