@@ -21,8 +21,8 @@ ROOT = Path(__file__).parent.parent
 LATEST = ROOT / "bench" / "results" / "latest.json"
 
 
-def rates(contestants: Mapping[str, Callable[[], int]], repetitions: int) -> dict[str, float]:
-    """Median things per second of each contestant, which does its work and returns how many things that were.
+def turns(contestants: Mapping[str, Callable[[], int]], repetitions: int) -> dict[str, list[float]]:
+    """Things per second of each contestant in each turn; a contestant does its work and returns how many that were.
 
     They take turns, so that whatever else the machine does hits all alike; a first, untimed turn warms them up.
     """
@@ -36,7 +36,17 @@ def rates(contestants: Mapping[str, Callable[[], int]], repetitions: int) -> dic
             seconds = time.perf_counter() - start
             if turn:
                 measured[name].append(done / seconds)
-    return {name: statistics.median(values) for name, values in measured.items()}
+    return measured
+
+
+def rates(contestants: Mapping[str, Callable[[], int]], repetitions: int) -> dict[str, float]:
+    """Median things per second of each contestant; see `turns`."""
+    return {name: statistics.median(values) for name, values in turns(contestants, repetitions).items()}
+
+
+def ratio(measured: Mapping[str, list[float]], ours: str, theirs: str) -> float:
+    """How many times as fast as `theirs` `ours` was: the median over the turns, each compared within itself."""
+    return statistics.median(a / b for a, b in zip(measured[ours], measured[theirs], strict=True))
 
 
 def record(name: str, numbers: Mapping[str, float]) -> None:

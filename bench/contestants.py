@@ -1,0 +1,122 @@
+"""What train.py and gpu.py let run against each other: our training loop, and the floor below it.
+
+All train the same networks on random images. A contestant trains for a turn and returns the number of images.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from iakd import models, params
+from iakd.data.batches import Resident
+from iakd.methods import Distillation
+from iakd.models.network import initialise
+from iakd.runs import Run
+from iakd.training.interrupt import Interrupt
+from iakd.training.loop import Training
+from iakd.training.timeline import Timeline
+
+STUDENT, TEACHER, CLASSES, BATCH = "resnet20", "resnet56", 100, 64
+MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
+LR = 1e-3  # low: random labels teach nothing, and the numbers shall stay finite
+
+Contestant = Callable[[], int]
+
+
+def random_images(n: int, side: int = 32) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 (n, 3, side, side) and labels (n,)."""
+    random = np.random.default_rng(0)
+    return random.integers(0, 256, (n, 3, side, side), dtype=np.uint8), random.integers(0, CLASSES, n)
+
+
+def network(arch: str, device: torch.device | str) -> models.Network:
+    """A network of CIFAR-100's size with random weights."""
+    built = models.build(params.Network(arch=arch), 3, CLASSES)
+    initialise(built, torch.Generator().manual_seed(0))
+    return built.to(device)
+
+
+def training(
+    expression: str,
+    device: torch.device,
+    steps: int,
+    p: float = 1.0,
+    precision: str = "fp32",
+    pair: tuple[str, str] = (TEACHER, STUDENT),
+    side: int = 32,
+    **compute: Any,
+) -> Training:
+    """Ours, by method, with epochs of so many steps; `p` is the chance that a student's block is kept."""
+    recipe = params.Recipe.model_validate(
+        {"batch_size": BATCH, "lr": LR, "precision": precision, "augment": {"pad": 4, "flip": True}}
+        | {"validate_every": 240}
+    )
+    method = params.Method(method=expression)
+    data = Resident(*random_images(steps * BATCH, side), MEAN, STD, device)
+    timeline = Timeline.of(recipe, data.steps(BATCH))
+    schedule = params.Schedule(kind="uniform", p0=p, solo=0.0)
+    teacher = network(pair[0], device) if method.needs_teacher else None
+    student = network(pair[1], device)
+    distillation = Distillation(student, teacher, method, schedule, timeline, 0, data)
+    run = Run("bench", "distill", "key", {}, 0, {}, {})
+    machine = params.Compute.model_validate({"device": device.type, "checkpoint_seconds": 1e9, **compute})
+    return Training(run, student, distillation, data, data, recipe, machine)
+
+
+def ours(expression: str, device: torch.device, steps: int, **settings: Any) -> Contestant:
+    """An epoch of the product's loop: augmentation, sums for the history and a row of it included."""
+    made = training(expression, device, steps, **settings)
+
+    def turn() -> int:
+        made._epoch(Interrupt())
+        return steps * BATCH
+
+    return turn
+
+
+def floor(
+    distil: bool,
+    device: torch.device,
+    steps: int,
+    precision: str = "fp32",
+    channels_last: bool = True,
+    teacher_known: bool = False,
+) -> Contestant:
+    """Forward, loss, backward and a fused optimiser on batches that lie ready on the device; nothing else.
+
+    `teacher_known`: its outputs lie ready, too.
+    """
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    student = network(STUDENT, device).train().to(memory_format=layout)
+    teacher = network(TEACHER, device).eval().requires_grad_(False).to(memory_format=layout)
+    optimizer = torch.optim.SGD(student.parameters(), lr=LR, momentum=0.9, weight_decay=5e-4, fused=True)
+    batches = [torch.randn(BATCH, 3, 32, 32, device=device).contiguous(memory_format=layout) for _ in range(steps)]
+    labels = [torch.randint(CLASSES, (BATCH,), device=device) for _ in range(steps)]
+    with torch.no_grad():
+        known = [teacher(images) for images in batches] if teacher_known else [None] * steps
+
+    def loss(images: Tensor, truth: Tensor, taught: Tensor | None) -> Tensor:
+        logits = student(images)
+        if not distil:
+            return F.cross_entropy(logits.float(), truth)
+        if taught is None:
+            with torch.no_grad():
+                taught = teacher(images)
+        soft, hard = (F.log_softmax(values.float() / 4, 1) for values in (logits, taught))
+        divergence = F.kl_div(soft, hard, log_target=True, reduction="batchmean")
+        return 0.1 * F.cross_entropy(logits.float(), truth) + 0.9 * 16 * divergence
+
+    def turn() -> int:
+        for batch in zip(batches, labels, known, strict=True):
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                value = loss(*batch)
+            optimizer.zero_grad(set_to_none=True)
+            value.backward()
+            optimizer.step()
+        return steps * BATCH
+
+    return turn

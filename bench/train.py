@@ -1,0 +1,123 @@
+"""How fast a training is: resnet56 → resnet20, batches of 64 images of CIFAR-100's size, random numbers as images.
+
+    python bench/train.py [--threads N] [--turns N]
+
+In one run, taking turns: the floor (the same networks, batches that lie ready, a fused optimiser, nothing else), ours
+(the product's loop), and the field's. `python -m pip install torchdistill` beside the lock adds torchdistill's.
+"""
+
+import argparse
+import resource
+import statistics
+import sys
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+import common
+import contestants
+import field
+from contestants import BATCH, Contestant, floor, ours
+from iakd.training.evaluation import predict
+from iakd.training.interrupt import Interrupt
+from iakd.training.loop import VALIDATION_BATCH
+
+STEPS = 4  # of each turn
+LONG, PARTS = 5000, 20  # steps of the training whose cost per step and memory must not grow; measured 20 times
+IMAGES = 50_000  # of CIFAR-100
+
+
+def main() -> None:
+    """Measure and record."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=common.cores())
+    parser.add_argument("--turns", type=int, default=7)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    alone = {"threads": options.threads, "peak_gib": peak(), **steady()}
+    measured = common.turns(loops(torch.device("cpu")), options.turns)
+    if "torchdistill_kd" not in measured:
+        print("torchdistill is left out: it is not installed", file=sys.stderr)
+    numbers = ratios(measured)
+    numbers["train"] |= alone
+    numbers["images_per_s"] = {name: statistics.median(values) for name, values in measured.items()}
+    for name, values in numbers.items():
+        common.record(name, values)
+
+
+def loops(device: torch.device) -> dict[str, Contestant]:
+    """All contestants."""
+    found: dict[str, Contestant | None] = {
+        "floor_scratch": floor(False, device, STEPS),
+        "scratch": ours("scratch", device, STEPS),
+        "floor_kd": floor(True, device, STEPS),
+        "kd": ours("kd", device, STEPS),
+        **{f"iakd_p{100 * p:.0f}": ours("iakd", device, STEPS, p=p) for p in (0.25, 0.5, 0.75)},
+        "kd_bf16": ours("kd", device, STEPS, precision="bf16"),
+        "floor_kd_bf16": floor(True, device, STEPS, precision="bf16"),
+        "floor_kd_bf16_teacher_known": floor(True, device, STEPS, precision="bf16", teacher_known=True),
+        "field_kd": field.loop(device, STEPS),
+        "torchdistill_kd": field.torchdistill(device, STEPS),
+    }
+    return {name: work for name, work in found.items() if work}
+
+
+def ratios(measured: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    """Whose throughput is how many times whose."""
+    pairs = {
+        "train.vs_floor": ("scratch", "floor_scratch"),
+        "kd_live.vs_floor": ("kd", "floor_kd"),
+        "kd_live.vs_field": ("kd", "field_kd"),
+        "kd_live.vs_torchdistill": ("kd", "torchdistill_kd"),
+        "kd_bf16.vs_floor": ("kd_bf16", "floor_kd_bf16"),
+        "kd_bf16.vs_field": ("kd_bf16", "field_kd"),
+        "kd_bf16.vs_kd_live": ("kd_bf16", "kd"),
+        "floor_kd_bf16_teacher_known.vs_field": ("floor_kd_bf16_teacher_known", "field_kd"),
+    }
+    for p in (25, 50, 75):
+        pairs[f"iakd_p{p}.vs_kd_live"] = (f"iakd_p{p}", "kd")
+        pairs[f"iakd_p{p}.vs_scratch"] = (f"iakd_p{p}", "scratch")
+        pairs[f"iakd_p{p}.vs_field"] = (f"iakd_p{p}", "field_kd")
+    numbers: dict[str, dict[str, float]] = {}
+    for name, pair in pairs.items():
+        if set(pair) <= set(measured):
+            section, key = name.split(".")
+            numbers.setdefault(section, {})[key] = common.ratio(measured, *pair)
+    return numbers
+
+
+def steady() -> dict[str, float]:
+    """Rate at the end of a long training of a tiny network over that at its beginning, and the memory it gained."""
+    made = contestants.training("iakd", torch.device("cpu"), LONG // PARTS, p=0.5, pair=("resnet14", "resnet8"), side=8)
+    rates, memory = [], []
+    for _ in range(PARTS):
+        made._epoch(Interrupt())
+        rates.append(float(made.history[-1]["images_per_s"] or 0))
+        memory.append(resident_mib())
+    first, last = statistics.median(rates[: PARTS // 2]), statistics.median(rates[PARTS // 2 :])
+    return {"rate_at_end_vs_start": last / first, "mib_gained": memory[-1] - memory[PARTS // 4]}
+
+
+def peak() -> float:
+    """GiB of memory that this process has used at most, training on as many images as CIFAR-100 has.
+
+    Run first: torch and all data are included, and whatever ran before would be.
+    """
+    made = contestants.training("iakd+kd", torch.device("cpu"), IMAGES // BATCH, p=0.5)
+    made.method.train()
+    batches = made.data.epoch(0, 0, BATCH, made.recipe.augment, channels_last=made.channels_last)
+    for batch in islice(batches, 3):
+        made._step(batch)
+    predict(made.network, made.data, VALIDATION_BATCH)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def resident_mib() -> float:
+    """Memory of this process now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+
+
+if __name__ == "__main__":
+    main()
