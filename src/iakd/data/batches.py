@@ -20,14 +20,17 @@ class Batch:
     """`images` float32 (B, C, H, W), normalised; `labels` int64 (B,); `indices` int64 (B,) into the set.
 
     `views` int64 (B,): which of its image's `Augment.views` each one is, None where these are not finitely many.
-    `second`: the same images under another augmentation, where one was asked for. `shown`: the epoch, in which this
-    batch begins at the position `start`.
+    Where images are mixed, `other` int64 (B,) are the labels of those mixed in, and `share` float32 (B,) is the
+    weight of the own label; both are None where they are not. `second`: the same images under another augmentation,
+    where one was asked for; they are not mixed. `shown`: the epoch, in which this batch begins at the position `start`.
     """
 
     images: Tensor
     labels: Tensor
     indices: Tensor
     views: Tensor | None = None
+    other: Tensor | None = None
+    share: Tensor | None = None
     second: Tensor | None = None
     shown: Shown | None = None
     start: int = 0
@@ -90,13 +93,16 @@ class Resident:
 
         Order and augmentation are streams of their own, drawn for the whole epoch on the CPU, so that a batch
         depends on (seed, epoch, batch_size) and its position alone: not on `start`, the device or the past. `second`
-        is an augmentation for `Batch.second`, drawn independently of the first; `choice` says which images there are.
+        is an augmentation for `Batch.second`, drawn independently of the first, that mixes no images; `choice` says which
+        images there are.
         """
-        n = len(choice.indices) if choice else len(self)
+        if second and second.mixes:
+            raise ValueError("a second view has its image's label, so it cannot be mixed with another image")
+        n, size = len(choice.indices) if choice else len(self), self.image_shape[1:]
         order = torch.randperm(n, generator=generator("order", seed, epoch))
         chosen = choice.at(order) if choice else None
-        first = Augmenter(augment, n, seed, epoch, self.device)
-        other = Augmenter(second, n, seed, epoch, self.device, stream="second") if second else None
+        first = Augmenter(augment, size, n, seed, epoch, self.device)
+        extra = Augmenter(second, size, n, seed, epoch, self.device, stream="second") if second else None
         views = first.views
         if chosen and views is not None:
             views = views.where(chosen.weights == 1, -1)
@@ -110,15 +116,24 @@ class Resident:
             if chosen and bool((chosen.weights[part] < 1).any()):
                 partners = self.images.index_select(0, moved(chosen.partners[part], self.device))
                 images = blended(images, partners, moved(chosen.weights[part], self.device))
+            labels = self.labels.index_select(0, indices)
+            main, other, share = self._shown(first, images, labels, part, channels_last)
             yield Batch(
-                images=self.normalised(first.apply(images, part), channels_last),
-                labels=self.labels.index_select(0, indices),
+                images=main,
+                labels=labels,
                 indices=indices,
                 views=None if numbers is None else numbers[part],
-                second=self.normalised(other.apply(images, part), channels_last) if other else None,
+                other=other,
+                share=share,
+                second=self._shown(extra, images, labels, part, channels_last)[0] if extra else None,
                 shown=shown,
                 start=part.start,
             )
+
+    def _shown(
+        self, by: Augmenter, images: Tensor, labels: Tensor, part: slice, channels_last: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        return by.finish(self.normalised(by.apply(images, part), channels_last), labels, part)
 
     def plain(
         self,

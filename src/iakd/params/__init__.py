@@ -9,7 +9,7 @@ from iakd.params.experiment import Compute, Distill, Evaluate, Params, Report, T
 from iakd.params.methods import METHODS, Iakd, Kd, LabelSmoothing, Method, Schedule
 from iakd.params.reading import load, parse, schema_text
 from iakd.params.teacher import Normalisation, Teacher
-from iakd.params.training import Augment, LrSchedule, Network, Recipe
+from iakd.params.training import Augment, Erase, LrSchedule, Mix, Network, Recipe
 from iakd.params.tuning import Pruner, Sampler, Space, Tune
 
 __all__ = [
@@ -19,12 +19,14 @@ __all__ = [
     "Compute",
     "Dataset",
     "Distill",
+    "Erase",
     "Evaluate",
     "Iakd",
     "Kd",
     "LabelSmoothing",
     "LrSchedule",
     "Method",
+    "Mix",
     "Network",
     "Normalisation",
     "Params",

@@ -3,7 +3,7 @@
 import re
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from iakd.params.base import Fraction, Name, Strict
 
@@ -34,15 +34,62 @@ class Network(Strict):
         return data
 
 
+class Erase(Strict):
+    """Random erasing: a rectangle of a normalised image set to 0, which is the mean colour (Zhong et al. 2020)."""
+
+    probability: Fraction = Field(0.5, description="of an image to be erased")
+    scale: tuple[Fraction, Fraction] = Field((0.02, 0.33), description="share of the area that is erased")
+    ratio: tuple[float, float] = Field((0.3, 3.3), description="height : width of the rectangle")
+
+    @model_validator(mode="after")
+    def _low_high(self) -> "Erase":
+        for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
+            if not 0 < low <= high:
+                raise ValueError(f"{name}: expected [low, high] with 0 < low ≤ high, got [{low:g}, {high:g}]")
+        return self
+
+
+class Mix(Strict):
+    """Images mixed in pairs, and their labels with them."""
+
+    alpha: float = Field(gt=0, description="shares are drawn from Beta(alpha, alpha); 1: uniform")
+    probability: Fraction = Field(1.0, description="of a batch to be mixed")
+
+
 class Augment(Strict):
-    """Random changes of a training image, drawn anew each time it is shown."""
+    """Random changes of a training image, drawn anew each time it is shown; docs/data.md describes them."""
 
     pad: int = Field(0, ge=0, description="pixels of zero padding before a random crop to the old size: shifts")
     flip: bool = Field(False, description="mirror half of the images left to right")
+    policy: Literal["none", "randaugment", "trivialaugment"] = Field("none", description="operations drawn at random")
+    operations: int = Field(2, gt=0, description="randaugment: how many an image goes through")
+    magnitude: int = Field(9, ge=0, le=30, description="randaugment: how strong they are")
+    erase: Erase | None = Field(None, description="random erasing")
+    cutout: int = Field(
+        0, ge=0, description="side, in pixels, of a square that is set to 0; it may reach over the border"
+    )
+    mixup: Mix | None = Field(None, description="mixup; where cutmix is set too, each batch gets one of them by lot")
+    cutmix: Mix | None = Field(None, description="CutMix")
+
+    @model_serializer(mode="wrap")
+    def _used(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Settings without those that are off: they are no part of the identity of runs that do not use them."""
+        fields = type(self).model_fields
+        off = {name for name in set(fields) - {"pad", "flip"} if getattr(self, name) == fields[name].default}
+        strength = {"operations", "magnitude"}
+        off = off - strength if self.policy == "randaugment" else off | strength
+        return {name: value for name, value in serialise(self).items() if name not in off}
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed with each other."""
+        return self.mixup is not None or self.cutmix is not None
 
     @property
     def views(self) -> int | None:
         """How many views there are of an image; None where there are not finitely many."""
+        if self.policy != "none" or self.erase or self.cutout or self.mixes:
+            return None
         return (2 * self.pad + 1) ** 2 * (2 if self.flip else 1)
 
     @property
