@@ -63,3 +63,15 @@ def test_cross_entropy_with_smoothed_labels(smoothing: float) -> None:
     assert value.item() == pytest.approx(expected, rel=1e-2)
     value = cross_entropy(torch.tensor(logits, dtype=torch.float32), torch.tensor(labels), smoothing)
     assert value.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy_of_mixed_images_is_that_of_their_mixed_labels(smoothing: float) -> None:
+    rng = np.random.default_rng(2)
+    logits, labels, other, share = rng.normal(0, 2, (6, 10)), *rng.integers(0, 10, (2, 6)), rng.uniform(0, 1, 6)
+    target = np.full((6, 10), smoothing / 10)
+    target[np.arange(6), labels] += (1 - smoothing) * share
+    target[np.arange(6), other] += (1 - smoothing) * (1 - share)
+    expected = -np.mean(np.sum(target * np.log(softmax(logits)), axis=1))
+    value = cross_entropy(*map(torch.tensor, (logits, labels)), smoothing, *map(torch.tensor, (other, share)))
+    assert value.item() == pytest.approx(expected, rel=1e-5)

@@ -64,7 +64,8 @@ class Distillation:
         """Terms of `ce_weight`·CE + Σ terms; the logits returned are those that the cross-entropy sees."""
         labelled, taught = self._walks(batch.images, step)
         assert labelled.logits is not None
-        terms = {"ce": self.ce_weight * cross_entropy(labelled.logits, batch.labels, self.smoothing)}
+        ce = cross_entropy(labelled.logits, batch.labels, self.smoothing, batch.other, batch.share)
+        terms = {"ce": self.ce_weight * ce}
         if self._with_terms:
             seen = self._step(batch, step, taught)
             with torch.autocast(batch.images.device.type, enabled=False):

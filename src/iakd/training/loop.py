@@ -48,7 +48,10 @@ class Method(Protocol):
         ...
 
     def loss(self, batch: Batch, step: int) -> tuple[LossTerms, Tensor]:
-        """Named scalars whose sum is minimised, and the logits (B, classes) that the training accuracy is read from."""
+        """Named scalars whose sum is minimised, and the logits (B, classes) that the training accuracy is read from.
+
+        Of mixed images, the accuracy counts the own label.
+        """
         ...
 
     def parameters(self) -> Iterable[nn.Parameter]:
