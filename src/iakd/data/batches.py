@@ -93,8 +93,8 @@ class Resident:
 
         Order and augmentation are streams of their own, drawn for the whole epoch on the CPU, so that a batch
         depends on (seed, epoch, batch_size) and its position alone: not on `start`, the device or the past. `second`
-        is an augmentation for `Batch.second`, drawn independently of the first, that mixes no images; `choice` says which
-        images there are.
+        is an augmentation for `Batch.second`, drawn independently of the first, and mixes no images; `choice` says
+        which images there are.
         """
         if second and second.mixes:
             raise ValueError("a second view has its image's label, so it cannot be mixed with another image")
