@@ -1,5 +1,8 @@
 """Methods that look at intermediate features."""
 
+from iakd.methods.features.ot import Ot
 from iakd.methods.part import Part
 
-PARTS: dict[str, type[Part]] = {}
+PARTS: dict[str, type[Part]] = {
+    "ot": Ot,
+}
