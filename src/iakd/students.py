@@ -13,6 +13,7 @@ from iakd.errors import UserError
 from iakd.files import digest
 from iakd.interactive.hybrid import initialise_from_teacher
 from iakd.methods import Distillation, timeline_of
+from iakd.methods.teacher.policy import shelf_for
 from iakd.models import Network
 from iakd.models.network import initialise
 from iakd.models.normalisation import adapt_input
@@ -84,7 +85,10 @@ def train_student(
     validation = image_set(store, "val", device)
     recipe: params.Recipe = job.recipe
     timeline = timeline_of(recipe, job.method, len(train))
-    method = Distillation(student, teacher, job.method, schedule, timeline, attempt.seed, train, recipe.label_smoothing)
+    shelf = shelf_for(plan, job, digest([store.sha256, None if chosen is None else chosen.tolist()]))
+    method = Distillation(
+        student, teacher, job.method, schedule, timeline, attempt.seed, train, recipe.label_smoothing, shelf
+    )
     training = Training(attempt, student, method, train, validation, recipe, plan.params.compute, on_validation)
     history, metrics = training.fit()
     return history, metrics, student

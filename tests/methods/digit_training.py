@@ -8,12 +8,12 @@ import torch
 from iakd import models, params
 from iakd.data.batches import Batch, Resident
 from iakd.data.sources import digits
-from iakd.methods import Distillation
+from iakd.methods import Distillation, timeline_of
+from iakd.methods.teacher import Shelf
 from iakd.models.network import initialise
 from iakd.params import Compute, Recipe, Schedule
 from iakd.runs import Run
 from iakd.training.loop import Training
-from iakd.training.timeline import Timeline
 
 STUDENT, TEACHER = params.Network(arch="resnet8", width=8), params.Network(arch="resnet14", width=8)
 IMAGES = 5 * 32 + 2  # the last batch of an epoch has two images
@@ -48,20 +48,30 @@ def teacher_weights() -> bytes:
     return models.save_weights(net)
 
 
+def teacher() -> models.Network:
+    """The frozen teacher of the tests."""
+    net = network(TEACHER, 2).eval().requires_grad_(False)
+    models.load_weights(net, teacher_weights(), "the teacher of the tests")
+    return net
+
+
 def make_training(
-    expression: str, path: str = "digits/students/run", options: dict[str, Any] | None = None, **recipe: Any
+    expression: str,
+    path: str = "digits/students/run",
+    options: dict[str, Any] | None = None,
+    shelf: Shelf | None = None,
+    **recipe: Any,
 ) -> Training:
     """A training of a tiny student by a sum of methods, ready to fit; its files go below the working folder."""
     torch.set_num_threads(1)
     settings = {"epochs": EPOCHS, "batch_size": 32, "lr": 0.1, "validate_every": 5, **recipe}
     chosen = Recipe.model_validate(settings)
     method = params.Method(method=expression, **(options or {}))
-    student, teacher = network(STUDENT, 1), network(TEACHER, 2)
-    models.load_weights(teacher, teacher_weights(), "the teacher of the tests")
+    student = network(STUDENT, 1)
     train = digit_images(0, IMAGES)
-    timeline = Timeline.of(chosen, train.steps(chosen.batch_size))
+    timeline = timeline_of(chosen, method, len(train))
     schedule = Schedule(p0=0.5, solo=0.2)
-    distillation = Distillation(student, teacher, method, schedule, timeline, 0, train, chosen.label_smoothing)
+    distillation = Distillation(student, teacher(), method, schedule, timeline, 0, train, chosen.label_smoothing, shelf)
     run = Run(path, "distill", "key", {}, 0, {}, {})
     machine = Compute(device="cpu", checkpoint_seconds=1e9)
     return Training(run, student, distillation, train, digit_images(1200, 40), chosen, machine)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from iakd import params
-from iakd.data.batches import Batch
+from iakd.data.batches import Batch, Resident
 from iakd.data.choice import Choice
 from iakd.data.sets import ImageSet
 from iakd.data.streams import derive
@@ -15,6 +15,7 @@ from iakd.interactive.hybrid import Hybrid
 from iakd.methods.losses import cross_entropy
 from iakd.methods.part import Part, Setting, Step
 from iakd.methods.parts import PARTS
+from iakd.methods.teacher import CachedOutputs, Outputs, Shelf, suffice
 from iakd.models import Network
 from iakd.models.walk import LOGITS, Features, Needs, walk
 from iakd.training.loop import LossTerms
@@ -22,7 +23,10 @@ from iakd.training.timeline import Timeline
 
 
 class Distillation:
-    """Trains `network` by `method`; implements `training.loop.Method`. `teacher` is frozen and never changed."""
+    """Trains `network` by `method`; implements `training.loop.Method`. `teacher` is frozen and never changed.
+
+    `shelf`: where its outputs are kept for other trainings; they change nothing but the time that it takes.
+    """
 
     def __init__(
         self,
@@ -34,6 +38,7 @@ class Distillation:
         seed: int,
         data: ImageSet,
         smoothing: float = 0.0,
+        shelf: Shelf | None = None,
     ) -> None:
         self.network = network
         self.timeline = timeline
@@ -54,6 +59,11 @@ class Distillation:
         for part in self.parts:
             self.student_needs |= part.student_needs
             self.teacher_needs |= part.teacher_needs
+        self._outputs: Outputs | CachedOutputs | None = None
+        if self.teacher and suffice(self.teacher_needs):
+            self._outputs = Outputs(self.teacher, self.teacher_needs, timeline.batch_size)
+            if shelf and isinstance(data, Resident):
+                self._outputs = CachedOutputs(self._outputs, data, shelf)
         self._with_terms = [part for part in self.parts if type(part).terms is not Part.terms]
 
     def choose(self, epoch: int) -> Choice | None:
@@ -86,7 +96,9 @@ class Distillation:
 
     def _step(self, batch: Batch, step: int, student: Features) -> Step:
         teacher = Features()
-        if self.teacher and self.teacher_needs != Needs():
+        if self._outputs:
+            teacher = self._outputs(batch)
+        elif self.teacher and self.teacher_needs != Needs():
             with torch.no_grad():
                 teacher = walk(self.teacher, batch.images, self.teacher_needs)
         student_logits, teacher_logits = student.logits, teacher.logits
@@ -136,6 +148,8 @@ class Distillation:
     @torch.no_grad()
     def finish(self, data: ImageSet, batch_size: int) -> None:
         """Gather the student's BatchNorm statistics anew on its own activations, where asked for."""
+        if self._outputs:
+            self._outputs.finish()
         if not (self.hybrid and self.options.bn_reestimate):
             return
         self.train()

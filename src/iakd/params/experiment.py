@@ -65,6 +65,10 @@ class Compute(Strict):
         "auto", description="memory layout of images and weights while training; auto: where it was measured quicker"
     )
     checkpoint_seconds: float = Field(30.0, ge=0, description="between two checkpoints of a running training")
+    teacher_cache: Literal["auto", "on", "off"] = Field(
+        "auto", description="keep the teacher's outputs on disk for other trainings; auto: where they would be used"
+    )
+    teacher_cache_gib: float = Field(8.0, gt=0, description="what they may take up, for each data set, in GiB")
 
 
 class Params(Strict):
