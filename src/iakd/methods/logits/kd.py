@@ -23,7 +23,7 @@ class Kd(Part):
         return {"kd": self.options.kd_weight * divergence}
 
 
-def kd_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+def kd_divergence(student: Tensor, teacher: Tensor, temperature: float | Tensor) -> Tensor:
     """T²·KL(softmax(teacher/T) ‖ softmax(student/T)), mean over the batch (Hinton et al. 2015, section 2)."""
     ours = F.log_softmax(student.float() / temperature, dim=1)
     theirs = F.log_softmax(teacher.float() / temperature, dim=1)

@@ -65,6 +65,11 @@ class Method(
             reason = METHODS[part].alone or METHODS[part].refuses.get(other)
             if reason:
                 raise ValueError(f"{self.method!r}: {part} cannot be added to {other}: {reason}")
+        for part in self.parts:
+            group = METHODS[part].joins
+            joined = [name for name, entry in METHODS.items() if entry.group == group and not entry.joins]
+            if group and not set(joined) & set(self.parts):
+                raise ValueError(f"{self.method!r}: {part} changes other methods; add one of {', '.join(joined)}")
         for name in self.model_fields_set & set(METHODS):
             if name not in self.parts:
                 raise ValueError(f"has options for {name!r}, which {self.method!r} does not use")

@@ -13,6 +13,7 @@ class Entry:
     """A part of a method expression: a line on it, the section with its options, and what it goes with.
 
     `refuses` names other parts that it cannot be added to, and says why. With `alone`, a reason, it goes with none.
+    With `joins` it changes what parts of that group do, so a sum with it needs one.
     """
 
     line: str
@@ -21,3 +22,4 @@ class Entry:
     needs_teacher: bool = True
     alone: str | None = None
     refuses: dict[str, str] = field(default_factory=dict)
+    joins: Group | None = None

@@ -20,15 +20,74 @@ class LabelSmoothing(Strict):
     epsilon: Fraction = 0.1
 
 
+class Dkd(Strict):
+    """Decoupled distillation, ce_weight·CE + min(epoch/warmup_epochs, 1)·(alpha·TCKD + beta·NCKD)."""
+
+    temperature: float = Field(4.0, gt=0)
+    ce_weight: float = Field(1.0, ge=0)
+    alpha: float = Field(1.0, ge=0, description="weight of the target class against all others")
+    beta: float = Field(
+        8.0, ge=0, description="weight of the other classes; its authors: 2 for resnet56→20, 6 for WRN, VGG, 8 for 32x4"
+    )
+    warmup_epochs: int = Field(20, ge=0, description="over which the weight of both grows linearly")
+
+
+class Dist(Strict):
+    """Relations instead of values, ce_weight·CE + T²·(inter·(1 − ρ over classes) + intra·(1 − ρ over the batch))."""
+
+    temperature: float = Field(4.0, gt=0)
+    ce_weight: float = Field(1.0, ge=0)
+    inter: float = Field(2.0, ge=0, description="weight of the relations between classes, image by image")
+    intra: float = Field(2.0, ge=0, description="weight of the relations between images, class by class")
+
+
+class Ctkd(Strict):
+    """kd whose temperature is learned against the student, start + span·sigmoid(θ)."""
+
+    ce_weight: float = Field(0.1, ge=0)
+    kd_weight: float = Field(0.9, ge=0)
+    start: float = Field(1.0, gt=0, description="the lowest temperature")
+    span: float = Field(20.0, gt=0, description="from there to the highest")
+    epochs: int = Field(10, gt=0, description="over which the reversed gradient of θ grows from 0, by half a cosine")
+    strength: float = Field(1.0, ge=0, description="what it grows to, as a multiple of the gradient")
+
+
+class Lskd(Strict):
+    """kd between logits that are standardised image by image."""
+
+    temperature: float = Field(2.0, gt=0)
+    ce_weight: float = Field(0.1, ge=0)
+    kd_weight: float = Field(9.0, ge=0)
+
+
 class LogitOptions(Strict):
     """Sections of the methods in this module."""
 
     label_smoothing: LabelSmoothing = LabelSmoothing()
     kd: Kd = Kd()
+    dkd: Dkd = Dkd()
+    dist: Dist = Dist()
+    ctkd: Ctkd = Ctkd()
+    lskd: Lskd = Lskd()
 
 
 METHODS = {
     "scratch": Entry("cross-entropy alone", "reference", needs_teacher=False, alone="it adds no loss"),
     "label_smoothing": Entry("cross-entropy with smoothed labels", "reference", LabelSmoothing, needs_teacher=False),
     "kd": Entry("the teacher's softened outputs as targets (Hinton et al. 2015)", "logits", Kd),
+    "dkd": Entry("kd with target and other classes weighed apart (Zhao et al. 2022)", "logits", Dkd),
+    "dist": Entry("correlations of outputs, over classes and over images (Huang et al. 2022)", "logits", Dist),
+    "ctkd": Entry(
+        "kd with a temperature that learns to make it harder (Li et al. 2023)",
+        "logits",
+        Ctkd,
+        refuses={"simkd": "simkd compares features and has no temperature"},
+    ),
+    "lskd": Entry("kd between logits standardised image by image (Sun et al. 2024)", "logits", Lskd),
+    "standardize": Entry(
+        "the same standardisation for every loss between outputs in a sum",
+        "logits",
+        refuses={"lskd": "its logits are standardised already"},
+        joins="logits",
+    ),
 }

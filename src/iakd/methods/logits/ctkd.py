@@ -1,0 +1,49 @@
+"""A temperature that learns (Li et al., Curriculum Temperature for Knowledge Distillation, AAAI 2023)."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from iakd.methods.logits.kd import kd_divergence
+from iakd.methods.part import Part, Setting, Step
+from iakd.models.walk import LOGITS
+
+
+class Ctkd(Part):
+    """kd_weight·T²·KL(teacher_T ‖ student_T) beside ce_weight·CE, T = start + span·sigmoid(θ).
+
+    One θ for all images ("global" in the paper). It climbs the loss that the student descends: its gradient is
+    reversed, and grows over the first epochs, so that the task becomes harder as the student becomes better.
+    """
+
+    teacher_needs = LOGITS
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        self.options = setting.method.ctkd
+        self.ce_weight = self.options.ce_weight
+        self.timeline = setting.timeline
+        self.theta = nn.Parameter(torch.ones(()))
+
+    @property
+    def temperature(self) -> Tensor:
+        """T, a scalar."""
+        return self.options.start + self.options.span * self.theta.sigmoid()
+
+    def factor(self, epoch: int) -> float:
+        """What θ's gradient is multiplied by in an epoch (from 0): from 0 down to −strength."""
+        progress = min((epoch + 1) / self.options.epochs, 1.0)  # its authors count epochs from 1
+        return self.options.strength * (math.cos(math.pi * progress) - 1) / 2
+
+    def terms(self, step: Step) -> dict[str, Tensor]:
+        assert step.teacher_logits is not None
+        factor = self.factor(self.timeline.place(step.number)[0])
+        temperature = with_gradient_times(factor, self.temperature)
+        divergence = kd_divergence(step.student_logits, step.teacher_logits, temperature)
+        return {"ctkd": self.options.kd_weight * divergence}
+
+
+def with_gradient_times(factor: float, value: Tensor) -> Tensor:
+    """`value`, whose gradient is multiplied by `factor` on the way back (Ganin & Lempitsky 2015, equation 6)."""
+    return value.detach() + factor * (value - value.detach())

@@ -1,0 +1,44 @@
+"""Distillation of standardised logits (Sun et al., Logit Standardization in Knowledge Distillation, CVPR 2024)."""
+
+from torch import Tensor
+
+from iakd.methods.logits.kd import kd_divergence
+from iakd.methods.part import Part, Setting, Step
+from iakd.models.walk import LOGITS
+
+EPSILON = 1e-7
+
+
+class Lskd(Part):
+    """kd_weight·T²·KL(teacher_T ‖ student_T) of standardised logits beside ce_weight·CE."""
+
+    teacher_needs = LOGITS
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        self.options = setting.method.lskd
+        self.ce_weight = self.options.ce_weight
+
+    def terms(self, step: Step) -> dict[str, Tensor]:
+        assert step.teacher_logits is not None
+        ours, theirs = standardised(step.student_logits), standardised(step.teacher_logits)
+        return {"lskd": self.options.kd_weight * kd_divergence(ours, theirs, self.options.temperature)}
+
+
+class Standardize(Part):
+    """Every loss between outputs in the sum sees standardised logits."""
+
+    ce_weight = 0.0  # the other parts decide
+
+    def view(self, logits: Tensor) -> Tensor:
+        return standardised(logits)
+
+
+def standardised(logits: Tensor) -> Tensor:
+    """Logits (B, classes) minus their mean, over their standard deviation, image by image (algorithm 1).
+
+    Float32. Equal logits become 0, with a finite gradient.
+    """
+    centred = logits.float() - logits.float().mean(dim=1, keepdim=True)
+    variance = centred.square().sum(dim=1, keepdim=True) / max(1, logits.shape[1] - 1)
+    return centred / (variance + EPSILON**2).sqrt()
