@@ -6,7 +6,7 @@ import torch
 
 from iakd import models, params, runs
 from iakd.data.sets import image_set
-from iakd.data.splits import Indices, stratified
+from iakd.data.splits import Indices, share_of_each, stratified
 from iakd.data.store import Store
 from iakd.data.streams import derive
 from iakd.errors import UserError
@@ -33,11 +33,15 @@ def student_run(
     store: Store,
     **about: Any,
 ) -> runs.Run:
-    """The run of a student or of a study's trial, with the identity that its settings and inputs give it."""
+    """The run of a student or of a study's trial, with the identity that its settings and inputs give it.
+
+    A student's record has `transfer_indices`: what `transfer_set` gives, where that is not all images.
+    """
     inputs = {"data": store.sha256}
     if job.method.needs_teacher:
         inputs["teacher"] = runs.read_model(job.teacher.folder)[1]["model_sha256"]
     chosen = schedule.model_dump(mode="json") if schedule else None
+    seen = None if isinstance(job, StudyJob) else transfer_set(plan, store)
     return runs.Run(
         path=path,
         stage="trial" if isinstance(job, StudyJob) else job.stage,
@@ -49,6 +53,7 @@ def student_run(
             "teacher": job.teacher.network.name,
             "student": job.student.name,
             "method": label,
+            **({} if seen is None else {"transfer_indices": seen.tolist()}),
             **about,
         },
         inputs=inputs,
@@ -77,10 +82,7 @@ def train_student(
     student.to(device)
     if teacher:
         teacher.to(device)
-    chosen: Indices | None = None
-    if plan.params.distill.transfer:
-        seed = derive("transfer", plan.params.dataset.split_seed)
-        chosen = stratified(store.labels("train"), plan.params.distill.transfer, seed, setting="distill.transfer")
+    chosen = transfer_set(plan, store)
     train = image_set(store, "train", device, chosen)
     validation = image_set(store, "val", device)
     recipe: params.Recipe = job.recipe
@@ -92,6 +94,18 @@ def train_student(
     training = Training(attempt, student, method, train, validation, recipe, plan.params.compute, on_validation)
     history, metrics = training.fit()
     return history, metrics, student
+
+
+def transfer_set(plan: Plan, store: Store) -> Indices | None:
+    """Positions, in the training part, of the images that students see; None for all.
+
+    Raises UserError where there are fewer than are asked for.
+    """
+    wanted, labels = plan.params.distill.transfer, store.labels("train")
+    seed = derive("transfer", plan.params.dataset.split_seed)
+    if isinstance(wanted, float):
+        return share_of_each(labels, wanted, seed)
+    return stratified(labels, wanted, seed, setting="distill.transfer") if wanted else None
 
 
 def read_teacher(job: TeacherJob, store: Store) -> Network:

@@ -35,6 +35,10 @@ def dataset(**settings: Any) -> Dataset:
         ({"val": 1.5}, "dataset.val: a share of the images lies below 1"),
         ({"val": 0.0}, "dataset.val: Input should be greater than 0, got 0.0"),
         ({"test": True}, "dataset.test: Input should be a valid integer"),
+        ({"train_fraction": 0}, "dataset.train_fraction: Input should be greater than 0"),
+        ({"train_fraction": 1.5}, "dataset.train_fraction: Input should be less than or equal to 1"),
+        ({"images_per_class": 0}, "dataset.images_per_class: Input should be greater than 0"),
+        ({"train_fraction": 0.5, "images_per_class": 5}, "train_fraction and images_per_class exclude each other"),
         ({"source": "cifar100", "labels": "course"}, "dataset.labels: Input should be 'fine' or 'coarse'"),
     ],
 )
@@ -72,7 +76,7 @@ def test_where_the_bytes_come_from_is_no_part_of_an_identity() -> None:
 
 
 def test_what_is_written_down_reads_back_the_same() -> None:
-    for settings in ({"source": "image_folder", "path": "x", "size": [4, 8], "val": 0.25}, {"source": "cifar100"}, {}):
+    for settings in ({"source": "image_folder", "path": "x", "size": [4, 8], "val": 0.25}, {"images_per_class": 3}, {}):
         first = dataset(**settings)
         assert dataset(**first.model_dump(mode="json")) == first
         assert dataset(**first.model_dump(mode="json", exclude_unset=True)) == first

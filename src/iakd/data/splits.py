@@ -38,13 +38,40 @@ def stratified(labels: Labels, n: int, seed: int, setting: str = "split") -> Ind
     if not 0 <= n <= total:
         raise UserError(f"{setting}: {n} images asked for where there are {total}; ask for fewer")
     counts = np.bincount(labels)
-    lots = np.random.PCG64(seed).random_raw(total + len(counts))
+    lots = np.random.PCG64(seed).random_raw(total + len(counts))  # for images, then for ties
     shares, remainders = np.divmod(counts * n, max(total, 1))
     by_remainder = np.lexsort((lots[total:], -remainders))
     shares[by_remainder[: n - shares.sum()]] += 1
+    return _drawn(labels, shares, lots[:total])
 
-    by_class = np.lexsort((lots[:total], labels))  # at random within each class
-    rank = np.arange(total) - np.repeat(np.cumsum(counts) - counts, counts)
+
+def share_of_each(labels: Labels, share: float, seed: int) -> Indices:
+    """Positions of `share` of each class, rounded but at least one image, drawn as in `stratified`.
+
+    The images of a smaller share are among those of a larger one, of the same seed; likewise with `of_each`.
+    """
+    counts = np.bincount(labels)
+    shares = np.maximum(np.rint(share * counts).astype(np.int64), np.minimum(counts, 1))
+    return _drawn(labels, shares, np.random.PCG64(seed).random_raw(len(labels)))
+
+
+def of_each(labels: Labels, n: int, seed: int, classes: list[str], setting: str) -> Indices:
+    """Positions of `n` images of each class. Raises UserError, naming `setting`, where a class has fewer."""
+    counts = np.bincount(labels, minlength=len(classes))
+    least = int(counts.argmin())
+    if counts[least] < n:
+        raise UserError(
+            f"{setting}: {n} images asked for of each class where {classes[least]!r} has {counts[least]} for training; "
+            "ask for fewer"
+        )
+    return _drawn(labels, np.full(len(classes), n), np.random.PCG64(seed).random_raw(len(labels)))
+
+
+def _drawn(labels: Labels, shares: Indices, lots: NDArray[np.uint64]) -> Indices:
+    """Positions of the `shares` images (classes,) of each class with the lowest `lots`, ascending."""
+    counts = np.bincount(labels, minlength=len(shares))
+    by_class = np.lexsort((lots, labels))  # at random within each class
+    rank = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
     return np.sort(by_class[rank < np.repeat(shares, counts)]).astype(np.int64)
 
 
@@ -56,7 +83,8 @@ def amount(wanted: int | float, total: int) -> int:
 def split(raw: Raw, settings: Dataset) -> dict[str, Part]:
     """The parts train, val and test of a data set; the source's own val and test sets whole, where it has them.
 
-    Shares are of all the source's training images. Raises UserError where that leaves no image, or none of
+    Shares are of all the source's training images. With few-shot settings, some of what is left after val and test
+    is training. Raises UserError where that leaves no image, or none of
     some class, for training.
     """
     images, labels, seed = raw.train_images, raw.train_labels, settings.split_seed
@@ -90,4 +118,15 @@ def split(raw: Raw, settings: Dataset) -> dict[str, Part]:
         there = int(np.sum(labels == position))
         hint = f"add images, leave the class out, or ask for less in {wish}" if wish else "add images, or leave it out"
         raise UserError(f"class {raw.classes[position]!r}: none of its {there} images is left for training; {hint}")
-    return {"train": train, "val": parts["val"], "test": parts["test"]}
+    few = _few(labels[rest], settings, raw.classes)
+    return {"train": train._replace(indices=rest[few]), "val": parts["val"], "test": parts["test"]}
+
+
+def _few(labels: Labels, settings: Dataset, classes: list[str]) -> Indices | slice:
+    """Which of the images with these labels are kept for training."""
+    seed = derive("split", "train", settings.split_seed)
+    if settings.train_fraction is not None:
+        return share_of_each(labels, settings.train_fraction, seed)
+    if settings.images_per_class is not None:
+        return of_each(labels, settings.images_per_class, seed, classes, "dataset.images_per_class")
+    return slice(None)

@@ -3,12 +3,28 @@
 import difflib
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticKnownError
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$")]  # no '-': it separates teacher and student
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.+-]+$")]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+def _amount(value: Any) -> Any:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise PydanticKnownError("int_type")
+    if not value > 0:
+        raise PydanticKnownError("greater_than", {"gt": 0})
+    if isinstance(value, float) and value >= 1:
+        raise ValueError("a share of the images lies below 1, and a number of images is a whole number")
+    return value
+
+
+Amount = Annotated[  # a number of images, or a share of them
+    Annotated[int, Field(gt=0)] | Annotated[float, Field(gt=0, lt=1)], BeforeValidator(_amount)
+]
 
 
 class Strict(BaseModel):

@@ -3,15 +3,11 @@
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
-from pydantic_core import PydanticKnownError
 
-from iakd.params.base import Name, Seed, Strict
+from iakd.params.base import Amount, Name, Seed, Strict
 
 MAX_SIDE = 4096
 Side = Annotated[int, Field(gt=0, le=MAX_SIDE)]  # pixels
-
-
-Amount = Annotated[int, Field(gt=0)] | Annotated[float, Field(gt=0, lt=1)]
 
 DATASET_OPTIONS = {  # settings that only some sources have a use for
     "digits": set(),
@@ -52,6 +48,12 @@ class Dataset(Strict):
         "default: 847 of digits, else 0.2",
     )
     split_seed: Seed = Field(0, description="fixes which image falls in which part")
+    train_fraction: float | None = Field(
+        None, gt=0, le=1, description="share of each class that is kept for training, at least one image; default: all"
+    )
+    images_per_class: int | None = Field(
+        None, gt=0, description="the same as a number of images; instead of train_fraction"
+    )
     path: str | None = Field(None, min_length=1, description="folder or archive; default: downloaded where possible")
     size: Side | tuple[Side, Side] | None = Field(
         None, description="pixels, one number or [height, width]: what images are scaled and cropped to"
@@ -77,17 +79,6 @@ class Dataset(Strict):
             return data
         return {"name": source, "val": 0.1, "test": 0.2, **data}
 
-    @field_validator("val", "test", mode="before")
-    @classmethod
-    def _amount(cls, value: Any) -> Any:
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            raise PydanticKnownError("int_type")
-        if not value > 0:
-            raise PydanticKnownError("greater_than", {"gt": 0})
-        if isinstance(value, float) and value >= 1:
-            raise ValueError("a share of the images lies below 1, and a number of images is a whole number")
-        return value
-
     @field_validator("size", mode="before")
     @classmethod
     def _size(cls, value: Any) -> Any:
@@ -109,12 +100,15 @@ class Dataset(Strict):
                 raise ValueError(f"{name} is no setting of source {self.source}, which has: {can}")
         if self.path is None and "path" in known and "mirror" not in known:
             raise ValueError(f"source {self.source} needs `path`: where the files are")
+        if self.train_fraction is not None and self.images_per_class is not None:
+            raise ValueError("train_fraction and images_per_class exclude each other: set one of them")
         return self
 
     @model_serializer(mode="wrap")
     def _used(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Settings without those that the source has no use for: new ones leave the identity of others alone."""
         unused = set.union(*DATASET_OPTIONS.values()) - DATASET_OPTIONS.get(self.source, set())
+        unused |= {name for name in ("train_fraction", "images_per_class") if getattr(self, name) is None}
         return {name: value for name, value in serialise(self).items() if name not in unused}
 
     @property

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from iakd.params.base import Label, Name, Seed, Strict, did_you_mean, explain, merged
+from iakd.params.base import Amount, Label, Name, Seed, Strict, did_you_mean, explain, merged
 from iakd.params.dataset import Dataset
 from iakd.params.methods import Method
 from iakd.params.teacher import Teacher
@@ -27,7 +27,9 @@ class Distill(Strict):
     """Which students are trained, and how; read by `iakd distill`."""
 
     seeds: list[Seed] = Field([0, 1, 2], min_length=1)
-    transfer: int | None = Field(None, gt=0, description="training images a student sees, drawn by class; default: all")
+    transfer: Amount | None = Field(
+        None, description="training images that a student sees, drawn by class: a number, or a share; default: all"
+    )
     recipe: Recipe = Recipe()
 
 

@@ -70,7 +70,7 @@ def _pair(comparison: Comparison, position: int) -> dict[str, Any]:
     }
 
 
-def _data(transfer: int | None, manifest: dict[str, Any]) -> dict[str, Any]:
+def _data(transfer: int | float | None, manifest: dict[str, Any]) -> dict[str, Any]:
     image, classes = manifest["image"], manifest["classes"]
     listed = len(classes) <= MANY_CLASSES
     return {
@@ -82,6 +82,6 @@ def _data(transfer: int | None, manifest: dict[str, Any]) -> dict[str, Any]:
         ],
         "classes": classes if listed else [],
         "n_classes": len(classes),
-        "transfer": transfer,
+        "transfer": f"{100 * transfer:g} %" if isinstance(transfer, float) else transfer,
         "problems": manifest["problems"],
     }
