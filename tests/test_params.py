@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from iakd.errors import UserError
-from iakd.params import Params, load, parse, schema_text
+from iakd.params import Network, Params, Teacher, load, parse, schema_text
 
 ROOT = Path(__file__).parent.parent
 DEFAULT = ROOT / "params.yaml"
@@ -114,3 +114,39 @@ def test_params_yaml_shows_every_section_and_explains_it() -> None:
     assert set(yaml.safe_load(text)) == set(Params.model_fields)
     for section in text.split("\n\n")[1:]:
         assert "#" in section or section.startswith("evaluate"), section
+
+
+# --- teachers of the user's own ---
+
+
+def test_a_checkpoint_is_a_setting_of_teachers_alone() -> None:
+    raw = {"teachers": [{"arch": "resnet20"}], "students": [{"arch": "resnet8"}], "methods": {"kd": {}}}
+    with pytest.raises(UserError, match=r"students\.0\.checkpoint: unknown key"):
+        parse({**raw, "students": [{"arch": "resnet8", "checkpoint": "x.pth"}]}, "here")
+    with pytest.raises(UserError, match="normalisation is a setting of a teacher with a `checkpoint`"):
+        parse({**raw, "teachers": [{"arch": "resnet20", "normalisation": "half"}]}, "here")
+    with pytest.raises(UserError, match="is for an arch torchvision/…, not for resnet20"):
+        parse({**raw, "teachers": [{"arch": "resnet20", "checkpoint": "torchvision:IMAGENET1K_V1"}]}, "here")
+    with pytest.raises(UserError, match="std"):
+        parse(
+            {**raw, "teachers": [{"arch": "resnet20", "checkpoint": "x", "normalisation": {"mean": [0], "std": [0]}}]},
+            "here",
+        )
+
+
+def test_a_trained_teacher_has_the_identity_that_it_had() -> None:
+    assert Teacher(arch="resnet20", width=8).model_dump() == Network(arch="resnet20", width=8).model_dump()
+    imported = Teacher(arch="resnet20", checkpoint="x.pth", normalisation="half").model_dump()
+    assert imported["checkpoint"] == "x.pth" and imported["normalisation"] == "half"
+
+
+def test_torchvisions_weights_bring_their_normalisation() -> None:
+    from torchvision.models import get_model_weights
+
+    from iakd.models.from_torchvision import CUTS
+
+    for name in CUTS:
+        for weights in get_model_weights(name):
+            teacher = Teacher(arch=f"torchvision/{name}", checkpoint=f"torchvision:{weights.name}")
+            published = weights.transforms()
+            assert teacher.own_normalisation.of_channels(3) == (published.mean, published.std), (name, weights)

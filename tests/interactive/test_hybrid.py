@@ -14,7 +14,8 @@ from iakd.errors import UserError
 from iakd.interactive.draws import Draws
 from iakd.interactive.hybrid import Hybrid, initialise_from_teacher
 from iakd.models.network import initialise
-from iakd.params import Iakd, LrSchedule, Schedule
+from iakd.models.normalisation import adapt_input
+from iakd.params import Iakd, LrSchedule, Normalisation, Schedule
 from iakd.training.timeline import Timeline
 
 TIMELINE = Timeline(
@@ -248,3 +249,16 @@ def test_with_a_frozen_stem_and_head_a_step_always_has_something_to_train(
 def test_with_an_own_stem_p_0_swaps_everything(student: models.Network, teacher: models.Network) -> None:
     net = Hybrid(student, teacher, Iakd(), Schedule(p0=0.0, p1=0.0), TIMELINE, seed=0)
     assert not any(net.draws.drawn(epoch).any() for epoch in range(30))
+
+
+def test_a_teacher_with_a_normalisation_of_its_own_is_shown_the_images_it_knows(images: torch.Tensor) -> None:
+    """VGG has no stem: its first block takes the image itself."""
+    teacher, student = network("vgg8", seed=1).eval(), network("vgg8", seed=2)
+    adapt_input(teacher, Normalisation(mean=[0.5], std=[0.25]), [0.1], [0.5])
+    adapt_input(student, None, [0.1], [0.5])
+    net = hybrid(student, teacher)
+    student.eval()
+    features = teacher.enter(images)
+    for block in teacher.blocks:
+        features = block(features)
+    torch.testing.assert_close(net(images, [False] * 5), student.head(features))

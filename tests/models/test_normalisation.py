@@ -9,7 +9,7 @@ from safetensors import safe_open
 from iakd import models, params
 from iakd.errors import UserError
 from iakd.models.cost import cost
-from iakd.models.normalisation import Renormalise, adapt_input
+from iakd.models.normalisation import Renormalise, adapt_input, entry
 from iakd.models.shapes import feature_shapes
 from iakd.params import Normalisation
 
@@ -70,3 +70,18 @@ def test_weights_carry_the_normalisation_for_whoever_deploys_them(tmp_path) -> N
     other = network()
     models.load_weights(other, content, "")
     assert torch.equal(other.stem[0].weight, net.stem[0].weight)
+
+
+def test_a_swapped_first_block_without_a_stem_sees_what_its_teacher_sees() -> None:
+    """VGG's first block takes the image itself."""
+    images = torch.rand(2, 3, 16, 16)
+    student, teacher = (models.build(params.Network(arch="vgg8", width=4), 3, 5).eval() for _ in range(2))
+    for own in (None, OWN):
+        adapt_input(student, own, DATA.mean, DATA.std)
+        adapt_input(teacher, OWN, DATA.mean, DATA.std)
+        shown = normalised(images, DATA).float()
+        swapped = torch.nn.Sequential(*entry(student, teacher), teacher.blocks[0])
+        expected = teacher.blocks[0](teacher.enter(shown))
+        torch.testing.assert_close(swapped(student.enter(shown)), expected, rtol=1e-4, atol=1e-5)
+    assert entry(student, teacher) == [], "the student has the teacher's normalisation already"
+    assert entry(network(), teacher) == []

@@ -19,6 +19,7 @@ from iakd.interactive.draws import ChannelDraws, Choice, Draws, SampleDraws
 from iakd.interactive.pairing import Pair, pair_blocks, whole_stages
 from iakd.models import Network
 from iakd.models.network import initialise
+from iakd.models.normalisation import entry
 from iakd.models.quantised import QUANTISER
 from iakd.models.shapes import Shape, channels
 from iakd.models.walk import LOGITS, Features, Needs, Place, walk_places
@@ -111,7 +112,12 @@ class Hybrid:
         self._pairs = pairs = self._paired()
         self._sizes_of: dict[Shape, list[tuple[Shape, Shape] | None]] = {}  # of an image of this shape
         batch_statistics = settings.teacher_bn == "batch"
-        self._places = [Swapped(pair, _frozen_copy(nn.Sequential(*pair.teacher), batch_statistics)) for pair in pairs]
+        groups: list[list[nn.Module]] = [list(pair.teacher) for pair in pairs]
+        groups[0][:0] = entry(student, teacher)
+        self._places = [
+            Swapped(pair, _frozen_copy(nn.Sequential(*group), batch_statistics))
+            for pair, group in zip(pairs, groups, strict=True)
+        ]
         self.swapped = nn.ModuleList(self._places)
         generator = torch.Generator().manual_seed(derive("adapters", seed))
         initialise(self.swapped, generator)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from iakd.errors import UserError
 from iakd.models.network import Network
+from iakd.models.shapes import image_channels
 from iakd.params import Normalisation
 
 
@@ -44,6 +45,18 @@ def adapt_input(network: Network, own: Normalisation | None, mean: Sequence[floa
     except ValueError as error:
         raise UserError(f"normalisation of the teacher: it {error}; give one number for each channel") from None
     network.normalisation = own or data
+
+
+def entry(student: Network, teacher: Network) -> list[nn.Module]:
+    """What the teacher's first block needs before it in the place of the student's: mostly nothing.
+
+    Where both networks have no stem (VGG), the block takes the image itself, normalised as the teacher knows it.
+    """
+    bare = all(isinstance(network.stem, nn.Identity) for network in (student, teacher))
+    if not bare or student.normalisation is None or teacher.normalisation is None:
+        return []
+    step = _between(student.normalisation, teacher.normalisation, image_channels(teacher))
+    return [] if isinstance(step, nn.Identity) else [step.to(next(teacher.parameters()).device)]
 
 
 def _between(data: Normalisation, own: Normalisation, channels: int) -> nn.Module:
