@@ -69,6 +69,10 @@ def initialise(module: nn.Module, generator: torch.Generator) -> None:
         match layer:
             case nn.Conv2d():
                 _draw_convolution(layer, generator)
+            case nn.ConvTranspose2d():  # torch counts its fans the other way round
+                nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu", generator=generator)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
             case nn.Linear():
                 bound = layer.in_features**-0.5
                 nn.init.uniform_(layer.weight, -bound, bound, generator=generator)

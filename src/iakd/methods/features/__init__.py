@@ -1,8 +1,16 @@
 """Methods that look at intermediate features."""
 
+from iakd.methods.features.at import At
+from iakd.methods.features.fitnet import Fitnet
+from iakd.methods.features.nst import Nst
 from iakd.methods.features.ot import Ot
+from iakd.methods.features.vid import Vid
 from iakd.methods.part import Part
 
 PARTS: dict[str, type[Part]] = {
+    "fitnet": Fitnet,
+    "at": At,
+    "nst": Nst,
+    "vid": Vid,
     "ot": Ot,
 }

@@ -1,0 +1,35 @@
+"""One part of a method between any two networks of the zoo, and a step for it to look at."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from digit_training import digit_images, network
+
+from iakd import params
+from iakd.methods.part import Part, Setting, Step
+from iakd.methods.parts import PARTS
+from iakd.models.walk import walk
+from iakd.training.timeline import Timeline
+
+
+class Images:
+    """As much of a set of images as a part asks for."""
+
+    def __init__(self, side: int) -> None:
+        self.image_shape = (1, side, side)
+
+
+def part_between(name: str, student: str, teacher: str, side: int = 32, **options: Any) -> tuple[Part, Step]:
+    """The part `name` with `options`, its weights drawn, and a first step with two images."""
+    ours, theirs = (network(params.Network(arch=arch), seed) for seed, arch in enumerate((student, teacher)))
+    method = params.Method(method=name, **({name: options} if options else {}))
+    timeline = Timeline.of(params.Recipe(), 10)
+    part = PARTS[name](Setting(ours, theirs.eval(), method, Images(side), timeline, 0))  # type: ignore[arg-type]
+    part.initialise(torch.Generator().manual_seed(0))
+    batch = next(digit_images(0, 2).plain(2))
+    images = F.interpolate(batch.images, size=(side, side))
+    features = walk(ours, images, part.student_needs)
+    with torch.no_grad():
+        taught = walk(theirs, images, part.teacher_needs)
+    return part, Step(0, batch, features, taught, torch.zeros(2, 10), None)
