@@ -21,6 +21,8 @@ METHODS: dict[str, Entry] = {
     **data_side.METHODS,
 }
 
+LOSSES = ("logits", "features", "relations")  # groups of methods that add a loss of their own
+
 
 class Method(
     logits.LogitOptions,
@@ -41,8 +43,12 @@ class Method(
 
     @property
     def parts(self) -> list[str]:
-        """The names that the expression adds up."""
-        return self.method.split("+")
+        """The names that the expression adds up, and what comes along with them: `kcd` alone is kcd+kd."""
+        names = self.method.split("+")
+        known = [METHODS[name] for name in names if name in METHODS]
+        base = next((entry.base for entry in known if entry.base), None)
+        has_loss = any(entry.group in LOSSES and not entry.joins for entry in known)
+        return names if base is None or has_loss else [*names, base]
 
     @property
     def tuned(self) -> bool:

@@ -14,6 +14,7 @@ class Entry:
 
     `refuses` names other parts that it cannot be added to, and says why. With `alone`, a reason, it goes with none.
     With `joins` it changes what parts of that group do, so a sum with it needs one.
+    `base` names the part that comes along where none of the sum looks at outputs, features or relations.
     """
 
     line: str
@@ -23,3 +24,4 @@ class Entry:
     alone: str | None = None
     refuses: dict[str, str] = field(default_factory=dict)
     joins: Group | None = None
+    base: str | None = None
