@@ -49,8 +49,9 @@ class Distillation:
             assert teacher is not None and schedule is not None
             self.hybrid = Hybrid(network, teacher, method.iakd, schedule, timeline, seed)
         setting = Setting(network, self.teacher, method, data, timeline, seed)
-        self.parts = [PARTS[name](setting) for name in method.parts]
-        for name, part in zip(method.parts, self.parts, strict=True):
+        self.names = method.parts
+        self.parts = [PARTS[name](setting) for name in self.names]
+        for name, part in zip(self.names, self.parts, strict=True):
             part.initialise(torch.Generator().manual_seed(derive("part", name, seed)))
             part.to(data.labels.device)
         self.ce_weight = max(part.ce_weight for part in self.parts)
@@ -144,6 +145,11 @@ class Distillation:
         drawn = self.hybrid.draws.drawn(epoch).mean(axis=0)
         record = {f"p_planned_{i}": round(float(p), 6) for i, p in enumerate(planned)}
         return record | {f"p_drawn_{i}": round(float(p), 6) for i, p in enumerate(drawn)}
+
+    def record(self) -> dict[str, Any]:
+        """What parts found out that a reader should know, by part."""
+        found = {name: part.record() for name, part in zip(self.names, self.parts, strict=True)}
+        return {name: record for name, record in found.items() if record}
 
     @torch.no_grad()
     def finish(self, data: ImageSet, batch_size: int) -> None:

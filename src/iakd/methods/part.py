@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -114,6 +115,10 @@ class Part(nn.Module):
 
         Called outside autocast. Features are as the networks gave them: make them `float()` first.
         """
+        return {}
+
+    def record(self) -> dict[str, Any]:
+        """What a reader of the finished run should know, as JSON; empty for most parts."""
         return {}
 
 

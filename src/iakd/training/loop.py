@@ -70,6 +70,10 @@ class Method(Protocol):
         """What the method adds to an epoch's row in the history."""
         ...
 
+    def record(self) -> dict[str, Any]:
+        """What the method adds to the final metrics."""
+        ...
+
     def finish(self, data: ImageSet, batch_size: int) -> None:
         """Last work on the network, after the last step."""
         ...
@@ -142,7 +146,7 @@ class Training:
         last = self.history[-1]
         final = self._validate(self.network)
         metrics = {**final, "train_loss": last["loss"], "epochs": self.timeline.epochs, "steps": self.timeline.total}
-        return self.history, metrics
+        return self.history, metrics | self.method.record()
 
     def _epoch(self, interrupt: Interrupt) -> None:
         """The rest of the epoch that `self.step` is in, and its row in the history."""

@@ -2,6 +2,7 @@
 
 from iakd.methods.features.at import At
 from iakd.methods.features.fitnet import Fitnet
+from iakd.methods.features.hints import Hints
 from iakd.methods.features.nst import Nst
 from iakd.methods.features.ot import Ot
 from iakd.methods.features.vid import Vid
@@ -13,4 +14,5 @@ PARTS: dict[str, type[Part]] = {
     "nst": Nst,
     "vid": Vid,
     "ot": Ot,
+    "hints": Hints,
 }

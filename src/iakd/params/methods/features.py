@@ -38,6 +38,14 @@ class Vid(Strict):
     weight: float = Field(1.0, ge=0)
 
 
+class Hints(Strict):
+    """Hints at the centres of clusters of the teacher's blocks, CE + weight·hint regression."""
+
+    weight: float = Field(100.0, ge=0)
+    points: int = Field(3, gt=0, description="clusters of the teacher's blocks, with a hint at the centre of each")
+    images: int = Field(512, ge=4, description="training images on which the teacher's blocks are compared")
+
+
 class FeatureOptions(Strict):
     """Sections of the methods in this module."""
 
@@ -46,6 +54,7 @@ class FeatureOptions(Strict):
     nst: Nst = Nst()
     vid: Vid = Vid()
     ot: Ot = Ot()
+    hints: Hints = Hints()
 
 
 METHODS: dict[str, Entry] = {
@@ -56,4 +65,7 @@ METHODS: dict[str, Entry] = {
     "nst": Entry("which places the channels select, as a distribution (Huang and Wang 2017)", "features", Nst),
     "vid": Entry("information that the student's maps hold on the teacher's (Ahn et al. 2019)", "features", Vid),
     "ot": Entry("an image's feature vectors, moved onto the teacher's by optimal transport (OT-KD)", "features", Ot),
+    "hints": Entry(
+        "features regressed at the centres of clusters of the teacher's blocks (PURSUhInT)", "features", Hints
+    ),
 }

@@ -1,0 +1,137 @@
+"""Hints at the centres of clusters of the teacher's blocks, after the idea of PURSUhInT; see docs/methods/hints.md."""
+
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from iakd import params
+from iakd.data.sets import ImageSet
+from iakd.errors import UserError
+from iakd.interactive.pairing import Pair, pair_blocks
+from iakd.methods.features.cka import block_similarity
+from iakd.methods.part import Part, Setting, Step
+from iakd.models.shapes import channels
+from iakd.models.walk import Needs
+
+BATCH = 64  # images whose features are compared at a time
+FEWEST = 4  # images that the comparison needs
+
+
+class Hints(Part):
+    """weight·(mean over the hint points of MSE(adapter(student's features), teacher's features)) beside CE.
+
+    Where the points are is a function of the teacher, the training images and the settings, not of the seed. They are
+    a buffer, so that a training that goes on notices if they have moved.
+    """
+
+    points: Tensor  # (P,) positions of teacher blocks
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        self.options = setting.method.hints
+        count = len(setting.teacher.blocks)
+        if count < self.options.points:
+            raise UserError(f"hints.points is {self.options.points} and the teacher has {count} blocks; lower it")
+        similarity = block_similarity(setting.teacher, _sample(setting.data, self.options.images)).numpy()
+        clusters = cluster(similarity, self.options.points)
+        points = centres(similarity, clusters)
+        pairs = pair_blocks(setting.teacher, setting.student, setting.image)
+        chosen = [nearest(pairs, point) for point in points]
+        self.places = [(pair.ours.last, point) for pair, point in zip(chosen, points, strict=True)]
+        self.student_needs = Needs(blocks=frozenset(ours for ours, _ in self.places))
+        self.teacher_needs = Needs(blocks=frozenset(points))
+        blocks = setting.teacher.blocks
+        self.adapters = nn.ModuleList(
+            _adapter(pair, blocks[point].out_channels) for pair, point in zip(chosen, points, strict=True)
+        )
+        self.register_buffer("points", torch.tensor(points))
+        self._record = {
+            "cka": similarity.round(4).tolist(),
+            "clusters": clusters,
+            "points": points,
+            "student": [ours for ours, _ in self.places],
+        }
+
+    def record(self) -> dict[str, Any]:
+        """`cka` between the teacher's blocks, the number of each one's cluster, and the positions of the hint points
+        and of the student's blocks that get the hints.
+        """
+        return self._record
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As usual. Raises UserError where the hint points are not those of the checkpoint."""
+        if state_dict["points"].tolist() != self.points.tolist():
+            raise UserError(
+                "hints: on this machine the teacher's blocks fall into other clusters than where the run began; "
+                "go on there, or delete its checkpoint to train it from its start"
+            )
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def terms(self, step: Step) -> dict[str, Tensor]:
+        losses = [
+            hint_loss(adapter(step.student.blocks[ours].float()), step.teacher.blocks[theirs].float())
+            for adapter, (ours, theirs) in zip(self.adapters, self.places, strict=True)
+        ]
+        return {"hints": self.options.weight * torch.stack(losses).mean()}
+
+
+def _sample(data: ImageSet, count: int) -> Iterator[Tensor]:
+    """The same `count` images for every training on these data, in batches."""
+    size = min(BATCH, len(data), count)
+    if size < FEWEST:
+        raise UserError(f"hints compares the teacher's blocks on {FEWEST} training images at least; there are {size}")
+    batches = islice(data.epoch(0, 0, size, params.Augment()), count // size)
+    return (batch.images for batch in batches if len(batch.images) >= FEWEST)
+
+
+def _adapter(pair: Pair, out_channels: int) -> nn.Module:
+    in_channels = channels(pair.ours.after)
+    if len(pair.ours.after) == 2:  # tokens
+        return nn.Sequential(nn.Linear(in_channels, out_channels, bias=False), nn.LayerNorm(out_channels))
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels))
+
+
+def cluster(similarity: NDArray[np.float64], count: int) -> list[int]:
+    """Numbers 0 … of the clusters of L blocks, `count` of them or fewer where blocks are equal, in order of depth.
+
+    Hierarchical, by the average of 1 − similarity (L, L) between two clusters.
+    """
+    from scipy.cluster.hierarchy import fcluster, linkage  # takes its time to import
+    from scipy.spatial.distance import squareform
+
+    if len(similarity) == 1:
+        return [0]
+    found = fcluster(linkage(squareform(1 - similarity, checks=False), "average"), count, "maxclust").tolist()
+    order = list(dict.fromkeys(found))
+    return [order.index(number) for number in found]
+
+
+def centres(similarity: NDArray[np.float64], clusters: list[int]) -> list[int]:
+    """The block of each cluster that is most alike all of its cluster, the earliest of equals; in order of depth."""
+    points = []
+    for number in range(max(clusters) + 1):
+        members = [block for block, other in enumerate(clusters) if other == number]
+        within = similarity[np.ix_(members, members)].sum(axis=1)
+        points.append(members[int(within.argmax())])
+    return sorted(points)
+
+
+def nearest(pairs: list[Pair], block: int) -> Pair:
+    """The pair in the stage of a teacher's block that ends nearest to it, so that the student has got as far."""
+    home = next(pair for pair in pairs if pair.theirs.first <= block <= pair.theirs.last)
+    same_stage = [pair for pair in pairs if pair.stage == home.stage]
+    return min(same_stage, key=lambda pair: abs(pair.theirs.last - block))
+
+
+def hint_loss(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Mean squared difference of maps (B, C, H, W) or tokens (B, N, C); the larger maps are averaged to the smaller."""
+    if ours.shape != theirs.shape:
+        size = min(ours.shape[2], theirs.shape[2]), min(ours.shape[3], theirs.shape[3])
+        ours, theirs = F.adaptive_avg_pool2d(ours, size), F.adaptive_avg_pool2d(theirs, size)
+    return F.mse_loss(ours, theirs)
