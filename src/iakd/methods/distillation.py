@@ -1,6 +1,6 @@
 """Every method of this project: a sum of parts, with the hybrid network in front where `iakd` is among them."""
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from typing import Any
 
 import torch
@@ -127,6 +127,13 @@ class Distillation:
         if self.hybrid:
             yield from self.hybrid.modules()
         yield from self.parts
+
+    def pattern(self, step: int) -> Hashable | None:
+        """Which blocks are swapped; None where a part or the swapping itself does something else in every step."""
+        if isinstance(self._outputs, CachedOutputs) or not all(part.replays for part in self._with_terms):
+            return None
+        kept = self.hybrid.draws.at(step, self.timeline.batch_size) if self.hybrid else ()
+        return None if any(isinstance(choice, Tensor) for choice in kept) else tuple(kept)
 
     def train(self) -> None:
         """Network in training mode; teacher and whatever was copied from it, frozen, in evaluation mode."""

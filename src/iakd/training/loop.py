@@ -8,7 +8,7 @@ generators) is in the checkpoint.
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any, NoReturn, Protocol
 
 import torch
@@ -24,6 +24,7 @@ from iakd.runs import Row, Run
 from iakd.training import checkpoint
 from iakd.training.average import Average
 from iakd.training.device import channels_last, lay_out
+from iakd.training.engine import make_engine
 from iakd.training.evaluation import validate
 from iakd.training.interrupt import Interrupt
 from iakd.training.optimizer import load_state, make_optimizer, set_lr
@@ -60,6 +61,13 @@ class Method(Protocol):
 
     def modules(self) -> Iterable[nn.Module]:
         """All networks and parts that a step computes with, trained or frozen."""
+        ...
+
+    def pattern(self, step: int) -> Hashable | None:
+        """What a step computes, given its batch: the same for two steps that can replay each other, None for no other.
+
+        Steps are alike if all that differs is in tensors that stay where they are.
+        """
         ...
 
     def train(self) -> None:
@@ -114,7 +122,8 @@ class Training:
         self.channels_last = channels_last(compute, recipe, self.device)
         for module in method.modules():
             lay_out(module, self.channels_last)
-        self.optimizer = make_optimizer(list(method.parameters()), recipe)
+        self.engine = make_engine(compute, self.device, method.modules(), recipe.batch_size, self._work)
+        self.optimizer = make_optimizer(list(method.parameters()), recipe, capturable=bool(self.engine.graphs))
         self.average = Average(network, recipe.ema) if recipe.ema else None
         self.history: list[Row] = []
         self.step = 0  # of the whole training
@@ -194,7 +203,12 @@ class Training:
             raise KeyboardInterrupt(interrupt.name)
 
     def _step(self, batch: Batch) -> None:
-        set_lr(self.optimizer, self.timeline.lr(self.step))
+        set_lr(self.optimizer, self.engine.lr(self.timeline.lr(self.step)))
+        self.engine.step(batch, lambda: self.method.pattern(self.step))
+        self.sums.images += len(batch.labels)
+
+    def _work(self, batch: Batch) -> None:
+        """All that a step does on the device. Nothing here may wait for it, or graphs could not be recorded."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
             terms, logits = self.method.loss(batch, self.step)
         values = torch.stack(list(terms.values()))
@@ -206,7 +220,6 @@ class Training:
         if self.average:
             self.average.update()
         self.sums.add(tuple(terms), values.detach(), logits.detach(), batch.labels)
-        self.sums.images += len(batch.labels)
 
     def _check_finite(self) -> None:
         if not math.isfinite(self.sums.loss()):

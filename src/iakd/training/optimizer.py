@@ -6,10 +6,12 @@ from torch import Tensor, nn
 from iakd.params import Recipe
 
 
-def make_optimizer(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimiser over `parameters`, fused."""
+def make_optimizer(parameters: list[nn.Parameter], recipe: Recipe, capturable: bool = False) -> torch.optim.Optimizer:
+    """The recipe's optimiser over `parameters`, fused; `capturable`: its steps can be recorded as CUDA graphs."""
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+        return torch.optim.AdamW(
+            parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True, capturable=capturable
+        )
     sgd = torch.optim.SGD(
         parameters,
         lr=recipe.lr,

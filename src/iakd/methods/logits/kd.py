@@ -11,6 +11,7 @@ class Kd(Part):
     """kd_weight·T²·KL(teacher_T ‖ student_T) beside ce_weight·CE."""
 
     teacher_needs = LOGITS
+    replays = True
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)

@@ -1,0 +1,51 @@
+"""Which way the steps of a training are computed, for the loop: `compute.engine`."""
+
+import logging
+from collections.abc import Callable, Hashable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from iakd.data.batches import Batch
+from iakd.params import Compute
+from iakd.training.compiled import compile_blocks
+from iakd.training.graphs import CudaRecorder, Graphs, Work
+
+log = logging.getLogger(__name__)
+
+
+class Engine:
+    """Does the work of steps: as Python runs it, or by graphs where `graphs` are given."""
+
+    def __init__(self, work: Work, graphs: Graphs | None, device: torch.device) -> None:
+        self.work = work
+        self.graphs = graphs
+        self._lr = torch.zeros((), device=device) if graphs else None
+
+    def lr(self, value: float) -> float | Tensor:
+        """The learning rate in the form that the optimiser needs: a graph reads it from the device."""
+        return value if self._lr is None else self._lr.fill_(value)
+
+    def step(self, batch: Batch, pattern: Callable[[], Hashable | None]) -> None:
+        """One step."""
+        if self.graphs:
+            self.graphs(batch, pattern())
+        else:
+            self.work(batch)
+
+
+def make_engine(
+    compute: Compute, device: torch.device, modules: Iterable[nn.Module], batch_size: int, work: Work
+) -> Engine:
+    """The engine that the settings ask for, or the next best one with a line in the log.
+
+    `auto` is eager: docs/performance.md has the reasons.
+    """
+    graphs = None
+    if compute.engine == "graphs" and device.type != "cuda":
+        log.warning("compute.engine: graphs need a GPU; training without")
+    elif compute.engine == "graphs":
+        graphs = Graphs(work, CudaRecorder(device))
+    elif compute.engine == "compile":
+        compile_blocks(modules, batch_size)
+    return Engine(work, graphs, device)
