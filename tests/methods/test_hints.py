@@ -113,8 +113,6 @@ def test_loss() -> None:
     assert hint_loss(x, x).item() == 0
     large = torch.tensor(theirs.repeat(2, axis=2).repeat(2, axis=3), dtype=torch.float32)
     assert hint_loss(x, large).item() == pytest.approx(loss.item(), rel=1e-5)
-    tokens = torch.randn(2, 5, 3)
-    assert hint_loss(tokens, tokens + 1).item() == pytest.approx(1)
 
 
 def test_the_points_are_those_of_the_teacher_and_in_the_record(make_training: Callable[..., Training]) -> None:

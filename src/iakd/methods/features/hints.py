@@ -15,8 +15,10 @@ from iakd.data.sets import ImageSet
 from iakd.errors import UserError
 from iakd.interactive.pairing import Pair, pair_blocks
 from iakd.methods.features.cka import block_similarity
+from iakd.methods.features.maps import as_maps, map_shape, of_one_size
+from iakd.methods.features.regressor import Regressor
 from iakd.methods.part import Part, Setting, Step
-from iakd.models.shapes import channels
+from iakd.models.shapes import feature_shapes
 from iakd.models.walk import Needs
 
 BATCH = 64  # images whose features are compared at a time
@@ -46,9 +48,10 @@ class Hints(Part):
         self.places = [(pair.ours.last, point) for pair, point in zip(chosen, points, strict=True)]
         self.student_needs = Needs(blocks=frozenset(ours for ours, _ in self.places))
         self.teacher_needs = Needs(blocks=frozenset(points))
-        blocks = setting.teacher.blocks
+        shapes = feature_shapes(setting.teacher, setting.image)[1:]  # after the blocks
         self.adapters = nn.ModuleList(
-            _adapter(pair, blocks[point].out_channels) for pair, point in zip(chosen, points, strict=True)
+            Regressor(map_shape(pair.ours.after), map_shape(shapes[point]), active=False)
+            for pair, point in zip(chosen, points, strict=True)
         )
         self.register_buffer("points", torch.tensor(points))
         self._record = {
@@ -75,7 +78,7 @@ class Hints(Part):
 
     def terms(self, step: Step) -> dict[str, Tensor]:
         losses = [
-            hint_loss(adapter(step.student.blocks[ours].float()), step.teacher.blocks[theirs].float())
+            hint_loss(adapter(as_maps(step.student.blocks[ours])), as_maps(step.teacher.blocks[theirs]))
             for adapter, (ours, theirs) in zip(self.adapters, self.places, strict=True)
         ]
         return {"hints": self.options.weight * torch.stack(losses).mean()}
@@ -88,13 +91,6 @@ def _sample(data: ImageSet, count: int) -> Iterator[Tensor]:
         raise UserError(f"hints compares the teacher's blocks on {FEWEST} training images at least; there are {size}")
     batches = islice(data.epoch(0, 0, size, params.Augment()), count // size)
     return (batch.images for batch in batches if len(batch.images) >= FEWEST)
-
-
-def _adapter(pair: Pair, out_channels: int) -> nn.Module:
-    in_channels = channels(pair.ours.after)
-    if len(pair.ours.after) == 2:  # tokens
-        return nn.Sequential(nn.Linear(in_channels, out_channels, bias=False), nn.LayerNorm(out_channels))
-    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels))
 
 
 def cluster(similarity: NDArray[np.float64], count: int) -> list[int]:
@@ -130,8 +126,5 @@ def nearest(pairs: list[Pair], block: int) -> Pair:
 
 
 def hint_loss(ours: Tensor, theirs: Tensor) -> Tensor:
-    """Mean squared difference of maps (B, C, H, W) or tokens (B, N, C); the larger maps are averaged to the smaller."""
-    if ours.shape != theirs.shape:
-        size = min(ours.shape[2], theirs.shape[2]), min(ours.shape[3], theirs.shape[3])
-        ours, theirs = F.adaptive_avg_pool2d(ours, size), F.adaptive_avg_pool2d(theirs, size)
-    return F.mse_loss(ours, theirs)
+    """Mean squared difference of maps (B, C, H, W) and (B, C, H', W'); the larger ones are averaged to the smaller."""
+    return F.mse_loss(*of_one_size(ours, theirs))

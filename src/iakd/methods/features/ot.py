@@ -1,8 +1,8 @@
 """Distillation by optimal transport between the features of one image, as in OT-KD."""
 
-import torch
 from torch import Tensor, nn
 
+from iakd.methods.features.maps import as_maps
 from iakd.methods.features.sinkhorn import sinkhorn_divergence
 from iakd.methods.part import Part, Setting, Step
 from iakd.models.shapes import channels
@@ -35,5 +35,4 @@ class Ot(Part):
 
 def vectors(features: Tensor) -> Tensor:
     """Maps (B, C, H, W) as one vector a place, (B, H·W, C); tokens (B, N, C) as they are. Float32."""
-    features = features.float()
-    return torch.flatten(features, 2).transpose(1, 2) if features.ndim == 4 else features
+    return as_maps(features).flatten(2).transpose(1, 2)
