@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iakd import params
-from iakd.models.network import Block, Network
+from iakd.models.network import Block, Network, RectifiedBlock
 from iakd.models.resnet import BasicBlock
 
 BLOCKS = {
@@ -21,7 +21,7 @@ ARCHITECTURES = list(BLOCKS)
 EXPANSION = 4
 
 
-class Bottleneck(Block):
+class Bottleneck(RectifiedBlock):
     """Narrow by 1×1, 3×3, widen by 1×1, and a shortcut, (B, in, H, W) → (B, out, ⌈H/stride⌉, ⌈W/stride⌉)."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
@@ -39,10 +39,10 @@ class Bottleneck(Block):
                 nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
             )
 
-    def forward(self, features: Tensor) -> Tensor:
+    def before_activation(self, features: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(features)))
         out = self.bn3(self.conv3(F.relu(self.bn2(self.conv2(out)))))
-        return F.relu(out + self.shortcut(features))
+        return out + self.shortcut(features)
 
 
 def build(network: params.Network, channels: int, classes: int) -> Network:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iakd.params import Normalisation
@@ -20,6 +21,29 @@ class Block(nn.Module):
     def kind(self) -> type[nn.Module]:
         """What sort of unit this is; networks of the same kind differ in depth and width only."""
         return type(self)
+
+    @property
+    def entry(self) -> nn.Module | None:
+        """The layer that normalises what comes in before anything else happens to it, where the block has one."""
+        return None
+
+    def before_activation(self, features: Tensor) -> Tensor:
+        """The output before the block's last activation; where it ends in none, the output."""
+        return self(features)
+
+    def activate(self, features: Tensor) -> Tensor:
+        """The last activation: `activate(before_activation(x))` is the output, bit by bit."""
+        return features
+
+
+class RectifiedBlock(Block):
+    """A block that ends in a ReLU; it has `before_activation` to say."""
+
+    def activate(self, features: Tensor) -> Tensor:
+        return F.relu(features)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.activate(self.before_activation(features))
 
 
 class Network(nn.Module):

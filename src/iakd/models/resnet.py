@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iakd import params
-from iakd.models.network import Block, Network
+from iakd.models.network import Network, RectifiedBlock
 
 DEPTHS = (8, 14, 20, 26, 32, 38, 44, 56, 110)  # 6n + 2 layers: three stages of n blocks
 ARCHITECTURES = [f"resnet{depth}" for depth in DEPTHS] + [f"resnet{depth}x4" for depth in DEPTHS]
@@ -23,7 +23,7 @@ class PaddedIdentity(nn.Module):
         return F.pad(features[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
 
 
-class BasicBlock(Block):
+class BasicBlock(RectifiedBlock):
     """Two 3×3 convolutions and a shortcut, (B, in, H, W) → (B, out, ⌈H/stride⌉, ⌈W/stride⌉)."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, shortcut: str) -> None:
@@ -42,10 +42,10 @@ class BasicBlock(Block):
                 nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
             )
 
-    def forward(self, features: Tensor) -> Tensor:
+    def before_activation(self, features: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(features)))
         out = self.bn2(self.conv2(out))
-        return F.relu(out + self.shortcut(features))
+        return out + self.shortcut(features)
 
 
 def build(network: params.Network, channels: int, classes: int) -> Network:

@@ -7,7 +7,7 @@ One linear layer instead of three, and no pooling before the last two groups of 
 from torch import Tensor, nn
 
 from iakd import params
-from iakd.models.network import Block, Network
+from iakd.models.network import Network, RectifiedBlock
 
 CONVOLUTIONS = {  # by stage; times the channels below
     "vgg8": ((1,), (1,), (1,), (1, 1)),
@@ -20,7 +20,7 @@ FACTORS = (1, 2, 4, 8)  # channels of each stage, in units of the first
 ARCHITECTURES = list(CONVOLUTIONS)
 
 
-class ConvolutionBlock(Block):
+class ConvolutionBlock(RectifiedBlock):
     """3×3 convolution, normalisation, ReLU, after 2×2 max pooling if `pool`, (B, in, H, W) → (B, out, ⌊H/2⌋, ⌊W/2⌋).
 
     A map of a single row or column is not pooled in that direction, so that small images fit too.
@@ -31,13 +31,12 @@ class ConvolutionBlock(Block):
         self.pool = pool
         self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.bn = nn.BatchNorm2d(out_channels)
-        self.relu = nn.ReLU()
 
-    def forward(self, features: Tensor) -> Tensor:
+    def before_activation(self, features: Tensor) -> Tensor:
         if self.pool:
             window = (min(2, features.shape[2]), min(2, features.shape[3]))
             features = nn.functional.max_pool2d(features, window)
-        return self.relu(self.bn(self.conv(features)))
+        return self.bn(self.conv(features))
 
 
 def build(network: params.Network, channels: int, classes: int) -> Network:

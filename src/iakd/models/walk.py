@@ -3,17 +3,21 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iakd.errors import UserError
-from iakd.models.network import Network
+from iakd.models.network import Block, Network
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What is looked at of a forward pass: features after these blocks (counted from 0) and the rest by name."""
+    """What is looked at of a forward pass: features after these blocks (counted from 0), the same before their last
+    activation, and the rest by name.
+    """
 
     blocks: frozenset[int] = frozenset()
+    preactivations: frozenset[int] = frozenset()
     stem: bool = False
     pooled: bool = False
     logits: bool = False
@@ -21,6 +25,7 @@ class Needs:
     def __or__(self, other: "Needs") -> "Needs":
         return Needs(
             self.blocks | other.blocks,
+            self.preactivations | other.preactivations,
             self.stem or other.stem,
             self.pooled or other.pooled,
             self.logits or other.logits,
@@ -35,9 +40,13 @@ POOLED = Needs(pooled=True)
 class Features:
     """What a walk has kept: maps (B, C, H, W) or tokens (B, N, C) after the stem and after blocks, `pooled` (B, D),
     which is what the last linear layer takes, and `logits` (B, classes). What was not needed may be missing.
+
+    `preactivations` are what blocks give before their last activation. Where a network activates at the beginning of
+    the next block instead (`Block.entry`), they are what that one normalises; where it does neither, the features.
     """
 
     blocks: dict[int, Tensor] = field(default_factory=dict)
+    preactivations: dict[int, Tensor] = field(default_factory=dict)
     stem: Tensor | None = None
     pooled: Tensor | None = None
     logits: Tensor | None = None
@@ -58,16 +67,41 @@ def walk_places(network: Network, images: Tensor, places: Iterable[Place], needs
     if needs.stem:
         kept.stem = features
     to_the_end = needs.pooled or needs.logits
-    last = max(needs.blocks, default=-1)
+    last = max(needs.blocks | needs.preactivations, default=-1)
     for position, block in places:
         if not to_the_end and position > last:
             return kept
-        features = block(features)
+        if position in needs.preactivations and isinstance(block, Block):
+            before = block.before_activation(features)
+            features = block.activate(before)
+        else:
+            before = features = block(features)
+        if position in needs.preactivations:
+            kept.preactivations[position] = _normalised(_next_entry(network, position), before)
         if position in needs.blocks:
             kept.blocks[position] = features
     if to_the_end:
         _finish(network, features, needs, kept)
     return kept
+
+
+def _next_entry(network: Network, position: int) -> nn.Module | None:
+    """The layer that normalises what a block gives, in networks whose blocks normalise first."""
+    blocks = network.blocks
+    if blocks[position].entry is None:
+        return None
+    if position + 1 < len(blocks):
+        return blocks[position + 1].entry
+    return next(module for module in network.head.modules() if isinstance(module, nn.BatchNorm2d))
+
+
+def _normalised(layer: nn.Module | None, features: Tensor) -> Tensor:
+    """By the batch's statistics where the layer is in training mode, but its running ones are not moved."""
+    if not isinstance(layer, nn.BatchNorm2d):
+        return features
+    if not layer.training:
+        return layer(features)
+    return F.batch_norm(features, None, None, layer.weight, layer.bias, training=True, eps=layer.eps)
 
 
 def _finish(network: Network, features: Tensor, needs: Needs, kept: Features) -> None:

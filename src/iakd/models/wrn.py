@@ -31,6 +31,10 @@ class PreActivationBlock(Block):
         if stride != 1 or in_channels != out_channels:
             self.shortcut = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
 
+    @property
+    def entry(self) -> nn.Module:
+        return self.bn1
+
     def forward(self, features: Tensor) -> Tensor:
         active = F.relu(self.bn1(features))
         out = self.conv2(F.relu(self.bn2(self.conv1(active))))
