@@ -54,54 +54,53 @@ class Distillation:
         for name, part in zip(self.names, self.parts, strict=True):
             part.initialise(torch.Generator().manual_seed(derive("part", name, seed)))
             part.to(data.labels.device)
-        self.ce_weight = max(part.ce_weight for part in self.parts)
         self.smoothing = max(smoothing, *(part.smoothing for part in self.parts))
-        self.student_needs, self.teacher_needs = LOGITS, Needs()
-        for part in self.parts:
-            self.student_needs |= part.student_needs
-            self.teacher_needs |= part.teacher_needs
+        self._with_terms = [part for part in self.parts if type(part).terms is not Part.terms]
+        _, teacher_needs = needs_of(self._with_terms)
         self._outputs: Outputs | CachedOutputs | None = None
-        if self.teacher and suffice(self.teacher_needs):
-            self._outputs = Outputs(self.teacher, self.teacher_needs, timeline.batch_size)
+        if self.teacher and suffice(teacher_needs):
+            self._outputs = Outputs(self.teacher, teacher_needs, timeline.batch_size)
             if shelf and isinstance(data, Resident):
                 self._outputs = CachedOutputs(self._outputs, data, shelf)
-        self._with_terms = [part for part in self.parts if type(part).terms is not Part.terms]
 
     def choose(self, epoch: int) -> Choice | None:
         """The images of an epoch as the parts want them; at most one part does."""
         return next((choice for part in self.parts if (choice := part.choose(epoch))), None)
 
     def loss(self, batch: Batch, step: int) -> tuple[LossTerms, Tensor]:
-        """Terms of `ce_weight`·CE + Σ terms; the logits returned are those that the cross-entropy sees."""
-        labelled, taught = self._walks(batch.images, step)
+        """The weighted cross-entropy and all terms; the logits returned are those that the cross-entropy sees."""
+        active = [part for part in self._with_terms if part.active(step)]
+        student_needs, teacher_needs = needs_of(active)
+        labelled, taught = self._walks(batch.images, step, student_needs)
         assert labelled.logits is not None
         ce = cross_entropy(labelled.logits, batch.labels, self.smoothing, batch.other, batch.share)
-        terms = {"ce": self.ce_weight * ce}
-        if self._with_terms:
-            seen = self._step(batch, step, taught)
+        weight = max(part.label_weight(step) for part in self.parts)
+        terms = {"ce": weight * ce if weight else torch.zeros_like(ce)}  # at 0 the head has no gradient, so it rests
+        if active:
+            seen = self._step(batch, step, taught, teacher_needs)
             with torch.autocast(batch.images.device.type, enabled=False):
-                for part in self._with_terms:
+                for part in active:
                     terms |= part.terms(seen)
         return terms, labelled.logits
 
-    def _walks(self, images: Tensor, step: int) -> tuple[Features, Features]:
+    def _walks(self, images: Tensor, step: int, needs: Needs) -> tuple[Features, Features]:
         """The forward pass whose output learns the labels, and the one that learns from the teacher; mostly one."""
         if not self.hybrid:
-            features = walk(self.network, images, self.student_needs)
+            features = walk(self.network, images, needs)
             return features, features
         kept = self.hybrid.draws.at(step, len(images))
         if self.options.path == "hybrid" or not self._with_terms:
-            features = self.hybrid.walk(images, kept, self.student_needs)
+            features = self.hybrid.walk(images, kept, needs)
             return features, features
-        return self.hybrid.walk(images, kept, LOGITS), walk(self.network, images, self.student_needs)
+        return self.hybrid.walk(images, kept, LOGITS), walk(self.network, images, needs)
 
-    def _step(self, batch: Batch, step: int, student: Features) -> Step:
+    def _step(self, batch: Batch, step: int, student: Features, teacher_needs: Needs) -> Step:
         teacher = Features()
         if self._outputs:
             teacher = self._outputs(batch)
-        elif self.teacher and self.teacher_needs != Needs():
+        elif self.teacher and teacher_needs != Needs():
             with torch.no_grad():
-                teacher = walk(self.teacher, batch.images, self.teacher_needs)
+                teacher = walk(self.teacher, batch.images, teacher_needs)
         student_logits, teacher_logits = student.logits, teacher.logits
         assert student_logits is not None
         student_logits = student_logits.float()
@@ -187,3 +186,12 @@ class Distillation:
             part.load_state_dict(content)
         if self.hybrid:
             self.hybrid.swapped.load_state_dict(state["swapped"])
+
+
+def needs_of(parts: Iterable[Part]) -> tuple[Needs, Needs]:
+    """What they look at together, of the student, whose logits are always looked at, and of the teacher."""
+    ours, theirs = LOGITS, Needs()
+    for part in parts:
+        ours |= part.student_needs
+        theirs |= part.teacher_needs
+    return ours, theirs

@@ -85,7 +85,7 @@ class Part(nn.Module):
     buffers: both are in the checkpoint and gone from the student afterwards.
     """
 
-    ce_weight = 1.0  # in a sum the largest counts
+    ce_weight = 1.0  # of every step, unless `label_weight` says otherwise
     smoothing = 0.0  # of the labels; in a sum the largest counts
     student_needs = Needs()
     teacher_needs = Needs()
@@ -106,6 +106,14 @@ class Part(nn.Module):
     def choose(self, epoch: int) -> Choice | None:
         """Which ones, where these are not all as they are; asked when the epoch begins or is gone on with."""
         return None
+
+    def label_weight(self, step: int) -> float:
+        """Weight of the cross-entropy at a step; in a sum the largest counts."""
+        return self.ce_weight
+
+    def active(self, step: int) -> bool:
+        """Whether there are terms at a step; if not, nothing is looked at for them."""
+        return True
 
     def view(self, logits: Tensor) -> Tensor:
         """How losses between outputs see logits (B, classes), the student's and the teacher's alike."""

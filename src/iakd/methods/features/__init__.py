@@ -1,7 +1,10 @@
 """Methods that look at intermediate features."""
 
+from iakd.methods.features.ab import Ab
 from iakd.methods.features.at import At
 from iakd.methods.features.fitnet import Fitnet
+from iakd.methods.features.fsp import Fsp
+from iakd.methods.features.ft import Ft
 from iakd.methods.features.hints import Hints
 from iakd.methods.features.nst import Nst
 from iakd.methods.features.ot import Ot
@@ -13,6 +16,9 @@ PARTS: dict[str, type[Part]] = {
     "at": At,
     "nst": Nst,
     "vid": Vid,
+    "ft": Ft,
+    "fsp": Fsp,
+    "ab": Ab,
     "ot": Ot,
     "hints": Hints,
 }

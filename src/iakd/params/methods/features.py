@@ -1,5 +1,7 @@
 """Methods that look at intermediate features."""
 
+from typing import Annotated
+
 from pydantic import Field
 
 from iakd.params.base import Strict
@@ -46,6 +48,33 @@ class Hints(Strict):
     images: int = Field(512, ge=4, description="training images on which the teacher's blocks are compared")
 
 
+PRETRAIN = "share of the steps that make up the first phase"
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+class Ft(Strict):
+    """Factor transfer: first a paraphraser learns the teacher's last maps, then weight·‖factors − factors‖₁."""
+
+    weight: float = Field(200.0, ge=0)
+    rate: Share = Field(0.5, description="channels of the factors, as a share of the teacher's")
+    pretrain: Share = Field(0.125, description=PRETRAIN)
+
+
+class Fsp(Strict):
+    """Flow of the solution procedure: a first phase of weight·Σ MSE of products of channels, then labels."""
+
+    weight: float = Field(1.0, gt=0)
+    pretrain: Share = Field(0.125, description=PRETRAIN)
+
+
+class Ab(Strict):
+    """Activation boundaries: a first phase of weight·Σ distances from the teacher's side of zero, then labels."""
+
+    weight: float = Field(1.0, gt=0)
+    margin: float = Field(1.0, ge=0)
+    pretrain: Share = Field(0.125, description=PRETRAIN)
+
+
 class FeatureOptions(Strict):
     """Sections of the methods in this module."""
 
@@ -53,6 +82,9 @@ class FeatureOptions(Strict):
     at: At = At()
     nst: Nst = Nst()
     vid: Vid = Vid()
+    ft: Ft = Ft()
+    fsp: Fsp = Fsp()
+    ab: Ab = Ab()
     ot: Ot = Ot()
     hints: Hints = Hints()
 
@@ -64,6 +96,9 @@ METHODS: dict[str, Entry] = {
     "at": Entry("where in the image the features are strong (Zagoruyko and Komodakis 2017)", "features", At),
     "nst": Entry("which places the channels select, as a distribution (Huang and Wang 2017)", "features", Nst),
     "vid": Entry("information that the student's maps hold on the teacher's (Ahn et al. 2019)", "features", Vid),
+    "ft": Entry("the teacher's last maps, paraphrased in fewer channels (Kim et al. 2018)", "features", Ft),
+    "fsp": Entry("products of successive maps, in a first phase (Yim et al. 2017)", "features", Fsp),
+    "ab": Entry("which neurons are on, in a first phase (Heo et al. 2019)", "features", Ab),
     "ot": Entry("an image's feature vectors, moved onto the teacher's by optimal transport (OT-KD)", "features", Ot),
     "hints": Entry(
         "features regressed at the centres of clusters of the teacher's blocks (PURSUhInT)", "features", Hints
