@@ -29,6 +29,18 @@ DEFAULT = ROOT / "params.yaml"
         ("distill.recipe.lr=fast", "distill.recipe.lr: Input should be a valid number"),
         ("distill.recipe.lr_schedule.milestones=[0.7, 0.4]", "must ascend"),
         ("pairs=[[resnet20w8, resnet8]]", "pairs: no network 'resnet8' (did you mean 'resnet8w8'?)"),
+        (
+            "pairs=[{teacher: resnet20w8, student: resnet8w8, methods: {scrach: {}}}]",
+            "no method 'scrach' (did you mean 'scratch'?)",
+        ),
+        (
+            "pairs=[{teacher: resnet20w8, student: resnet8w8, methods: {kd: {kd: {temperatur: 2}}}}]",
+            "resnet20w8-resnet8w8: methods.kd.kd.temperatur: unknown key (did you mean 'temperature'?)",
+        ),
+        (
+            "pairs=[{teacher: resnet20w8, student: resnet8w8, recipe: {epoch: 2}}]",
+            "resnet20w8-resnet8w8: recipe, or methods.scratch.recipe.epoch: unknown key (did you mean 'epochs'?)",
+        ),
         ("tune.space.p0=[0.9, 0.1]", "p0: low 0.9 is above high 0.1"),
         ("tune.space.p0=[0.1, 1.5]", "tune.space.p0"),
         ("dataset.name=a/b", "dataset.name: String should match pattern"),
@@ -80,7 +92,7 @@ def test_files_that_are_no_settings(tmp_path: Path, content: str, words: str) ->
 
 def test_a_methods_recipe_differs_only_where_it_says_so() -> None:
     params = load(DEFAULT, ["methods.kd.recipe.lr_schedule.gamma=0.5"])
-    recipe = params.student_recipe(params.methods["kd"])
+    recipe = params.student_recipe(params.paired[0], params.methods["kd"])
     assert recipe.lr_schedule.gamma == 0.5
     assert recipe.lr_schedule.milestones == params.distill.recipe.lr_schedule.milestones
     assert recipe.epochs == params.distill.recipe.epochs

@@ -134,3 +134,19 @@ def test_the_source_hash_covers_what_a_stage_imports_and_nothing_else(
         assert touched("tracking/sync.py") == set(), "the view of a run is no part of it"
     finally:
         source_sha.cache_clear()
+
+
+def test_a_pair_may_differ_in_recipe_and_options() -> None:
+    pair = (
+        "pairs=[[resnet20w8, resnet8w8], {teacher: resnet20w8, student: other, recipe: {lr: 0.01}, "
+        "methods: {kd: {kd: {temperature: 2}}}}]"
+    )
+    jobs = plan("students=[{arch: resnet8, width: 8}, {arch: resnet8, width: 4, name: other}]", pair)
+    own, other = (
+        {job.label: job for job in jobs.students if job.student.name == name} for name in ("resnet8w8", "other")
+    )
+    assert own["kd"].recipe.lr == jobs.params.distill.recipe.lr != 0.01
+    assert {job.recipe.lr for job in other.values()} == {0.01}
+    assert (own["kd"].method.kd.temperature, other["kd"].method.kd.temperature) == (4.0, 2.0)
+    assert own["scratch"].method == other["scratch"].method
+    assert keys(plan())[own["kd"].path] == own["kd"].key, "what is other elsewhere leaves a pair alone"

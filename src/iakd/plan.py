@@ -10,7 +10,7 @@ from typing import Any
 
 from iakd.errors import UserError
 from iakd.files import digest
-from iakd.params import Method, Network, Normalisation, Params, Recipe, Schedule, Teacher, did_you_mean
+from iakd.params import Method, Network, Normalisation, Pair, Params, Recipe, Schedule, Teacher, did_you_mean
 from iakd.provenance import source_sha
 
 RESULTS = Path("results")
@@ -130,26 +130,26 @@ def make_plan(params: Params) -> Plan:
     data = Job(f"{name}/data", "prepare", params.dataset.model_dump(mode="json"))
     teachers = {network.name: _teachers(params, network, data) for network in params.teachers}
     networks = {network.name: network for network in params.students}
-    pairs = params.pairs or [(t.name, s.name) for t in params.teachers for s in params.students]
     studies: list[StudyJob] = []
     students: list[StudentJob] = []
-    for teacher_name, student_name in pairs:
-        network = networks[student_name]
-        taught_by = teachers[teacher_name]
-        study = _study(params, taught_by[0], network)
+    for pair in params.paired:
+        network = networks[pair.student]
+        taught_by = teachers[pair.teacher]
+        methods = {label: params.method(pair, label) for label in params.methods}
+        study = _study(params, pair, taught_by[0], network, methods)
         if study:
             studies.append(study)
-        for label, method in params.methods.items():
+        for label, method in methods.items():
             for position, seed in enumerate(params.distill.seeds):
                 teacher = taught_by[position % len(taught_by)]
-                recipe = params.student_recipe(method)
+                recipe = params.student_recipe(pair, method)
                 used = study if method.tuned else None
                 settings = {
                     **_student_settings(params, teacher, network, method, recipe),
                     "seed": seed,
                     "study": used.settings if used else None,
                 }
-                path = f"{name}/students/{teacher_name}-{student_name}/{label}/seed{seed}"
+                path = f"{name}/students/{pair.teacher}-{pair.student}/{label}/seed{seed}"
                 students.append(
                     StudentJob(path, "distill", settings, teacher, network, label, method, seed, recipe, used)
                 )
@@ -181,13 +181,15 @@ def _normalisation_of_student(teacher: TeacherJob, method: Method) -> Normalisat
     return teacher.normalisation if takes_stem else None
 
 
-def _study(params: Params, teacher: TeacherJob, student: Network) -> StudyJob | None:
-    method = next((method for method in params.methods.values() if method.tuned), None)
+def _study(
+    params: Params, pair: Pair, teacher: TeacherJob, student: Network, methods: dict[str, Method]
+) -> StudyJob | None:
+    method = next((method for method in methods.values() if method.tuned), None)
     if method is None:
         return None
-    recipe = params.trial_recipe(method)
+    recipe = params.trial_recipe(pair, method)
     tune = params.tune.model_dump(mode="json", exclude={"trials", "workers", "storage", "recipe"})
-    first = _first_schedules(params)
+    first = _first_schedules(list(methods.values()))
     settings = {
         **_student_settings(params, teacher, student, method, recipe),
         "tune": tune,
@@ -197,12 +199,12 @@ def _study(params: Params, teacher: TeacherJob, student: Network) -> StudyJob | 
     return StudyJob(path, "tune", settings, teacher, student, method, recipe, first)
 
 
-def _first_schedules(params: Params) -> list[Schedule]:
+def _first_schedules(methods: list[Method]) -> list[Schedule]:
     """The paper's three kinds, as the methods spell them out or else with their defaults, and all others of methods.
 
     So the best trial of a study is never worse, on validation, than a schedule that stands in the settings.
     """
-    named = [method.iakd.schedule for method in params.methods.values() if "iakd" in method.parts]
+    named = [method.iakd.schedule for method in methods if "iakd" in method.parts]
     given = [schedule for schedule in named if isinstance(schedule, Schedule)]
     result: list[Schedule] = []
     for kind in PAPER_KINDS:

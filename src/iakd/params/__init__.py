@@ -5,7 +5,7 @@
 
 from iakd.params.base import did_you_mean, explain, merged
 from iakd.params.dataset import DATASET_OPTIONS, Dataset
-from iakd.params.experiment import Compute, Distill, Evaluate, Params, Report, Teach, Tracking, network_called
+from iakd.params.experiment import Compute, Distill, Evaluate, Pair, Params, Report, Teach, Tracking, network_called
 from iakd.params.methods import METHODS, Iakd, Kd, LabelSmoothing, Method, Schedule
 from iakd.params.reading import load, parse, schema_text
 from iakd.params.teacher import Normalisation, Teacher
@@ -29,6 +29,7 @@ __all__ = [
     "Mix",
     "Network",
     "Normalisation",
+    "Pair",
     "Params",
     "Pruner",
     "Recipe",

@@ -33,6 +33,23 @@ class Distill(Strict):
     recipe: Recipe = Recipe()
 
 
+class Pair(Strict):
+    """A teacher and a student, by name, and what is other for them than for all."""
+
+    teacher: Name
+    student: Name
+    recipe: dict[str, Any] = Field({}, description="what differs from distill.recipe")
+    methods: dict[Label, dict[str, Any]] = Field({}, description="what differs from the options of methods, by label")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_names(cls, value: Any) -> Any:
+        """[teacher, student]."""
+        if isinstance(value, list | tuple) and len(value) == 2:
+            return {"teacher": value[0], "student": value[1]}
+        return value
+
+
 class Evaluate(Strict):
     """The one look at the test set; read by `iakd evaluate`."""
 
@@ -82,7 +99,9 @@ class Params(Strict):
     dataset: Dataset = Dataset()
     teachers: list[Teacher] = Field(min_length=1)
     students: list[Network] = Field(min_length=1)
-    pairs: list[tuple[Name, Name]] | None = Field(None, description="[teacher, student] names; default: all")
+    pairs: list[tuple[Name, Name] | Pair] | None = Field(
+        None, description="[teacher, student] names, or these with what differs for them; default: all"
+    )
     methods: dict[Label, Method] = Field(min_length=1)
     teach: Teach = Teach()
     tune: Tune = Tune()
@@ -110,31 +129,60 @@ class Params(Strict):
             for name in names:
                 if names.count(name) > 1:
                     raise ValueError(f"{role}: two are called {name!r}; give them a name")
-        for teacher, student in self.pairs or []:
-            for name, (_, networks) in zip((teacher, student), roles, strict=True):
+        for pair in self.paired:
+            for name, (_, networks) in zip((pair.teacher, pair.student), roles, strict=True):
                 known = [network.name for network in networks]
                 if name not in known:
                     raise ValueError(
                         f"pairs: no network {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}"
                     )
-        for label, method in self.methods.items():
-            try:
-                self.student_recipe(method)
-            except ValidationError as error:
-                raise ValueError(f"methods.{label}.recipe.{explain(error, Recipe)}") from None
-        try:
-            self.trial_recipe(next(iter(self.methods.values())))
-        except ValidationError as error:
-            raise ValueError(f"tune.recipe.{explain(error, Recipe)}") from None
+            for label in pair.methods:
+                if label not in self.methods:
+                    known = list(self.methods)
+                    raise ValueError(
+                        f"pairs: no method {label!r}{did_you_mean(label, known)}; known: {', '.join(known)}"
+                    )
+            for label in self.methods:
+                self._check_method(pair, label)
         return self
 
-    def student_recipe(self, method: Method) -> Recipe:
-        """The recipe of students trained by `method`."""
-        return Recipe.model_validate(merged(self.distill.recipe.model_dump(), method.recipe))
+    def _check_method(self, pair: Pair, label: str) -> None:
+        name = f"pairs: {pair.teacher}-{pair.student}"
+        try:
+            method = self.method(pair, label)
+        except ValidationError as error:
+            raise ValueError(f"{name}: methods.{label}.{explain(error, Method)}") from None
+        try:
+            self.student_recipe(pair, method)
+        except ValidationError as error:
+            where = f"{name}: recipe, or methods.{label}.recipe" if pair.recipe else f"methods.{label}.recipe"
+            raise ValueError(f"{where}.{explain(error, Recipe)}") from None
+        try:
+            self.trial_recipe(pair, method)
+        except ValidationError as error:
+            raise ValueError(f"tune.recipe.{explain(error, Recipe)}") from None
 
-    def trial_recipe(self, method: Method) -> Recipe:
+    @property
+    def paired(self) -> list[Pair]:
+        """All pairs, in the order of the settings."""
+        if self.pairs is None:
+            return [Pair(teacher=t.name, student=s.name) for t in self.teachers for s in self.students]
+        return [pair if isinstance(pair, Pair) else Pair.model_validate(pair) for pair in self.pairs]
+
+    def method(self, pair: Pair, label: str) -> Method:
+        """The method of this label, for this pair."""
+        method = self.methods[label]
+        changes = pair.methods.get(label)
+        return Method.model_validate(merged(method.model_dump(exclude_unset=True), changes)) if changes else method
+
+    def student_recipe(self, pair: Pair, method: Method) -> Recipe:
+        """The recipe of a pair's students trained by `method`."""
+        recipe = merged(merged(self.distill.recipe.model_dump(), pair.recipe), method.recipe)
+        return Recipe.model_validate(recipe)
+
+    def trial_recipe(self, pair: Pair, method: Method) -> Recipe:
         """The recipe of a study's trials."""
-        return Recipe.model_validate(merged(self.student_recipe(method).model_dump(), self.tune.recipe))
+        return Recipe.model_validate(merged(self.student_recipe(pair, method).model_dump(), self.tune.recipe))
 
 
 def network_called(name: str, role: Literal["teacher", "student"], settings: "Params | None") -> Network:
