@@ -1,6 +1,7 @@
 """The device a training runs on, and the switches that make the same seed give the same bits on it."""
 
 import os
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -32,15 +33,27 @@ def describe(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
-def channels_last(compute: Compute, recipe: Recipe, device: torch.device) -> bool:
+def channels_last(compute: Compute, recipe: Recipe, device: torch.device, modules: Iterable[nn.Module]) -> bool:
     """Whether images and weights lie in memory channel by channel for each pixel (docs/performance.md).
 
     By default on the CPU, where it was measured to be quicker in both precisions, and on a GPU in bf16, which its
-    tensor cores take in this layout only.
+    tensor cores take in this layout only. Never where torch cannot be trusted with it.
     """
     if compute.channels_last == "auto":
-        return device.type == "cpu" or recipe.precision == "bf16"
-    return compute.channels_last
+        wanted = device.type == "cpu" or recipe.precision == "bf16"
+    else:
+        wanted = compute.channels_last
+    return wanted and not (device.type == "cpu" and any(map(_overruns, modules)))
+
+
+def _overruns(module: nn.Module) -> bool:
+    """Whether a layer of `module` would write beyond its buffer: oneDNN (in torch 2.13, with AVX-512) does so in the
+    backward pass of a strided 1×1 convolution of fewer than 16 channels, in this layout only."""
+    return any(
+        layer.kernel_size == (1, 1) and max(layer.stride) > 1 and layer.in_channels // layer.groups < 16
+        for layer in module.modules()
+        if isinstance(layer, nn.Conv2d)
+    )
 
 
 def lay_out(module: nn.Module, channels_last: bool) -> None:

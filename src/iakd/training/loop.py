@@ -119,8 +119,9 @@ class Training:
         self.on_validation = on_validation or (lambda epoch, row: None)
         self.timeline = method.timeline
         self.device = next(network.parameters()).device
-        self.channels_last = channels_last(compute, recipe, self.device)
-        for module in method.modules():
+        modules = list(method.modules())
+        self.channels_last = channels_last(compute, recipe, self.device, modules)
+        for module in modules:
             lay_out(module, self.channels_last)
         self.engine = make_engine(compute, self.device, method.modules(), recipe.batch_size, self._work)
         self.optimizer = make_optimizer(list(method.parameters()), recipe, capturable=bool(self.engine.graphs))
