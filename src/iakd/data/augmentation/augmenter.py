@@ -6,7 +6,7 @@ from torch import Tensor
 from iakd.data.augmentation.erasing import blank, cutout_boxes, erasing_boxes
 from iakd.data.augmentation.mixing import Mixing
 from iakd.data.augmentation.policy import Policy
-from iakd.data.augmentation.views import crop, mirror, number
+from iakd.data.augmentation.views import number, shifted
 from iakd.data.draws import generator, moved
 from iakd.params import Augment
 
@@ -51,10 +51,7 @@ class Augmenter:
 
         Every image for itself: in batches of another size it comes out the same.
         """
-        if self.augment.pad:
-            images = crop(images, self.augment.pad, self._corners[:, part])
-        if self.augment.flip:
-            images = mirror(images, self._flips[part])
+        images = shifted(images, self.augment, self._flips[part], self._corners[:, part])
         return self._policy.apply(images, part) if self._policy else images
 
     def finish(self, images: Tensor, labels: Tensor, part: slice) -> tuple[Tensor, Tensor | None, Tensor | None]:

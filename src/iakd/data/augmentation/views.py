@@ -21,16 +21,35 @@ def number(augment: Augment, flips: Tensor, corners: Tensor) -> Tensor:
 def view_images(images: Tensor, views: Tensor, augment: Augment) -> Tensor:
     """The views with numbers `views` (B,) of images uint8 (B, C, H, W), of the same shape."""
     side = 2 * augment.pad + 1
-    if augment.pad:
-        images = crop(images, augment.pad, torch.stack((views // side % side, views % side)))
-    return mirror(images, views // side**2) if augment.flip else images
+    return shifted(images, augment, views // side**2, torch.stack((views // side % side, views % side)))
 
 
-def crop(images: Tensor, pad: int, corners: Tensor) -> Tensor:
-    """Crops of the old size from images (B, C, H, W) with `pad` zeros around; `corners` (2, B): top, left."""
-    height, width = images.shape[-2:]
-    windows = F.pad(images, (pad, pad, pad, pad)).unfold(2, height, 1).unfold(3, width, 1)
-    return windows[torch.arange(len(images), device=images.device), :, corners[0], corners[1]]
+def shifted(images: Tensor, augment: Augment, flips: Tensor, corners: Tensor) -> Tensor:
+    """Images (B, C, H, W), padded, cut at `corners` (2, B), then mirrored where `flips` (B,) is 1 and not 0.
+
+    Of pad and flip, only what `augment` has is done.
+    """
+    top, left = corners
+    if augment.flip:  # first, as it is quicker on whole images; the crop then begins at the mirrored place
+        images = mirror(images, flips)
+        left = left + flips * (2 * augment.pad - 2 * left)
+    return crop(images, augment.pad, top, left) if augment.pad else images
+
+
+def crop(images: Tensor, pad: int, top: Tensor, left: Tensor) -> Tensor:
+    """Crops of the old size, with corners `top` and `left` (B,), from images (B, C, H, W) with `pad` zeros around.
+
+    From its first pixel to its last, a crop is one stretch of the padded images' memory, so that one copy fetches it
+    together with what lies between its rows. The result is a view that passes over this.
+    """
+    n, channels, height, width = images.shape
+    padded = F.pad(images, (pad, pad, pad, pad))
+    rows, columns = padded.shape[2:]
+    length = ((channels - 1) * rows + height - 1) * columns + width
+    stretches = padded.as_strided((padded.numel() - length + 1, length), (1, 1))
+    first = torch.arange(n, device=images.device) * (channels * rows * columns) + top * columns + left
+    taken = stretches.index_select(0, first)
+    return taken.as_strided((n, channels, height, width), (length, rows * columns, columns, 1))
 
 
 def mirror(images: Tensor, flips: Tensor) -> Tensor:
