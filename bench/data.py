@@ -5,16 +5,21 @@
 The images are random numbers in the publisher's form of CIFAR-100, so that nothing has to be downloaded.
 """
 
+import itertools
 import os
 import pickle
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Subset, default_collate
 from torchvision import datasets, transforms
+from torchvision.transforms.v2 import MixUp
 
 import common
 from iakd import params
@@ -24,8 +29,7 @@ from iakd.plan import make_plan
 from iakd.stages import prepare
 
 TRAIN, TEST, BATCH = 50_000, 10_000, 64
-THEIR_IMAGES = 10_000  # of an epoch that is timed; ours is a whole one, theirs would take too long
-REPETITIONS = 5
+REPETITIONS = 3
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 
 
@@ -37,13 +41,47 @@ class MadeUp(datasets.CIFAR100):
     meta = {"filename": "meta", "key": "fine_label_names", "md5": None}  # noqa: RUF012
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """An augmentation in our words and in torchvision's."""
+
+    ours: params.Augment
+    theirs: list[Any]
+    images: tuple[int, int]  # of ours and of theirs that are timed; a whole epoch would take too long
+    collate: Callable[[Any], Any] = default_collate
+
+
+USUAL = Recipe(  # of the field's recipes
+    params.Augment(pad=4, flip=True),
+    [
+        transforms.RandomCrop(32, padding=4),
+        transforms.RandomHorizontalFlip(),
+        transforms.ToTensor(),
+        transforms.Normalize(MEAN, STD),
+    ],
+    (25_600, 10_240),
+)
+STRONG = Recipe(  # the same with RandAugment, random erasing and mixup
+    params.Augment(
+        pad=4,
+        flip=True,
+        policy="randaugment",
+        erase=params.Erase(probability=0.25),
+        mixup=params.Mix(alpha=0.2),
+    ),
+    [*USUAL.theirs[:2], transforms.RandAugment(2, 9), *USUAL.theirs[2:], transforms.RandomErasing(0.25)],
+    (12_800, 2_560),
+    lambda images: MixUp(alpha=0.2, num_classes=100)(*default_collate(images)),
+)
+
+
 def main() -> None:
     """Measure and record."""
-    torch.set_num_threads(common.cores())
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         write_cifar100(Path("cifar-100-python"))
-        numbers = measure_prepare() | measure_batches()
+        numbers = measure_prepare() | measure_batches(USUAL)
+        numbers |= {f"strong.{name}": value for name, value in measure_batches(STRONG).items()}
     common.record("data", numbers)
 
 
@@ -67,7 +105,7 @@ def measure_prepare() -> dict[str, float]:
 
     def ours() -> int:
         Path("results/cifar100/data/manifest.json").unlink(missing_ok=True)
-        network = params.Network(arch="resnet8")
+        network = params.Teacher(arch="resnet8")
         dataset = params.Dataset(source="cifar100", name="cifar100", path=".", val=0.1)
         everything = params.Params(dataset=dataset, teachers=[network], students=[network], methods={"kd": {}})
         prepare.run(make_plan(everything))
@@ -80,49 +118,51 @@ def measure_prepare() -> dict[str, float]:
     return {"prepare_images_per_s": found["ours"], "torchvision_read_images_per_s": found["theirs"]}
 
 
-def measure_batches() -> dict[str, float]:
-    """Images per second of the training batches."""
-    found = common.rates({"ours": resident(params.Augment(pad=4, flip=True)), **dataloaders(usual())}, REPETITIONS)
-    best = max(found["0 workers"], found["2 workers"])
-    return {
-        "resident_images_per_s": found["ours"],
-        "dataloader_0_workers_images_per_s": found["0 workers"],
-        "dataloader_2_workers_images_per_s": found["2 workers"],
-        "vs_dataloader": found["ours"] / best,
-    }
+def measure_batches(recipe: Recipe) -> dict[str, float]:
+    """Images per second of the training batches: ours on one thread and on all cores, theirs in and beside the process.
+
+    Each side is judged by its best.
+    """
+    ours = resident(recipe)
+    contestants = {f"resident_{threads}_threads": partial(ours, threads) for threads in sorted({1, common.cores()})}
+    theirs = {f"dataloader_{workers}_workers": dataloader(recipe, workers) for workers in (0, 2)}
+    found = common.rates(contestants | theirs, REPETITIONS)
+    best = [max(found[name] for name in names) for names in (contestants, theirs)]
+    return {f"{name}_images_per_s": rate for name, rate in found.items()} | {"vs_dataloader": best[0] / best[1]}
 
 
-def resident(augment: params.Augment) -> Callable[[], int]:
-    """An epoch of ours."""
+def resident(recipe: Recipe) -> Callable[[int], int]:
+    """An epoch of ours, on so many threads."""
     table = MadeUp(".")
     images = table.data.transpose(0, 3, 1, 2)
     data = Resident(images, np.array(table.targets), MEAN, STD, "cuda" if torch.cuda.is_available() else "cpu")
-    return lambda: sum(len(batch.labels) for batch in data.epoch(0, 0, BATCH, augment))
+
+    def epoch(threads: int) -> int:
+        torch.set_num_threads(threads)
+        batches = itertools.islice(data.epoch(0, 0, BATCH, recipe.ours), recipe.images[0] // BATCH)
+        return sum(len(batch.labels) for batch in batches)
+
+    return epoch
 
 
-def usual() -> transforms.Compose:
-    """Padded crop and flip, as the field's recipes have them."""
-    return transforms.Compose(
-        [
-            transforms.RandomCrop(32, padding=4),
-            transforms.RandomHorizontalFlip(),
-            transforms.ToTensor(),
-            transforms.Normalize(MEAN, STD),
-        ]
+def dataloader(recipe: Recipe, workers: int) -> Callable[[], int]:
+    """An epoch of torchvision's; workers live on between epochs."""
+    images = Subset(MadeUp(".", transform=transforms.Compose(recipe.theirs)), range(recipe.images[1]))
+    loader = DataLoader(
+        images,
+        BATCH,
+        shuffle=True,
+        drop_last=True,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        collate_fn=recipe.collate,
     )
 
+    def epoch() -> int:
+        torch.set_num_threads(1)
+        return sum(len(labels) for _, labels in loader)
 
-def dataloaders(transform: transforms.Compose) -> dict[str, Callable[[], int]]:
-    """Epochs of torchvision's, with and without workers, which live on between epochs."""
-    table = Subset(MadeUp(".", transform=transform), range(THEIR_IMAGES))
-
-    def epoch(workers: int) -> Callable[[], int]:
-        loader = DataLoader(
-            table, BATCH, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=workers > 0
-        )
-        return lambda: sum(len(labels) for _, labels in loader)
-
-    return {f"{workers} workers": epoch(workers) for workers in (0, 2)}
+    return epoch
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def posterize(images: Tensor, bits: Tensor) -> Tensor:
 
 def solarize(images: Tensor, thresholds: Tensor) -> Tensor:
     """Levels from `thresholds` on inverted."""
-    return torch.where(images >= _column(thresholds), ~images, images)
+    return images ^ (images >= _column(thresholds)).to(torch.uint8) * 255  # torch.where is far slower
 
 
 def autocontrast(images: Tensor, unused: Tensor) -> Tensor:
