@@ -83,8 +83,9 @@ def train_student(
     if teacher:
         teacher.to(device)
     chosen = transfer_set(plan, store)
-    train = image_set(store, "train", device, chosen)
-    validation = image_set(store, "val", device)
+    workers = plan.params.compute.workers
+    train = image_set(store, "train", device, chosen, workers)
+    validation = image_set(store, "val", device, workers=workers)
     recipe: params.Recipe = job.recipe
     timeline = timeline_of(recipe, job.method, len(train))
     shelf = shelf_for(plan, job, digest([store.sha256, None if chosen is None else chosen.tolist()]))

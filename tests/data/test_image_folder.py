@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from iakd.data.decode import BadImage, decode, decode_all, from_bytes
+from iakd.data.decode import BadImage, decode, from_bytes
 from iakd.data.raw import Raw
+from iakd.data.reading import decode_all
 from iakd.data.sources import image_folder
 from iakd.data.splits import split
 from iakd.data.store import Store

@@ -1,7 +1,9 @@
-"""Batches of a data set that lives on the device: no worker processes, no waiting for the device."""
+"""Batches of a data set, and a set that lives on the device: no worker processes, no waiting for the device."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,8 +12,10 @@ from torch import Tensor
 
 from iakd.data.augmentation import Augmenter, view_images
 from iakd.data.choice import Choice, Shown, blended
+from iakd.data.crops import RandomCrops
 from iakd.data.draws import generator, moved
 from iakd.data.normalise import Normaliser
+from iakd.errors import UserError
 from iakd.params import Augment
 
 
@@ -37,39 +41,44 @@ class Batch:
 
 
 def steps(n: int, batch_size: int) -> int:
-    """Batches of an epoch of `n` images; see `Resident.steps`."""
+    """Batches of an epoch of `n` images; see `Batches.steps`."""
     full, rest = divmod(n, batch_size)
     return full + (rest > 1)
 
 
-class Resident:
-    """A set of images held on the device as uint8, and its batches.
+class Wanted(NamedTuple):
+    """Which image each position of an epoch shows, int64 (n,) on the CPU, and in which crop; None: the usual one."""
 
-    `images` uint8 (N, C, H, W), `labels` int64 (N,); `mean` and `std` per channel in 0–1 units, by which
-    batches are normalised.
+    indices: Tensor
+    crops: RandomCrops | None
+
+
+class Batches(ABC):
+    """A set of images, and its batches.
+
+    `labels` int64 (N,); `mean` and `std` per channel in 0–1 units, by which batches are normalised. `image_shape`
+    (C, H, W) is that of every image.
     """
 
     def __init__(
         self,
-        images: NDArray[np.uint8],
+        image_shape: tuple[int, int, int],
         labels: NDArray[np.int64],
         mean: Sequence[float],
         std: Sequence[float],
         device: torch.device | str,
     ) -> None:
         self.device = torch.device(device)
-        self.images = torch.from_numpy(np.array(images)).to(self.device)  # a copy: memory-mapped arrays are read-only
+        self.image_shape = image_shape
         self.labels = torch.from_numpy(np.array(labels)).to(self.device)
         self.normalised = Normaliser(mean, std, self.device)
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of every image."""
-        _, channels, height, width = self.images.shape
-        return channels, height, width
+    @abstractmethod
+    def _fetch(self, wanted: list[Wanted], parts: list[slice]) -> Iterator[list[Tensor]]:
+        """For each of the `parts` of an epoch the images of each of `wanted`, uint8 (B, C, H, W), on the device."""
 
     def steps(self, batch_size: int) -> int:
         """Batches of an epoch. The last may be short, but a single leftover image is left out.
@@ -107,17 +116,25 @@ class Resident:
         if chosen and views is not None:
             views = views.where(chosen.weights == 1, -1)
         shown = Shown(chosen.indices if chosen else order, views, batch_size)
+        crops = [RandomCrops.of(augment, "augment", seed, epoch)]
+        if second:
+            crops.append(RandomCrops.of(second, "second", seed, epoch))
+        different = list(dict.fromkeys(crops))  # what is wanted twice is fetched once
+        wanted = [Wanted(shown.indices, some) for some in different]
+        if chosen and bool((chosen.weights < 1).any()):
+            wanted.append(Wanted(chosen.partners, RandomCrops.of(augment, "partner", seed, epoch)))
         order = moved(shown.indices, self.device)
         numbers = None if views is None else moved(views, self.device)
-        for step in range(start, steps(n, batch_size)):
-            part = slice(step * batch_size, (step + 1) * batch_size)
+        parts = [slice(step * batch_size, (step + 1) * batch_size) for step in range(start, steps(n, batch_size))]
+        for part, fetched in zip(parts, self._fetch(wanted, parts), strict=True):
             indices = order[part]
-            images = self.images.index_select(0, indices)
+            seen = fetched[: len(different)]
             if chosen and bool((chosen.weights[part] < 1).any()):
-                partners = self.images.index_select(0, moved(chosen.partners[part], self.device))
-                images = blended(images, partners, moved(chosen.weights[part], self.device))
+                weights = moved(chosen.weights[part], self.device)
+                seen = [blended(images, fetched[-1], weights) for images in seen]
             labels = self.labels.index_select(0, indices)
-            main, other, share = self._shown(first, images, labels, part, channels_last)
+            main, other, share = self._shown(first, seen[0], labels, part, channels_last)
+            again = seen[different.index(crops[-1])]
             yield Batch(
                 images=main,
                 labels=labels,
@@ -125,7 +142,7 @@ class Resident:
                 views=None if numbers is None else numbers[part],
                 other=other,
                 share=share,
-                second=self._shown(extra, images, labels, part, channels_last)[0] if extra else None,
+                second=self._shown(extra, again, labels, part, channels_last)[0] if extra else None,
                 shown=shown,
                 start=part.start,
             )
@@ -147,10 +164,36 @@ class Resident:
         """
         indices = torch.arange(len(self), device=self.device)
         views = torch.full_like(indices, augment.unchanged)
-        for start in range(0, len(self), batch_size):
-            part = slice(start, start + batch_size)
-            images = self.normalised(self.images[part], channels_last)
+        parts = [slice(start, start + batch_size) for start in range(0, len(self), batch_size)]
+        for part, fetched in zip(parts, self._fetch([Wanted(torch.arange(len(self)), None)], parts), strict=True):
+            images = self.normalised(fetched[0], channels_last)
             yield Batch(images, self.labels[part], indices[part], views[part])
+
+
+class Resident(Batches):
+    """A set held on the device: `images` uint8 (N, C, H, W), the rest as of `Batches`."""
+
+    def __init__(
+        self,
+        images: NDArray[np.uint8],
+        labels: NDArray[np.int64],
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device | str,
+    ) -> None:
+        _, channels, height, width = images.shape
+        super().__init__((channels, height, width), labels, mean, std, device)
+        self.images = torch.from_numpy(np.array(images)).to(self.device)  # a copy: memory-mapped arrays are read-only
+
+    def _fetch(self, wanted: list[Wanted], parts: list[slice]) -> Iterator[list[Tensor]]:
+        if any(some.crops for some in wanted):
+            raise UserError(
+                "augment.crop: resized needs the images in their full size: set dataset.storage to files "
+                "(sources image_folder and imagenet), then run `iakd prepare`"
+            )
+        orders = [moved(some.indices, self.device) for some in wanted]
+        for part in parts:
+            yield [self.images.index_select(0, order[part]) for order in orders]
 
     def view_images(self, indices: Tensor, views: Tensor, augment: Augment, channels_last: bool = False) -> Tensor:
         """Views int64 (B,) of the images at `indices` (B,), as float32 (B, C, H, W), normalised.

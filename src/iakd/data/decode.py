@@ -1,30 +1,22 @@
-"""From image files of any kind to uint8 arrays of one size and number of channels."""
+"""From an image file of any kind to a uint8 array of one size and number of channels."""
 
 import io
-import os
-import warnings
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from itertools import islice
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from iakd.data.raw import Images
-from iakd.errors import UserError
+from iakd.data.geometry import Box, Crop, centre_box
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 MAX_PIXELS = 90_000_000  # of one image; more is taken for a decompression bomb
 MAX_BYTES = 1 << 30  # of one image file
-MAX_ARRAY = 8 << 30  # bytes of all images of a part
-TOGETHER = 256  # images decoded between two looks at the outcome
-LISTED = 20  # bad files that are named one by one
+ORIENTATION, TURNED = 0x0112, 5  # EXIF: from this value on, rows and columns change places
 
 
 class BadImage(Exception):
@@ -48,86 +40,14 @@ def from_bytes(name: str, content: bytes | None) -> Item:
     return Item(name, lambda: io.BytesIO(content or b""))
 
 
-@dataclass
-class Decoded:
-    """Images uint8 (n, C, H, W) of the items with `kept`, and how many had which size and which were bad."""
-
-    images: Images
-    kept: NDArray[np.bool_]
-    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)  # (height, width) before scaling
-    bad: list[str] = field(default_factory=list)
-
-
-def decode_all(
-    items: Iterable[Item],
-    n: int,
-    channels: int,
-    size: tuple[int, int] | None,
-    on_bad_file: str,
-    where: str,
-) -> Decoded:
-    """Decode `n` items, in order, on several threads. Without `size`, all must have the first one's.
-
-    Raises UserError for a bad image unless `on_bad_file` is skip, for sizes that differ where none is asked for,
-    and where the array would be larger than MAX_ARRAY. `where` names the whole in messages.
-    """
-    images: Images | None = None
-    out = Decoded(np.empty((0, channels, *(size or (1, 1))), np.uint8), np.zeros(n, dtype=bool))
-    for position, (name, outcome) in enumerate(_decoded(items, channels, size)):
-        if isinstance(outcome, BadImage):
-            if on_bad_file == "refuse":
-                hint = "repair or remove it, or set dataset.on_bad_file to skip"
-                raise UserError(f"{name} {outcome}: {hint}")
-            out.bad.append(f"{name} {outcome}")
-            continue
-        image, original = outcome
-        if images is None:
-            images = _allocate(n, image.shape, where)
-        if image.shape != images.shape[1:]:
-            first, this = ("×".join(map(str, shape[-2:])) for shape in (images.shape, image.shape))
-            raise UserError(f"{where}: images differ in size ({first}, then {this} in {name}): set dataset.size")
-        images[position] = image
-        out.kept[position] = True
-        out.sizes[original] += 1
-    if images is not None:
-        out.images = images if out.kept.all() else images[out.kept]
-    return out
-
-
-def _allocate(n: int, shape: tuple[int, ...], where: str) -> Images:
-    wanted = n * int(np.prod(shape))
-    if wanted > MAX_ARRAY:
-        side = "×".join(map(str, shape[1:]))
-        raise UserError(
-            f"{where}: {n} images of {side} would take {wanted / 2**30:.1f} GiB, more than the {MAX_ARRAY >> 30} GiB "
-            "that are kept as one array: set a smaller dataset.size, or use fewer images"
-        )
-    return np.zeros((n, *shape), np.uint8)
-
-
-Outcome = tuple[Images, tuple[int, int]] | BadImage
-
-
-def _decoded(items: Iterable[Item], channels: int, size: tuple[int, int] | None) -> Iterator[tuple[str, Outcome]]:
-    def one(item: Item) -> tuple[str, Outcome]:
-        try:
-            return item.name, decode(item, channels, size)
-        except BadImage as error:
-            return item.name, error
-
-    rest = iter(items)
-    threads = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
-    with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
-        warnings.filterwarnings("ignore", module="PIL")  # sizes are checked here; oddities of EXIF do not matter
-        while some := list(islice(rest, TOGETHER)):
-            yield from pool.map(one, some)
-
-
-def decode(item: Item, channels: int, size: tuple[int, int] | None) -> tuple[Images, tuple[int, int]]:
+def decode(
+    item: Item, channels: int, size: tuple[int, int] | None, crop: Crop | None = None
+) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     """One image as uint8 (C, H, W), and its (height, width) before scaling. Raises BadImage.
 
     EXIF orientation is applied. 16-bit grey is scaled to 8 bits, transparency laid over white, then the mode
-    becomes RGB or grey (ITU-R 601). With `size`: scaled, antialiased, until it just covers it, centre cut out.
+    becomes RGB or grey (ITU-R 601). With `size`: the part that `crop` chooses, by default as much as possible of
+    the centre, is scaled to it, antialiased. A JPEG much larger than needed is decoded at 1/2, 1/4 or 1/8.
     """
     from PIL import Image, ImageOps
 
@@ -135,19 +55,21 @@ def decode(item: Item, channels: int, size: tuple[int, int] | None) -> tuple[Ima
         with item.open() as file:
             length = file.seek(0, io.SEEK_END)
             file.seek(0)
-            if not length:
-                raise BadImage("is empty (0 bytes)")
-            if length > MAX_BYTES:
-                raise BadImage(f"has {length / 2**30:.1f} GiB, which is no image file")
+            check_length(length)
             image: Image.Image = Image.open(file)
             if image.width * image.height > MAX_PIXELS:
                 raise BadImage(_too_large(f"{image.width}×{image.height} pixels"))
+            original = None
+            if size and image.format == "JPEG":
+                turned = image.getexif().get(ORIENTATION, 1) >= TURNED
+                original = (image.width, image.height) if turned else (image.height, image.width)
+                _reduce(image, _chosen(crop, original, size), size)
             image = ImageOps.exif_transpose(image)
-            original = (image.height, image.width)
+            original = original or (image.height, image.width)
             image = _eight_bits(image)
             image = image.convert("RGB" if channels == 3 else "L")
-            if size and size != original:
-                image = ImageOps.fit(image, (size[1], size[0]), method=Image.Resampling.BILINEAR)
+            if size:
+                image = _scaled(image, original, _chosen(crop, original, size), size)
     except BadImage:
         raise
     except Image.DecompressionBombError:
@@ -159,6 +81,42 @@ def decode(item: Item, channels: int, size: tuple[int, int] | None) -> tuple[Ima
         raise BadImage(f"cannot be read ({reason or type(error).__name__})") from None
     array = np.asarray(image, dtype=np.uint8)
     return (array[None] if channels == 1 else array.transpose(2, 0, 1)), original
+
+
+def check_length(length: int) -> None:
+    """Raises BadImage where a file of so many bytes need not be opened."""
+    if not length:
+        raise BadImage("is empty (0 bytes)")
+    if length > MAX_BYTES:
+        raise BadImage(f"has {length / 2**30:.1f} GiB, which is no image file")
+
+
+def _chosen(crop: Crop | None, original: tuple[int, int], size: tuple[int, int]) -> Box:
+    return crop(*original) if crop else centre_box(*original, size)
+
+
+def _reduce(image: "Image", box: Box, size: tuple[int, int]) -> None:
+    """Have a JPEG decoded with fewer pixels, as long as `box` has no fewer than `size`."""
+    factor = min((box.bottom - box.top) / size[0], (box.right - box.left) / size[1])
+    if factor >= 2:
+        image.draft(image.mode, (math.ceil(image.width / factor), math.ceil(image.height / factor)))
+
+
+def _scaled(image: "Image", original: tuple[int, int], box: Box, size: tuple[int, int]) -> "Image":
+    """The `box`, in pixels of the `original` (height, width), of the image as decoded, scaled to `size`."""
+    from PIL import Image
+
+    height, width = size
+    if size == original == (image.height, image.width) and box == (0, 0, width, height):
+        return image
+    across, down = image.width / original[1], image.height / original[0]
+    part = (
+        box.left * across,
+        box.top * down,
+        min(box.right * across, image.width),
+        min(box.bottom * down, image.height),
+    )
+    return image.resize((width, height), Image.Resampling.BILINEAR, box=part)
 
 
 def _too_large(what: str) -> str:
@@ -181,22 +139,3 @@ def _eight_bits(image: "Image") -> "Image":
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, image)
     return image
-
-
-def remarks(decoded: Decoded, size: tuple[int, int] | None, where: str) -> list[str]:
-    """What a user should know of the images of one part: bad ones, mixed sizes, enlarged ones."""
-    found = []
-    if decoded.bad:
-        more = f"; … ({len(decoded.bad) - LISTED} more)" if len(decoded.bad) > LISTED else ""
-        found.append(f"{where}: {len(decoded.bad)} bad files are left out: {'; '.join(decoded.bad[:LISTED])}{more}")
-    if size and len(decoded.sizes) > 1:
-        smallest, largest = min(decoded.sizes, key=np.prod), max(decoded.sizes, key=np.prod)
-        ends = f"{smallest[0]}×{smallest[1]} to {largest[0]}×{largest[1]}"
-        found.append(
-            f"{where}: images have {len(decoded.sizes)} sizes, {ends}; all were brought to {size[0]}×{size[1]}"
-        )
-    if size:
-        small = sum(n for (height, width), n in decoded.sizes.items() if height < size[0] or width < size[1])
-        if small:
-            found.append(f"{where}: {small} images are smaller than {size[0]}×{size[1]} and were enlarged")
-    return found

@@ -10,11 +10,13 @@ from iakd.data.batches import Batch, Resident
 from iakd.data.choice import Choice
 from iakd.data.splits import Indices
 from iakd.data.store import Store
+from iakd.data.streamed import Files, Streamed
 from iakd.params import Augment
+from iakd.processes import cores
 
 
 class ImageSet(Protocol):
-    """What trainings and evaluations need of a set; `Resident` describes each."""
+    """What trainings and evaluations need of a set; `Batches` describes each."""
 
     labels: Tensor  # int64 (N,), on the device
 
@@ -48,9 +50,18 @@ class ImageSet(Protocol):
         ...
 
 
-def image_set(store: Store, split: str, device: torch.device | str, chosen: Indices | None = None) -> ImageSet:
-    """The images of a split, or those at the positions `chosen` of it."""
-    images, labels = store.images(split), store.labels(split)
-    if chosen is not None:
-        images, labels = images[chosen], labels[chosen]
-    return Resident(images, labels, store.mean, store.std, device)
+def image_set(
+    store: Store,
+    split: str,
+    device: torch.device | str,
+    chosen: Indices | None = None,
+    workers: int | None = None,
+) -> ImageSet:
+    """The images of a split, or those at the positions `chosen` of it; `workers` as in the settings `compute`."""
+    which = slice(None) if chosen is None else chosen
+    labels = store.labels(split)[which]
+    if store.storage == "array":
+        return Resident(store.images(split)[which], labels, store.mean, store.std, device)
+    again = f"put it back, or delete {store.folder} and run `iakd prepare`"
+    files = Files(store.root, store.files(split)[which], store.image_shape, store.crop_pct, again)
+    return Streamed(files, labels, store.mean, store.std, device, cores() if workers is None else workers)

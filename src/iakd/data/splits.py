@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from iakd.data.raw import Images, Labels, Raw
+from iakd.data.raw import Labels, Pictures, Raw
 from iakd.data.streams import derive
 from iakd.errors import UserError
 from iakd.params import Dataset
@@ -14,9 +14,9 @@ Indices = NDArray[np.int64]
 
 
 class Part(NamedTuple):
-    """A part of a data set: arrays of the source, and which of their images belong to it, ascending."""
+    """A part of a data set: images and labels of the source, and which of their images belong to it, ascending."""
 
-    images: Images
+    images: Pictures
     labels: Labels
     indices: Indices
     origin: str = "train"  # the source's own part that they come from

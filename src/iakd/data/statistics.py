@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from iakd.data.raw import Images
+from iakd.data.raw import ImageFiles, Pictures
 from iakd.data.splits import Indices, Part
 
 PIECE = 1024  # images handled at a time, so that a large data set needs little memory
@@ -20,21 +20,26 @@ def pieces(array: NDArray[Any], indices: Indices) -> Iterator[NDArray[Any]]:
         yield array[indices[start : start + PIECE]]
 
 
-def mean_std(images: Images, indices: Indices) -> tuple[list[float], list[float]]:
+def moments(images: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """For each channel of images (N, C, H, W) the sum of all values, and of their squares: (C, 2), exact."""
+    levels = np.arange(256)
+    counts = np.array([np.bincount(images[:, channel].ravel(), minlength=256) for channel in range(images.shape[1])])
+    return np.stack((counts @ levels, counts @ levels**2), axis=1).astype(np.int64)
+
+
+def mean_std(images: Pictures, indices: Indices) -> tuple[list[float], list[float]]:
     """Mean and (population) standard deviation of each channel over the images at `indices`, in 0–1 units.
 
-    Exact up to the last division, because levels are counted. A std below one grey level is given as 1/255.
+    Exact up to the last division, because sums are whole numbers. A std below one grey level is given as 1/255.
     """
-    channels = images.shape[1]
-    counts = np.zeros((channels, 256), dtype=np.int64)
-    for piece in pieces(images, indices):
-        for channel in range(channels):
-            counts[channel] += np.bincount(piece[:, channel].ravel(), minlength=256)
+    _, channels, height, width = images.shape
+    n = len(indices) * height * width
+    if isinstance(images, ImageFiles):
+        sums = images.moments[indices].sum(axis=0)
+    else:
+        sums = sum((moments(piece) for piece in pieces(images, indices)), np.zeros((channels, 2), np.int64))
     means, stds = [], []
-    for levels in counts.tolist():
-        n = sum(levels)
-        first = sum(count * value for value, count in enumerate(levels))
-        second = sum(count * value * value for value, count in enumerate(levels))
+    for first, second in sums.tolist():
         means.append(first / (n * 255))
         stds.append(max((n * second - first * first) ** 0.5 / (n * 255), FLOOR))
     return means, stds
@@ -60,18 +65,25 @@ def missing_classes(counts: dict[str, list[int]], classes: list[str]) -> list[st
     return found
 
 
+def _keys(part: Part) -> list[bytes]:
+    """A hash of each image."""
+    if isinstance(part.images, ImageFiles):
+        return [row.tobytes() for row in part.images.index["hash"][part.indices]]
+    return [
+        hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+        for piece in pieces(part.images, part.indices)
+        for image in piece
+    ]
+
+
 def duplicates(parts: dict[str, Part]) -> list[str]:
-    """Sentences on images that stand, pixel by pixel, in two parts, or twice with different labels."""
+    """Sentences on images (of files: their contents) that stand in two parts, or twice with different labels."""
     seen: dict[str, set[bytes]] = {}
     label_of: dict[bytes, int] = {}
     disputed: set[bytes] = set()
     found = []
     for name, part in parts.items():
-        keys = [
-            hashlib.blake2b(image.tobytes(), digest_size=16).digest()
-            for piece in pieces(part.images, part.indices)
-            for image in piece
-        ]
+        keys = _keys(part)
         for key, label in zip(keys, part.labels[part.indices].tolist(), strict=True):
             if label_of.setdefault(key, label) != label:
                 disputed.add(key)

@@ -1,4 +1,5 @@
-"""The canonical store: a data set as memory-mapped uint8 arrays, and a manifest that vouches for them.
+"""The canonical store: a data set as memory-mapped arrays of its images or an index of their files, and a manifest
+that vouches for them.
 
 Reading and writing are apart, so that a change in a source's reader is no change to what trainings depend on.
 """
@@ -11,11 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iakd import files
-from iakd.data.raw import Images, Labels
+from iakd.data.listing import Index, index_dtype
 from iakd.errors import UserError
 
+Images = NDArray[np.uint8]
+Labels = NDArray[np.int64]
+
 SPLITS = ("train", "val", "test")
-KINDS = ("images", "labels")
+KINDS = {"array": ("images", "labels"), "files": ("files", "labels")}  # of files in the store, by `storage`
 MANIFEST = "manifest.json"
 AGAIN = "run `iakd prepare` again"
 
@@ -55,8 +59,10 @@ class Store:
             raise UserError(f"{path} is damaged (entries are missing or contradict each other): {AGAIN}")
         if settings is not None and manifest["settings"] != settings:
             raise UserError(f"{folder} was prepared with other settings of `dataset`: {AGAIN}")
+        if store.storage == "files" and not store.root.is_dir():
+            raise UserError(f"dataset.path: {store.root} does not exist; the images of {folder} are in it")
         for name in SPLITS:
-            store.images(name)
+            store.files(name) if store.storage == "files" else store.images(name)
             store.labels(name)
             for file, sha256 in manifest["splits"][name]["files"].items():
                 if check and files.sha256_file(folder / file) != sha256:
@@ -64,16 +70,36 @@ class Store:
         return store
 
     def images(self, split: str) -> Images:
-        """Images of a split, uint8 (N, C, H, W), memory-mapped read-only."""
+        """Images of a split, uint8 (N, C, H, W), memory-mapped read-only; not where `storage` is files."""
         return self._array(split, "images", np.dtype(np.uint8), (self._n(split), *self.image_shape))
+
+    def files(self, split: str) -> Index:
+        """Index of a split's files below `root`, (N,), memory-mapped read-only; only where `storage` is files."""
+        array: Index = self._array(split, "files", None, (self._n(split),))
+        return array
 
     def labels(self, split: str) -> Labels:
         """Labels of a split, int64 (N,), positions in `classes`, memory-mapped read-only."""
         return self._array(split, "labels", np.dtype(np.int64), (self._n(split),))
 
     @property
+    def storage(self) -> str:
+        """`array`, or `files` where the images are still in those of the user."""
+        return str(self.manifest["storage"])
+
+    @property
+    def root(self) -> Path:
+        """The user's folder, dataset.path."""
+        return Path(self.manifest["settings"]["path"]).expanduser()
+
+    @property
+    def crop_pct(self) -> float:
+        """Setting `crop_pct` of the data set."""
+        return float(self.manifest["settings"]["crop_pct"])
+
+    @property
     def sha256(self) -> str:
-        """One hash for all images and labels, split included."""
+        """One hash for all images and labels, split included; of files, their paths and contents."""
         return str(self.manifest["sha256"])
 
     @property
@@ -106,7 +132,7 @@ class Store:
             and {"settings", "classes", "problems"} <= set(self.manifest)
             and self.sha256 == combined_sha256(splits)
             and all(
-                set(splits[name]["files"]) == {file_name(name, kind) for kind in KINDS}
+                set(splits[name]["files"]) == {file_name(name, kind) for kind in KINDS[self.storage]}
                 and splits[name]["sha256"] == files.digest(splits[name]["files"])
                 and len(splits[name]["indices"]) == self._n(name)
                 for name in SPLITS
@@ -116,7 +142,8 @@ class Store:
     def _n(self, split: str) -> int:
         return int(self.manifest["splits"][split]["n"])
 
-    def _array(self, split: str, kind: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    def _array(self, split: str, kind: str, dtype: np.dtype[Any] | None, shape: tuple[int, ...]) -> NDArray[Any]:
+        """`dtype` None: of an index, which depends on its longest path."""
         path = self.folder / file_name(split, kind)
         try:
             array = np.lib.format.open_memmap(path, mode="r")
@@ -126,6 +153,9 @@ class Store:
             raise
         except Exception:  # for a damaged header numpy raises nearly anything
             raise UserError(f"{path} is damaged or truncated: {AGAIN}") from None
+        if dtype is None:
+            names = array.dtype.names or ()
+            dtype = index_dtype(array.dtype["path"].itemsize if "path" in names else 1)
         if array.dtype != dtype or array.shape != shape or array.offset + array.nbytes != path.stat().st_size:
             raise UserError(f"{path} is damaged ({array.dtype} {array.shape} instead of {dtype} {shape}): {AGAIN}")
         return array

@@ -28,7 +28,7 @@ def measure(
     models.load_weights(model, content, origin)
     adapt_input(model, normalisation, store.mean, store.std)
     model.to(device)
-    test = image_set(store, "test", device)
+    test = image_set(store, "test", device, workers=params.compute.workers)
     batch_size = params.evaluate.batch_size
     logits, labels = predict(model, test, batch_size)
     return {

@@ -37,11 +37,11 @@ def needed(labels: NDArray[np.int64], classes: int) -> float:
     return by_luck + max(LEAST * (1 - by_luck), SIGMAS * (by_luck * (1 - by_luck) / len(labels)) ** 0.5)
 
 
-def suspicion(network: Network, store: Store, device: torch.device) -> str:
+def suspicion(network: Network, store: Store, device: torch.device, workers: int | None = None) -> str:
     """What to look at first, in one line: tried out on validation images."""
     labels = store.labels("val")
     chosen = np.unique(np.linspace(0, len(labels) - 1, min(LOOKED_AT, len(labels))).astype(np.int64))
-    data = image_set(store, "val", device, chosen)
+    data = image_set(store, "val", device, chosen, workers)
     logits, truth = predict(network, data, LOOKED_AT)
     found = {"with its classes in another order": _renamed(logits, truth, len(store.classes))}
     as_it_is = network.input

@@ -17,7 +17,8 @@ DATASET_OPTIONS = {  # settings that only some sources have a use for
     "svhn": {"path", "mirror"},
     "stl10": {"path", "mirror"},
     "tiny_imagenet": {"path", "on_bad_file"},
-    "image_folder": {"path", "size", "channels", "on_bad_file"},
+    "imagenet": {"path", "size", "on_bad_file", "storage", "crop_pct"},
+    "image_folder": {"path", "size", "channels", "on_bad_file", "storage", "crop_pct"},
     "parquet": {"path", "size", "channels", "on_bad_file", "image_column", "label_column"},
 }
 
@@ -34,6 +35,7 @@ class Dataset(Strict):
         "svhn",
         "stl10",
         "tiny_imagenet",
+        "imagenet",
         "image_folder",
         "parquet",
     ] = Field("digits", description="which reader in iakd/data/sources/; docs/data.md describes each")
@@ -59,6 +61,18 @@ class Dataset(Strict):
         None, description="pixels, one number or [height, width]: what images are scaled and cropped to"
     )
     channels: Literal[1, 3] = Field(3, description="3: colour; 1: grey")
+    crop_pct: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="share of the shorter side that is kept when the centre is cut out; with size 224, 0.875 is the "
+        "customary way from a shorter side of 256; default: 1, imagenet: 0.875",
+    )
+    storage: Literal["auto", "array", "files"] = Field(
+        "auto",
+        description="files: images stay in their files and are decoded during the training; array: decoded once; "
+        "auto: array where all images take at most 2 GiB, or have no `size`",
+    )
     on_bad_file: Literal["refuse", "skip"] = Field("refuse", description="skip: leave out, and list in the manifest")
     labels: Literal["fine", "coarse"] = Field("fine", description="cifar100: 100 classes, or 20")
     only_test: bool = Field(False, description="cifar10, cifar100: split the test files, and use no others")
@@ -77,7 +91,8 @@ class Dataset(Strict):
         source = data.get("source", "digits") if isinstance(data, dict) else "digits"
         if source == "digits" or source not in DATASET_OPTIONS:
             return data
-        return {"name": source, "val": 0.1, "test": 0.2, **data}
+        more = {"size": 224, "crop_pct": 0.875} if source == "imagenet" else {}
+        return {"name": source, "val": 0.1, "test": 0.2, **more, **data}
 
     @field_validator("size", mode="before")
     @classmethod
@@ -102,6 +117,8 @@ class Dataset(Strict):
             raise ValueError(f"source {self.source} needs `path`: where the files are")
         if self.train_fraction is not None and self.images_per_class is not None:
             raise ValueError("train_fraction and images_per_class exclude each other: set one of them")
+        if self.storage == "files" and self.size is None:
+            raise ValueError("storage files needs `size`: what images are brought to")
         return self
 
     @model_serializer(mode="wrap")

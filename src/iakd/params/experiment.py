@@ -86,6 +86,12 @@ class Compute(Strict):
     channels_last: Literal["auto"] | bool = Field(
         "auto", description="memory layout of images and weights while training; auto: where it was measured quicker"
     )
+    workers: int | None = Field(
+        None,
+        ge=0,
+        description="processes of each training that decode images which stay in their files (dataset.storage files); "
+        "default: as many as there are cores; 0: none, the training does it itself",
+    )
     checkpoint_seconds: float = Field(30.0, ge=0, description="between two checkpoints of a running training")
     teacher_cache: Literal["auto", "on", "off"] = Field(
         "auto", description="keep the teacher's outputs on disk for other trainings; auto: where they would be used"

@@ -1,11 +1,14 @@
 """A network and how it is trained."""
 
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from iakd.params.base import Fraction, Name, Strict
+
+Share = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
 
 
 class Network(Strict):
@@ -61,6 +64,13 @@ class Augment(Strict):
 
     pad: int = Field(0, ge=0, description="pixels of zero padding before a random crop to the old size: shifts")
     flip: bool = Field(False, description="mirror half of the images left to right")
+    crop: Literal["none", "resized"] = Field(
+        "none",
+        description="resized: a random part of the image in its full size, scaled to the size of the data set, as is "
+        "usual on ImageNet; needs dataset.storage files",
+    )
+    scale: tuple[Share, Share] = Field((0.08, 1.0), description="crop resized: bounds of the part's share of the area")
+    ratio: tuple[Positive, Positive] = Field((0.75, 4 / 3), description="crop resized: bounds of width over height")
     policy: Literal["none", "randaugment", "trivialaugment"] = Field("none", description="operations drawn at random")
     operations: int = Field(2, gt=0, description="randaugment: how many an image goes through")
     magnitude: int = Field(9, ge=0, le=30, description="randaugment: how strong they are")
@@ -71,13 +81,23 @@ class Augment(Strict):
     mixup: Mix | None = Field(None, description="mixup; where cutmix is set too, each batch gets one of them by lot")
     cutmix: Mix | None = Field(None, description="CutMix")
 
+    @field_validator("scale", "ratio")
+    @classmethod
+    def _in_order(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[0] > value[1]:
+            raise ValueError(f"low {value[0]:g} is above high {value[1]:g}")
+        return value
+
     @model_serializer(mode="wrap")
     def _used(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Settings without those that are off: they are no part of the identity of runs that do not use them."""
         fields = type(self).model_fields
         off = {name for name in set(fields) - {"pad", "flip"} if getattr(self, name) == fields[name].default}
-        strength = {"operations", "magnitude"}
-        off = off - strength if self.policy == "randaugment" else off | strength
+        for names, used in (
+            ({"operations", "magnitude"}, self.policy == "randaugment"),
+            ({"scale", "ratio"}, self.crop == "resized"),
+        ):
+            off = off - names if used else off | names
         return {name: value for name, value in serialise(self).items() if name not in off}
 
     @property
@@ -88,7 +108,7 @@ class Augment(Strict):
     @property
     def views(self) -> int | None:
         """How many views there are of an image; None where there are not finitely many."""
-        if self.policy != "none" or self.erase or self.cutout or self.mixes:
+        if self.crop != "none" or self.policy != "none" or self.erase or self.cutout or self.mixes:
             return None
         return (2 * self.pad + 1) ** 2 * (2 if self.flip else 1)
 

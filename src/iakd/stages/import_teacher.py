@@ -55,8 +55,9 @@ def run(plan: Plan, job: TeacherJob) -> Path:
             network = load_foreign(job.network, store.image_shape[0], len(store.classes), path, _named(job))
             adapt_input(network, job.normalisation, store.mean, store.std)
             network.to(device)
-            metrics = validate(network, image_set(store, "val", device), BATCH)
-            _check(metrics["val_top1"], job, network, store, device)
+            workers = plan.params.compute.workers
+            metrics = validate(network, image_set(store, "val", device, workers=workers), BATCH)
+            _check(metrics["val_top1"], job, network, store, device, workers)
             log.info("%s: %.1f %% on validation", job.folder, metrics["val_top1"])
             return attempt.finish([], metrics, models.save_weights(network))
     finally:
@@ -114,11 +115,14 @@ def _locate(plan: Plan, job: TeacherJob, folder: Path) -> Path:
     return Path(name).expanduser()
 
 
-def _check(top1: float, job: TeacherJob, network: Network, store: Store, device: torch.device) -> None:
+def _check(
+    top1: float, job: TeacherJob, network: Network, store: Store, device: torch.device, workers: int | None
+) -> None:
     """Raise UserError where `top1` (percent, on validation images) is near chance."""
     labels, classes = store.labels("val"), len(store.classes)
     if top1 < 100 * plausibility.needed(labels, classes):
+        hint = plausibility.suspicion(network, store, device, workers)
         raise UserError(
             f"{_named(job)}: only {top1:.1f} % on the validation images, where chance is "
-            f"{100 * plausibility.chance(labels, classes):.1f} %; {plausibility.suspicion(network, store, device)}"
+            f"{100 * plausibility.chance(labels, classes):.1f} %; {hint}"
         )

@@ -44,7 +44,8 @@ def run(plan: Plan, job: TeacherJob) -> Path:
         initialise(network, torch.Generator().manual_seed(derive("initialise", job.seed)))
         adapt_input(network, job.normalisation, store.mean, store.std)
         network.to(device)
-        train, validation = image_set(store, "train", device), image_set(store, "val", device)
+        workers = plan.params.compute.workers
+        train, validation = (image_set(store, split, device, workers=workers) for split in ("train", "val"))
         timeline = Timeline.of(job.recipe, train.steps(job.recipe.batch_size))
         alone = params.Method(method="scratch")
         method = Distillation(network, None, alone, None, timeline, job.seed, train, job.recipe.label_smoothing)

@@ -34,7 +34,8 @@ from iakd.training.timeline import Timeline
 
 LossTerms = dict[str, Tensor]
 OnValidation = Callable[[int, Row], None]
-VALIDATION_BATCH = 1024
+VALIDATION_BATCH = 1024  # images,
+VALIDATION_VALUES = 1 << 24  # and fewer where they are large: values of a batch
 
 log = logging.getLogger(__name__)
 
@@ -227,7 +228,8 @@ class Training:
             self._diverged("loss")
 
     def _validate(self, network: nn.Module) -> dict[str, float]:
-        metrics = validate(network, self.validation, VALIDATION_BATCH, self.channels_last)
+        batch_size = min(VALIDATION_BATCH, VALIDATION_VALUES // math.prod(self.validation.image_shape))
+        metrics = validate(network, self.validation, max(1, batch_size), self.channels_last)
         if not math.isfinite(metrics["val_nll"]):  # BatchNorm's statistics can overflow before the weights do
             self._diverged("validation loss")
         return metrics

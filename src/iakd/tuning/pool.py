@@ -86,7 +86,7 @@ class Pool:
     def _start(self) -> Worker:
         context = multiprocessing.get_context("spawn")  # a fork would share the parent's threads and connections
         ours, theirs = context.Pipe()
-        process = context.Process(target=work, args=(self._task, theirs), daemon=True)
+        process = context.Process(target=work, args=(self._task, theirs))  # no daemon: it may have children
         resource_tracker.ensure_running()  # starting the process would do it, and unblock SIGINT on the way
         # Ctrl-C on a terminal reaches the whole group, but only the parent may act on it
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])

@@ -13,6 +13,7 @@ from iakd.data.sources import (
     digits,
     fashion_mnist,
     image_folder,
+    imagenet,
     parquet,
     stl10,
     svhn,
@@ -37,6 +38,7 @@ SOURCES: dict[str, Source] = {
     "svhn": svhn,
     "stl10": stl10,
     "tiny_imagenet": tiny_imagenet,
+    "imagenet": imagenet,
     "image_folder": image_folder,
     "parquet": parquet,
 }

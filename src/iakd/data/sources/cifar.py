@@ -9,8 +9,8 @@ import numpy as np
 
 from iakd.data import unpickle
 from iakd.data.archives import collect
-from iakd.data.decode import decode_all
 from iakd.data.raw import Images, Labels, Raw
+from iakd.data.reading import decode_all
 from iakd.data.tables import open_table, split_files
 from iakd.errors import UserError
 

@@ -4,17 +4,22 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from iakd.data.decode import Decoded, decode_all, from_file, remarks
+from iakd.data.decode import from_file
 from iakd.data.published import local
 from iakd.data.raw import Labels, Raw
+from iakd.data.reading import Decoded, decode_all, remarks
+from iakd.data.scan import scan
 from iakd.data.tables import ALIASES
 from iakd.errors import UserError
 from iakd.params import Dataset
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".pnm"}
+
+AUTO_BYTES = 2 << 30  # of decoded images; more stay in their files
 
 
 @dataclass
@@ -32,18 +37,25 @@ def read(settings: Dataset) -> Raw:
     Raises UserError for an odd layout, for a class without images and, unless they are to be skipped, for a
     file with the name of an image that cannot be read.
     """
-    root = local(settings)
     problems: list[str] = []
-    folders = _parts(root, problems)
-    classes, parts = _files(folders, settings, problems)
-    outcome: dict[str, Decoded] = {}
+    folders = _parts(local(settings), problems)
+    classes, parts = find(folders, settings, problems)
+    return look_at(parts, classes, settings, problems)
+
+
+def look_at(parts: dict[str, Part], classes: list[str], settings: Dataset, problems: list[str]) -> Raw:
+    """The images of the parts, decoded, or as files that were all looked at. Adds to `problems`; raises as `read`."""
+    outcome: dict[str, Decoded[Any]] = {}
     labels: dict[str, Labels] = {}
+    size = settings.height_width
+    kept = _kept_as_files(sum(len(part.files) for part in parts.values()), settings)
     for name, part in parts.items():
-        items = (from_file(path) for path in part.files)
-        size = settings.height_width
-        outcome[name] = decode_all(
-            items, len(part.files), settings.channels, size, settings.on_bad_file, str(part.folder)
-        )
+        how = (settings.on_bad_file, str(part.folder))
+        if kept and size:
+            outcome[name] = scan(local(settings), part.files, settings.channels, size, settings.crop_pct, *how)
+        else:
+            items = (from_file(path) for path in part.files)
+            outcome[name] = decode_all(items, len(part.files), settings.channels, size, *how, settings.crop_pct)
         if not outcome[name].kept.any():
             raise UserError(f"{part.folder}: none of its {len(part.files)} image files can be read")
         labels[name] = np.asarray(part.labels, dtype=np.int64)[outcome[name].kept]
@@ -52,6 +64,13 @@ def read(settings: Dataset) -> Raw:
             raise UserError(f"{part.folder}: images are not of the size of those for training: set dataset.size")
     classes = _without_lost_classes(classes, labels, outcome, settings, problems)
     return Raw.of_parts({name: part.images for name, part in outcome.items()}, labels, classes, problems)
+
+
+def _kept_as_files(n: int, settings: Dataset) -> bool:
+    """Whether `n` images stay in their files."""
+    if settings.storage == "auto" and settings.height_width:
+        return n * settings.channels * int(np.prod(settings.height_width)) > AUTO_BYTES
+    return settings.storage == "files"
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -91,7 +110,7 @@ def _parts(root: Path, problems: list[str]) -> dict[str, Path]:
     return {name: parts[name] for name in ("train", "val", "test") if name in parts}
 
 
-def _files(folders: dict[str, Path], settings: Dataset, problems: list[str]) -> tuple[list[str], dict[str, Part]]:
+def find(folders: dict[str, Path], settings: Dataset, problems: list[str]) -> tuple[list[str], dict[str, Part]]:
     """Classes (the folders' names, sorted) and the image files of each part."""
     classes = [folder.name for folder in _visible(folders["train"]) if folder.is_dir()]
     if len(classes) < 2:
@@ -140,7 +159,7 @@ def _below(folder: Path, others: list[Path]) -> Iterator[Path]:
 def _without_lost_classes(
     classes: list[str],
     labels: dict[str, Labels],
-    outcome: dict[str, Decoded],
+    outcome: dict[str, Decoded[Any]],
     settings: Dataset,
     problems: list[str],
 ) -> list[str]:

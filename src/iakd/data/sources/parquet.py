@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from iakd.data.decode import Decoded, decode_all, remarks
 from iakd.data.published import local
 from iakd.data.raw import Labels, Raw
+from iakd.data.reading import Decoded, decode_all, remarks
 from iakd.data.tables import Table, open_table, split_files
 from iakd.errors import UserError
 from iakd.params import Dataset

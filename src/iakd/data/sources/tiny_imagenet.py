@@ -8,9 +8,10 @@ from typing import Protocol
 
 import numpy as np
 
-from iakd.data.decode import Item, decode_all, from_bytes, from_file, remarks
+from iakd.data.decode import Item, from_bytes, from_file
 from iakd.data.published import local
 from iakd.data.raw import Images, Labels, Raw
+from iakd.data.reading import decode_all, remarks
 from iakd.errors import UserError
 from iakd.params import Dataset
 
@@ -63,7 +64,7 @@ def read(settings: Dataset) -> Raw:
             raise UserError(f"{tree.where}: has no images of {part}: not Tiny-ImageNet's layout")
     problems: list[str] = [] if len(ids) == 200 else [f"{len(ids)} of Tiny-ImageNet's 200 classes"]
     arrays = [_decode(tree, files, settings, problems) for files in (train, val)]
-    return Raw(*arrays[0], *arrays[1], _called(ids, tree.text("words.txt")), problems)
+    return Raw(*arrays[0], *arrays[1], called(ids, tree.text("words.txt")), problems)
 
 
 def _decode(tree: Tree, files: Labelled, settings: Dataset, problems: list[str]) -> tuple[Images, Labels]:
@@ -75,7 +76,7 @@ def _decode(tree: Tree, files: Labelled, settings: Dataset, problems: list[str])
     return decoded.images, np.array([label for _, label in files], dtype=np.int64)[decoded.kept]
 
 
-def _called(ids: list[str], words: str) -> list[str]:
+def called(ids: list[str], words: str) -> list[str]:
     """The first name of each WordNet id; the id behind it where two have the same, or alone where none is known."""
     known = dict(line.split("\t", 1) for line in words.splitlines() if "\t" in line)
     names = [known.get(wnid, wnid).split(",")[0].strip() for wnid in ids]
