@@ -8,6 +8,7 @@ from iakd.methods.features.ft import Ft
 from iakd.methods.features.hints import Hints
 from iakd.methods.features.nst import Nst
 from iakd.methods.features.ot import Ot
+from iakd.methods.features.reviewkd import Reviewkd
 from iakd.methods.features.vid import Vid
 from iakd.methods.part import Part
 
@@ -19,6 +20,7 @@ PARTS: dict[str, type[Part]] = {
     "ft": Ft,
     "fsp": Fsp,
     "ab": Ab,
+    "reviewkd": Reviewkd,
     "ot": Ot,
     "hints": Hints,
 }

@@ -40,6 +40,13 @@ class Vid(Strict):
     weight: float = Field(1.0, ge=0)
 
 
+class Reviewkd(Strict):
+    """Knowledge review: min(epoch/warmup_epochs, 1)·weight·Σ hierarchical context losses of fused features."""
+
+    weight: float = Field(1.0, ge=0, description="the authors use 0.6 to 8, by pair of networks")
+    warmup_epochs: int = Field(20, ge=0)
+
+
 class Hints(Strict):
     """Hints at the centres of clusters of the teacher's blocks, CE + weight·hint regression."""
 
@@ -85,6 +92,7 @@ class FeatureOptions(Strict):
     ft: Ft = Ft()
     fsp: Fsp = Fsp()
     ab: Ab = Ab()
+    reviewkd: Reviewkd = Reviewkd()
     ot: Ot = Ot()
     hints: Hints = Hints()
 
@@ -99,6 +107,7 @@ METHODS: dict[str, Entry] = {
     "ft": Entry("the teacher's last maps, paraphrased in fewer channels (Kim et al. 2018)", "features", Ft),
     "fsp": Entry("products of successive maps, in a first phase (Yim et al. 2017)", "features", Fsp),
     "ab": Entry("which neurons are on, in a first phase (Heo et al. 2019)", "features", Ab),
+    "reviewkd": Entry("features fused from the last level to the first (Chen et al. 2021)", "features", Reviewkd),
     "ot": Entry("an image's feature vectors, moved onto the teacher's by optimal transport (OT-KD)", "features", Ot),
     "hints": Entry(
         "features regressed at the centres of clusters of the teacher's blocks (PURSUhInT)", "features", Hints
