@@ -75,6 +75,15 @@ def test_an_impossible_pair_says_why(
         pairs(*arguments)
 
 
+def test_a_teacher_of_the_users_own_is_shown_without_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text(
+        "teachers: [{name: mine, arch: resnet14, checkpoint: absent.pth, normalisation: imagenet}]\n"
+        "students: [{arch: resnet8}]\nmethods: {kd: {}}\n"
+    )
+    assert pairs("mine", "resnet8").startswith("mine → resnet8")
+
+
 def test_numbers_have_three_digits_and_a_unit() -> None:
     numbers = [0, 999, 9_994, 9_996, 99_960, 278_324, 999_600, 1_355_528, 23_705_252, 1_298_014_208]
     shown = ["0", "999", "9.99 k", "10.0 k", "100 k", "278 k", "1.00 M", "1.36 M", "23.7 M", "1.30 G"]
