@@ -79,4 +79,6 @@ def make_training(
 
 def fixed_batch(training: Training, epoch: int = 0) -> Batch:
     """The first batch of an epoch, as the training sees it."""
-    return next(training.data.epoch(0, epoch, training.recipe.batch_size, training.recipe.augment))
+    recipe = training.recipe
+    second = training.method.second_view(recipe.augment)
+    return next(training.data.epoch(0, epoch, recipe.batch_size, recipe.augment, second=second))

@@ -1,6 +1,7 @@
 """Every method of this project: a sum of parts, with the hybrid network in front where `iakd` is among them."""
 
 from collections.abc import Hashable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -62,10 +63,15 @@ class Distillation:
             self._outputs = Outputs(self.teacher, teacher_needs, timeline.batch_size)
             if shelf and isinstance(data, Resident):
                 self._outputs = CachedOutputs(self._outputs, data, shelf)
+        self._two_paths = bool(self.hybrid and self.options.path == "student" and self._with_terms)
 
     def choose(self, epoch: int) -> Choice | None:
         """The images of an epoch as the parts want them; at most one part does."""
         return next((choice for part in self.parts if (choice := part.choose(epoch))), None)
+
+    def second_view(self, augment: params.Augment) -> params.Augment | None:
+        """The augmentation of a second view of each image, if a part wants one; at most one part does."""
+        return next((second for part in self.parts if (second := part.second_view(augment))), None)
 
     def loss(self, batch: Batch, step: int) -> tuple[LossTerms, Tensor]:
         """The weighted cross-entropy and all terms; the logits returned are those that the cross-entropy sees."""
@@ -78,6 +84,10 @@ class Distillation:
         terms = {"ce": weight * ce if weight else torch.zeros_like(ce)}  # at 0 the head has no gradient, so it rests
         if active:
             seen = self._step(batch, step, taught, teacher_needs)
+            if batch.second is not None:
+                other = Batch(batch.second, batch.labels, batch.indices)
+                taught = self._taught(other.images, step, student_needs)
+                seen = replace(seen, second=self._step(other, step, taught, teacher_needs))
             with torch.autocast(batch.images.device.type, enabled=False):
                 for part in active:
                     terms |= part.terms(seen)
@@ -85,14 +95,16 @@ class Distillation:
 
     def _walks(self, images: Tensor, step: int, needs: Needs) -> tuple[Features, Features]:
         """The forward pass whose output learns the labels, and the one that learns from the teacher; mostly one."""
-        if not self.hybrid:
-            features = walk(self.network, images, needs)
-            return features, features
-        kept = self.hybrid.draws.at(step, len(images))
-        if self.options.path == "hybrid" or not self._with_terms:
-            features = self.hybrid.walk(images, kept, needs)
-            return features, features
-        return self.hybrid.walk(images, kept, LOGITS), walk(self.network, images, needs)
+        if self.hybrid and self._two_paths:
+            labelled = self.hybrid.walk(images, self.hybrid.draws.at(step, len(images)), LOGITS)
+            return labelled, self._taught(images, step, needs)
+        features = self._taught(images, step, needs)
+        return features, features
+
+    def _taught(self, images: Tensor, step: int, needs: Needs) -> Features:
+        if self.hybrid and not self._two_paths:
+            return self.hybrid.walk(images, self.hybrid.draws.at(step, len(images)), needs)
+        return walk(self.network, images, needs)
 
     def _step(self, batch: Batch, step: int, student: Features, teacher_needs: Needs) -> Step:
         teacher = Features()
@@ -101,14 +113,24 @@ class Distillation:
         elif self.teacher and teacher_needs != Needs():
             with torch.no_grad():
                 teacher = walk(self.teacher, batch.images, teacher_needs)
-        student_logits, teacher_logits = student.logits, teacher.logits
-        assert student_logits is not None
-        student_logits = student_logits.float()
-        teacher_logits = None if teacher_logits is None else teacher_logits.float()
+        assert student.logits is not None
+        return Step(
+            step,
+            batch,
+            student,
+            teacher,
+            self._seen(student.logits),
+            None if teacher.logits is None else self._seen(teacher.logits),
+            self._seen,
+            self.smoothing,
+            torch.is_autocast_enabled(batch.images.device.type),
+        )
+
+    def _seen(self, logits: Tensor) -> Tensor:
+        logits = logits.float()
         for part in self.parts:
-            student_logits = part.view(student_logits)
-            teacher_logits = None if teacher_logits is None else part.view(teacher_logits)
-        return Step(step, batch, student, teacher, student_logits, teacher_logits)
+            logits = part.view(logits)
+        return logits
 
     def parameters(self) -> Iterable[nn.Parameter]:
         """Trainable parameters of the network, then those of the adapters and of the parts."""

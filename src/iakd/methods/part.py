@@ -1,5 +1,6 @@
 """What a part of a method expression is made of: where it works, what it sees of a step, what it adds to the loss."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,6 +13,7 @@ from iakd.data.batches import Batch
 from iakd.data.choice import Choice
 from iakd.data.sets import ImageSet
 from iakd.interactive.pairing import Pair, levels, pair_blocks
+from iakd.methods.losses import cross_entropy
 from iakd.models import Network
 from iakd.models.network import initialise
 from iakd.models.shapes import Shape, feature_shapes
@@ -76,6 +78,20 @@ class Step:
     teacher: Features
     student_logits: Tensor
     teacher_logits: Tensor | None
+    seen: Callable[[Tensor], Tensor]  # how losses between outputs see the logits of any other network
+    smoothing: float  # of the labels
+    autocast: bool  # whether networks are run in bfloat16
+    second: "Step | None" = None  # the same of `batch.second`
+
+    def cross_entropy(self, logits: Tensor) -> Tensor:
+        """Of logits (B, classes) for this batch's images, smoothed and mixed as in the rest of the loss."""
+        return cross_entropy(logits, self.batch.labels, self.smoothing, self.batch.other, self.batch.share)
+
+    def logits_of(self, network: Network) -> Tensor:
+        """Logits (B, classes), float32, of a network of the part's own, run like the student and the teacher."""
+        images = self.batch.images
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.autocast):
+            return network(images).float()
 
 
 class Part(nn.Module):
@@ -114,6 +130,10 @@ class Part(nn.Module):
     def active(self, step: int) -> bool:
         """Whether there are terms at a step; if not, nothing is looked at for them."""
         return True
+
+    def second_view(self, augment: params.Augment) -> params.Augment | None:
+        """The augmentation of a second view of each image, for `Step.second`; that of the first is `augment`."""
+        return None
 
     def view(self, logits: Tensor) -> Tensor:
         """How losses between outputs see logits (B, classes), the student's and the teacher's alike."""

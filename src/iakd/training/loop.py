@@ -19,7 +19,7 @@ from iakd.data.choice import Choice
 from iakd.data.sets import ImageSet
 from iakd.data.streams import derive
 from iakd.errors import RunFailed
-from iakd.params import Compute, Recipe
+from iakd.params import Augment, Compute, Recipe
 from iakd.runs import Row, Run
 from iakd.training import checkpoint
 from iakd.training.average import Average
@@ -47,6 +47,10 @@ class Method(Protocol):
 
     def choose(self, epoch: int) -> Choice | None:
         """The images of an epoch, where these are not all as they are; asked when it begins or is gone on with."""
+        ...
+
+    def second_view(self, augment: Augment) -> Augment | None:
+        """The augmentation for `Batch.second`, where the method looks at a second view; the first has `augment`."""
         ...
 
     def loss(self, batch: Batch, step: int) -> tuple[LossTerms, Tensor]:
@@ -173,6 +177,7 @@ class Training:
             recipe.augment,
             start=first,
             channels_last=self.channels_last,
+            second=self.method.second_view(recipe.augment),
             choice=self.method.choose(epoch),
         ):
             self._step(batch)

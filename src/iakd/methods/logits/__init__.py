@@ -6,6 +6,8 @@ from iakd.methods.logits.dkd import Dkd
 from iakd.methods.logits.kd import Kd
 from iakd.methods.logits.label_smoothing import LabelSmoothing
 from iakd.methods.logits.lskd import Lskd, Standardize
+from iakd.methods.logits.mlkd import Mlkd
+from iakd.methods.logits.mutual import Mutual
 from iakd.methods.part import Part
 
 PARTS: dict[str, type[Part]] = {
@@ -16,5 +18,7 @@ PARTS: dict[str, type[Part]] = {
     "dist": Dist,
     "ctkd": Ctkd,
     "lskd": Lskd,
+    "mlkd": Mlkd,
+    "mutual": Mutual,
     "standardize": Standardize,
 }

@@ -45,5 +45,5 @@ class Ctkd(Part):
 
 
 def with_gradient_times(factor: float, value: Tensor) -> Tensor:
-    """`value`, whose gradient is multiplied by `factor` on the way back (Ganin & Lempitsky 2015, equation 6)."""
+    """`value`, whose gradient is multiplied by `factor` on the way back (gradient reversal, Ganin & Lempitsky 2015)."""
     return value.detach() + factor * (value - value.detach())

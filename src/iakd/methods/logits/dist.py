@@ -26,7 +26,7 @@ class Dist(Part):
 
 
 def relations(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """T²·(1 − ρ), ρ Pearson's correlation of softened outputs (equations 9 and 10).
+    """T²·(1 − ρ), ρ Pearson's correlation of softened outputs.
 
     First over the classes, mean over the images; then over the images of the batch, mean over the classes. What does
     not vary correlates with nothing: in a batch of one image the second is T². Logits (B, classes).

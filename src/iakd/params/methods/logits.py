@@ -1,9 +1,12 @@
 """Methods that look at outputs alone."""
 
-from pydantic import Field
+from typing import Annotated
+
+from pydantic import Field, model_validator
 
 from iakd.params.base import Fraction, Strict
 from iakd.params.methods.entry import Entry
+from iakd.params.training import Erase
 
 
 class Kd(Strict):
@@ -60,6 +63,38 @@ class Lskd(Strict):
     kd_weight: float = Field(9.0, ge=0)
 
 
+class Mlkd(Strict):
+    """Several temperatures and relations, on a weak and a strong view of each image; docs/methods/mlkd.md."""
+
+    temperatures: list[Annotated[float, Field(gt=0)]] = Field([2.0, 3.0, 4.0, 5.0, 6.0], min_length=1)
+    strong_temperatures: list[float] = Field(
+        [3.0, 4.0, 5.0], description="at which the strong view is compared; at the others the weak one is, twice"
+    )
+    ce_weight: float = Field(0.1, ge=0, description="of each view's cross-entropy")
+    kd_weight: float = Field(0.9, ge=0)
+    weak_weight: float = Field(0.5, ge=0, description="factor of the weak view's divergences and relations")
+    operations: int = Field(2, gt=0, description="strong view: of RandAugment, after the recipe's crop and flip")
+    magnitude: int = Field(10, ge=0, le=30, description="strong view: of these operations")
+    erase: Erase | None = Field(
+        Erase(probability=1.0, scale=(0.001, 0.25), ratio=(1.0, 1.0)), description="strong view: a square set to 0"
+    )
+
+    @model_validator(mode="after")
+    def _known_temperatures(self) -> "Mlkd":
+        odd = sorted(set(self.strong_temperatures) - set(self.temperatures))
+        if odd:
+            raise ValueError(f"strong_temperatures: {odd[0]:g} is none of the temperatures")
+        return self
+
+
+class Mutual(Strict):
+    """A copy of the teacher that learns along; each of the two has ce_weight·CE + kd_weight·T²·KL(other ‖ own)."""
+
+    temperature: float = Field(1.0, gt=0)
+    ce_weight: float = Field(1.0, ge=0)
+    kd_weight: float = Field(1.0, ge=0)
+
+
 class LogitOptions(Strict):
     """Sections of the methods in this module."""
 
@@ -69,6 +104,8 @@ class LogitOptions(Strict):
     dist: Dist = Dist()
     ctkd: Ctkd = Ctkd()
     lskd: Lskd = Lskd()
+    mlkd: Mlkd = Mlkd()
+    mutual: Mutual = Mutual()
 
 
 METHODS = {
@@ -84,6 +121,8 @@ METHODS = {
         refuses={"simkd": "simkd compares features and has no temperature"},
     ),
     "lskd": Entry("kd between logits standardised image by image (Sun et al. 2024)", "logits", Lskd),
+    "mlkd": Entry("kd at several temperatures, with Gram matrices, on two views (Jin et al. 2023)", "logits", Mlkd),
+    "mutual": Entry("the student and a copy of the teacher teach each other (Zhang et al. 2018)", "logits", Mutual),
     "standardize": Entry(
         "the same standardisation for every loss between outputs in a sum",
         "logits",
