@@ -64,7 +64,7 @@ def close(one: Training, other: Training, rtol: float, atol: float) -> None:
         torch.testing.assert_close(other.network.state_dict()[name], value, rtol=rtol, atol=atol, msg=name)
 
 
-@pytest.mark.parametrize("expression", ["scratch", "kd", "iakd", "iakd+kd"])
+@pytest.mark.parametrize("expression", ["scratch", "kd", "iakd", "iakd+kd", "mlkd", "mutual+standardize"])
 def test_steps_played_back_do_what_steps_do(make_training: Make, expression: str) -> None:
     eager, played = (make_training(expression, schedule=HALF, epochs=12, ema=0.9) for _ in range(2))
     recorder = with_graphs(played)

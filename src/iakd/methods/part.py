@@ -78,9 +78,9 @@ class Step:
     teacher: Features
     student_logits: Tensor
     teacher_logits: Tensor | None
-    seen: Callable[[Tensor], Tensor]  # how losses between outputs see the logits of any other network
-    smoothing: float  # of the labels
-    autocast: bool  # whether networks are run in bfloat16
+    seen: Callable[[Tensor], Tensor] = Tensor.float  # how losses between outputs see the logits of any other network
+    smoothing: float = 0.0  # of the labels
+    autocast: bool = False  # whether networks are run in bfloat16
     second: "Step | None" = None  # the same of `batch.second`
 
     def cross_entropy(self, logits: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ class Lskd(Part):
     """kd_weight·T²·KL(teacher_T ‖ student_T) of standardised logits beside ce_weight·CE."""
 
     teacher_needs = LOGITS
+    replays = True
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)

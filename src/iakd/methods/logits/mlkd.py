@@ -16,6 +16,7 @@ class Mlkd(Part):
     """
 
     teacher_needs = LOGITS
+    replays = True
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)

@@ -15,6 +15,8 @@ class Mutual(Part):
     The teacher itself stays as it is.
     """
 
+    replays = True
+
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         self.options = setting.method.mutual
