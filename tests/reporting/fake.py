@@ -92,13 +92,25 @@ def _trained(job: TeacherJob | StudentJob, top1: float, about: dict[str, Any]) -
     rng = np.random.default_rng(abs(hash_of(job.path)))
     history = _history(job, top1, rng)
     files.write_text(job.folder / runs.HISTORY, runs.history_text(history))
-    files.write_json(
-        job.folder / runs.METRICS, {"val_top1": history[-1]["val_top1"], "val_nll": 0.3, "train_loss": 0.1}
-    )
+    metrics = {"val_top1": history[-1]["val_top1"], "val_nll": 0.3, "train_loss": 0.1}
+    files.write_json(job.folder / runs.METRICS, metrics | _hints(job))
     model = job.path.encode()
     files.write_bytes(job.folder / runs.MODEL, model)
     files.write_json(job.folder / runs.RUN, _record(job, about, files.sha256_bytes(model), rng))
     files.write_json(job.folder / "evaluation.json", _evaluation(job, top1, about, files.sha256_bytes(model), rng))
+
+
+def _hints(job: TeacherJob | StudentJob) -> dict[str, Any]:
+    """What `hints` records: blocks that are the less alike the further apart they are, and across stages even less."""
+    if not isinstance(job, StudentJob) or "hints" not in job.method.parts:
+        return {}
+    depth = (int(job.teacher.network.arch.removeprefix("resnet")) - 2) // 2
+    stage = np.arange(depth) * 3 // depth
+    apart = np.abs(np.subtract.outer(np.arange(depth), np.arange(depth))) / depth
+    cka = np.exp(-0.8 * apart) * 0.75 ** np.abs(np.subtract.outer(stage, stage))
+    points = [depth // 6, depth // 2, depth - 1 - depth // 6]
+    record = {"cka": cka.round(4).tolist(), "clusters": stage.tolist(), "points": points, "student": [0, 1, 2]}
+    return {"hints": record}
 
 
 def hash_of(text: str) -> int:
@@ -266,7 +278,31 @@ METHODS: dict[str, Any] = {
     "iakd-linear": {"method": "iakd"},
     "iakd-review": {"method": "iakd", "iakd": {"schedule": {"kind": "review"}}},
 }
+FIELD: dict[str, Any] = {  # the field's methods, of every group
+    **{name: {} for name in ("scratch", "label_smoothing", "kd", "dkd", "dist", "ctkd", "lskd", "dkd+standardize")},
+    **{name: {} for name in ("fitnet", "at", "nst", "vid", "ot", "hints", "sp", "cc", "rkd", "pkt", "crd", "crd+kd")},
+    "iakd": {},
+    "iakd+dkd": {},
+    "iakd-review+crd": {"method": "iakd+crd", "iakd": {"schedule": {"kind": "review"}}},
+    "iakd-from-teacher": {"method": "iakd", "init": "teacher"},
+    "iakd-tuned": {"method": "iakd", "iakd": {"schedule": "tuned"}},
+}
 LEVELS = [89.1, 95.6, 94.6, 93.0, 95.2, 86.8, 91.9, 92.1]
+
+
+def field(pairs: int = 1) -> Plan:
+    """Write a plausible experiment with 25 methods below the current folder; one of them has failed."""
+    teachers = ["resnet20", "resnet56", "resnet110"][:pairs]
+    result = plan(FIELD, pairs=[(teacher, "resnet8") for teacher in teachers])
+
+    def score(job: StudentJob) -> float:
+        level = 89.1 if job.label == "scratch" else 90 + 6 * (hash_of(job.label) % 97) / 97
+        level = 41 if job.label == "nst" else level
+        noise = np.random.default_rng(hash_of(job.path)).normal(0, 0.5)
+        return round(float(level + noise) * TEST / 100) / TEST * 100
+
+    write(result, score)
+    return result
 
 
 def example(pairs: int = 1, methods: int = 8) -> Plan:

@@ -18,11 +18,12 @@ from iakd.errors import UserError
 from iakd.params import parse
 from iakd.plan import make_plan
 from iakd.reporting import comparison, tables
+from iakd.reporting.figures import hints
 from iakd.reporting.origins import settings_text
 from iakd.stages import evaluate
 from iakd.stages.report import run
 
-FIGURES = {"accuracy", "curves", "swaps", "tuning", "calibration", "confusion"}
+FIGURES = {"accuracy", "curves", "swaps", "hints", "tuning", "calibration", "confusion"}
 
 
 VOID = {"meta", "br", "col", "img", "link", "input", "hr"}
@@ -178,6 +179,31 @@ def test_without_a_study_and_without_swaps(tmp_path, monkeypatch):
     assert "The search for a schedule" not in text
     assert "No study in this experiment" in (plan.report / "figures" / "tuning.svg").read_text()
     assert "No method of this experiment swaps blocks" in (plan.report / "figures" / "swaps.svg").read_text()
+
+
+def test_hint_points_are_shown_once_for_all_who_share_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plan = fake.plan({"scratch": {}, "hints": {}, "hints+kd": {}}, epochs=5, pairs=[("resnet110", "resnet8")])
+    fake.write(plan, {"scratch": [80.0] * 3, "hints": [90.0] * 3, "hints+kd": [91.0] * 3})
+    text = run(plan).read_text()
+    figure = next(part for part in re.findall(r"<figure.*?</figure>", text, re.DOTALL) if "CKA" in part)
+    assert figure.count("hints+kd, hints") == 1
+    assert "block of the teacher → of the student: 10 → 1, 28 → 2, 45 → 3" in figure
+    assert 'href="#hints"' in text and len(figure) < 100_000
+
+
+def test_without_hints_the_page_does_not_speak_of_them(example):
+    assert 'id="hints"' not in (example.report / "report.html").read_text()
+    assert "No method of this experiment gives hints" in (example.report / "figures" / "hints.svg").read_text()
+
+
+def test_levels_of_the_heat_map_cover_each_cell_once():
+    cka = [[1.0, 0.99, 0.0], [0.99, 1.0, 0.5], [0.0, 0.5, 1.0]]
+    found = hints._levels(cka)
+    areas = [sum((c[1][0] - c[0][0]) * (c[2][1] - c[1][1]) for c in squares) for squares in found]
+    assert sum(areas) == 9
+    assert (areas[-1], areas[8], areas[0]) == (5, 2, 2)
+    assert len(found[-1]) == 3  # neighbours are put together
 
 
 def test_failed_method_does_not_flatten_the_others(tmp_path, monkeypatch):

@@ -24,7 +24,7 @@ except UserError as error:
 
 JOBS = {job.path: job for job in (*PLAN.teachers, *PLAN.studies, *PLAN.students)}
 COMPARISON = ("metrics.json", "summary.csv", "runs.csv", "accuracy.csv", "curves.csv")
-FIGURES = ("accuracy", "curves", "swaps", "tuning", "calibration", "confusion")
+FIGURES = ("accuracy", "curves", "swaps", "hints", "tuning", "calibration", "confusion")
 REPORT = PLAN.report / "report.html"
 GPU = int(PLAN.params.compute.device == "cuda" or bool(devices.gpus(PLAN.params.compute)))
 THREADS = PLAN.params.compute.threads

@@ -9,6 +9,7 @@ from markupsafe import Markup
 from iakd.params import METHODS
 from iakd.reporting import keytable, verdict, words
 from iakd.reporting.comparison import Comparison
+from iakd.reporting.figures import hints
 from iakd.reporting.origins import origins, settings_text
 from iakd.reporting.studies import Study
 
@@ -42,6 +43,7 @@ def render(
         init=words.INIT if any(method.init == "teacher" for method in params.methods.values()) else "",
         figures={name: Markup(figure) for name, figure in figures.items()},
         swaps=any(entry.is_iakd for pair in comparison.pairs for entry in pair.entries),
+        hints=hints.recorded(comparison),
         studies=bool(studies),
         data=_data(params.distill.transfer, manifest),
         origins=origins(comparison, studies, manifest),

@@ -6,7 +6,7 @@ from iakd import files, runs
 from iakd.data.store import MANIFEST
 from iakd.plan import Plan, StudyJob
 from iakd.reporting import comparison, page, style, tables
-from iakd.reporting.figures import accuracy, calibration, confusion, curves, swaps, tuning
+from iakd.reporting.figures import accuracy, calibration, confusion, curves, hints, swaps, tuning
 from iakd.reporting.studies import Study, study
 
 
@@ -24,6 +24,7 @@ def run(plan: Plan) -> Path:
             "accuracy": accuracy.draw(compared),
             "curves": curves.draw(compared),
             "swaps": swaps.draw(compared),
+            "hints": hints.draw(compared),
             "tuning": tuning.draw(studies),
             "calibration": calibration.draw(compared),
             "confusion": confusion.draw(compared, manifest["classes"]),
