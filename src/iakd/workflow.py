@@ -1,5 +1,6 @@
 """What the Snakefile asks for: the plan of its settings, a lock, and the reason of a failure."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -10,6 +11,8 @@ from typing import Any, NoReturn
 import yaml
 
 from iakd import adoption, files
+from iakd.data.published import fingerprint
+from iakd.data.store import MANIFEST
 from iakd.errors import UserError
 from iakd.params import parse
 from iakd.plan import STATE, Plan, make_plan
@@ -40,6 +43,14 @@ def set_up(config: dict[str, Any], origins: list[Path], main: bool) -> Plan:
     os.environ["IAKD_WITH_PARENT"] = "1"
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     return plan
+
+
+def data_files(plan: Plan) -> str | None:
+    """A hash that changes with the user's files at `dataset.path`; where they are gone, that of those once read."""
+    manifest = plan.data.folder / MANIFEST
+    with contextlib.suppress(OSError, ValueError):
+        return fingerprint(plan.params.dataset) or json.loads(manifest.read_text()).get("fingerprint")
+    return None
 
 
 def _settings_file(settings: dict[str, Any]) -> Path:

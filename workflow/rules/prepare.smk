@@ -13,6 +13,7 @@ rule prepare:
         runtime=120,
     params:
         key=PLAN.data.key,
+        files=engine.data_files(PLAN),
     message:
         "Reading and splitting the data set"
     shell:

@@ -1,0 +1,39 @@
+"""The user's own images through Snakemake: a change in the folder is noticed."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from projects import Project
+
+pytestmark = pytest.mark.workflow
+SETTINGS = """
+dataset: {source: image_folder, path: pictures, size: 16}
+teachers: [{arch: resnet8, width: 4}]
+students: [{arch: resnet8, width: 4}]
+methods: {scratch: {}}
+tracking: {enabled: false}
+"""
+
+
+def picture(path: Path, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(path)
+
+
+def test_new_images_are_noticed_and_missing_ones_not_needed(tmp_path: Path) -> None:
+    project = Project.copy(tmp_path / "project")
+    (project.path / "own.yaml").write_text(SETTINGS)
+    for name in ("cups", "plates"):
+        for i in range(10):
+            picture(project.path / "pictures" / name / f"{i}.png", i + 100 * (name == "cups"))
+    prepare = ("snakemake", "--cores", "1", "--configfile", "own.yaml")
+    project.run(*prepare, "--", "data")
+    assert "Nothing to be done" in project.run(*prepare, "--", "data")
+    picture(project.path / "pictures" / "cups" / "new.png", 7)
+    again = project.run(*prepare, "--", "data")
+    assert "Reading and splitting the data set" in again and "Nothing to be done" not in again, again
+    shutil.rmtree(project.path / "pictures")
+    assert "Nothing to be done" in project.run(*prepare, "--", "data"), "what was read once is there"
