@@ -13,6 +13,7 @@ from iakd.errors import UserError
 from iakd.files import digest
 from iakd.interactive.hybrid import initialise_from_teacher
 from iakd.methods import Distillation, timeline_of
+from iakd.methods.deployment import changes_student, deploy
 from iakd.methods.teacher.policy import shelf_for
 from iakd.models import Network
 from iakd.models.network import initialise
@@ -21,6 +22,17 @@ from iakd.params import Schedule
 from iakd.plan import Plan, StudentJob, StudyJob, TeacherJob
 from iakd.training import device as devices
 from iakd.training.loop import OnValidation, Training
+
+
+def network_of(job: TeacherJob | StudentJob | StudyJob, store: Store) -> Network:
+    """The network that the weights of a job fit, without them: what it trains and leaves behind."""
+    channels, classes = store.image_shape[0], len(store.classes)
+    if isinstance(job, TeacherJob):
+        return models.build(job.network, channels, classes)
+    student = models.build(job.student, channels, classes)
+    if changes_student(job.method):
+        deploy(student, models.build(job.teacher.network, channels, classes), job.method, store.image_shape)
+    return student
 
 
 def student_run(
@@ -114,7 +126,7 @@ def read_teacher(job: TeacherJob, store: Store) -> Network:
 
     Raises UserError where it is missing, damaged or of other settings.
     """
-    network = models.build(job.network, store.image_shape[0], len(store.classes))
+    network = network_of(job, store)
     content, record = runs.read_model(job.folder)
     if not record["params"].items() >= job.settings.items():
         raise UserError(f"{job.folder} was made with other settings: run `iakd teach --teacher {job.network.name}`")

@@ -7,24 +7,24 @@ from iakd.data.sets import image_set
 from iakd.data.store import Store
 from iakd.evaluation import metrics
 from iakd.evaluation.speed import speed
+from iakd.models import Network
 from iakd.models.cost import cost
 from iakd.models.normalisation import adapt_input
-from iakd.params import Network, Normalisation, Params
+from iakd.params import Normalisation, Params
 from iakd.training import device as devices
 from iakd.training.evaluation import predict
 
 
 def measure(
-    params: Params, network: Network, normalisation: Normalisation | None, content: bytes, origin: str, store: Store
+    params: Params, model: Network, normalisation: Normalisation | None, content: bytes, origin: str, store: Store
 ) -> dict[str, Any]:
-    """Accuracy, calibration, cost and speed of the weights `content` on the test split, and the device they were
-    measured on. `normalisation` is that of the images that these weights know; None: the data set's. Bit-identical
-    from run to run on the CPU, but for the two speeds.
+    """Accuracy, calibration, cost and speed of `model` with the weights `content` on the test split, and the device
+    they were measured on. `normalisation` is that of the images that these weights know; None: the data set's.
+    Bit-identical from run to run on the CPU, but for the two speeds.
 
-    Raises UserError, naming `origin`, where the weights do not fit `network`.
+    Raises UserError, naming `origin`, where the weights do not fit.
     """
     device = devices.set_up(params.compute)
-    model = models.build(network, store.image_shape[0], len(store.classes))
     models.load_weights(model, content, origin)
     adapt_input(model, normalisation, store.mean, store.std)
     model.to(device)

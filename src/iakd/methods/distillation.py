@@ -13,6 +13,7 @@ from iakd.data.choice import Choice
 from iakd.data.sets import ImageSet
 from iakd.data.streams import derive
 from iakd.interactive.hybrid import Hybrid
+from iakd.methods.deployment import changes_student, deploy
 from iakd.methods.losses import cross_entropy
 from iakd.methods.part import Part, Setting, Step
 from iakd.methods.parts import PARTS
@@ -26,6 +27,7 @@ from iakd.training.timeline import Timeline
 class Distillation:
     """Trains `network` by `method`; implements `training.loop.Method`. `teacher` is frozen and never changed.
 
+    `network` becomes what is deployed, which is mostly what it is (`methods.deployment`).
     `shelf`: where its outputs are kept for other trainings; they change nothing but the time that it takes.
     """
 
@@ -44,6 +46,8 @@ class Distillation:
         self.network = network
         self.timeline = timeline
         self.teacher = teacher.eval().requires_grad_(False) if teacher else None
+        if teacher and changes_student(method):
+            deploy(network, teacher, method, data.image_shape, seed)
         self.options = method.iakd
         self.hybrid: Hybrid | None = None
         if "iakd" in method.parts:

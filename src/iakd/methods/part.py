@@ -98,7 +98,7 @@ class Part(nn.Module):
     """One part of a method expression, such as kd in `iakd+kd`.
 
     It weighs the cross-entropy and may add terms. What it trains along are its parameters, what it remembers its
-    buffers: both are in the checkpoint and gone from the student afterwards.
+    buffers: both are in the checkpoint and gone from the student afterwards. What is to stay, `deploy` says.
     """
 
     ce_weight = 1.0  # of every step, unless `label_weight` says otherwise
@@ -113,6 +113,15 @@ class Part(nn.Module):
     def initialise(self, generator: torch.Generator) -> None:
         """Draw the part's weights."""
         initialise(self, generator)
+
+    @staticmethod
+    def deploy(
+        student: Network, teacher: Network, method: params.Method, image: Shape, generator: torch.Generator
+    ) -> None:
+        """Make of a built student what is trained and deployed: for nearly all methods it stays as it is.
+
+        New layers are drawn from `generator`.
+        """
 
     @staticmethod
     def images(method: params.Method, n: int, epoch: int) -> int:

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from iakd.models.network import Network
+from iakd.models.walk import Needs, walk
 
 Shape = tuple[int, ...]  # of one image's features: (channels, height, width), or (tokens, channels)
 
@@ -30,6 +31,25 @@ def feature_shapes(network: Network, image: Shape) -> list[Shape]:
     """
     with torch.no_grad():
         return functional_call(_Trace(network), hollow(network, "network."), (torch.empty(2, *image, device="meta"),))
+
+
+class _Unpooled(nn.Module):
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Shape:
+        maps = walk(self.network, images, Needs(unpooled=True)).unpooled
+        assert maps is not None
+        return tuple(maps.shape[1:])
+
+
+def unpooled_shape(network: Network, image: Shape) -> Shape:
+    """Shape of the maps that the network's head pools, for one image; nothing is computed."""
+    with torch.no_grad():
+        return functional_call(
+            _Unpooled(network), hollow(network, "network."), (torch.empty(2, *image, device="meta"),)
+        )
 
 
 def hollow(module: nn.Module, prefix: str) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ class Needs:
     blocks: frozenset[int] = frozenset()
     preactivations: frozenset[int] = frozenset()
     stem: bool = False
+    unpooled: bool = False
     pooled: bool = False
     logits: bool = False
 
@@ -27,6 +29,7 @@ class Needs:
             self.blocks | other.blocks,
             self.preactivations | other.preactivations,
             self.stem or other.stem,
+            self.unpooled or other.unpooled,
             self.pooled or other.pooled,
             self.logits or other.logits,
         )
@@ -38,8 +41,9 @@ POOLED = Needs(pooled=True)
 
 @dataclass
 class Features:
-    """What a walk has kept: maps (B, C, H, W) or tokens (B, N, C) after the stem and after blocks, `pooled` (B, D),
-    which is what the last linear layer takes, and `logits` (B, classes). What was not needed may be missing.
+    """What a walk has kept: maps (B, C, H, W) or tokens (B, N, C) after the stem and after blocks, `unpooled`
+    (B, C, H, W), which is what the global pooling takes, `pooled` (B, D), which is what the last linear layer takes,
+    and `logits` (B, classes). What was not needed may be missing.
 
     `preactivations` are what blocks give before their last activation. Where a network activates at the beginning of
     the next block instead (`Block.entry`), they are what that one normalises; where it does neither, the features.
@@ -48,6 +52,7 @@ class Features:
     blocks: dict[int, Tensor] = field(default_factory=dict)
     preactivations: dict[int, Tensor] = field(default_factory=dict)
     stem: Tensor | None = None
+    unpooled: Tensor | None = None
     pooled: Tensor | None = None
     logits: Tensor | None = None
 
@@ -66,7 +71,7 @@ def walk_places(network: Network, images: Tensor, places: Iterable[Place], needs
     features = network.enter(images)
     if needs.stem:
         kept.stem = features
-    to_the_end = needs.pooled or needs.logits
+    to_the_end = needs.unpooled or needs.pooled or needs.logits
     last = max(needs.blocks | needs.preactivations, default=-1)
     for position, block in places:
         if not to_the_end and position > last:
@@ -105,18 +110,30 @@ def _normalised(layer: nn.Module | None, features: Tensor) -> Tensor:
 
 
 def _finish(network: Network, features: Tensor, needs: Needs, kept: Features) -> None:
-    if not needs.pooled:
-        kept.logits = network.head(features)
-        return
-
-    def note(layer: nn.Module, arguments: tuple[Tensor]) -> None:
-        kept.pooled = arguments[0]
-
-    handle = classifier(network).register_forward_pre_hook(note)
+    """The head, and what two of its layers take."""
+    watched: list[tuple[str, nn.Module]] = []
+    if needs.unpooled:
+        watched.append(("unpooled", pooling(network)))
+    if needs.pooled:
+        watched.append(("pooled", classifier(network)))
+    handles = [layer.register_forward_pre_hook(partial(_note, kept, name)) for name, layer in watched]
     try:
         kept.logits = network.head(features)
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
+
+
+def _note(kept: Features, name: str, layer: nn.Module, arguments: tuple[Tensor]) -> None:
+    setattr(kept, name, arguments[0])
+
+
+def pooling(network: Network) -> nn.AdaptiveAvgPool2d:
+    """The layer of the head that takes the means of maps. Raises UserError where there is none."""
+    layers = [layer for layer in network.head.modules() if isinstance(layer, nn.AdaptiveAvgPool2d)]
+    if not layers:
+        raise UserError("a method that looks at the last maps needs a network whose head takes their means")
+    return layers[0]
 
 
 def classifier(network: Network) -> nn.Linear:

@@ -37,7 +37,8 @@ def compared(comparison: Comparison) -> str:
         pairs = f"{len(comparison.pairs)} pairs of teacher and student"
         return f"{ways} of training a student, for {pairs}, {seeds} each, were compared on {data}: {where}."
     pair = comparison.pairs[0]
-    size = words.factor(pair.teacher.median("parameters"), pair.entries[0].median("parameters"), "fewer", "more")
+    own = min(entry.median("parameters") for entry in pair.entries)  # some methods leave the student larger
+    size = words.factor(pair.teacher.median("parameters"), own, "fewer", "more")
     than = "as many parameters as" if size == "the same" else f"{size} parameters than"
     return (
         f"{ways} of training {pair.student_name}, which has {than} its teacher {pair.teacher_name}, {seeds} each, "

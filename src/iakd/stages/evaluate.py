@@ -73,9 +73,10 @@ def _evaluate(plan: Plan, job: TeacherJob | StudentJob, store: Store) -> Path:
         log.info("%s: already evaluated", job.folder)
         return path
     from iakd.evaluation.model import measure  # torch takes seconds to import, and often nothing is to be done
+    from iakd.students import network_of
 
-    network = job.network if isinstance(job, TeacherJob) else job.student
-    measured = measure(plan.params, network, job.normalisation, content, str(job.folder / runs.MODEL), store)
+    model = network_of(job, store)
+    measured = measure(plan.params, model, job.normalisation, content, str(job.folder / runs.MODEL), store)
     files.write_json(path, {**about, **measured})
     return path
 

@@ -9,6 +9,7 @@ from iakd.methods.features.hints import Hints
 from iakd.methods.features.nst import Nst
 from iakd.methods.features.ot import Ot
 from iakd.methods.features.reviewkd import Reviewkd
+from iakd.methods.features.simkd import Simkd
 from iakd.methods.features.vid import Vid
 from iakd.methods.part import Part
 
@@ -21,6 +22,7 @@ PARTS: dict[str, type[Part]] = {
     "fsp": Fsp,
     "ab": Ab,
     "reviewkd": Reviewkd,
+    "simkd": Simkd,
     "ot": Ot,
     "hints": Hints,
 }

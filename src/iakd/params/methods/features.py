@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from iakd.params.base import Strict
+from iakd.params.methods import logits
 from iakd.params.methods.entry import Entry
 
 
@@ -45,6 +46,13 @@ class Reviewkd(Strict):
 
     weight: float = Field(1.0, ge=0, description="the authors use 0.6 to 8, by pair of networks")
     warmup_epochs: int = Field(20, ge=0)
+
+
+class Simkd(Strict):
+    """The teacher's classifier reused: weight·MSE between its last maps and the student's projected ones."""
+
+    weight: float = Field(1.0, gt=0)
+    factor: int = Field(2, gt=0, description="the projector narrows to this fraction of the teacher's channels")
 
 
 class Hints(Strict):
@@ -93,6 +101,7 @@ class FeatureOptions(Strict):
     fsp: Fsp = Fsp()
     ab: Ab = Ab()
     reviewkd: Reviewkd = Reviewkd()
+    simkd: Simkd = Simkd()
     ot: Ot = Ot()
     hints: Hints = Hints()
 
@@ -108,6 +117,12 @@ METHODS: dict[str, Entry] = {
     "fsp": Entry("products of successive maps, in a first phase (Yim et al. 2017)", "features", Fsp),
     "ab": Entry("which neurons are on, in a first phase (Heo et al. 2019)", "features", Ab),
     "reviewkd": Entry("features fused from the last level to the first (Chen et al. 2021)", "features", Reviewkd),
+    "simkd": Entry(
+        "the teacher's classifier behind a projector, which stay in the student (Chen et al. 2022)",
+        "features",
+        Simkd,
+        refuses=dict.fromkeys(logits.METHODS, "its outputs are the teacher's classifier's, not the student's own"),
+    ),
     "ot": Entry("an image's feature vectors, moved onto the teacher's by optimal transport (OT-KD)", "features", Ot),
     "hints": Entry(
         "features regressed at the centres of clusters of the teacher's blocks (PURSUhInT)", "features", Hints
