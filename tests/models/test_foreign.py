@@ -56,6 +56,8 @@ def test_a_public_network_loads_unaided_and_computes_the_same(name: str, tmp_pat
     state = original.state_dict()
     torch.save(state, tmp_path / "model.pth")
     assert_same_function(original, load_foreign(settings(**options), 3, 10, tmp_path / "model.pth", "the checkpoint"))
+    torch.save(dict(sorted(state.items())), tmp_path / "sorted.pth")  # layer1.10 before layer1.2
+    assert_same_function(original, load_foreign(settings(**options), 3, 10, tmp_path / "sorted.pth", "the checkpoint"))
     save_file(dict(state), tmp_path / "model.safetensors")
     if name in UNORDERED_TOO:
         assert_same_function(
