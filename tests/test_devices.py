@@ -24,11 +24,12 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(devices, "_installed", lambda: 4)
 
 
-def child(seconds: float, **environment: str) -> "subprocess.Popen[str]":
+def child(seconds: float, share: int = 1, **environment: str) -> "subprocess.Popen[str]":
     """A process that claims a GPU of those in its environment, prints it and keeps it for a while."""
     code = (
         "import os, time; from iakd import devices; from iakd.params import Compute\n"
-        f"with devices.claim(Compute()): print(os.environ['{devices.VISIBLE}'], flush=True); time.sleep({seconds})"
+        f"with devices.claim(Compute(gpu_share={share})):\n"
+        f" print(os.environ['{devices.VISIBLE}'], flush=True); time.sleep({seconds})"
     )
     return subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env={**os.environ, **environment}
@@ -85,6 +86,33 @@ def test_waits_for_a_gpu_and_gets_that_of_a_killed_process(
     assert [record.getMessage() for record in caplog.records] == [
         "waiting for a GPU: all 1 are taken by other trainings"
     ]
+
+
+def test_shared_gpus_are_filled_evenly_and_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(devices.VISIBLE, "0,1")
+    processes: list[subprocess.Popen[str]] = []
+
+    def look(seconds: float) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr(time, "sleep", look)
+    try:
+        taken = []
+        for _ in range(4):
+            processes.append(child(60, share=2))
+            taken.append(first_line(processes[-1]))
+        assert taken == ["0", "1", "0", "1"]
+        with pytest.raises(TimeoutError), devices.claim(Compute(gpu_share=2)):
+            pass
+        ended = processes.pop(1)
+        ended.kill()
+        ended.communicate()
+        with devices.claim(Compute(gpu_share=2)) as name:
+            assert name == "1"
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
 
 
 def test_children_of_a_claim_share_its_gpu() -> None:

@@ -1,11 +1,12 @@
-"""Which GPU a process uses: one of its own among those of this machine. torch is not imported here.
+"""Which GPU a process uses: one of its own among those of this machine, or one that a few share. No torch here.
 
-Snakemake counts GPUs but does not assign them. A process takes the lock file of a free one, in a folder shared by
+Snakemake counts GPUs but does not assign them. A process takes a lock file of one, in a folder shared by
 all projects of a user on a machine, and the kernel drops the lock with the process.
 """
 
 import contextlib
 import fcntl
+import itertools
 import logging
 import os
 import re
@@ -48,6 +49,8 @@ def _installed() -> int:
 def claim(compute: Compute) -> Iterator[str | None]:
     """Keep a GPU for this process and its children while the block runs; wait for one where all are taken.
 
+    `compute.gpu_share` processes may keep the same one; those with the fewest are taken first.
+
     Yields its name, None where there is nothing to choose: no GPU, or assigned already. Has to be entered before
     torch looks for GPUs.
     """
@@ -56,7 +59,7 @@ def claim(compute: Compute) -> Iterator[str | None]:
         yield None
         return
     before = os.environ.get(VISIBLE)
-    with _lock_one(names) as name:
+    with _lock_one(names, compute.gpu_share) as name:
         os.environ[VISIBLE] = os.environ[ASSIGNED[0]] = name
         try:
             yield name
@@ -69,13 +72,14 @@ def claim(compute: Compute) -> Iterator[str | None]:
 
 
 @contextlib.contextmanager
-def _lock_one(names: list[str]) -> Iterator[str]:
+def _lock_one(names: list[str], share: int) -> Iterator[str]:
     folder = Path(tempfile.gettempdir(), f"iakd-gpus-{os.getuid()}")
     folder.mkdir(mode=0o700, exist_ok=True)
     told = False
     while True:
-        for name in names:
-            with (folder / re.sub(r"\W", "_", name)).open("a") as file:
+        for place, name in itertools.product(range(share), names):
+            lock = re.sub(r"\W", "_", name) + (f"+{place}" if place else "")
+            with (folder / lock).open("a") as file:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
