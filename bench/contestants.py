@@ -4,6 +4,7 @@ All train the same networks on random images. A contestant trains for a turn and
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 from iakd import models, params
 from iakd.data.batches import Resident
 from iakd.methods import Distillation
+from iakd.methods.teacher import Shelf
 from iakd.models.network import initialise
 from iakd.runs import Run
 from iakd.training.interrupt import Interrupt
@@ -48,20 +50,26 @@ def training(
     precision: str = "fp32",
     pair: tuple[str, str] = (TEACHER, STUDENT),
     side: int = 32,
+    shelf: Path | None = None,
+    images: tuple[np.ndarray, np.ndarray] | None = None,
     **compute: Any,
 ) -> Training:
-    """Ours, by method, with epochs of so many steps; `p` is the chance that a student's block is kept."""
+    """Ours, by method, with epochs of so many steps; `p` is the chance that a student's block is kept.
+
+    `shelf`: a folder for the teacher's outputs.
+    """
     recipe = params.Recipe.model_validate(
         {"batch_size": BATCH, "lr": LR, "precision": precision, "augment": {"pad": 4, "flip": True}}
         | {"validate_every": 240}
     )
     method = params.Method(method=expression)
-    data = Resident(*random_images(steps * BATCH, side), MEAN, STD, device)
+    data = Resident(*(images or random_images(steps * BATCH, side)), MEAN, STD, device)
     timeline = Timeline.of(recipe, data.steps(BATCH))
     schedule = params.Schedule(kind="uniform", p0=p, solo=0.0)
     teacher = network(pair[0], device) if method.needs_teacher else None
     student = network(pair[1], device)
-    distillation = Distillation(student, teacher, method, schedule, timeline, 0, data)
+    kept = Shelf(shelf, "random", recipe.augment, 2**33) if shelf else None
+    distillation = Distillation(student, teacher, method, schedule, timeline, 0, data, shelf=kept)
     run = Run("bench", "distill", "key", {}, 0, {}, {})
     machine = params.Compute.model_validate({"device": device.type, "checkpoint_seconds": 1e9, **compute})
     return Training(run, student, distillation, data, data, recipe, machine)
@@ -72,6 +80,8 @@ def ours(expression: str, device: torch.device, steps: int, **settings: Any) -> 
     made = training(expression, device, steps, **settings)
 
     def turn() -> int:
+        if settings.get("shelf"):
+            made.step = 0  # the same epoch again, so that all of the teacher's outputs are there
         made._epoch(Interrupt())
         return steps * BATCH
 

@@ -10,6 +10,7 @@ import argparse
 import resource
 import statistics
 import sys
+import tempfile
 from itertools import islice
 from pathlib import Path
 
@@ -37,7 +38,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     alone = {"threads": options.threads, "peak_gib": peak(), **steady()}
-    measured = common.turns(loops(torch.device("cpu")), options.turns)
+    with tempfile.TemporaryDirectory() as folder:
+        measured = common.turns(loops(torch.device("cpu"), Path(folder)), options.turns)
     if "torchdistill_kd" not in measured:
         print("torchdistill is left out: it is not installed", file=sys.stderr)
     numbers = ratios(measured)
@@ -47,7 +49,7 @@ def main() -> None:
         common.record(name, values)
 
 
-def loops(device: torch.device) -> dict[str, Contestant]:
+def loops(device: torch.device, folder: Path) -> dict[str, Contestant]:
     """All contestants."""
     found: dict[str, Contestant | None] = {
         "floor_scratch": floor(False, device, STEPS),
@@ -57,6 +59,8 @@ def loops(device: torch.device) -> dict[str, Contestant]:
         **{f"iakd_p{100 * p:.0f}": ours("iakd", device, STEPS, p=p) for p in (0.25, 0.5, 0.75)},
         "kd_bf16": ours("kd", device, STEPS, precision="bf16"),
         "floor_kd_bf16": floor(True, device, STEPS, precision="bf16"),
+        "kd_cached": ours("kd", device, STEPS, shelf=folder / "fp32"),
+        "kd_cached_bf16": ours("kd", device, STEPS, precision="bf16", shelf=folder / "bf16"),
         "floor_kd_bf16_teacher_known": floor(True, device, STEPS, precision="bf16", teacher_known=True),
         "field_kd": field.loop(device, STEPS),
         "torchdistill_kd": field.torchdistill(device, STEPS),
@@ -74,7 +78,10 @@ def ratios(measured: dict[str, list[float]]) -> dict[str, dict[str, float]]:
         "kd_bf16.vs_floor": ("kd_bf16", "floor_kd_bf16"),
         "kd_bf16.vs_field": ("kd_bf16", "field_kd"),
         "kd_bf16.vs_kd_live": ("kd_bf16", "kd"),
-        "floor_kd_bf16_teacher_known.vs_field": ("floor_kd_bf16_teacher_known", "field_kd"),
+        "kd_cached.vs_kd_live": ("kd_cached", "kd"),
+        "kd_cached.vs_field": ("kd_cached", "field_kd"),
+        "kd_cached_bf16.vs_field": ("kd_cached_bf16", "field_kd"),
+        "kd_cached_bf16.vs_floor": ("kd_cached_bf16", "floor_kd_bf16_teacher_known"),
     }
     for p in (25, 50, 75):
         pairs[f"iakd_p{p}.vs_kd_live"] = (f"iakd_p{p}", "kd")

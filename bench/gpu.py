@@ -1,0 +1,198 @@
+"""How fast trainings are on a GPU: resnet56 → resnet20, batches of 64 images of CIFAR-100's size. Under 8 minutes.
+
+    python bench/gpu.py [--data FOLDER] [--part NAME]…
+
+Nothing is downloaded: images are random numbers, but for a short real training at the end, where `--data` names a
+folder or archive of CIFAR-100. Every part is a process of its own with a time limit, so that one that fails costs
+no other its numbers. `*_240_epochs_s` are the seconds that the published recipe's 187,680 steps would take.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import yaml
+
+import common
+import contestants
+import field
+from contestants import BATCH, Contestant, floor, ours
+from iakd import files, params
+from iakd.plan import make_plan
+from iakd.stages import prepare, teach
+from iakd.training import device as devices
+from iakd.training.interrupt import Interrupt
+
+LIMITS = {"eager": 50, "graphs": 140, "free": 50, "compile": 90, "together": 60, "agreement": 30, "real": 60}  # seconds
+STEPS = 782 * 240  # of the published recipe
+WARM = 2500, 35  # steps after which most patterns of swaps have been met twice, and seconds to spend on them at most
+
+
+def main() -> None:
+    """All parts, or those that are named."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, help="CIFAR-100, in any form that iakd prepare reads")
+    parser.add_argument("--part", action="append", choices=list(LIMITS))
+    parser.add_argument("--here", action="store_true", help="in this process, without time limits")
+    parser.add_argument("--device", default="cuda", help="cpu: only to see that all of it runs")
+    parser.add_argument("--steps", type=int, default=100, help="of each turn")
+    options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("torch sees no GPU here; bench/train.py is for the CPU")
+    wanted = [part for part in options.part or LIMITS if part != "real" or options.data]
+    for part in wanted:
+        if options.here:
+            common.record(f"gpu_{part}", run(part, options))
+            continue
+        command = [sys.executable, __file__, "--here", "--part", part, "--device", options.device]
+        command += ["--steps", str(options.steps), *(["--data", str(options.data.resolve())] if options.data else [])]
+        try:
+            code = subprocess.run(command, timeout=LIMITS[part], check=False).returncode
+        except subprocess.TimeoutExpired:
+            code = "too slow"
+        if code:
+            print(f"part {part} failed ({code})", file=sys.stderr)
+
+
+def run(part: str, options: argparse.Namespace) -> dict[str, float]:
+    """The numbers of one part."""
+    compute = params.Compute(device=options.device, deterministic=part != "free")
+    device = devices.set_up(compute)
+    if part == "free":
+        torch.backends.cudnn.benchmark = True
+    if part == "together":
+        return together(device, options.steps)
+    if part == "agreement":
+        return agreement(device)
+    if part == "real":
+        return real(options.data, options.device)
+    return loops(part, device, options.steps)
+
+
+def loops(part: str, device: torch.device, steps: int) -> dict[str, float]:
+    """Contestants in turn, and what 240 epochs would take."""
+    found: dict[str, Contestant | None] = {"floor_kd": floor(True, device, steps)}
+    if part == "eager":
+        found |= {
+            "floor_scratch": floor(False, device, steps),
+            "floor_kd_bf16": floor(True, device, steps, precision="bf16"),
+            "floor_kd_contiguous": floor(True, device, steps, channels_last=False),
+            "field_kd": field.loop(device, steps),
+            "torchdistill_kd": field.torchdistill(device, steps),
+        }
+    engine = part if part in ("graphs", "compile") else "eager"
+    for expression, p in (("scratch", 1.0), ("kd", 1.0), ("iakd", 0.5)):
+        for precision in ("fp32", "bf16"):
+            for layout in (True, False) if part != "eager" and expression == "kd" else ("auto",):
+                name = f"{expression}_{precision}" + ("" if layout in ("auto", True) else "_contiguous")
+                settings = {"p": p, "precision": precision, "engine": engine, "channels_last": layout}
+                if part == "graphs" and expression == "iakd":
+                    found[name] = warmed(expression, device, steps, settings)
+                else:
+                    found[name] = ours(expression, device, steps, **settings)
+    measured = common.turns({name: work for name, work in found.items() if work}, 5)
+    numbers = {f"{name}_240_epochs_s": STEPS * BATCH / statistics.median(rate) for name, rate in measured.items()}
+    for name in ("scratch_fp32", "kd_fp32", "kd_bf16", "iakd_fp32", "iakd_bf16"):
+        for theirs in {"floor_kd", "field_kd", "torchdistill_kd"} & set(measured):
+            numbers[f"{name}.vs_{theirs}"] = common.ratio(measured, name, theirs)
+    numbers["iakd_p50.vs_kd_live"] = common.ratio(measured, "iakd_fp32", "kd_fp32")
+    if device.type == "cuda":
+        numbers["peak_gib"] = torch.cuda.max_memory_reserved() / 2**30
+    return numbers
+
+
+def warmed(expression: str, device: torch.device, steps: int, settings: dict[str, object]) -> Contestant:
+    """Ours, after most patterns of swaps have been recorded; says what that took."""
+    contestant = ours(expression, device, steps, **settings)
+    start = time.perf_counter()
+    done = 0
+    while done < WARM[0] and time.perf_counter() - start < WARM[1] and device.type == "cuda":
+        done += contestant() // BATCH
+    print(f"{expression} {settings}: {time.perf_counter() - start:.1f} s for {done} steps", file=sys.stderr)
+    return contestant
+
+
+def together(device: torch.device, steps: int) -> dict[str, float]:
+    """Images per second of 1, 2, 4 and 8 processes on one GPU, each training a resnet20 by kd with graphs."""
+    numbers = {}
+    code = (
+        "import sys, time, torch; from contestants import ours; from iakd.training import device as d;"
+        "from iakd import params; n = int(sys.argv[2]); device = d.set_up(params.Compute(device=sys.argv[1]));"
+        "work = ours('kd', device, n, engine='graphs'); work(); work(); print('ready', flush=True); input();"
+        "start = time.perf_counter(); images = sum(work() for _ in range(5));"
+        "torch.cuda.synchronize() if device.type == 'cuda' else None; print(images / (time.perf_counter() - start))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path[1:]])}
+    for count in (1, 2, 4, 8) if device.type == "cuda" else (1,):
+        workers = [
+            subprocess.Popen(
+                [sys.executable, "-c", code, device.type, str(steps)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env=environment,
+            )
+            for _ in range(count)
+        ]
+        for worker in workers:
+            assert worker.stdout and worker.stdout.readline() == "ready\n"
+        for worker in workers:
+            assert worker.stdin
+            worker.stdin.write("\n")
+            worker.stdin.flush()
+        numbers[f"{count}_images_per_s"] = sum(float(worker.communicate()[0]) for worker in workers)
+        numbers[f"{count}.vs_one"] = numbers[f"{count}_images_per_s"] / numbers["1_images_per_s"]
+    return numbers
+
+
+def agreement(device: torch.device) -> dict[str, float]:
+    """Largest difference of a weight after 50 steps with the same masks, engines against eager; 0 is bit-identical."""
+    numbers = {}
+    for precision in ("fp32", "bf16"):
+        states = {}
+        for engine in ("eager", "graphs", "eager again"):
+            made = contestants.training(
+                "iakd+kd", device, 10, p=0.9, precision=precision, engine=engine.removesuffix(" again")
+            )
+            for _ in range(5):
+                made._epoch(Interrupt())
+            states[engine] = made.network.state_dict()
+        for engine in ("graphs", "eager again"):
+            differences = [
+                (value.float() - states["eager"][name].float()).abs().max().item()
+                for name, value in states[engine].items()
+            ]
+            numbers[f"{engine.replace(' ', '_')}_{precision}_difference"] = max(differences)
+    return numbers
+
+
+def real(data: Path, device: str) -> dict[str, float]:
+    """A resnet20 on CIFAR-100 for a few epochs, from the files to the model; validation accuracy by engine."""
+    settings = yaml.safe_load((common.ROOT / "experiments" / "cifar100.yaml").read_text())
+    settings["dataset"] |= {"path": str(data)}
+    settings["teachers"] = [{"arch": "resnet20"}]
+    numbers = {}
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        for engine, precision in (("eager", "fp32"), ("graphs", "fp32"), ("graphs", "bf16")):
+            settings["teach"]["recipe"] |= {"epochs": 2 if engine == "eager" else 4, "precision": precision}
+            settings["compute"] = {"device": device, "engine": engine}
+            plan = make_plan(params.parse(settings, "bench"))
+            start = time.perf_counter()
+            prepare.run(plan)
+            name = f"{engine}_{precision}"
+            numbers[f"{name}_prepare_s"] = time.perf_counter() - start
+            metrics = files.read_json(teach.run(plan, plan.teachers[0]) / "metrics.json", "")
+            numbers |= {f"{name}_val_top1": metrics["val_top1"], f"{name}_epochs": metrics["epochs"]}
+            numbers[f"{name}_s"] = time.perf_counter() - start
+    return numbers
+
+
+if __name__ == "__main__":
+    main()
