@@ -16,6 +16,7 @@ import yaml
 from iakd import runs
 from iakd.errors import UserError
 from iakd.params import parse
+from iakd.params.methods.listing import GROUPS
 from iakd.plan import make_plan
 from iakd.reporting import comparison, tables
 from iakd.reporting.figures import hints
@@ -204,6 +205,37 @@ def test_levels_of_the_heat_map_cover_each_cell_once():
     assert sum(areas) == 9
     assert (areas[-1], areas[8], areas[0]) == (5, 2, 2)
     assert len(found[-1]) == 3  # neighbours are put together
+
+
+def test_twenty_five_methods_are_grouped_and_the_certain_gains_marked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plan = fake.field()
+    text = run(plan).read_text()
+    compared = comparison.read(plan)
+    pair = compared.pairs[0]
+    table = re.search(r'<table class="key">.*?</table>', text, flags=re.DOTALL)[0]
+    titles = re.findall(r'<tr class="group"><th [^>]*>([^<]*)', table)
+    assert sorted(titles) == sorted({GROUPS[method.group] for method in plan.params.methods.values()})
+    assert titles[0] == GROUPS[pair.ranked[0].method.group]
+    rows = re.findall(r'<div class="method">([^<]*?) <span class="rank">(\d+)', table)
+    ranks = {entry.label: position for position, entry in enumerate(pair.ranked, 1)}
+    assert {label: int(rank) for label, rank in rows} == ranks and len(rows) == 25
+    for part in table.split('class="group"')[1:]:
+        inside = [int(rank) for rank in re.findall(r'class="rank">(\d+)', part)]
+        assert inside == sorted(inside)
+    marked = table.count(" ✓</span>")
+    held = {frozenset(labels) for _, labels in compared.held}
+    assert 0 < marked == len(held) + (frozenset({"scratch", "kd"}) in held)  # that one is shown both ways
+    assert f"{len(held)} remain, marked ✓" in text
+    curves = (plan.report / "figures" / "curves.svg").read_text()
+    places = [curves.index(f">{label}<") for label, _ in rows]
+    assert places == sorted(places)  # in the order of the table
+    assert len(text.encode()) < 1_000_000
+
+
+def test_a_few_methods_are_one_group_without_a_title(example):
+    table = re.search(r'<table class="key">.*?</table>', (example.report / "report.html").read_text(), re.DOTALL)[0]
+    assert 'class="group"' not in table and 'class="rank"' not in table
 
 
 def test_failed_method_does_not_flatten_the_others(tmp_path, monkeypatch):

@@ -44,8 +44,40 @@ def test_factor():
             "linear p 0.5 → 1, tilt −0.3, the teacher's head; teacher's outputs, T = 4",
         ),
         ({"method": "iakd", "iakd": {"schedule": "tuned"}}, "schedule found by Optuna"),
+        (
+            {"method": "crd", "crd": {"weight": 0.5}},
+            "embeddings told apart from those of other classes' images, weight = 0.5",
+        ),
         ({"method": "label_smoothing", "recipe": {"lr": 0.1, "epochs": 9}}, "ε = 0.1; own recipe: epochs, lr"),
     ],
 )
 def test_describe(settings, text):
     assert words.describe(Method(**settings)) == text
+
+
+def test_describe_in_brief_leaves_out_what_is_said_elsewhere():
+    assert words.describe(Method(method="crd"), brief=True) == ""
+    assert words.describe(Method(method="crd+ot", ot={"blur": 0.1}, init="teacher"), brief=True) == (
+        "blur = 0.1; starts from the teacher"
+    )
+
+
+def test_what_a_part_is():
+    assert words.what("crd").startswith("Embeddings told apart") and words.what("crd").endswith("(Tian et al. 2020).")
+    assert words.what("ctkd").startswith("kd with")  # a method's name stays as it is
+
+
+@pytest.mark.parametrize(
+    ("expression", "group"),
+    [
+        ("scratch", "reference"),
+        ("kd", "logits"),
+        ("kd+crd", "relations"),
+        ("crd+kd", "relations"),
+        ("ot+kd", "features"),
+        ("iakd+crd", "interactive"),
+        ("kd+label_smoothing", "logits"),
+    ],
+)
+def test_group_of_a_sum(expression, group):
+    assert Method(method=expression).group == group

@@ -2,18 +2,21 @@
 
 import statistics as stats
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from iakd import files
 from iakd.errors import UserError
 from iakd.params import Method, Params
+from iakd.params.methods.listing import GROUPS
 from iakd.plan import Plan, StudentJob, TeacherJob
 from iakd.reporting.statistics import Difference, Mean, holm, mean, paired
 from iakd.runs import METRICS, RUN
 
 EVALUATION = "evaluation.json"
 TEACHER = "teacher"  # the method's name in a teacher's evaluation
+MANY = 12  # methods: more are shown in groups
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,33 @@ class Pair:
         """The entries, the most accurate first; of equals, the one listed first."""
         return sorted(self.entries, key=lambda entry: -entry.top1.mean)
 
+    @property
+    def groups(self) -> list[tuple[str, list[Entry]]]:
+        """As they are shown, with the groups' titles: the group of the most accurate first, and so within each.
+
+        A few methods are one group without a title.
+        """
+        if len(self.entries) <= MANY:
+            return [("", self.ranked)]
+        groups: dict[str, list[Entry]] = {}
+        for entry in self.ranked:
+            assert entry.method is not None
+            groups.setdefault(GROUPS[entry.method.group], []).append(entry)
+        return list(groups.items())
+
+    @property
+    def shown(self) -> list[Entry]:
+        """All entries in the order in which they are shown."""
+        return [entry for _, entries in self.groups for entry in entries]
+
+
+Between = tuple[str, frozenset[str]]  # a pair's name, and the labels of two of its methods
+
+
+def between(pair: Pair, entry: Entry, reference: str) -> Between:
+    """The name of a gain, whichever of the two is the reference."""
+    return pair.name, frozenset({entry.label, reference})
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -129,19 +159,22 @@ class Comparison:
         """Decimals of an accuracy in percent that so many test images can resolve."""
         return 1 if self.test_images < 5000 else 2
 
-    @property
-    def gains(self) -> list[Difference]:
+    @cached_property
+    def gains(self) -> dict[Between, Difference]:
         """Every gain that the report shows with an interval; the one between two references counts once."""
-        counted = []
-        for entry in (entry for pair in self.pairs for entry in pair.entries):
-            is_reference = entry.label in self.references
-            earlier = self.references[: self.references.index(entry.label)] if is_reference else self.references
-            counted += [gain for reference, gain in entry.gains.items() if reference in earlier and gain.p is not None]
-        return counted
+        return {
+            between(pair, entry, reference): gain
+            for pair in self.pairs
+            for entry in pair.entries
+            for reference, gain in entry.gains.items()
+            if gain.p is not None
+        }
 
-    def holds_for_all(self) -> list[bool]:
-        """For each of `gains`, whether it stays certain when all of them are judged together (Holm)."""
-        return holm([gain.p or 0.0 for gain in self.gains], 1 - self.params.report.confidence)
+    @cached_property
+    def held(self) -> set[Between]:
+        """Those of `gains` that stay certain when all of them are judged together (Holm)."""
+        kept = holm([gain.p or 0.0 for gain in self.gains.values()], 1 - self.params.report.confidence)
+        return {key for key, holds in zip(self.gains, kept, strict=True) if holds}
 
 
 def read(plan: Plan) -> Comparison:

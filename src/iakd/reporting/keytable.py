@@ -3,7 +3,7 @@
 from typing import Any
 
 from iakd.reporting import scale, words
-from iakd.reporting.comparison import Comparison, Entry, Pair
+from iakd.reporting.comparison import Comparison, Entry, Pair, between
 from iakd.reporting.statistics import Difference
 
 SIZES = (  # name, title, how much less is better
@@ -15,7 +15,7 @@ SIZES = (  # name, title, how much less is better
 
 
 def table(comparison: Comparison, pair: Pair) -> dict[str, Any]:
-    """Header and rows; the teacher first, then the most accurate."""
+    """Header and rows, group by group; the teacher first, then the most accurate."""
     entries = [pair.teacher, *pair.ranked]
     accuracy = scale.fit(
         [entry.top1.mean for entry in entries], [v for entry in entries for v in entry.by_seed().values()]
@@ -27,7 +27,10 @@ def table(comparison: Comparison, pair: Pair) -> dict[str, Any]:
     return {
         "accuracy_axis": _axis(accuracy, comparison.digits),
         "gain_axes": {reference: _axis(limits, 0) for reference, limits in scales.items()},
-        "rows": [_row(comparison, entry, accuracy, scales) for entry in entries],
+        "groups": [
+            {"title": title, "rows": [_row(comparison, pair, entry, accuracy, scales) for entry in members]}
+            for title, members in (("", [pair.teacher]), *pair.groups)
+        ],
     }
 
 
@@ -58,13 +61,17 @@ def _x(limits: scale.Scale, value: float) -> str:
     return f"{limits.at(value):.1f}%"
 
 
-def _row(comparison: Comparison, entry: Entry, accuracy: scale.Scale, scales: dict[str, scale.Scale]) -> dict[str, Any]:
+def _row(
+    comparison: Comparison, pair: Pair, entry: Entry, accuracy: scale.Scale, scales: dict[str, scale.Scale]
+) -> dict[str, Any]:
     d, top1 = comparison.digits, entry.top1
+    grouped = len(pair.groups) > 1
     std = top1.std or 0.0
     return {
         "label": entry.label,
         "kind": kind(entry),
-        "settings": words.describe(entry.method) if entry.method else _teacher(entry),
+        "rank": pair.ranked.index(entry) + 1 if grouped and entry.method else None,
+        "settings": words.describe(entry.method, brief=grouped) if entry.method else _teacher(entry),
         "n": top1.n,
         "mean": words.number(top1.mean, d),
         "std": None if top1.std is None else words.number(top1.std, d),
@@ -75,7 +82,10 @@ def _row(comparison: Comparison, entry: Entry, accuracy: scale.Scale, scales: di
             "seeds": [_x(accuracy, value) for value in entry.by_seed().values() if not accuracy.outside(value)],
             "outside": accuracy.outside(top1.mean),
         },
-        "gains": [_gain(entry.gains.get(ref), limits, d) for ref, limits in scales.items()],
+        "gains": [
+            _gain(entry.gains.get(ref), limits, d, between(pair, entry, ref) in comparison.held)
+            for ref, limits in scales.items()
+        ],
     }
 
 
@@ -83,7 +93,7 @@ def _teacher(entry: Entry) -> str:
     return "imported, not trained here" if entry.imported_from else "trained alone, on all training images"
 
 
-def _gain(gain: Difference | None, limits: scale.Scale, digits: int) -> dict[str, Any] | None:
+def _gain(gain: Difference | None, limits: scale.Scale, digits: int, held: bool = False) -> dict[str, Any] | None:
     if gain is None:
         return None
     bounded = gain.low is not None and gain.high is not None
@@ -91,6 +101,7 @@ def _gain(gain: Difference | None, limits: scale.Scale, digits: int) -> dict[str
         "text": words.signed(gain.mean, digits),
         "interval": f"{words.interval(gain, digits)}" if bounded else gain.judgement,
         "certain": gain.certain,
+        "held": held,
         "judgement": gain.judgement,
         "mean": _x(limits, gain.mean),
         "outside": limits.outside(gain.mean),
@@ -141,5 +152,5 @@ def costs(pair: Pair) -> list[dict[str, str]]:
             "throughput": words.whole(entry.median("images_per_s")),
             "training": "–" if entry.imported_from else words.duration(entry.training_seconds),
         }
-        for entry in (pair.teacher, *pair.ranked)
+        for entry in (pair.teacher, *pair.shown)
     ]

@@ -69,16 +69,16 @@ def caution(comparison: Comparison) -> str:
         return "With a single seed there are no intervals, and no gain is more than an observation."
     if not n:
         return ""
-    certain = sum(gain.certain for gain in comparison.gains)
-    kept = sum(comparison.holds_for_all())
+    certain = sum(gain.certain for gain in comparison.gains.values())
+    kept = len(comparison.held)
     level = comparison.params.report.confidence
     chance = words.number(n * (1 - level), 1)
     text = (
         f"Of the {words.plural(n, 'gain')} in this report, {certain or 'none'} {'are' if certain > 1 else 'is'} "
         f"certain taken one by one; by chance alone, about {chance} would seem so. Judged all together (Holm's "
-        f"correction), {kept or 'none'} {'remain' if kept > 1 else 'remains'}."
+        f"correction), {kept or 'none'} {'remain' if kept > 1 else 'remains'}{', marked ✓' if kept else ''}."
     )
-    if comparison.gains[0].n == 2:
+    if next(iter(comparison.gains.values())).n == 2:
         text += " With two seeds an interval is very wide: only huge differences can be certain."
     return text
 

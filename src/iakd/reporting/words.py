@@ -1,5 +1,7 @@
 """Numbers and settings as a reader wants them."""
 
+import re
+
 from iakd.params import METHODS, Method, Schedule
 from iakd.reporting.statistics import Difference, Mean
 
@@ -18,7 +20,9 @@ INIT = "“From the teacher” means that the student starts with copies of some
 
 def what(part: str) -> str:
     """A part of a method expression, explained to a reader of the report."""
-    return WHAT.get(part) or f"{METHODS[part].line[:1].upper()}{METHODS[part].line[1:]}."
+    line = METHODS[part].line
+    named = line.split()[0] in METHODS  # names of methods are written small
+    return WHAT.get(part) or f"{line if named else line[:1].upper() + line[1:]}."
 
 
 def number(value: float, digits: int) -> str:
@@ -97,9 +101,12 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def describe(method: Method) -> str:
-    """The settings of a method that tell it from its neighbours, in a line."""
-    parts = [_part(part, method) for part in method.parts]
+def describe(method: Method, brief: bool = False) -> str:
+    """The settings of a method that tell it from its neighbours, in a line.
+
+    `brief`: of most methods only what differs from the defaults, where another place says what they are.
+    """
+    parts = [text for part in method.parts if (text := _part(part, method, brief))]
     if method.init == "teacher":
         parts.append("starts from the teacher")
     if method.recipe:
@@ -107,7 +114,7 @@ def describe(method: Method) -> str:
     return "; ".join(parts)
 
 
-def _part(part: str, method: Method) -> str:
+def _part(part: str, method: Method, brief: bool) -> str:
     match part:
         case "scratch":
             return "labels only"
@@ -117,7 +124,10 @@ def _part(part: str, method: Method) -> str:
             return f"teacher's outputs, T = {method.kd.temperature:g}"
         case "iakd":
             return _interactive(method)
-    return METHODS[part].line
+    options = getattr(method, part, None)
+    changed = options.model_dump(exclude_defaults=True) if options else {}
+    line = re.sub(r" \([^)]*\)$", "", METHODS[part].line)  # without its source
+    return ", ".join([*([] if brief else [line]), *(f"{name} = {value}" for name, value in changed.items())])
 
 
 def _interactive(method: Method) -> str:

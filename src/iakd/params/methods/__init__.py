@@ -1,13 +1,13 @@
 """The ways to train a student: what each is called, its options, and which sums of them there are."""
 
 from itertools import permutations
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from iakd.params.base import did_you_mean
 from iakd.params.methods import data_side, features, interactive, logits, relations
-from iakd.params.methods.entry import Entry
+from iakd.params.methods.entry import Entry, Group
 from iakd.params.methods.interactive import Iakd, Schedule
 from iakd.params.methods.logits import Kd, LabelSmoothing
 
@@ -49,6 +49,12 @@ class Method(
         base = next((entry.base for entry in known if entry.base), None)
         has_loss = any(entry.group in LOSSES and not entry.joins for entry in known)
         return names if base is None or has_loss else [*names, base]
+
+    @property
+    def group(self) -> Group:
+        """Where a sum belongs: with those that swap, or else with its part whose group comes last."""
+        groups = {METHODS[part].group for part in self.parts}
+        return "interactive" if "interactive" in groups else max(groups, key=get_args(Group).index)
 
     @property
     def tuned(self) -> bool:

@@ -14,7 +14,7 @@ ROW = 0.24  # inches
 def draw(comparison: Comparison) -> Figure:
     """A block of panels per pair: accuracy (seeds, mean ± std), then a panel per reference (gain with interval)."""
     columns = 1 + len(comparison.references)
-    heights = [ROW * (len(pair.entries) + 1) + 0.75 for pair in comparison.pairs]
+    heights = [ROW * len(_rows(pair)) + 0.75 for pair in comparison.pairs]
     figure = Figure(figsize=(style.WIDTH, sum(heights) + 0.1), layout="constrained")
     grid = figure.subplots(
         len(comparison.pairs),
@@ -29,24 +29,39 @@ def draw(comparison: Comparison) -> Figure:
 
 
 def _pair(axes: Sequence[Axes], pair: Pair, comparison: Comparison) -> None:
-    entries = [pair.teacher, *pair.ranked]
+    rows = _rows(pair)
+    entries = {y: row for y, row in enumerate(rows) if isinstance(row, Entry)}
     first = axes[0]
-    first.set_yticks(range(len(entries)), [style.short(entry.label, 28) for entry in entries], color=style.INK)
-    first.set_ylim(len(entries) - 0.4, -0.6)
-    values = [value for entry in entries for value in entry.by_seed().values()]
-    _scaled(first, scale.fit([entry.top1.mean for entry in entries], values, ticks=5))
-    for y, entry in enumerate(entries):
+    names = [style.short(row.label, 28) if isinstance(row, Entry) else row for row in rows]
+    first.set_yticks(range(len(rows)), names, color=style.INK)
+    for label, row in zip(first.get_yticklabels(), rows, strict=True):
+        if isinstance(row, str):
+            label.set(color=style.MUTED, fontsize=7.5)
+    first.set_ylim(len(rows) - 0.4, -0.6)
+    values = [value for entry in entries.values() for value in entry.by_seed().values()]
+    _scaled(first, scale.fit([entry.top1.mean for entry in entries.values()], values, ticks=5))
+    for y, entry in entries.items():
         _accuracy(first, y, entry)
-    first.set_title(f"{pair.title}\ntest accuracy, % (line: ± std; rings: seeds)")
+    first.set_title(f"{pair.title}\ntest accuracy, % (line: ± std; rings: seeds)", fontsize=8)
     level = words.percent(comparison.params.report.confidence)
     for panel, reference in zip(axes[1:], comparison.references, strict=True):
-        gains = [entry.gains[reference] for entry in entries if reference in entry.gains]
+        gains = [entry.gains[reference] for entry in entries.values() if reference in entry.gains]
         ends = [end for gain in gains for end in (gain.low, gain.high) if end is not None]
         _scaled(panel, scale.fit([0.0, *(gain.mean for gain in gains)], ends))
         panel.axvline(0, color=style.MUTED, linewidth=1)
-        for y, entry in enumerate(entries):
+        for y, entry in entries.items():
             _gain(panel, y, entry, reference)
-        panel.set_title(f"gain over {reference}, points\n({level} interval; grey: may be chance)")
+        panel.set_title(
+            f"gain over {style.short(reference)}, points\n({level} interval; grey: not certain)", fontsize=8
+        )
+
+
+def _rows(pair: Pair) -> list[Entry | str]:
+    """What stands in the rows: the teacher, then the methods, with titles of their groups where there are several."""
+    rows: list[Entry | str] = [pair.teacher]
+    for title, entries in pair.groups:
+        rows += [title, *entries] if title else entries
+    return rows
 
 
 def _scaled(axes: Axes, limits: scale.Scale) -> None:

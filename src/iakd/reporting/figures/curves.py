@@ -31,7 +31,7 @@ def draw(comparison: Comparison) -> Figure:
 def _pair(panels: list[Axes], pair: Pair, references: list[str]) -> None:
     curves = {entry.label: _read(entry) for entry in pair.entries}
     bottom, top = _window(list(curves.values()))
-    for axes, entry in zip(panels, pair.ranked, strict=True):
+    for axes, entry in zip(panels, pair.shown, strict=True):
         for reference, dashes in zip(references, DASHES, strict=False):
             if reference != entry.label:
                 epochs, values = curves[reference]

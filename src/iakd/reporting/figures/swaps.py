@@ -21,7 +21,7 @@ Floats = NDArray[np.float64]
 
 def draw(comparison: Comparison) -> Figure:
     """A panel per method that swaps: planned p of each block as lines, the share drawn as dots."""
-    swapping = [(pair, [entry for entry in pair.ranked if entry.is_iakd]) for pair in comparison.pairs]
+    swapping = [(pair, [entry for entry in pair.shown if entry.is_iakd]) for pair in comparison.pairs]
     swapping = [(pair, entries) for pair, entries in swapping if entries]
     if not swapping:
         return style.placeholder("No method of this experiment swaps blocks.")
