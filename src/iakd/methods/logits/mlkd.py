@@ -25,14 +25,8 @@ class Mlkd(Part):
 
     def second_view(self, augment: Augment) -> Augment:
         o = self.options
-        return Augment(
-            pad=augment.pad,
-            flip=augment.flip,
-            policy="randaugment",
-            operations=o.operations,
-            magnitude=o.magnitude,
-            erase=o.erase,
-        )
+        stronger = {"operations": o.operations, "magnitude": o.magnitude, "erase": o.erase}
+        return augment.model_copy(update={"policy": "randaugment", **stronger, "mixup": None, "cutmix": None})
 
     def terms(self, step: Step) -> dict[str, Tensor]:
         strong, o = step.second, self.options

@@ -73,7 +73,7 @@ class Mlkd(Strict):
     ce_weight: float = Field(0.1, ge=0, description="of each view's cross-entropy")
     kd_weight: float = Field(0.9, ge=0)
     weak_weight: float = Field(0.5, ge=0, description="factor of the weak view's divergences and relations")
-    operations: int = Field(2, gt=0, description="strong view: of RandAugment, after the recipe's crop and flip")
+    operations: int = Field(2, gt=0, description="strong view: of RandAugment, beside the recipe's crop and flip")
     magnitude: int = Field(10, ge=0, le=30, description="strong view: of these operations")
     erase: Erase | None = Field(
         Erase(probability=1.0, scale=(0.001, 0.25), ratio=(1.0, 1.0)), description="strong view: a square set to 0"
