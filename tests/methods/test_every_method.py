@@ -5,8 +5,10 @@ A method that needs other settings to be quick on tiny networks has them in OPTI
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -193,3 +195,13 @@ def test_it_can_be_added_to_iakd_or_says_why_not(make_training: Make, name: str,
     own.method.train()
     terms, _ = own.method.loss(fixed_batch(own), 0)
     assert {f"loss_{term}" for term in terms} <= set(means)
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_it_has_a_page(name: str) -> None:
+    """And the index of docs/methods leads there, with the line that `iakd methods` shows."""
+    folder = Path(__file__).parents[2] / "docs" / "methods"
+    line = re.search(rf"^\| \[`{name}`\]\((.+?)\) \| (.+) \|$", (folder / "README.md").read_text(), re.MULTILINE)
+    assert line, f"docs/methods/README.md does not list {name}"
+    assert (folder / line[1]).exists()
+    assert line[2] == METHODS[name].line

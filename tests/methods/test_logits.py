@@ -217,6 +217,7 @@ def test_lskd_is_standardised_kd() -> None:
         ("standardize", "standardize changes other methods; add one of kd, dkd, dist"),
         ("iakd+standardize", "standardize changes other methods; add one of kd"),
         ("label_smoothing+standardize", "add one of kd"),
+        ("simkd+ctkd", "simkd cannot be added to ctkd: its outputs are the teacher's classifier's"),
         ("lskd+standardize", "standardize cannot be added to lskd: its logits are standardised already"),
     ],
 )

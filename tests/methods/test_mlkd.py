@@ -70,8 +70,9 @@ def test_the_loop_shows_a_second_view_to_who_asks_for_it(make_training: Make, mo
 def test_the_strong_view_is_the_recipe_s_with_more_on_top(make_training: Make) -> None:
     options = {"mlkd": {"operations": 3, "magnitude": 7, "erase": None}}
     part = make_training("mlkd", options=options).method.parts[0]
-    mixed = Augment.model_validate({"pad": 2, "flip": True, "cutmix": {"alpha": 1.0}})
-    assert part.second_view(mixed) == Augment(pad=2, flip=True, policy="randaugment", operations=3, magnitude=7)
+    mixed = Augment.model_validate({"pad": 2, "flip": True, "cutout": 3, "cutmix": {"alpha": 1.0}})
+    strong = Augment(pad=2, flip=True, cutout=3, policy="randaugment", operations=3, magnitude=7)
+    assert part.second_view(mixed) == strong
 
 
 def test_the_second_view_takes_the_path_that_is_taught(make_training: Make) -> None:

@@ -114,12 +114,7 @@ METHODS = {
     "kd": Entry("the teacher's softened outputs as targets (Hinton et al. 2015)", "logits", Kd),
     "dkd": Entry("kd with target and other classes weighed apart (Zhao et al. 2022)", "logits", Dkd),
     "dist": Entry("correlations of outputs, over classes and over images (Huang et al. 2022)", "logits", Dist),
-    "ctkd": Entry(
-        "kd with a temperature that learns to make it harder (Li et al. 2023)",
-        "logits",
-        Ctkd,
-        refuses={"simkd": "simkd compares features and has no temperature"},
-    ),
+    "ctkd": Entry("kd with a temperature that learns to make it harder (Li et al. 2023)", "logits", Ctkd),
     "lskd": Entry("kd between logits standardised image by image (Sun et al. 2024)", "logits", Lskd),
     "mlkd": Entry("kd at several temperatures, with Gram matrices, on two views (Jin et al. 2023)", "logits", Mlkd),
     "mutual": Entry("the student and a copy of the teacher teach each other (Zhang et al. 2018)", "logits", Mutual),
