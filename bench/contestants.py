@@ -51,7 +51,7 @@ def training(
     pair: tuple[str, str] = (TEACHER, STUDENT),
     side: int = 32,
     shelf: Path | None = None,
-    images: tuple[np.ndarray, np.ndarray] | None = None,
+    images: tuple[np.ndarray, np.ndarray] | Resident | None = None,
     **compute: Any,
 ) -> Training:
     """Ours, by method, with epochs of so many steps; `p` is the chance that a student's block is kept.
@@ -63,7 +63,9 @@ def training(
         | {"validate_every": 240}
     )
     method = params.Method(method=expression)
-    data = Resident(*(images or random_images(steps * BATCH, side)), MEAN, STD, device)
+    if not isinstance(images, Resident):
+        images = Resident(*(images or random_images(steps * BATCH, side)), MEAN, STD, device)
+    data = images
     timeline = Timeline.of(recipe, data.steps(BATCH))
     schedule = params.Schedule(kind="uniform", p0=p, solo=0.0)
     teacher = network(pair[0], device) if method.needs_teacher else None
