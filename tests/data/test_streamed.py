@@ -95,7 +95,7 @@ def test_batches_do_not_depend_on_the_number_of_workers_or_the_past(mixed: Store
         for start in (0, 1, 4, 6):
             assert all_same(list(several.epoch(3, 1, 5, RESIZED, start=start)), first_alone[start:])
         assert all_same(list(several.plain(10)), list(alone.plain(10)))
-        with pytest.raises(RuntimeError, match="another pass"):
+        with pytest.raises(RuntimeError, match="this pass over the images is over"):
             next(abandoned)
 
 
@@ -189,6 +189,11 @@ def test_workers_outlive_signals_to_the_group_and_end_with_their_set(mixed: Stor
     with pytest.raises(UserError, match=r"^a process that decodes images died[^\n]*compute.workers[^\n]*$"):
         for epoch in range(9):
             list(data.epoch(0, epoch, 5, RESIZED))
+    data.close()
+    assert not set(workers_of(os.getpid())) - set(before)
+    assert len(list(data.epoch(0, 0, 5, RESIZED))) == 6  # by new ones
+    workers += [pid for pid in workers_of(os.getpid()) if pid not in before]
+    assert len(workers) == 4
     del data, batches
     assert wait_until_gone(workers, 10)
 

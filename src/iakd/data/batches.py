@@ -76,6 +76,10 @@ class Batches(ABC):
     def __len__(self) -> int:
         return len(self.labels)
 
+    def close(self) -> None:
+        """End what runs beside this process for these batches, if anything does. The next batch starts it again."""
+        return
+
     @abstractmethod
     def _fetch(self, wanted: list[Wanted], parts: list[slice]) -> Iterator[list[Tensor]]:
         """For each of the `parts` of an epoch the images of each of `wanted`, uint8 (B, C, H, W), on the device."""

@@ -27,6 +27,10 @@ class ImageSet(Protocol):
 
     def __len__(self) -> int: ...
 
+    def close(self) -> None:
+        """End what runs beside this process for these batches."""
+        ...
+
     def steps(self, batch_size: int) -> int:
         """Batches of an epoch."""
         ...

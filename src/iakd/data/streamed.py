@@ -8,7 +8,7 @@ import signal
 import threading
 import warnings
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -29,6 +29,7 @@ from iakd.errors import UserError
 from iakd.processes import serve_parent, signals_held
 
 CHUNK = 32  # images that a worker process decodes at a time: few, for little shared memory and an early first batch
+SECONDS_TO_END = 5.0
 AHEAD = 4  # chunks that each worker process has ready
 
 Positions = NDArray[np.int64]
@@ -91,6 +92,10 @@ class Streamed(Batches):
         super().__init__(files.shape, labels, mean, std, device)
         self._decoder = _Decoder(files, workers, pinned=self.device.type == "cuda")
 
+    def close(self) -> None:
+        """End the worker processes, which may hold what this process has open: a lock, for one."""
+        self._decoder.close()
+
     def _fetch(self, wanted: list[Wanted], parts: list[slice]) -> Iterator[list[Tensor]]:
         orders = [(some.indices.numpy(), some.crops) for some in wanted]
         places = [np.arange(len(wanted[0].indices))[part] for part in parts]
@@ -113,22 +118,33 @@ class _Decoder:
     """Decodes chunks in order, ahead of their use, by worker processes that stay from one pass to the next."""
 
     def __init__(self, files: Files, workers: int, pinned: bool) -> None:
+        self._files, self._workers, self._pinned = files, workers, pinned
         self._todo = _Todo()
         self._passes = 0
+        self._end: Callable[[], object] = lambda: None
+        self._loader = self._new_loader()
+
+    def _new_loader(self) -> "DataLoader[Any]":
         options: dict[str, Any] = {}
-        if workers:
+        if self._workers:
             # A fork is quick, also from a process of `iakd.warm`, and has torch loaded; it never touches the GPU.
             options = {"multiprocessing_context": "fork", "prefetch_factor": AHEAD, "persistent_workers": True}
-        self._loader: DataLoader[Any] = DataLoader(
-            files,
+        return DataLoader(
+            self._files,
             batch_size=None,
             sampler=self._todo,
-            num_workers=workers,
-            pin_memory=pinned,
+            num_workers=self._workers,
+            pin_memory=self._pinned,
             worker_init_fn=functools.partial(_begin, os.getpid()),
             generator=torch.Generator(),  # else each pass would draw from the global one
             **options,
         )
+
+    def close(self) -> None:
+        """End the processes and the pass that they are in; the next pass starts new ones."""
+        self._passes += 1
+        self._end()
+        self._loader = self._new_loader()
 
     def each(self, chunks: Iterable[Chunk]) -> Iterator[Tensor]:
         """The images of each chunk. Only the latest pass can go on: an earlier one raises RuntimeError."""
@@ -140,10 +156,10 @@ class _Decoder:
             passing = iter(self._loader)
         started = set(multiprocessing.active_children()) - others
         if started:
-            weakref.finalize(self, _end, os.getpid(), started)
+            self._end = weakref.finalize(self, _end, os.getpid(), started)
         while True:
             if mine != self._passes:
-                raise RuntimeError("another pass over these images has begun")
+                raise RuntimeError("this pass over the images is over: another has begun, or the set was closed")
             with _deaths_told():
                 result = next(passing, None)
             if result is None:
@@ -194,6 +210,8 @@ def _end(parent: int, workers: set[BaseProcess]) -> None:
     if os.getpid() == parent:
         for worker in workers:
             worker.terminate()
+        for worker in workers:
+            worker.join(SECONDS_TO_END)
 
 
 def _begin(parent: int, worker: int) -> None:

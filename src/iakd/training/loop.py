@@ -5,6 +5,7 @@ learning rate is a function of the step, and the rest (weights, optimiser, metho
 generators) is in the checkpoint.
 """
 
+import contextlib
 import logging
 import math
 import time
@@ -143,6 +144,10 @@ class Training:
 
         Raises RunFailed where the loss is no longer finite, KeyboardInterrupt (after a checkpoint) at a signal.
         """
+        with contextlib.closing(self.data), contextlib.closing(self.validation):
+            return self._fit()
+
+    def _fit(self) -> tuple[list[Row], dict[str, Any]]:
         self._restore()
         for row in self.history:
             if "val_top1" in row:

@@ -1,0 +1,69 @@
+"""Trainings on images that stay in their files."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
+
+import photos
+
+from iakd import files
+from iakd.params import load
+from iakd.plan import Plan, make_plan
+from iakd.stages import prepare, teach
+from iakd.training.loop import Training
+
+PRESET = Path(__file__).parents[2] / "experiments/imagenet.yaml"
+SMALL = ["compute.device=cpu", "teach.recipe.epochs=2", "teach.recipe.batch_size=6", "teach.recipe.precision=fp32"]
+
+
+def plan(name: str, *changes: str) -> Plan:
+    chosen = [f"dataset.name={name}", "dataset.path=images", "dataset.val=6", *SMALL, *changes]
+    return make_plan(load(PRESET, chosen))
+
+
+def model_of(plan: Plan) -> str:
+    """Prepare and train the teacher; the hash of its weights."""
+    prepare.run(plan)
+    folder = teach.run(plan, plan.teachers[0])
+    return str(files.read_json(folder / "run.json", "")["model_sha256"])
+
+
+@pytest.fixture(autouse=True)
+def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Photos of three classes, 24 for training and 6 for the test, as ImageNet has them."""
+    monkeypatch.chdir(tmp_path)
+    for part, per in (("train", 8), ("val", 2)):
+        photos.mixed(tmp_path / "images" / part, per)
+        for folder, wnid in (("ant", "n02219486"), ("bee", "n02206856"), ("cat", "n02121808")):
+            (tmp_path / "images" / part / folder).rename(tmp_path / "images" / part / wnid)
+
+
+def test_interrupted_equals_uninterrupted_whatever_the_number_of_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = ["dataset.size=16", "dataset.storage=files", "teachers=[{arch: resnet8, width: 4}]"]
+    whole = model_of(plan("whole", *small, "compute.workers=0"))
+    again = plan("again", *small, "compute.workers=2")
+    step = Training._step
+
+    def interrupted(self: Training, batch: Any) -> None:
+        step(self, batch)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "_step", interrupted)
+        for _ in range(4):  # of six steps; each time in the same process, whose lock no worker may keep
+            with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
+                model_of(again)
+    assert model_of(again) == whole
+    assert model_of(plan("other", *small, "compute.workers=1", "teach.seeds=[1]")) != whole
+
+
+def test_the_preset_runs(caplog: pytest.LogCaptureFixture) -> None:
+    short = plan("imagenet", "dataset.size=32", "dataset.storage=files", "teach.recipe.epochs=1", "compute.workers=1")
+    assert short.teachers[0].recipe.augment.crop == "resized"
+    assert len(model_of(short)) == 64
