@@ -36,13 +36,14 @@ class Simkd(Part):
     def deploy(
         student: Network, teacher: Network, method: params.Method, image: Shape, generator: torch.Generator
     ) -> None:
-        ours, theirs = feature_shapes(student, image)[-1], unpooled_shape(teacher, image)
+        ours = feature_shapes(student, image)[-1]
         if len(ours) != 3:
             raise UserError(
                 "simkd projects maps, but the student's blocks give tokens; choose a convolutional student, "
                 "or a method that does without, such as kd or rkd"
             )
-        head = ReusedHead(ours, theirs, classifier_of(teacher), method.simkd.factor)
+        classifier = classifier_of(teacher)
+        head = ReusedHead(ours, unpooled_shape(teacher, image), classifier, method.simkd.factor)
         initialise(head.projector, generator)
         student.head = head.to(next(student.parameters()).device)
 
