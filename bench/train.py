@@ -117,7 +117,7 @@ def peak() -> float:
     batches = made.data.epoch(0, 0, BATCH, made.recipe.augment, channels_last=made.channels_last)
     for batch in islice(batches, 3):
         made._step(batch)
-    predict(made.network, made.data, VALIDATION_BATCH)
+    predict(made.network, made.data, VALIDATION_BATCH, made.channels_last)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
