@@ -14,7 +14,7 @@ from iakd import adoption, files
 from iakd.data.published import fingerprint
 from iakd.data.store import MANIFEST
 from iakd.errors import UserError
-from iakd.params import parse
+from iakd.params import merged, parse
 from iakd.plan import STATE, Plan, make_plan
 
 LOCK = STATE / "workflow.lock"
@@ -27,13 +27,14 @@ def stop(error: UserError) -> NoReturn:
     sys.exit(2)
 
 
-def set_up(config: dict[str, Any], origins: list[Path], main: bool) -> Plan:
+def set_up(config: dict[str, Any], given: dict[str, Any], origins: list[Path], main: bool) -> Plan:
     """Check the settings and pass them to the jobs: $IAKD_PARAMS names them, `iakd` is this environment's.
 
-    `main`: this process decides what is out of date. Raises UserError for a mistake in the settings, and for results
-    that only seem to be made with them.
+    `given` is what of `config` stood on the command line. `main`: this process decides what is out of date. Raises
+    UserError for a mistake in the settings, and for results that only seem to be made with them.
     """
     settings = json.loads(json.dumps(config, default=str))  # Snakemake's ordered dictionaries as plain ones
+    settings = merged(settings, _typed(given))
     plan = make_plan(parse(settings, ", ".join(os.path.relpath(path) for path in origins)))
     if main:
         adoption.check(plan)
@@ -43,6 +44,15 @@ def set_up(config: dict[str, Any], origins: list[Path], main: bool) -> Plan:
     os.environ["IAKD_WITH_PARENT"] = "1"
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     return plan
+
+
+def _typed(value: Any) -> Any:
+    """Numbers and so on as such: of a section on the command line Snakemake makes nothing but texts."""
+    if isinstance(value, dict):
+        return {str(name): _typed(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_typed(inner) for inner in value]
+    return yaml.safe_load(value) if isinstance(value, str) else value
 
 
 def data_files(plan: Plan) -> str | None:

@@ -120,6 +120,7 @@ EVERYTHING = {**STUDENTS, "prepare": 1, "teach": 1, "tune": 1, "evaluate": 5}
         ("teach={recipe: {lr: 0.02}}", {k: v for k, v in EVERYTHING.items() if k != "prepare"}),
         ("dataset={split_seed: 1}", EVERYTHING),
         ("evaluate={batch_size: 100}", {"evaluate": 5, "evaluation": 1, "report": 1, "all": 1}),
+        ("distill={transfer: 0.5}", {**STUDENTS, "tune": 1}),
         ("compute={threads: 2}", {}),
     ],
 )

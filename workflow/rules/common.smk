@@ -18,7 +18,12 @@ from iakd.tracking import launch as tracking
 from iakd.tuning.products import SCHEDULE, TRIALS
 
 try:
-    PLAN = engine.set_up(config, workflow.overwrite_configfiles or workflow.configfiles, workflow.is_main_process)
+    PLAN = engine.set_up(
+        config,
+        workflow.config_settings.overwrite_config,
+        workflow.overwrite_configfiles or workflow.configfiles,
+        workflow.is_main_process,
+    )
 except UserError as error:
     engine.stop(error)
 
