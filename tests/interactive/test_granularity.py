@@ -6,39 +6,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from small import network
 from torch import nn
 
-from iakd import models, params
+from iakd import models
 from iakd.interactive.draws import ChannelDraws, SampleDraws
 from iakd.interactive.hybrid import Hybrid, mixed
-from iakd.models.network import initialise
 from iakd.models.walk import Needs
 from iakd.params import Iakd, LrSchedule, Schedule
 from iakd.training.timeline import Timeline
 
 TIMELINE = Timeline(40, 25, 0.1, LrSchedule(milestones=[0.4, 0.7]), batch_size=6)
 HALF = Schedule(kind="uniform", p0=0.3, solo=0.2)
-
-
-def network(arch: str, seed: int) -> models.Network:
-    net = models.build(params.Network(arch=arch, width=4), channels=1, classes=10)
-    initialise(net, torch.Generator().manual_seed(seed))
-    return net
-
-
-@pytest.fixture
-def teacher() -> models.Network:
-    return network("resnet20", seed=1).eval().requires_grad_(False)
-
-
-@pytest.fixture
-def student() -> models.Network:
-    return network("resnet8", seed=2)
-
-
-@pytest.fixture
-def images() -> torch.Tensor:
-    return torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(3))
 
 
 def test_each_image_goes_through_the_network_that_was_drawn_for_it(

@@ -7,13 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy import stats
-from torch import nn
+from small import network
 
-from iakd import models, params
+from iakd import models
 from iakd.errors import UserError
 from iakd.interactive.draws import Draws
 from iakd.interactive.hybrid import Hybrid, initialise_from_teacher
-from iakd.models.network import initialise
 from iakd.models.normalisation import adapt_input
 from iakd.params import Iakd, LrSchedule, Normalisation, Schedule
 from iakd.training.timeline import Timeline
@@ -22,32 +21,6 @@ TIMELINE = Timeline(
     epochs=40, steps_per_epoch=25, peak=0.1, lr_schedule=LrSchedule(milestones=[0.4, 0.7]), batch_size=6
 )
 NEVER, ALWAYS = [False] * 3, [True] * 3
-
-
-def network(arch: str, seed: int, width: int = 4) -> models.Network:
-    net = models.build(params.Network(arch=arch, width=width), channels=1, classes=10)
-    initialise(net, torch.Generator().manual_seed(seed))
-    for module in net.modules():  # running statistics unlike those of a fresh network
-        if isinstance(module, nn.BatchNorm2d):
-            generator = torch.Generator().manual_seed(seed + 1)
-            module.running_mean.normal_(0, 0.1, generator=generator)
-            module.running_var.uniform_(0.5, 1.5, generator=generator)
-    return net
-
-
-@pytest.fixture
-def teacher() -> models.Network:
-    return network("resnet20", seed=1).eval().requires_grad_(False)
-
-
-@pytest.fixture
-def student() -> models.Network:
-    return network("resnet8", seed=2)
-
-
-@pytest.fixture
-def images() -> torch.Tensor:
-    return torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(3))
 
 
 def hybrid(student: models.Network, teacher: models.Network, **settings: object) -> Hybrid:
