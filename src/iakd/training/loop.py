@@ -35,7 +35,7 @@ from iakd.training.timeline import Timeline
 
 LossTerms = dict[str, Tensor]
 OnValidation = Callable[[int, Row], None]
-VALIDATION_BATCH = 512  # larger ones are no faster, and set the peak of a CPU training's memory  # images,
+VALIDATION_BATCH = 512  # images: more are no faster, and set the peak of a CPU training's memory
 VALIDATION_VALUES = 1 << 24  # and fewer where they are large: values of a batch
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,52 @@
+"""A finished experiment as numbers to keep: accuracy and wall time of every method, with the command that ran it.
+
+python bench/experiment.py results/NAME OUT.json --command 'snakemake …'
+"""
+
+import argparse
+import statistics
+from pathlib import Path
+from typing import Any
+
+import common
+from iakd import files, runs
+
+EVALUATION = "evaluation.json"
+
+
+def group(folders: list[Path]) -> dict[str, Any]:
+    """The seeds of one method, or of a teacher."""
+    records = [files.read_json(folder / runs.RUN, "finish the experiment") for folder in folders]
+    evaluations = [files.read_json(folder / EVALUATION, "run `iakd evaluate`") for folder in folders]
+    top1 = [evaluation["top1"] for evaluation in evaluations]
+    return {
+        "top1": round(statistics.mean(top1), 3),
+        "top1_std": round(statistics.stdev(top1), 3) if len(top1) > 1 else None,
+        "seeds": len(top1),
+        "wall_seconds": round(statistics.mean(record["wall_seconds"] for record in records), 1),
+        "device": records[0]["device"],
+    }
+
+
+def main() -> None:
+    """Read the results' folder and write one file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--command", required=True, help="what was run")
+    arguments = parser.parse_args()
+    finished = [path.parent for path in sorted(arguments.results.glob(f"*/**/{EVALUATION}"))]
+    names = sorted({str(folder.parent.relative_to(arguments.results)) for folder in finished})
+    files.write_json(
+        arguments.out,
+        {
+            "machine": common.machine(),
+            "commit": files.read_json(finished[0] / runs.RUN, "finish the experiment")["git_commit"],
+            "command": arguments.command,
+            "results": {name: group([f for f in finished if f.parent == arguments.results / name]) for name in names},
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
