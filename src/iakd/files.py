@@ -54,6 +54,11 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
+def printable(text: str) -> str:
+    """`text` with a backslash and a number for whatever is no Unicode: bytes of a file's name in an old encoding."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def read_json(path: Path, hint: str) -> Any:
     """Read a JSON file; `hint` says what to do where it is missing or damaged (UserError)."""
     try:

@@ -1,6 +1,8 @@
 """Folders of images, and what becomes of odd files in them."""
 
 import io
+import json
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -137,6 +139,25 @@ def test_a_link_to_nowhere_and_a_file_that_may_not_be_read_are_bad_files(tmp_pat
     (tmp_path / "ant/9.png").unlink()
     (tmp_path / "ant/8.png").mkdir()  # a folder with the name of an image is looked into, and empty
     assert len(read(tmp_path).train_labels) == 12
+
+
+@pytest.mark.parametrize("storage", ["array", "files"])
+def test_a_pipe_is_a_bad_file_that_nobody_waits_for(storage: str, tmp_path: Path) -> None:
+    os.mkfifo(folder(tmp_path) / "ant/9.png")
+    with pytest.raises(UserError, match=r"9\.png is no regular file"):
+        read(tmp_path, storage=storage)
+
+
+def test_names_that_are_no_unicode(tmp_path: Path) -> None:
+    folder(tmp_path / "x")
+    (tmp_path / "x/ant" / os.fsdecode(b"\xff.png")).write_bytes(b"")
+    raw = read(tmp_path / "x", on_bad_file="skip")
+    path = write(tmp_path / "data", raw, settings(tmp_path / "x", on_bad_file="skip"))
+    assert "\\udcff.png is empty" in json.loads(path.read_text())["problems"][0]
+    (tmp_path / "x/bee").rename(tmp_path / "x" / os.fsdecode(b"\xfe"))
+    with pytest.raises(UserError, match="udcfe has a name that is no UTF-8: rename it") as caught:
+        read(tmp_path / "x", on_bad_file="skip")
+    str(caught.value).encode()
 
 
 def bomb(side: int) -> bytes:

@@ -1,6 +1,7 @@
 """Fashion-MNIST, SVHN, STL-10 and Tiny-ImageNet in their publishers' formats."""
 
 import gzip
+import zipfile
 from pathlib import Path
 
 import kinds
@@ -138,6 +139,18 @@ def test_bad_files_of_tiny_imagenet(tmp_path: Path) -> None:
             read("tiny_imagenet", path)
         raw = read("tiny_imagenet", path, on_bad_file="skip")
         assert raw.test_labels is not None and len(raw.test_labels) == 5 and "1 bad files" in raw.problems[1]
+
+
+def test_a_damaged_zip_of_tiny_imagenet_says_what_is_damaged(tmp_path: Path) -> None:
+    path = kinds.zipped(tmp_path / "tiny.zip", tiny())
+    whole = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        members = {info.filename: info.header_offset + 30 + len(info.filename) for info in archive.infolist()}
+    for name, said in (("val/images/val_0.JPEG", "cannot be read"), ("wnids.txt", "is damaged")):
+        start = members[f"tiny-imagenet-200/{name}"]
+        path.write_bytes(whole[:start] + bytes([whole[start] ^ 255]) + whole[start + 1 :])
+        with pytest.raises(UserError, match=rf"^[^\n]*tiny\.zip: {name} {said} [^\n]*$"):
+            read("tiny_imagenet", path)
 
 
 def test_other_layouts_are_not_taken_for_tiny_imagenet(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import math
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple
@@ -32,7 +33,12 @@ class Item(NamedTuple):
 
 def from_file(path: Path, name: str | None = None) -> Item:
     """An image in a file."""
-    return Item(name or str(path), lambda: path.open("rb"))
+    return Item(name or str(path), lambda: _open(path))
+
+
+def _open(path: Path) -> IO[bytes]:
+    check_kind(path.stat().st_mode)
+    return path.open("rb")
 
 
 def from_bytes(name: str, content: bytes | None) -> Item:
@@ -73,7 +79,7 @@ def decode(
     except BadImage:
         raise
     except Image.DecompressionBombError:
-        raise BadImage(_too_large("several times as many pixels")) from None
+        raise BadImage(_too_large(f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} million pixels")) from None
     except Image.UnidentifiedImageError:
         raise BadImage("is no image of a known kind") from None
     except Exception as error:  # for damaged files Pillow raises nearly anything
@@ -81,6 +87,12 @@ def decode(
         raise BadImage(f"cannot be read ({reason or type(error).__name__})") from None
     array = np.asarray(image, dtype=np.uint8)
     return (array[None] if channels == 1 else array.transpose(2, 0, 1)), original
+
+
+def check_kind(mode: int) -> None:
+    """Raises BadImage for what would be waited for, such as a pipe; `mode` as `stat` gives it."""
+    if not stat.S_ISREG(mode):
+        raise BadImage("is no regular file")
 
 
 def check_length(length: int) -> None:

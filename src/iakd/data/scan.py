@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from iakd.data.decode import BadImage, check_length, decode, from_bytes
+from iakd.data.decode import BadImage, check_kind, check_length, decode, from_bytes
 from iakd.data.geometry import centre_crop
 from iakd.data.listing import Entry, content_hash, make_index
 from iakd.data.raw import ImageFiles
@@ -79,7 +79,9 @@ def scan(
 def _look(root: str, channels: int, size: tuple[int, int], crop_pct: float, name: str) -> Look | BadImage:
     path = Path(root, name)
     try:
-        check_length(path.stat().st_size)
+        about = path.stat()
+        check_kind(about.st_mode)
+        check_length(about.st_size)
         content = path.read_bytes()
         image, original = decode(from_bytes(name, content), channels, size, centre_crop(size, crop_pct))
     except OSError as error:

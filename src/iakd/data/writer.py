@@ -94,7 +94,7 @@ def _describe(
         "mean": mean,
         "std": std,
         "problems": [
-            *raw.problems,
+            *map(files.printable, raw.problems),  # they name files
             *missing_classes(per_class, raw.classes),
             *constant_channels(std),
             *duplicates(parts),

@@ -51,7 +51,7 @@ def suspicion(network: Network, store: Store, device: torch.device, workers: int
         found[what] = float((logits.argmax(1) == truth).double().mean())
     network.input = as_it_is
     best = max(found, key=lambda what: found[what])
-    if found[best] >= CONVINCING:
+    if found[best] >= max(CONVINCING, needed(truth.cpu().numpy(), len(store.classes))):
         return f"{best} it would be {100 * found[best]:.1f} %"
     return "check normalisation, class order, channels (RGB or BGR) and image size"
 

@@ -91,9 +91,7 @@ def _torch(path: Path, origin: str) -> Any:
         with warnings.catch_warnings(), torch.serialization.safe_globals(list(HARMLESS)):
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # in a damaged file anything can go wrong
+    except Exception as error:  # in a damaged file anything can go wrong, an OSError for an impossible place too
         foreign = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if foreign or "TorchScript" in str(error):
             what = f"other objects than tensors ({foreign[1]})" if foreign else "a TorchScript program"

@@ -15,6 +15,7 @@ from iakd.data.reading import Decoded, decode_all, remarks
 from iakd.data.scan import scan
 from iakd.data.tables import ALIASES
 from iakd.errors import UserError
+from iakd.files import printable
 from iakd.params import Dataset
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".pnm"}
@@ -115,6 +116,9 @@ def find(folders: dict[str, Path], settings: Dataset, problems: list[str]) -> tu
     classes = [folder.name for folder in _visible(folders["train"]) if folder.is_dir()]
     if len(classes) < 2:
         raise UserError(f"{folders['train']} has {len(classes)} folder(s) of images; there must be two classes or more")
+    for name in classes:
+        if name != printable(name):
+            raise UserError(f"{folders['train']}: the folder {printable(name)} has a name that is no UTF-8: rename it")
     parts = {}
     for name, root in folders.items():
         part = parts[name] = Part(root)

@@ -1,14 +1,16 @@
 """Tiny-ImageNet: colour images of 64×64 pixels in 200 classes; its labelled validation set serves as test set."""
 
+import io
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 import numpy as np
 
-from iakd.data.decode import Item, from_bytes, from_file
+from iakd.data.archives import DAMAGED
+from iakd.data.decode import BadImage, Item, from_file
 from iakd.data.published import local
 from iakd.data.raw import Images, Labels, Raw
 from iakd.data.reading import decode_all, remarks
@@ -121,10 +123,17 @@ class _Zip:
         return sorted(name for name in self.members if name.startswith(f"{folder}/") and not name.endswith("/"))
 
     def text(self, name: str) -> str:
-        return self.archive.read(self.members[name]).decode(errors="replace") if name in self.members else ""
+        if name not in self.members:
+            return ""
+        try:
+            return self.archive.read(self.members[name]).decode(errors="replace")
+        except DAMAGED as error:
+            raise UserError(f"{self.where}: {name} is damaged ({error}): get it anew") from None
 
     def item(self, name: str) -> Item:
-        try:
-            return from_bytes(f"{self.where}: {name}", self.archive.read(self.members[name]))
-        except (KeyError, zipfile.BadZipFile, OSError, ValueError):
-            return from_bytes(f"{self.where}: {name}", None)
+        return Item(f"{self.where}: {name}", lambda: self._open(name))
+
+    def _open(self, name: str) -> IO[bytes]:
+        if name not in self.members:
+            raise BadImage("is missing")
+        return io.BytesIO(self.archive.read(self.members[name]))
