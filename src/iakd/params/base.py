@@ -1,7 +1,7 @@
 """What all sections of the settings are made of."""
 
 import difflib
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticKnownError
@@ -25,6 +25,14 @@ def _amount(value: Any) -> Any:
 Amount = Annotated[  # a number of images, or a share of them
     Annotated[int, Field(gt=0)] | Annotated[float, Field(gt=0, lt=1)], BeforeValidator(_amount)
 ]
+
+
+def _switch(value: Any) -> Any:
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
+# To YAML, a plain on or off is true or false.
+Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)]
 
 
 class Strict(BaseModel):

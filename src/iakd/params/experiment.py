@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from iakd.params.base import Amount, Label, Name, Seed, Strict, did_you_mean, explain, merged
+from iakd.params.base import Amount, Label, Name, Seed, Strict, Switch, did_you_mean, explain, merged
 from iakd.params.dataset import Dataset
 from iakd.params.methods import Method
 from iakd.params.teacher import Teacher
@@ -94,7 +94,7 @@ class Compute(Strict):
         "default: as many as there are cores; 0: none, the training does it itself",
     )
     checkpoint_seconds: float = Field(30.0, ge=0, description="between two checkpoints of a running training")
-    teacher_cache: Literal["auto", "on", "off"] = Field(
+    teacher_cache: Switch = Field(
         "auto", description="keep the teacher's outputs on disk for other trainings; auto: where they would be used"
     )
     teacher_cache_gib: float = Field(8.0, gt=0, description="what they may take up, for each data set, in GiB")
