@@ -9,9 +9,12 @@ import torch.nn.functional as F
 from small import network
 from torch import nn
 
-from iakd import models
+from iakd import models, params
+from iakd.data.batches import Resident
+from iakd.errors import UserError
 from iakd.interactive.draws import ChannelDraws, SampleDraws
 from iakd.interactive.hybrid import Hybrid, mixed
+from iakd.methods import Distillation
 from iakd.models.walk import Needs
 from iakd.params import Iakd, LrSchedule, Schedule
 from iakd.training.timeline import Timeline
@@ -130,3 +133,43 @@ def test_whole_stages_are_swapped_as_one(teacher: models.Network, images: torch.
     by_stage = Hybrid(student, teacher, Iakd(unit="stage"), HALF, TIMELINE, seed=0)
     assert (by_block.draws.blocks, by_stage.draws.blocks) == (6, 3)
     assert torch.equal(by_stage(images, [True, False, True]), by_block(images, [True, True, False, False, True, True]))
+    by_block.require(Needs(blocks=frozenset(range(6))))
+    by_stage.require(Needs(blocks=frozenset({1, 3}), preactivations=frozenset({5})))
+    with pytest.raises(
+        UserError, match="looks at the student's block 3, which is swapped together with the ones after"
+    ):
+        by_stage.require(Needs(blocks=frozenset({1, 2})))
+
+
+@pytest.mark.parametrize("path", ["hybrid", "student"])
+def test_a_loss_inside_what_is_swapped_as_one_needs_the_student_s_path(teacher: models.Network, path: str) -> None:
+    """hints looks at the first block of a stage here, which a swapped stage does not have."""
+    data = Resident(np.zeros((8, 1, 8, 8), np.uint8), np.arange(8) % 2, [0.5], [0.5], "cpu")
+    iakd, hints = {"unit": "stage", "path": path}, {"points": 6, "images": 8}
+    method = params.Method.model_validate({"method": "iakd+hints", "iakd": iakd, "hints": hints})
+
+    def build() -> Distillation:
+        return Distillation(network("resnet14", seed=2), teacher, method, HALF, TIMELINE, 0, data)
+
+    if path == "student":
+        build()
+    else:
+        with pytest.raises(UserError, match=r"set iakd\.unit: block, or iakd\.path: student"):
+            build()
+
+
+def test_the_student_s_path_is_left_out_where_nothing_looks_at_it(teacher: models.Network) -> None:
+    """When ab's first phase is over, a step is that of iakd alone, normalisation's statistics included."""
+    rng = np.random.default_rng(0)
+    data = Resident(rng.integers(0, 256, (12, 1, 8, 8)).astype(np.uint8), np.arange(12) % 10, [0.5], [0.5], "cpu")
+    students = []
+    for expression in ("iakd", "iakd+ab"):
+        method = params.Method.model_validate({"method": expression, "iakd": {"path": "student"}})
+        student = network("resnet8", seed=2)
+        trained = Distillation(student, teacher, method, HALF, TIMELINE, 0, data)
+        trained.train()
+        for batch in data.epoch(0, 0, 6, params.Augment()):
+            terms, _ = trained.loss(batch, TIMELINE.total // 2)
+            assert set(terms) == {"ce"}
+        students.append(models.save_weights(student))
+    assert students[0] == students[1]

@@ -160,6 +160,15 @@ class Hybrid:
         sizes = self._sizes(tuple(images.shape[1:]))
         return walk_places(self.student, images, self._chosen(kept, sizes), needs)
 
+    def require(self, needs: Needs) -> None:
+        """Raise UserError where a walk would not always have what is needed: features inside what is swapped as one."""
+        inside = (needs.blocks | needs.preactivations) - {pair.ours.last for pair in self._pairs}
+        if inside:
+            raise UserError(
+                f"iakd.unit: {self._unit}: the added loss looks at the student's block {min(inside) + 1}, which is "
+                "swapped together with the ones after it; set iakd.unit: block, or iakd.path: student"
+            )
+
     def _chosen(self, kept: Sequence[Choice], sizes: list[tuple[Shape, Shape] | None]) -> Iterator[Place]:
         for pair, swapped, size, keep in zip(self._pairs, self._places, sizes, kept, strict=True):
             theirs = partial(swapped, sizes=size)

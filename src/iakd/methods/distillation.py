@@ -61,13 +61,15 @@ class Distillation:
             part.to(data.labels.device)
         self.smoothing = max(smoothing, *(part.smoothing for part in self.parts))
         self._with_terms = [part for part in self.parts if type(part).terms is not Part.terms]
-        _, teacher_needs = needs_of(self._with_terms)
+        self._two_paths = bool(self.hybrid and self.options.path == "student" and self._with_terms)
+        student_needs, teacher_needs = needs_of(self._with_terms)
+        if self.hybrid and not self._two_paths:
+            self.hybrid.require(student_needs)
         self._outputs: Outputs | CachedOutputs | None = None
         if self.teacher and suffice(teacher_needs):
             self._outputs = Outputs(self.teacher, teacher_needs, timeline.batch_size)
             if shelf and isinstance(data, Resident):
                 self._outputs = CachedOutputs(self._outputs, data, shelf)
-        self._two_paths = bool(self.hybrid and self.options.path == "student" and self._with_terms)
 
     def choose(self, epoch: int) -> Choice | None:
         """The images of an epoch as the parts want them; at most one part does."""
@@ -81,7 +83,7 @@ class Distillation:
         """The weighted cross-entropy and all terms; the logits returned are those that the cross-entropy sees."""
         active = [part for part in self._with_terms if part.active(step)]
         student_needs, teacher_needs = needs_of(active)
-        labelled, taught = self._walks(batch.images, step, student_needs)
+        labelled, taught = self._walks(batch.images, step, student_needs, two=self._two_paths and bool(active))
         assert labelled.logits is not None
         ce = cross_entropy(labelled.logits, batch.labels, self.smoothing, batch.other, batch.share)
         weight = max(part.label_weight(step) for part in self.parts)
@@ -97,11 +99,11 @@ class Distillation:
                     terms |= part.terms(seen)
         return terms, labelled.logits
 
-    def _walks(self, images: Tensor, step: int, needs: Needs) -> tuple[Features, Features]:
+    def _walks(self, images: Tensor, step: int, needs: Needs, two: bool) -> tuple[Features, Features]:
         """The forward pass whose output learns the labels, and the one that learns from the teacher; mostly one."""
         if self.hybrid and self._two_paths:
             labelled = self.hybrid.walk(images, self.hybrid.draws.at(step, len(images)), LOGITS)
-            return labelled, self._taught(images, step, needs)
+            return labelled, self._taught(images, step, needs) if two else labelled
         features = self._taught(images, step, needs)
         return features, features
 
