@@ -100,7 +100,8 @@ def train_student(
     validation = image_set(store, "val", device, workers=workers)
     recipe: params.Recipe = job.recipe
     timeline = timeline_of(recipe, job.method, len(train))
-    shelf = shelf_for(plan, job, digest([store.sha256, None if chosen is None else chosen.tolist()]))
+    images = digest([store.sha256, store.mean, store.std, None if chosen is None else chosen.tolist()])
+    shelf = shelf_for(plan, job, images)
     method = Distillation(
         student, teacher, job.method, schedule, timeline, attempt.seed, train, recipe.label_smoothing, shelf
     )

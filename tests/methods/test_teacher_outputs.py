@@ -18,12 +18,14 @@ from digit_training import digit_images, teacher
 from iakd import models, params
 from iakd.data.batches import Batch
 from iakd.data.choice import Choice
-from iakd.methods.teacher import CachedOutputs, Outputs, Shelf
+from iakd.methods import Distillation
+from iakd.methods.distillation import needs_of
+from iakd.methods.teacher import CachedOutputs, Outputs, Shelf, suffice
 from iakd.methods.teacher.policy import expected_share, shelf_for
 from iakd.methods.teacher.rows import Rows
 from iakd.models.network import initialise
 from iakd.models.walk import Needs
-from iakd.params import Augment, Params
+from iakd.params import METHODS, Augment, Params
 from iakd.plan import Plan, StudentJob, make_plan
 from iakd.training.loop import Training
 
@@ -328,6 +330,22 @@ def plan(**changes: object) -> tuple[Plan, StudentJob]:
     return whole, whole.students[0]
 
 
+@pytest.mark.parametrize("expression", [f"kd+{name}" if entry.joins else name for name, entry in METHODS.items()])
+def test_it_is_known_before_there_are_networks_who_uses_a_table(make_training: Make, expression: str) -> None:
+    """And it is true: the plan counts those that do, and no others."""
+    method = make_training(expression, options={"crd": {"negatives": 64}} if expression == "crd" else {}).method
+    assert isinstance(method, Distillation)
+    uses = suffice(needs_of(method.parts)[1])
+    twice = plan(methods={"one": {"method": expression}, "other": {"method": expression}})
+    assert (expected_share(*twice) > 0) == uses
+
+
+def test_what_looks_inside_the_teacher_or_in_another_precision_shares_no_table() -> None:
+    alone = expected_share(*plan())
+    assert expected_share(*plan(methods={"kd": {}, "kd+at": {}, "dkd+sp": {}, "kd+fitnet": {}})) == alone
+    assert expected_share(*plan(methods={"kd": {}, "dkd": {"recipe": {"precision": "bf16"}}})) == alone
+
+
 def test_automatic_where_it_will_be_used() -> None:
     assert expected_share(*plan()) == pytest.approx(1 - 162 * (1 - (161 / 162) ** 20) / 20)
     assert shelf_for(*plan(), "hash") is None  # 6 %
@@ -337,6 +355,6 @@ def test_automatic_where_it_will_be_used() -> None:
     assert found == Shelf(Path(".state/digits/teacher-views"), "hash", Augment(pad=4, flip=True), 8 * 2**30)
     assert shelf_for(*plan(methods={"scratch": {}}), "hash") is None
     assert shelf_for(*plan(compute={"teacher_cache": "on", "teacher_cache_gib": 0.5}), "hash") is not None
-    off, job = plan(methods=twice[0].params.methods, compute={"teacher_cache": "off"})
+    off, job = plan(methods=twice[0].params.methods, compute={"teacher_cache": False})  # a plain off in YAML
     assert shelf_for(off, job, "hash") is None
     assert job.key == twice[1].key  # no part of a run's identity

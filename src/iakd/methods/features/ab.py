@@ -17,6 +17,8 @@ class Ab(FirstPhase):
     Where shapes differ, the student's go through a regressor without activation, which learns along.
     """
 
+    looks_inside = True
+
     def __init__(self, setting: Setting) -> None:
         options = setting.method.ab
         super().__init__(setting, options.pretrain)

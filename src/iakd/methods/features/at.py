@@ -10,6 +10,8 @@ from iakd.methods.part import Part, Setting, Step, at_levels
 class At(Part):
     """weight·Σ attention_loss over the levels."""
 
+    looks_inside = True
+
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         self.setting = setting

@@ -13,6 +13,8 @@ from iakd.models.walk import Needs
 class Fitnet(Part):
     """weight·MSE(regressor(student's maps), teacher's maps) at one level; the regressor learns along."""
 
+    looks_inside = True
+
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         options = setting.method.fitnet

@@ -15,6 +15,8 @@ from iakd.models.walk import Needs
 class Fsp(FirstPhase):
     """weight·Σ flow_loss between successive levels, the stem first, where both networks have one."""
 
+    looks_inside = True
+
     def __init__(self, setting: Setting) -> None:
         options = setting.method.fsp
         super().__init__(setting, options.pretrain)

@@ -22,6 +22,8 @@ class Ft(Part):
     student learns from labels alone. Then it is fixed, and the student's translator is to give what it gives.
     """
 
+    looks_inside = True
+
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         refuse_tokens(setting, "ft")

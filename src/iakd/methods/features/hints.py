@@ -32,6 +32,7 @@ class Hints(Part):
     a buffer, so that a training that goes on notices if they have moved.
     """
 
+    looks_inside = True
     points: Tensor  # (P,) positions of teacher blocks
 
     def __init__(self, setting: Setting) -> None:

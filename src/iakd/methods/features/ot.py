@@ -17,6 +17,8 @@ class Ot(Part):
     length.
     """
 
+    looks_inside = True
+
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         self.options = setting.method.ot

@@ -20,6 +20,8 @@ class Reviewkd(Part):
     first, a fusion joins the student's features with what the one after it hands on; it learns along.
     """
 
+    looks_inside = True
+
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         refuse_tokens(setting, "reviewkd")

@@ -27,6 +27,7 @@ class Simkd(Part):
     ce_weight = 0.0
     student_needs = UNPOOLED
     teacher_needs = UNPOOLED
+    looks_inside = True
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)

@@ -16,6 +16,8 @@ LEAST = 1e-5  # variance
 class Vid(Part):
     """weight·Σ negative log-likelihood of the teacher's maps given the student's, over the levels."""
 
+    looks_inside = True
+
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         self.setting = setting

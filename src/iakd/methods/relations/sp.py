@@ -10,6 +10,8 @@ from iakd.models.walk import Needs
 class Sp(Part):
     """weight·similarity_loss of the last maps."""
 
+    looks_inside = True
+
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         self.weight = setting.method.sp.weight

@@ -1,7 +1,6 @@
 """Whether a training takes its teacher's outputs from a table: where that is possible and worth it."""
 
 from iakd.methods.parts import PARTS
-from iakd.methods.teacher.outputs import suffice
 from iakd.methods.teacher.shelf import Shelf
 from iakd.models.walk import Needs
 from iakd.params import Method
@@ -38,7 +37,8 @@ def expected_share(plan: Plan, job: StudentJob | StudyJob) -> float:
         if other.teacher.path == job.teacher.path
         and other.recipe.augment == job.recipe.augment
         and other.recipe.batch_size == job.recipe.batch_size
-        and suffice(_needs(other.method))
+        and other.recipe.precision == job.recipe.precision
+        and _outputs_only(other.method)
     ]
     if not like:
         return 0.0
@@ -51,8 +51,7 @@ def _distinct(views: int, draws: int) -> float:
     return views * (1 - (1 - 1 / views) ** draws)
 
 
-def _needs(method: Method) -> Needs:
-    needs = Needs()
-    for name in method.parts:
-        needs |= PARTS[name].teacher_needs
-    return needs
+def _outputs_only(method: Method) -> bool:
+    """Whether a training by `method` looks at its teacher's outputs, and at nothing inside the teacher."""
+    parts = [PARTS[name] for name in method.parts]
+    return any(part.teacher_needs != Needs() for part in parts) and not any(part.looks_inside for part in parts)
