@@ -21,7 +21,11 @@ ROOT = Path(__file__).parent.parent
 LATEST = ROOT / "bench" / "results" / "latest.json"
 
 
-def turns(contestants: Mapping[str, Callable[[], int]], repetitions: int) -> dict[str, list[float]]:
+def turns(
+    contestants: Mapping[str, Callable[[], int]],
+    repetitions: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
     """Things per second of each contestant in each turn; a contestant does its work and returns how many that were.
 
     They take turns, so that whatever else the machine does hits all alike; a first, untimed turn warms them up.
@@ -29,11 +33,11 @@ def turns(contestants: Mapping[str, Callable[[], int]], repetitions: int) -> dic
     measured: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(repetitions + 1):
         for name, work in contestants.items():
-            start = time.perf_counter()
+            start = clock()
             done = work()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            seconds = time.perf_counter() - start
+            seconds = clock() - start
             if turn:
                 measured[name].append(done / seconds)
     return measured
