@@ -165,10 +165,10 @@ def table(times: dict[str, float], known: dict[str, float], memory: dict[str, fl
         "| method | time of a step (scratch = 1) | memory, MiB | memory (scratch = 1) |",
         "|---|---|---|---|",
     ]
-    for name, time in sorted(times.items(), key=lambda item: item[1]):
+    for name, cost in sorted(times.items(), key=lambda item: item[1]):
         mib = memory.get(name)
         shown = ("", "") if mib is None else (f"{mib:.0f}", f"{mib / memory['scratch']:.2f}")
-        lines.append(f"| {name} | {time:.2f} | {shown[0]} | {shown[1]} |")
+        lines.append(f"| {name} | {cost:.2f} | {shown[0]} | {shown[1]} |")
     return "\n".join([*lines, ""])
 
 
