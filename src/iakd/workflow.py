@@ -12,9 +12,10 @@ import yaml
 
 from iakd import adoption, files
 from iakd.data.published import fingerprint
-from iakd.data.store import MANIFEST
+from iakd.data.store import KINDS, MANIFEST, SPLITS, file_name
 from iakd.errors import UserError
 from iakd.params import merged, parse
+from iakd.params.dataset import DATASET_OPTIONS
 from iakd.plan import STATE, Plan, make_plan
 
 LOCK = STATE / "workflow.lock"
@@ -53,6 +54,13 @@ def _typed(value: Any) -> Any:
     if isinstance(value, list):
         return [_typed(inner) for inner in value]
     return yaml.safe_load(value) if isinstance(value, str) else value
+
+
+def data_products(plan: Plan) -> list[str]:
+    """The arrays that `iakd prepare` is sure to write; with storage auto, only reading tells how images are kept."""
+    dataset = plan.params.dataset
+    storage = dataset.storage if "storage" in DATASET_OPTIONS[dataset.source] else "array"
+    return [file_name(split, kind) for split in SPLITS for kind in KINDS.get(storage, ("labels",))]
 
 
 def data_files(plan: Plan) -> str | None:

@@ -37,3 +37,15 @@ def test_new_images_are_noticed_and_missing_ones_not_needed(tmp_path: Path) -> N
     assert "Reading and splitting the data set" in again and "Nothing to be done" not in again, again
     shutil.rmtree(project.path / "pictures")
     assert "Nothing to be done" in project.run(*prepare, "--", "data"), "what was read once is there"
+
+
+def test_images_that_stay_in_their_files(tmp_path: Path) -> None:
+    project = Project.copy(tmp_path / "project")
+    (project.path / "own.yaml").write_text(SETTINGS.replace("size: 16", "size: 16, storage: files"))
+    for name in ("cups", "plates"):
+        for i in range(10):
+            picture(project.path / "pictures" / name / f"{i}.png", i + 100 * (name == "cups"))
+    prepare = ("snakemake", "--cores", "1", "--configfile", "own.yaml", "--", "data")
+    project.run(*prepare)
+    assert (project.path / "results/image_folder/data/train.files.npy").exists()
+    assert "Nothing to be done" in project.run(*prepare)

@@ -8,7 +8,7 @@ import sys
 from iakd import adoption, devices, warm
 from iakd import workflow as engine
 from iakd.adoption import EVALUATION
-from iakd.data.store import MANIFEST, SPLITS
+from iakd.data.store import MANIFEST
 from iakd.errors import UserError
 from iakd.files import digest
 from iakd.plan import RESULTS, STATE

@@ -1,7 +1,7 @@
 rule prepare:
     output:
         manifest=PLAN.data.folder / MANIFEST,
-        arrays=files_of([PLAN.data], *(f"{split}.{part}.npy" for split in SPLITS for part in ("images", "labels"))),
+        arrays=files_of([PLAN.data], *engine.data_products(PLAN)),
     log:
         f"logs/{PLAN.data.path}.log",
     benchmark:
