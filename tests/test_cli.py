@@ -171,3 +171,12 @@ def test_help_imports_nothing_slow(command: list[str]) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
     assert "Usage: iakd" in done.stdout
+
+
+def test_a_file_where_a_folder_has_to_be(iakd: Iakd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = tmp_path / "params.yaml"
+    settings.write_text("teachers: [{arch: resnet8}]\nstudents: [{arch: resnet8}]\nmethods: {scratch: {}}\n")
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "digits").touch()
+    mistake(iakd("prepare", "--params", str(settings)), "results/digits", "move the file that stands where a folder")

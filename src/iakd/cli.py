@@ -34,6 +34,15 @@ Changes = Annotated[
 ]
 DEFAULT = Path("params.yaml")
 NONE: list[str] = []
+REMEDIES = {  # of what the file system refuses
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room",
+    errno.EROFS: "make it writable",
+    errno.EACCES: "take the rights",
+    errno.EPERM: "take the rights",
+    errno.ENOTDIR: "move the file that stands where a folder has to be",
+    errno.EEXIST: "move the file that stands where a folder has to be",
+}
 
 
 def _plan(params: Path, changes: list[str]) -> "Plan":
@@ -246,9 +255,9 @@ def main() -> None:
     except KeyboardInterrupt:
         _fail("interrupted; run the same command again and it goes on where it was", 1)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+        if error.errno not in REMEDIES:
             raise
-        _fail(f"{error.filename or Path.cwd()}: {os.strerror(error.errno)}; make room or rights, then run again", 2)
+        _fail(f"{error.filename or Path.cwd()}: {os.strerror(error.errno)}; {REMEDIES[error.errno]}, then run again", 2)
 
 
 def _fail(line: str, code: int) -> NoReturn:
