@@ -104,7 +104,7 @@ def test_frequencies_of_images() -> None:
 
 
 def test_frequencies_of_channels() -> None:
-    draws = ChannelDraws(HALF, TIMELINE, 2, 0, False, [4000, 1000])
+    draws = ChannelDraws(HALF, TIMELINE, 2, 0, [4000, 1000])
     wide, narrow = draws.at(3, 6)
     assert isinstance(wide, torch.Tensor) and isinstance(narrow, torch.Tensor)
     assert (len(wide), len(narrow)) == (4000, 1000)

@@ -47,7 +47,11 @@ class Draws:
         """
         rng = np.random.Generator(np.random.PCG64(derive("swap", self.seed, epoch)))
         uniform = rng.random((self.timeline.steps_in(epoch), self.blocks + 1))
-        kept = uniform[:, : self.blocks] < self.planned(epoch)
+        return self._kept_of(uniform, self.planned(epoch))
+
+    def _kept_of(self, uniform: NDArray[np.float64], p: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Where numbers drawn for the blocks, (n, blocks + 1), lie below p; the last column is for rows without any."""
+        kept = uniform[:, : self.blocks] < p
         if self.at_least_one_student:
             none = ~kept.any(axis=1)
             kept[none, (uniform[none, -1] * self.blocks).astype(int)] = True
@@ -76,10 +80,10 @@ class FineDraws(Draws):
         return np.stack([self._uniform_and_kept(step)[1].mean(axis=0) for step in steps])
 
     def _uniform_and_kept(self, step: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """The numbers drawn, (rows, blocks + 1), and where they lie below p: (rows, blocks)."""
+        """The numbers drawn, (rows, blocks + 1), and what they keep, (rows, blocks)."""
         rng = np.random.Generator(np.random.PCG64(derive("swap", self.seed, "step", step)))
         uniform = rng.random((self.rows, self.blocks + 1))
-        return uniform, uniform[:, : self.blocks] < self.probabilities(step)
+        return uniform, self._kept_of(uniform, self.probabilities(step))
 
     def probabilities(self, step: int) -> NDArray[np.float64]:
         """p_i at one step, (blocks,)."""
@@ -91,13 +95,6 @@ class FineDraws(Draws):
 
 class SampleDraws(FineDraws):
     """Each image of the batch goes its own way through the hybrid."""
-
-    def _uniform_and_kept(self, step: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        uniform, kept = super()._uniform_and_kept(step)
-        if self.at_least_one_student:
-            none = ~kept.any(axis=1)
-            kept[none, (uniform[none, -1] * self.blocks).astype(int)] = True
-        return uniform, kept
 
     def at(self, step: int, images: int) -> Sequence[Choice]:
         """a_i of each image, bool (B,) per place.
@@ -119,16 +116,8 @@ class ChannelDraws(FineDraws):
     `channels`: how many each place has. That some channel is always the student's needs no care.
     """
 
-    def __init__(
-        self,
-        schedule: Schedule,
-        timeline: Timeline,
-        blocks: int,
-        seed: int,
-        at_least_one_student: bool,
-        channels: Sequence[int],
-    ) -> None:
-        super().__init__(schedule, timeline, blocks, seed, at_least_one_student, max(channels))
+    def __init__(self, schedule: Schedule, timeline: Timeline, blocks: int, seed: int, channels: Sequence[int]) -> None:
+        super().__init__(schedule, timeline, blocks, seed, False, max(channels))
         self.channels = channels
 
     def at(self, step: int, images: int) -> Sequence[Choice]:

@@ -137,14 +137,14 @@ class Hybrid:
         return whole_stages(pairs) if self._unit == "stage" else pairs
 
     def _draws(self, granularity: str, schedule: Schedule, timeline: Timeline, seed: int, at_least_one: bool) -> Draws:
-        common = (schedule, timeline, len(self._pairs), seed, at_least_one)
+        common = (schedule, timeline, len(self._pairs), seed)
         match granularity:
             case "sample":
-                return SampleDraws(*common, timeline.batch_size)
+                return SampleDraws(*common, at_least_one, timeline.batch_size)
             case "channel":
                 return ChannelDraws(*common, [channels(pair.ours.after) for pair in self._pairs])
             case _:
-                return Draws(*common)
+                return Draws(*common, at_least_one)
 
     def __call__(self, images: Tensor, kept: Sequence[Choice]) -> Tensor:
         """Logits (B, classes) of head ∘ H_L ∘ … ∘ H_1 ∘ enter, H_i the student's where kept[i]."""

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from iakd import params
-from iakd.data.batches import Batch, Resident
+from iakd.data.batches import Batch, Batches, Resident
 from iakd.data.choice import Choice
-from iakd.data.sets import ImageSet
 from iakd.data.streams import derive
 from iakd.interactive.hybrid import Hybrid
 from iakd.methods.deployment import changes_student, deploy
@@ -39,7 +38,7 @@ class Distillation:
         schedule: params.Schedule | None,
         timeline: Timeline,
         seed: int,
-        data: ImageSet,
+        data: Batches,
         smoothing: float = 0.0,
         shelf: Shelf | None = None,
     ) -> None:
@@ -186,7 +185,7 @@ class Distillation:
         return {name: record for name, record in found.items() if record}
 
     @torch.no_grad()
-    def finish(self, data: ImageSet, batch_size: int) -> None:
+    def finish(self, data: Batches, batch_size: int) -> None:
         """Gather the student's BatchNorm statistics anew on its own activations, where asked for."""
         if self._outputs:
             self._outputs.finish()

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from iakd import params
-from iakd.data.batches import Batch
+from iakd.data.batches import Batch, Batches
 from iakd.data.choice import Choice
-from iakd.data.sets import ImageSet
 from iakd.interactive.pairing import Pair, levels, pair_blocks
 from iakd.methods.losses import cross_entropy
 from iakd.models import Network
@@ -28,7 +27,7 @@ class Setting:
     student: Network
     frozen_teacher: Network | None
     method: params.Method
-    data: ImageSet
+    data: Batches
     timeline: Timeline
     seed: int
 

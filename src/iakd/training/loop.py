@@ -15,9 +15,8 @@ from typing import Any, NoReturn, Protocol
 import torch
 from torch import Tensor, nn
 
-from iakd.data.batches import Batch
+from iakd.data.batches import Batch, Batches
 from iakd.data.choice import Choice
-from iakd.data.sets import ImageSet
 from iakd.data.streams import derive
 from iakd.errors import RunFailed
 from iakd.params import Augment, Compute, Recipe
@@ -88,7 +87,7 @@ class Method(Protocol):
         """What the method adds to the final metrics."""
         ...
 
-    def finish(self, data: ImageSet, batch_size: int) -> None:
+    def finish(self, data: Batches, batch_size: int) -> None:
         """Last work on the network, after the last step."""
         ...
 
@@ -109,8 +108,8 @@ class Training:
         run: Run,
         network: nn.Module,
         method: Method,
-        data: ImageSet,
-        validation: ImageSet,
+        data: Batches,
+        validation: Batches,
         recipe: Recipe,
         compute: Compute,
         on_validation: OnValidation | None = None,
@@ -129,7 +128,7 @@ class Training:
         self.channels_last = channels_last(compute, recipe, self.device, modules)
         for module in modules:
             lay_out(module, self.channels_last)
-        self.engine = make_engine(compute, self.device, method.modules(), recipe.batch_size, self._work)
+        self.engine = make_engine(compute, self.device, modules, recipe.batch_size, self._work)
         self.optimizer = make_optimizer(list(method.parameters()), recipe, capturable=bool(self.engine.graphs))
         self.average = Average(network, recipe.ema) if recipe.ema else None
         self.history: list[Row] = []

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from iakd import params
-from iakd.data.sets import ImageSet
+from iakd.data.batches import Batches
 from iakd.errors import UserError
 from iakd.interactive.pairing import Pair, pair_blocks
 from iakd.methods.features.cka import block_similarity
@@ -85,7 +85,7 @@ class Hints(Part):
         return {"hints": self.options.weight * torch.stack(losses).mean()}
 
 
-def _sample(data: ImageSet, count: int) -> Iterator[Tensor]:
+def _sample(data: Batches, count: int) -> Iterator[Tensor]:
     """The same `count` images for every training on these data, in batches."""
     size = min(BATCH, len(data), count)
     if size < FEWEST:
