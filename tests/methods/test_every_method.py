@@ -4,7 +4,6 @@ A method that needs other settings to be quick on tiny networks has them in OPTI
 """
 
 import math
-import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from iakd.params import METHODS
 from iakd.training.loop import Training
 
 Make = Callable[..., Training]
+FitUntil = Callable[[Training, int], None]
 
 OPTIONS: dict[str, dict[str, Any]] = {  # by method
     # its loss rises until the memories are no longer random, at its own temperature for longer than these trainings
@@ -112,23 +112,12 @@ def tensors(state: Any) -> Iterator[Tensor]:
                 yield from tensors(value)
 
 
-def test_interrupted_equals_uninterrupted(whole: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_equals_uninterrupted(whole: Whole, fit_until: FitUntil) -> None:
     """Killed in the middle of an epoch, then at the end of one: same student, same history, same memories."""
     torch.manual_seed(1234)  # nothing may depend on what the process drew before
     for stop in (4, 18):
         part = train(whole.name, "digits/students/part")
-        original = part._step
-
-        def step_and_signal(
-            batch: object, part: Training = part, stop: int = stop, original: Callable = original
-        ) -> None:
-            original(batch)
-            if part.step + 1 == stop:
-                os.kill(os.getpid(), 15)
-
-        monkeypatch.setattr(part, "_step", step_and_signal)
-        with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
-            part.fit()
+        fit_until(part, stop)
     resumed = train(whole.name, "digits/students/part")
     history, metrics = resumed.fit()
     assert models.save_weights(resumed.network) == models.save_weights(whole.training.network)

@@ -1,7 +1,5 @@
 """Knowledge condensation: which images are ranked, dropped and mixed, and what shorter epochs do to a training."""
 
-import os
-import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +17,7 @@ from iakd.params import Method
 from iakd.training.loop import Training
 
 Make = Callable[..., Training]
+FitUntil = Callable[[Training, int], None]
 OPTIONS = {"every": 2, "drop": 0.1, "keep": 0.75}
 
 
@@ -148,7 +147,7 @@ def test_before_the_first_ranking_it_is_kd_bit_by_bit(make_training: Make) -> No
 
 @pytest.mark.parametrize("expression", ["kcd", "iakd+kcd", "kcd+crd"])
 def test_interrupted_in_shorter_epochs_equals_uninterrupted(
-    make_training: Make, monkeypatch: pytest.MonkeyPatch, expression: str
+    make_training: Make, fit_until: FitUntil, expression: str
 ) -> None:
     options = {"crd": {"negatives": 32}} if "crd" in expression else {}
     whole = make(make_training, expression, "digits/students/whole", options=options)
@@ -157,16 +156,7 @@ def test_interrupted_in_shorter_epochs_equals_uninterrupted(
     assert whole.timeline.total == starts[-1] < 5 * whole.timeline.steps_per_epoch
     for stop in (starts[2], starts[3] + 4, starts[4], starts[4] + 1):
         part = make(make_training, expression, "digits/students/part", options=options)
-        original = part._step
-
-        def step(batch: Batch, part: Training = part, stop: int = stop, original: Any = original) -> None:
-            original(batch)
-            if part.step + 1 == stop:
-                os.kill(os.getpid(), signal.SIGTERM)
-
-        monkeypatch.setattr(part, "_step", step)
-        with pytest.raises(KeyboardInterrupt):
-            part.fit()
+        fit_until(part, stop)
     resumed = make(make_training, expression, "digits/students/part", options=options)
     history, again = resumed.fit()
     for row in (*history, *expected):

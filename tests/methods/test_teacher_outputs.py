@@ -2,7 +2,6 @@
 
 import logging
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -240,6 +239,7 @@ def test_a_table_is_let_go_in_the_end(tmp_path: Path, caplog: pytest.LogCaptureF
 
 
 Make = Callable[..., Training]
+FitUntil = Callable[[Training, int], None]
 
 
 def finished(training: Training) -> tuple[bytes, list[dict[str, float | int | None]]]:
@@ -250,7 +250,7 @@ def finished(training: Training) -> tuple[bytes, list[dict[str, float | int | No
 
 @pytest.mark.parametrize(("expression", "precision"), [("kd", "fp32"), ("kd", "bf16"), ("iakd+kd", "fp32")])
 def test_a_training_comes_out_the_same_with_and_without(
-    make_training: Make, monkeypatch: pytest.MonkeyPatch, expression: str, precision: str
+    make_training: Make, fit_until: FitUntil, expression: str, precision: str
 ) -> None:
     def train(path: str, on: Shelf | None) -> Training:
         return make_training(expression, path, shelf=on, precision=precision, augment=AUGMENT.model_dump())
@@ -263,18 +263,7 @@ def test_a_training_comes_out_the_same_with_and_without(
     on = shelf(Path("another"))
     for stop in (4, 9):  # in the middle of an epoch
         part = train("part", on)
-        original = part._step
-
-        def step_and_signal(
-            batch: Batch, part: Training = part, stop: int = stop, original: Callable[[Batch], None] = original
-        ) -> None:
-            original(batch)
-            if part.step + 1 == stop:
-                os.kill(os.getpid(), signal.SIGTERM)
-
-        monkeypatch.setattr(part, "_step", step_and_signal)
-        with pytest.raises(KeyboardInterrupt):
-            part.fit()
+        fit_until(part, stop)
     assert finished(train("part", on)) == expected
 
 

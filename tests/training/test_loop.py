@@ -17,6 +17,7 @@ from iakd.training.loop import Training
 from iakd.training.sums import Sums
 
 Make = Callable[..., Training]
+FitUntil = Callable[[Training, int], None]
 
 
 def weights(training: Training) -> bytes:
@@ -71,7 +72,7 @@ def test_below_p_1_the_training_differs(make_training: Make) -> None:
 )
 @pytest.mark.parametrize("stops", [[3], [1, 5, 6, 18]])
 def test_interrupted_equals_uninterrupted(
-    make_training: Make, monkeypatch: pytest.MonkeyPatch, expression: str, settings: dict[str, object], stops: list[int]
+    make_training: Make, fit_until: FitUntil, expression: str, settings: dict[str, object], stops: list[int]
 ) -> None:
     """Killed after any step, in the middle of an epoch or at its end: same weights, same history, same metrics."""
     whole = make_training(expression, path="whole", **settings)
@@ -79,18 +80,7 @@ def test_interrupted_equals_uninterrupted(
     torch.manual_seed(1234)  # nothing may depend on what the process drew before
     for stop in stops:
         part = make_training(expression, path="part", **settings)
-        original = part._step
-
-        def step_and_signal(
-            batch: object, part: Training = part, stop: int = stop, original: Callable = original
-        ) -> None:
-            original(batch)
-            if part.step + 1 == stop:
-                os.kill(os.getpid(), signal.SIGTERM)
-
-        monkeypatch.setattr(part, "_step", step_and_signal)
-        with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
-            part.fit()
+        fit_until(part, stop)
         assert part.step == stop
     resumed = make_training(expression, path="part", **settings)
     history, metrics = resumed.fit()
