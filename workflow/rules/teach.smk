@@ -13,6 +13,7 @@ rule teach:
         "logs/{teacher}.tsv"
     wildcard_constraints:
         teacher=one_of(PLAN.teachers),
+    priority: 2  # nearly everything else waits for it
     conda:
         "../../environment.yml"
     threads: THREADS
