@@ -77,6 +77,12 @@ def training(
     return Training(run, student, distillation, data, data, recipe, machine)
 
 
+def epoch(made: Training) -> None:
+    """Train to the end of the epoch."""
+    for _ in made.epoch(Interrupt()):
+        pass
+
+
 def ours(expression: str, device: torch.device, steps: int, **settings: Any) -> Contestant:
     """An epoch of the product's loop: augmentation, sums for the history and a row of it included."""
     made = training(expression, device, steps, **settings)
@@ -84,7 +90,7 @@ def ours(expression: str, device: torch.device, steps: int, **settings: Any) -> 
     def turn() -> int:
         if settings.get("shelf"):
             made.step = 0  # the same epoch again, so that all of the teacher's outputs are there
-        made._epoch(Interrupt())
+        epoch(made)
         return steps * BATCH
 
     return turn

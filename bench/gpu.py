@@ -27,7 +27,6 @@ from iakd import files, params
 from iakd.plan import make_plan
 from iakd.stages import prepare, teach
 from iakd.training import device as devices
-from iakd.training.interrupt import Interrupt
 
 LIMITS = {"eager": 50, "graphs": 140, "free": 50, "compile": 90, "together": 60, "agreement": 30, "real": 60}  # seconds
 STEPS = 782 * 240  # of the published recipe
@@ -161,7 +160,7 @@ def agreement(device: torch.device) -> dict[str, float]:
                 "iakd+kd", device, 10, p=0.9, precision=precision, engine=engine.removesuffix(" again")
             )
             for _ in range(5):
-                made._epoch(Interrupt())
+                contestants.epoch(made)
             states[engine] = made.network.state_dict()
         for engine in ("graphs", "eager again"):
             differences = [

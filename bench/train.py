@@ -21,7 +21,6 @@ import contestants
 import field
 from contestants import BATCH, Contestant, floor, ours
 from iakd.training.evaluation import predict
-from iakd.training.interrupt import Interrupt
 from iakd.training.loop import VALIDATION_BATCH
 
 STEPS = 4  # of each turn
@@ -100,7 +99,7 @@ def steady() -> dict[str, float]:
     made = contestants.training("iakd", torch.device("cpu"), LONG // PARTS, p=0.5, pair=("resnet14", "resnet8"), side=8)
     rates, memory = [], []
     for _ in range(PARTS):
-        made._epoch(Interrupt())
+        contestants.epoch(made)
         rates.append(float(made.history[-1]["images_per_s"] or 0))
         memory.append(resident_mib())
     first, last = statistics.median(rates[: PARTS // 2]), statistics.median(rates[PARTS // 2 :])

@@ -13,6 +13,7 @@ from iakd import models
 from iakd.errors import RunFailed, UserError
 from iakd.params import Augment, Schedule
 from iakd.training import checkpoint
+from iakd.training.interrupt import Interrupt
 from iakd.training.loop import Training
 from iakd.training.sums import Sums
 
@@ -26,6 +27,11 @@ def weights(training: Training) -> bytes:
 
 def stripped(history: list[dict[str, float | int | None]]) -> list[dict[str, float | int | None]]:
     return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_s")} for row in history]
+
+
+def first_epoch(training: Training) -> None:
+    for _ in training.epoch(Interrupt()):
+        pass
 
 
 def test_the_loop_is_plain_sgd_written_out(make_training: Make) -> None:
@@ -102,7 +108,7 @@ def test_validations_before_an_interruption_are_told_again_in_order(make_trainin
 
 def test_a_checkpoint_of_other_settings_is_not_resumed(make_training: Make) -> None:
     part = make_training(compute={"checkpoint_seconds": 0})
-    part._epoch(type("Calm", (), {"name": ""})())
+    first_epoch(part)
     assert checkpoint.load(part.run.live, "key") is not None
     other = make_training()
     other.run.key = "another"
@@ -112,7 +118,7 @@ def test_a_checkpoint_of_other_settings_is_not_resumed(make_training: Make) -> N
 
 def test_a_damaged_checkpoint_is_one_clear_line(make_training: Make) -> None:
     part = make_training(compute={"checkpoint_seconds": 0})
-    part._epoch(type("Calm", (), {"name": ""})())
+    first_epoch(part)
     path = part.run.live / checkpoint.NAME
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -282,7 +288,7 @@ def test_a_training_may_go_on_in_another_memory_layout(make_training: Make, reci
     before = {"channels_last": False, "checkpoint_seconds": 0}
     whole = make_training("iakd", path="whole", compute=before, **recipe)
     whole.fit()
-    make_training("iakd", path="part", compute=before, **recipe)._epoch(type("Calm", (), {"name": ""})())
+    first_epoch(make_training("iakd", path="part", compute=before, **recipe))
     part = make_training("iakd", path="part", compute={"channels_last": True}, **recipe)
     part.fit()
     assert part.network.stem[0].weight.is_contiguous(memory_format=torch.channels_last)

@@ -9,7 +9,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
 from typing import Any, NoReturn, Protocol
 
 import torch
@@ -33,6 +33,7 @@ from iakd.training.sums import Sums
 from iakd.training.timeline import Timeline
 
 LossTerms = dict[str, Tensor]
+Outcome = tuple[list[Row], dict[str, Any]]  # history and final metrics
 OnValidation = Callable[[int, Row], None]
 VALIDATION_BATCH = 512  # images: more are no faster, and set the peak of a CPU training's memory
 VALIDATION_VALUES = 1 << 24  # and fewer where they are large: values of a batch
@@ -136,24 +137,35 @@ class Training:
         self.sums = Sums(self.device)  # of the epoch
         self.epoch_seconds = 0.0
         self._resumed = self._saved = time.monotonic()
-        torch.manual_seed(derive("global", run.seed))
 
-    def fit(self) -> tuple[list[Row], dict[str, Any]]:
+    def fit(self) -> Outcome:
         """Train to the end; returns the history and the final metrics.
 
         Raises RunFailed where the loss is no longer finite, KeyboardInterrupt (after a checkpoint) at a signal.
         """
-        with contextlib.closing(self.data), contextlib.closing(self.validation):
-            return self._fit()
+        with Interrupt() as interrupt:
+            steps = self.steps(interrupt)
+            while True:
+                try:
+                    next(steps)
+                except StopIteration as end:
+                    outcome: Outcome = end.value
+                    return outcome
 
-    def _fit(self) -> tuple[list[Row], dict[str, Any]]:
+    def steps(self, interrupt: Interrupt) -> Generator[None, None, Outcome]:
+        """`fit`, a step at a time, so that others can take theirs in between (`training.together`)."""
+        with contextlib.closing(self.data), contextlib.closing(self.validation):
+            return (yield from self._fit(interrupt))
+
+    def _fit(self, interrupt: Interrupt) -> Generator[None, None, Outcome]:
+        torch.manual_seed(derive("global", self.run.seed))
         self._restore()
         for row in self.history:
             if "val_top1" in row:
                 self.on_validation(int(row["epoch"] or 0), row)
-        with Interrupt() as interrupt, Progress(self.run.path, self.timeline.epochs) as progress:
+        with Progress(self.run.path, self.timeline.epochs) as progress:
             while self.step < self.timeline.total:
-                self._epoch(interrupt)
+                yield from self.epoch(interrupt)
                 row = self.history[-1]
                 self.run.log(self.history)
                 progress.show(row)
@@ -167,8 +179,8 @@ class Training:
         metrics = {**final, "train_loss": last["loss"], "epochs": self.timeline.epochs, "steps": self.timeline.total}
         return self.history, metrics | self.method.record()
 
-    def _epoch(self, interrupt: Interrupt) -> None:
-        """The rest of the epoch that `self.step` is in, and its row in the history."""
+    def epoch(self, interrupt: Interrupt) -> Iterator[None]:
+        """The rest of the epoch that `self.step` is in, a step at a time, and its row in the history."""
         epoch, first = self.timeline.place(self.step)
         end = self.timeline.first_step(epoch + 1)
         recipe = self.recipe
@@ -186,6 +198,7 @@ class Training:
         ):
             self._step(batch)
             self.step += 1
+            yield
             if self.step < end:  # the epoch's last checkpoint has its row, see below
                 self._checkpoint_if_due(interrupt)
         self._check_finite()

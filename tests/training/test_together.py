@@ -1,0 +1,149 @@
+"""Trainings side by side in one process are, bit for bit, the trainings that each would be alone."""
+
+import os
+import signal
+from collections.abc import Callable, Generator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from iakd import models
+from iakd.errors import RunFailed
+from iakd.training.interrupt import Interrupt
+from iakd.training.loop import Training
+from iakd.training.together import fit_together, in_turn
+
+Make = Callable[..., Training]
+FitUntil = Callable[[Training, int], None]
+CPU = torch.device("cpu")
+
+DIFFERENT: list[dict[str, Any]] = [
+    {"expression": "iakd", "ema": 0.9},
+    {"expression": "iakd+kd", "seed": 3, "epochs": 3},
+    {"expression": "crd", "options": {"crd": {"negatives": 20}}, "clip_norm": 1.0},
+    {"expression": "kd", "dropout": True},
+    {"expression": "kd", "dropout": True, "seed": 3, "optimizer": "adamw", "lr": 0.005},
+]
+
+
+def made(make: Make, number: int, where: str, dropout: bool = False, **settings: Any) -> Training:
+    training = make(path=f"{where}/{number}", **settings)
+    if dropout:  # draws from torch's global generator in every step
+        training.network.stem.append(nn.Dropout(0.3))  # type: ignore[operator]
+    return training
+
+
+def ends(training: Training, outcome: Any) -> tuple[Any, ...]:
+    """All that a training leaves, but for how long it took."""
+    history, metrics = outcome
+    rows = [{k: v for k, v in row.items() if k not in ("seconds", "images_per_s")} for row in history]
+    return models.save_weights(training.network), rows, metrics  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def alone(make_training: Make) -> list[tuple[Any, ...]]:
+    """What each of DIFFERENT ends with when it has the process for itself."""
+    return [
+        ends(one, one.fit())
+        for one in (made(make_training, number, "alone", **settings) for number, settings in enumerate(DIFFERENT))
+    ]
+
+
+def test_together_equals_one_by_one(make_training: Make, alone: list[tuple[Any, ...]]) -> None:
+    trainings = [made(make_training, number, "together", **settings) for number, settings in enumerate(DIFFERENT)]
+    before = torch.get_rng_state()
+    outcomes = fit_together(trainings)
+    assert [ends(*pair) for pair in zip(trainings, outcomes, strict=True)] == alone
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_steps_are_taken_in_turn(make_training: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[int] = []
+    trainings = [made(make_training, number, "together", epochs=1) for number in range(3)]
+    for number, training in enumerate(trainings):
+        monkeypatch.setattr(training, "_work", lambda batch, number=number: order.append(number))
+        training.engine.work = training._work
+        training.sums.means = lambda: {"loss": 0.0}  # type: ignore[method-assign]
+    fit_together(trainings)
+    assert order == [0, 1, 2] * trainings[0].timeline.total
+
+
+def test_interrupted_together_equals_uninterrupted(
+    make_training: Make, fit_until: FitUntil, alone: list[tuple[Any, ...]]
+) -> None:
+    """One was stopped before, alone; then all are by a signal in the middle of an epoch; one goes on alone."""
+    fit_until(made(make_training, 0, "part", **DIFFERENT[0]), 2)
+    trainings = [made(make_training, number, "part", **settings) for number, settings in enumerate(DIFFERENT)]
+    original = trainings[2]._step
+
+    def step_and_signal(batch: Any) -> None:
+        original(batch)
+        if trainings[2].step + 1 == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    trainings[2]._step = step_and_signal  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
+        fit_together(trainings)
+    assert [training.step for training in trainings] == [10, 8, 8, 7, 7]
+    last = made(make_training, 4, "part", **DIFFERENT[4])
+    outcome = ends(last, last.fit())
+    trainings = [made(make_training, number, "part", **settings) for number, settings in enumerate(DIFFERENT[:4])]
+    outcomes = fit_together(trainings)
+    assert [*(ends(*pair) for pair in zip(trainings, outcomes, strict=True)), outcome] == alone
+
+
+def test_one_that_diverges_takes_nothing_from_the_others(make_training: Make) -> None:
+    expected = made(make_training, 0, "alone")
+    wanted = ends(expected, expected.fit())
+    good, bad = made(make_training, 0, "together"), made(make_training, 1, "together", lr=1e20)
+    failure, outcome = fit_together([bad, good])
+    assert isinstance(failure, RunFailed)
+    assert "together/1: the loss is no longer finite" in str(failure)
+    assert ends(good, outcome) == wanted
+
+
+def test_at_a_signal_each_is_asked_once_more() -> None:
+    """So that it can save its state; what has ended by then, with or without an error, stays ended."""
+    done: list[str] = []
+
+    def work(name: str, steps: int, end: type[BaseException] | None = None) -> Generator[None, None, str]:
+        for step in range(steps):
+            yield
+            if interrupt.name:
+                done.append(f"{name} saved at {step}")
+                raise KeyboardInterrupt(interrupt.name)
+        if end:
+            raise end(name)
+        return name
+
+    interrupt = Interrupt()
+    with pytest.raises(KeyboardInterrupt, match="third"):
+        in_turn(
+            [
+                work("first", 9),
+                work("second", 1, ValueError),
+                work("third", 3, KeyboardInterrupt),
+                work("fourth", 9),
+                work("fifth", 1),
+            ],
+            CPU,
+            interrupt,
+        )
+    assert done == ["fourth saved at 2", "first saved at 3"]
+
+
+def test_what_each_draws_is_its_own() -> None:
+    """Also when one of them sets the seed on its way."""
+
+    def work(seed: int) -> Generator[None, None, list[float]]:
+        torch.manual_seed(seed)
+        drawn = []
+        for _ in range(3):
+            drawn.append(torch.rand(()).item())
+            yield
+        return drawn
+
+    alone = [in_turn([work(seed)], CPU, Interrupt()) for seed in range(3)]
+    assert in_turn([work(seed) for seed in range(3)], CPU, Interrupt()) == [drawn for (drawn,) in alone]
