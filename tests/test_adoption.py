@@ -75,19 +75,19 @@ def test_results_of_other_settings_are_refused(made: Plan, changes: dict[str, An
 
 def test_a_change_that_snakemake_sees_is_its_own_business(made: Plan) -> None:
     other = plan_of(**OTHER)
-    record(made.students[0], made.students[0].key)
+    record(made.students[0], made.students[0].watched_key)
     adoption.check(other)
 
 
 def test_results_exchanged_behind_snakemake_s_back_are_refused(made: Plan) -> None:
     other = plan_of(**OTHER)
-    record(other.students[0], other.students[0].key)  # it believes that what is there was made with these settings
+    record(other.students[0], other.students[0].watched_key)  # it takes what is there for these
     with pytest.raises(UserError, match="kd/seed0: made with other settings"):
         adoption.check(other)
 
 
 def test_a_damaged_record_of_snakemake_s_is_none(made: Plan) -> None:
-    record(made.students[0], made.students[0].key)
+    record(made.students[0], made.students[0].watched_key)
     next(adoption.RECORDS.iterdir()).write_text('{"params": [')
     with pytest.raises(UserError, match="kd/seed0"):
         adoption.check(plan_of(**OTHER))

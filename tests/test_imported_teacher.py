@@ -153,7 +153,7 @@ def test_a_teacher_with_its_own_normalisation(here: Path) -> None:
     assert by_label["kd"].normalisation is None
     for label in ("iakd", "scratch-from-teacher"):
         assert by_label[label].normalisation == plan.teachers[0].normalisation, "its stem is the teacher's"
-        student = distill.run(plan, by_label[label])
+        (student,) = distill.run(plan, by_label[label])
         evaluation = json.loads(evaluate.evaluate_run(plan, student).read_text())
         validation = json.loads((student / "metrics.json").read_text())
         assert abs(evaluation["top1"] - validation["val_top1"]) < 12, "evaluated as it was trained"

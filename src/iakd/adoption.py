@@ -76,7 +76,7 @@ def _change_is_seen(job: Job) -> bool:
         record = json.loads(RECORDS.joinpath(*(f"@{folder}" for folder in folders), last).read_text())
     except (OSError, ValueError):
         return False
-    return repr(job.key) not in record["params"]
+    return not any(job.watched_key in value for value in record["params"])
 
 
 def _date(plan: Plan) -> None:

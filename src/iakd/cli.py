@@ -34,6 +34,7 @@ Changes = Annotated[
 ]
 DEFAULT = Path("params.yaml")
 NONE: list[str] = []
+NO_SEEDS: list[int] = []
 REMEDIES = {  # of what the file system refuses
     errno.ENOSPC: "make room",
     errno.EDQUOT: "make room",
@@ -118,17 +119,18 @@ def distill(
     changes: Changes = NONE,
     pair: Annotated[str | None, typer.Option(help="Only this pair, as TEACHER-STUDENT.")] = None,
     method: Annotated[str | None, typer.Option(help="Only the method with this label.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Only this seed.")] = None,
+    seed: Annotated[list[int], typer.Option(help="Only this seed; repeatable.")] = NO_SEEDS,
 ) -> None:
-    """Train the students."""
+    """Train the students, `compute.seeds_together` seeds of a kind side by side."""
     plan = _plan(params, changes)
-    from iakd.plan import select
+    from iakd.plan import select, side_by_side
 
     jobs = select(plan.students, "student", pair=pair, method=method, seed=seed)
+    groups = side_by_side(jobs, plan.params.compute.seeds_together)
     with _training(plan):
         from iakd.stages.distill import run
 
-        _products([run(plan, job) for job in jobs])
+        _products([folder for group in groups for folder in run(plan, *group)])
 
 
 @app.command()

@@ -3,8 +3,8 @@
 Snakemake's rules and the command line both ask here, so there is one answer to both questions.
 """
 
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, replace
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,13 @@ class Job:
 
     @property
     def key(self) -> str:
-        """Identity of settings and source code together; a workflow reruns the job when it changes."""
+        """Identity of settings and source code together."""
         return digest({"settings": self.settings, "source": source_sha(f"iakd.stages.{self.stage}")})
+
+    @property
+    def watched_key(self) -> str:
+        """What a workflow engine knows of it; it runs the job again when this changes."""
+        return self.key
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,11 @@ class StudentJob(Job):
     seed: int
     recipe: Recipe
     study: StudyJob | None  # where the schedule comes from, if it is tuned
+
+    @property
+    def watched_key(self) -> str:
+        """Without the seed, which stands in the path: how many seeds are trained by one job changes nothing."""
+        return replace(self, settings={**self.settings, "seed": None}).key
 
     @property
     def normalisation(self) -> Normalisation | None:
@@ -233,18 +243,30 @@ def _as_students_see_it(teacher: TeacherJob) -> dict[str, Any]:
 
 
 def select(jobs: list[Any], kind: str, **wanted: Any) -> list[Any]:
-    """The jobs whose attributes equal all `wanted` that are not None. Raises UserError where there are none."""
-    for name, value in wanted.items():
+    """The jobs whose attributes equal all `wanted`; of a list, one of it. Raises UserError where there are none.
+
+    None, or an empty list, is all.
+    """
+    asked = {name: value if isinstance(value, list) else [value] for name, value in wanted.items()}
+    asked = {name: values for name, values in asked.items() if values and values != [None]}
+    for name, values in asked.items():
         known = {_attribute(job, name) for job in jobs}
-        if value is not None and value not in known:
-            names = sorted(map(str, known))
-            near = did_you_mean(str(value), names)
-            raise UserError(f"--{name} {value}: no such {kind} in the settings{near}; known: {', '.join(names)}")
-    chosen = [job for job in jobs if all(v is None or _attribute(job, k) == v for k, v in wanted.items())]
+        for value in values:
+            if value not in known:
+                names = sorted(map(str, known))
+                near = did_you_mean(str(value), names)
+                raise UserError(f"--{name} {value}: no such {kind} in the settings{near}; known: {', '.join(names)}")
+    chosen = [job for job in jobs if all(_attribute(job, name) in values for name, values in asked.items())]
     if not chosen:
-        asked = ", ".join(f"{name} {value}" for name, value in wanted.items() if value is not None)
-        raise UserError(f"no {kind} in the settings has {asked or 'any entry'}")
+        words = ", ".join(f"{name} {value}" for name, values in asked.items() for value in values)
+        raise UserError(f"no {kind} in the settings has {words or 'any entry'}")
     return chosen
+
+
+def side_by_side(jobs: list[StudentJob], size: int) -> list[list[StudentJob]]:
+    """Students that are alike but for the seed, up to `size` in a group, all in their order."""
+    alike = [list(group) for _, group in groupby(jobs, key=lambda job: Path(job.path).parent)]
+    return [group[start : start + size] for group in alike for start in range(0, len(group), size)]
 
 
 def _attribute(job: Any, name: str) -> Any:

@@ -106,7 +106,13 @@ class Run:
             self._next_log = time.monotonic() + SECONDS_BETWEEN_LOGS
 
     def finish(self, history: list[Row], metrics: dict[str, Any], model: bytes | None = None) -> Path:
-        """Publish the products; `run.json` goes last and makes the run finished. Returns the results folder."""
+        """Publish the products and remove the live files. Returns the results folder."""
+        self.publish(history, metrics, model)
+        self.clear_live()
+        return self.folder
+
+    def publish(self, history: list[Row], metrics: dict[str, Any], model: bytes | None = None) -> None:
+        """Write the products; `run.json` goes last and makes the run finished."""
         (self.folder / RUN).unlink(missing_ok=True)  # an older run's: until the end this folder is unfinished
         record = {**self._record(), "finished": now(), "wall_seconds": self.wall_seconds()}
         if model is not None:
@@ -115,14 +121,18 @@ class Run:
         files.write_text(self.folder / HISTORY, history_text(history))
         files.write_json(self.folder / METRICS, metrics)
         files.write_json(self.folder / RUN, record)
-        self.clear_live()
-        return self.folder
 
     def clear_live(self) -> None:
-        """Remove the live files, but neither the lock nor the folders of runs below (the trials of a study)."""
+        """Remove the live files, but neither the lock nor the folders of runs below (the trials of a study).
+
+        Those of a run with other settings stay.
+        """
+        path = self.live / RUN
+        if path.exists() and files.read_json(path, "delete it").get("key") != self.key:
+            return
         for leftover in self.live.glob("*"):
             if leftover.is_file() and leftover.name != LOCK:
-                leftover.unlink()
+                leftover.unlink(missing_ok=True)
 
 
 def history_text(history: list[Row]) -> str:

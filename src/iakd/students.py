@@ -1,10 +1,12 @@
 """The training of one student, be it a row of the comparison or a trial of a study."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 
 from iakd import models, params, runs
+from iakd.data.batches import Batches
 from iakd.data.sets import image_set
 from iakd.data.splits import Indices, share_of_each, stratified
 from iakd.data.store import Store
@@ -22,6 +24,7 @@ from iakd.params import Schedule
 from iakd.plan import Plan, StudentJob, StudyJob, TeacherJob
 from iakd.training import device as devices
 from iakd.training.loop import OnValidation, Training
+from iakd.training.together import fit_together
 
 
 def network_of(job: TeacherJob | StudentJob | StudyJob, store: Store) -> Network:
@@ -73,41 +76,89 @@ def student_run(
     )
 
 
-def train_student(
-    attempt: runs.Run,
-    plan: Plan,
-    job: StudentJob | StudyJob,
-    schedule: Schedule | None,
-    store: Store,
-    on_validation: OnValidation | None = None,
-) -> tuple[list[runs.Row], dict[str, Any], Network]:
-    """Train from wherever the run was left; returns history, final metrics and the student as it will be deployed."""
-    device = devices.set_up(plan.params.compute)
-    channels, classes = store.image_shape[0], len(store.classes)
-    student = models.build(job.student, channels, classes)
+class Task(NamedTuple):
+    """A student to be trained: its run, its job, and the schedule of its swaps, where it has one."""
+
+    attempt: runs.Run
+    job: StudentJob | StudyJob
+    schedule: Schedule | None
+
+
+Trained = tuple[list[runs.Row], dict[str, Any], Network]
+"""History, final metrics, and the student as it will be deployed."""
+
+
+def train_student(task: Task, plan: Plan, store: Store, on_validation: OnValidation | None = None) -> Trained:
+    """Train from wherever the run was left."""
+    ((training, student),) = _trainings(plan, [task], store, on_validation)
+    return (*training.fit(), student)
+
+
+def train_students(plan: Plan, tasks: Sequence[Task], store: Store) -> list[Trained | Exception]:
+    """The same with several students side by side; of one that fails, what `train_student` would raise."""
+    made = _trainings(plan, tasks, store)
+    ended = fit_together([training for training, _ in made])
+    return [
+        outcome if isinstance(outcome, Exception) else (*outcome, student)
+        for outcome, (_, student) in zip(ended, made, strict=True)
+    ]
+
+
+def _trainings(
+    plan: Plan, tasks: Sequence[Task], store: Store, on_validation: OnValidation | None = None
+) -> list[tuple[Training, Network]]:
+    """The trainings and their students. Teachers, which are frozen, and images that lie on the device are shared."""
+    compute = plan.params.compute
+    device = devices.set_up(compute)
+    chosen = transfer_set(plan, store)
+    images = digest([store.sha256, store.mean, store.std, None if chosen is None else chosen.tolist()])
+    teachers: dict[str, Network] = {}
+    sets: list[tuple[Batches, Batches]] = []
+    methods: list[Distillation] = []
+    for attempt, job, schedule in tasks:
+        teacher = None
+        if job.method.needs_teacher:
+            if job.teacher.path not in teachers:
+                teachers[job.teacher.path] = read_teacher(job.teacher, store)
+            teacher = teachers[job.teacher.path]
+        student = _student(attempt, job, store, teacher).to(device)
+        if teacher:
+            teacher.to(device)
+        shared = sets[0] if sets and store.storage == "array" else None  # a pass over files cannot be shared
+        sets.append(shared or _image_sets(store, device, chosen, compute.workers))
+        train = sets[-1][0]
+        recipe: params.Recipe = job.recipe
+        timeline = timeline_of(recipe, job.method, len(train))
+        shelf = shelf_for(plan, job, images)
+        methods.append(
+            Distillation(
+                student, teacher, job.method, schedule, timeline, attempt.seed, train, recipe.label_smoothing, shelf
+            )
+        )
+    # Only now: a training brings its teacher into another memory layout, in which what methods find out about it when
+    # they are made would round differently.
+    return [
+        (Training(attempt, method.network, method, *both, job.recipe, compute, on_validation), method.network)
+        for (attempt, job, _), method, both in zip(tasks, methods, sets, strict=True)
+    ]
+
+
+def _student(attempt: runs.Run, job: StudentJob | StudyJob, store: Store, teacher: Network | None) -> Network:
+    """With its first weights."""
+    student = models.build(job.student, store.image_shape[0], len(store.classes))
     initialise(student, torch.Generator().manual_seed(derive("initialise", attempt.seed)))
     adapt_input(student, job.normalisation, store.mean, store.std)
-    teacher = read_teacher(job.teacher, store) if job.method.needs_teacher else None
     if job.method.init == "teacher":
         assert teacher is not None
         initialise_from_teacher(student, teacher)
-    student.to(device)
-    if teacher:
-        teacher.to(device)
-    chosen = transfer_set(plan, store)
-    workers = plan.params.compute.workers
-    train = image_set(store, "train", device, chosen, workers)
-    validation = image_set(store, "val", device, workers=workers)
-    recipe: params.Recipe = job.recipe
-    timeline = timeline_of(recipe, job.method, len(train))
-    images = digest([store.sha256, store.mean, store.std, None if chosen is None else chosen.tolist()])
-    shelf = shelf_for(plan, job, images)
-    method = Distillation(
-        student, teacher, job.method, schedule, timeline, attempt.seed, train, recipe.label_smoothing, shelf
-    )
-    training = Training(attempt, student, method, train, validation, recipe, plan.params.compute, on_validation)
-    history, metrics = training.fit()
-    return history, metrics, student
+    return student
+
+
+def _image_sets(
+    store: Store, device: torch.device, chosen: Indices | None, workers: int | None
+) -> tuple[Batches, Batches]:
+    """For training and for validation."""
+    return image_set(store, "train", device, chosen, workers), image_set(store, "val", device, workers=workers)
 
 
 def transfer_set(plan: Plan, store: Store) -> Indices | None:

@@ -4,6 +4,8 @@ import atexit
 import re
 import shlex
 import sys
+from functools import partial
+from pathlib import Path
 
 from iakd import adoption, devices, warm
 from iakd import workflow as engine
@@ -40,6 +42,11 @@ def one_of(jobs):
     return "|".join(re.escape(job.path) for job in jobs) or "(?!)"
 
 
+def one_of_students():
+    """The same for students without their seeds."""
+    return "|".join(dict.fromkeys(re.escape(str(Path(job.path).parent)) for job in PLAN.students)) or "(?!)"
+
+
 def files_of(jobs, *names):
     """The files called `names` in the results of `jobs`."""
     return [job.folder / name for job in jobs for name in names]
@@ -66,18 +73,43 @@ def study_options(wildcards):
     return f"--pair {job.teacher.network.name}-{job.student.name}"
 
 
-def student_options(wildcards):
-    job = JOBS[wildcards.student]
-    return f"--pair {job.teacher.network.name}-{job.student.name} --method {shlex.quote(job.label)} --seed {job.seed}"
+def folders_of_students():
+    """The results of a job, below results/, for each rule that trains students.
+
+    Seeds are the same for all students, so a rule is enough for the first few of all of them, and one for the next.
+    """
+    seeds, size = PLAN.params.distill.seeds, PLAN.params.compute.seeds_together
+    if size == 1:
+        return [["{student}/seed{seed}"]]
+    return [[f"{{student}}/seed{seed}" for seed in seeds[i : i + size]] for i in range(0, len(seeds), size)]
 
 
-def student_inputs(wildcards):
-    """What the training of a student reads besides the data: its teacher and its schedule, where it uses them."""
-    job = JOBS[wildcards.student]
-    return {
-        "teacher": files_of([job.teacher], MODEL) if job.method.needs_teacher else [],
-        "schedule": files_of([job.study], SCHEDULE) if job.study else [],
-    }
+def students_in(folders, wildcards):
+    return [JOBS[folder.format(**wildcards)] for folder in folders]
+
+
+def student_files(folders, name):
+    return [RESULTS / folder / name for folder in folders]
+
+
+def student_inputs(folders, wildcards):
+    """What the training of students reads besides the data: teachers and schedules, where they use them."""
+    jobs = students_in(folders, wildcards)
+    teachers = {job.teacher.path: job.teacher for job in jobs if job.method.needs_teacher}
+    studies = {job.study.path: job.study for job in jobs if job.study}
+    return {"teacher": files_of(teachers.values(), MODEL), "schedule": files_of(studies.values(), SCHEDULE)}
+
+
+def student_keys(folders, wildcards):
+    return sorted({job.watched_key for job in students_in(folders, wildcards)})
+
+
+def student_options(wildcards, output):
+    """Taken from `output`, so that Snakemake sees no change in another grouping of seeds."""
+    jobs = [JOBS[str(Path(path).parent.relative_to(RESULTS))] for path in output.model]
+    pair = f"{jobs[0].teacher.network.name}-{jobs[0].student.name}"
+    seeds = " ".join(f"--seed {job.seed}" for job in jobs)
+    return f"--pair {pair} --method {shlex.quote(jobs[0].label)} {seeds}"
 
 
 def start():
@@ -86,7 +118,7 @@ def start():
         engine.take_lock()
         if workflow.touch:
             adoption.refuse(adoption.other_settings(PLAN))
-        elif sum(job.rule.name in warm.COMMANDS for job in workflow.dag.needrun_jobs()) > 1:
+        elif sum(job.rule.name.split("_")[0] in warm.COMMANDS for job in workflow.dag.needrun_jobs()) > 1:
             warm.start(STATE / "warm.socket")
     except UserError as error:
         engine.stop(error)

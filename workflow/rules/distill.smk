@@ -1,32 +1,38 @@
-rule distill:
-    input:
-        unpack(student_inputs),
-        data=rules.prepare.output.manifest,
-    output:
-        model=RESULTS / "{student}" / MODEL,
-        history=RESULTS / "{student}" / HISTORY,
-        metrics=RESULTS / "{student}" / METRICS,
-        run=RESULTS / "{student}" / RUN,
-    log:
-        "logs/{student}.log",
-    benchmark:
-        "logs/{student}.tsv"
-    wildcard_constraints:
-        student=one_of(PLAN.students),
-    conda:
-        "../../environment.yml"
-    threads: THREADS
-    resources:
-        gpu=GPU,
-        mem_mb=4000,
-        runtime=1440,
-    params:
-        key=lambda wildcards: JOBS[wildcards.student].key,
-        options=student_options,
-    message:
-        "Training student {wildcards.student}"
-    shell:
-        'exec iakd distill --params "$IAKD_PARAMS" {params.options} > {log} 2>&1'
+# A job trains one student, or several seeds of it side by side.
+for number, folders in enumerate(folders_of_students()):
+
+    rule:
+        name:
+            f"distill_{number + 1}" if number else "distill"
+        input:
+            unpack(partial(student_inputs, folders)),
+            data=rules.prepare.output.manifest,
+        output:
+            model=student_files(folders, MODEL),
+            history=student_files(folders, HISTORY),
+            metrics=student_files(folders, METRICS),
+            run=student_files(folders, RUN),
+        log:
+            f"logs/{folders[0]}.log",
+        benchmark:
+            f"logs/{folders[0]}.tsv"
+        wildcard_constraints:
+            student=one_of_students(),
+            seed=r"\d+",
+        conda:
+            "../../environment.yml"
+        threads: THREADS
+        resources:
+            gpu=GPU,
+            mem_mb=4000,
+            runtime=1440,
+        params:
+            key=partial(student_keys, folders),
+            options=student_options,
+        message:
+            f"Training student {' '.join(folders)}".replace("{", "{wildcards.")
+        shell:
+            'exec iakd distill --params "$IAKD_PARAMS" {params.options} > {log} 2>&1'
 
 
 rule students:

@@ -81,6 +81,9 @@ class Compute(Strict):
     threads: int = Field(1, gt=0, description="of torch on the CPU, per job; sums may round differently with others")
     deterministic: bool = Field(True, description="on a GPU: the same seed gives the same bits, at some cost in speed")
     gpu_share: int = Field(1, gt=0, description="how many trainings share a GPU; small ones leave most of it idle")
+    seeds_together: int = Field(
+        1, gt=0, description="how many seeds of a student one process trains side by side, with the same results"
+    )
     engine: Literal["auto", "eager", "compile", "graphs"] = Field(
         "auto", description="compile: blocks by torch.compile; graphs: whole steps as CUDA graphs; auto: eager"
     )

@@ -1,5 +1,6 @@
-"""Train a student: reads the data and its teacher, writes results/<dataset>/students/<pair>/<method>/seed<k>/."""
+"""Train students: reads the data and their teachers, writes results/<dataset>/students/<pair>/<method>/seed<k>/."""
 
+import contextlib
 import logging
 from pathlib import Path
 
@@ -7,24 +8,49 @@ from iakd import models
 from iakd.data.store import Store
 from iakd.params import Schedule
 from iakd.plan import Plan, StudentJob
-from iakd.students import student_run, train_student
+from iakd.students import Task, student_run, train_students
 from iakd.tuning.winner import read_schedule
 
 log = logging.getLogger(__name__)
 
 
-def run(plan: Plan, job: StudentJob) -> Path:
-    """Train one student, or leave it alone if this very training is already finished. Returns its folder."""
+def run(plan: Plan, *jobs: StudentJob) -> list[Path]:
+    """Train students side by side, leaving alone those whose very training is already finished. Returns their folders.
+
+    Where one fails, the others go on to their end; then its error is raised. All keep what they need to go on until
+    all have been published: a workflow engine that deletes what a failed or killed job has made costs no training.
+    """
     store = Store.open(plan.data.folder, settings=plan.data.settings)
-    schedule: Schedule | None = None
+    tasks: list[Task] = []
+    for job in jobs:
+        schedule = _schedule(job)
+        attempt = student_run(plan, job, job.path, job.label, job.seed, schedule, store)
+        if attempt.finished:
+            log.info("%s: already trained", job.folder)
+            attempt.clear_live()
+        else:
+            tasks.append(Task(attempt, job, schedule))
+    if not tasks:
+        return [job.folder for job in jobs]
+    with contextlib.ExitStack() as opened:
+        for task in tasks:
+            opened.enter_context(task.attempt.open())
+        failures = []
+        for task, trained in zip(tasks, train_students(plan, tasks, store), strict=True):
+            if isinstance(trained, Exception):
+                failures.append(trained)
+            else:
+                history, metrics, student = trained
+                task.attempt.publish(history, metrics, models.save_weights(student))
+        if failures:
+            raise failures[0]
+        for task in tasks:
+            task.attempt.clear_live()
+    return [job.folder for job in jobs]
+
+
+def _schedule(job: StudentJob) -> Schedule | None:
     if job.study:
-        schedule = read_schedule(job.study.folder)
-    elif isinstance(job.method.iakd.schedule, Schedule) and "iakd" in job.method.parts:
-        schedule = job.method.iakd.schedule
-    attempt = student_run(plan, job, job.path, job.label, job.seed, schedule, store)
-    if attempt.finished:
-        log.info("%s: already trained", job.folder)
-        return job.folder
-    with attempt.open():
-        history, metrics, student = train_student(attempt, plan, job, schedule, store)
-        return attempt.finish(history, metrics, models.save_weights(student))
+        return read_schedule(job.study.folder)
+    given = job.method.iakd.schedule
+    return given if isinstance(given, Schedule) and "iakd" in job.method.parts else None

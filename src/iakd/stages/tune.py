@@ -90,7 +90,8 @@ class StudentTrainer:
         self, run: runs.Run, schedule: Schedule, on_validation: "OnValidation"
     ) -> tuple[list[runs.Row], dict[str, Any]]:
         """Train to the end; history and metrics."""
-        from iakd.students import train_student
+        from iakd.students import Task, train_student
 
-        history, metrics, _ = train_student(run, self.plan, self.job, schedule, self.store, on_validation)
+        task = Task(run, self.job, schedule)
+        history, metrics, _ = train_student(task, self.plan, self.store, on_validation)
         return history, metrics

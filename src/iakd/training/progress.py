@@ -4,6 +4,7 @@ import logging
 import sys
 import time
 from types import TracebackType
+from typing import ClassVar
 
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
@@ -17,33 +18,38 @@ log = logging.getLogger(__name__)
 
 
 class Progress:
-    """`with Progress(name, epochs) as progress:` — `progress.show(row)` after each epoch."""
+    """`with Progress(name, epochs) as progress:` — `progress.show(row)` after each epoch.
+
+    Bars of several trainings stand below each other: a terminal has room for one display at a time.
+    """
+
+    _shared: ClassVar[Bar | None] = None
+    _users: ClassVar[int] = 0
 
     def __init__(self, name: str, epochs: int) -> None:
         self.name = name
         self.epochs = epochs
         self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
         self._bar: Bar | None = None
-        if sys.stderr.isatty():
-            self._bar = Bar(
-                TextColumn(name),
-                BarColumn(),
-                TextColumn("{task.completed}/{task.total} epochs {task.fields[numbers]}"),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
-            )
-            self._task = self._bar.add_task(name, total=epochs, numbers="")
 
     def __enter__(self) -> "Progress":
         self._started = time.monotonic()
         self._first: int | None = None
-        if self._bar:
-            self._bar.start()
+        if sys.stderr.isatty():
+            if Progress._shared is None:
+                Progress._shared = _bars()
+                Progress._shared.start()
+            Progress._users += 1
+            self._bar = Progress._shared
+            self._task = self._bar.add_task(self.name, total=self.epochs, numbers="")
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._bar:
-            self._bar.stop()
+            Progress._users -= 1
+            if not Progress._users:
+                self._bar.stop()
+                Progress._shared = None
 
     def show(self, row: Row) -> None:
         """Tell of the epoch that `row` records."""
@@ -59,3 +65,13 @@ class Progress:
             left = (now - self._started) / (epoch - self._first) * (self.epochs - epoch)
             log.info("%s: epoch %d/%d %s, %.0f s left", self.name, epoch, self.epochs, numbers, left)
             self._next_line = now + SECONDS_BETWEEN_LINES
+
+
+def _bars() -> Bar:
+    return Bar(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total} epochs {task.fields[numbers]}"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
