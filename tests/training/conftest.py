@@ -37,7 +37,10 @@ def network(arch: str, seed: int) -> models.Network:
 
 @pytest.fixture
 def make_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Training]:
-    """`make_training(expression, recipe changes…)`: a training in the temporary folder, ready to fit."""
+    """`make_training(expression, recipe changes…)`: a training in the temporary folder, ready to fit.
+
+    `networks`: student and teacher.
+    """
     monkeypatch.chdir(tmp_path)
     torch.set_num_threads(1)
 
@@ -50,12 +53,13 @@ def make_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[.
         on_validation: OnValidation | None = None,
         n: int = 70,
         options: dict[str, Any] | None = None,
+        networks: tuple[models.Network, models.Network] | None = None,
         **recipe: Any,
     ) -> Training:
         settings = {"epochs": 4, "batch_size": 16, "lr": 0.05, "validate_every": 2, "augment": {"pad": 1}, **recipe}
         chosen = Recipe.model_validate(settings)
         method = params.Method(method=expression, **(options or {}))
-        student, teacher = network("resnet8", 1), network("resnet14", 2)
+        student, teacher = networks or (network("resnet8", 1), network("resnet14", 2))
         train = images(n, 1)
         timeline = timeline_of(chosen, method, len(train))
         schedule = schedule or Schedule(p0=0.3, solo=0.25)

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from iakd.data.batches import Batch
 from iakd.params import Compute
-from iakd.training.compiled import compile_blocks
 from iakd.training.graphs import CudaRecorder, Graphs, Work
 
 log = logging.getLogger(__name__)
@@ -47,5 +46,10 @@ def make_engine(
     elif compute.engine == "graphs":
         graphs = Graphs(work, CudaRecorder(device))
     elif compute.engine == "compile":
-        compile_blocks(modules, batch_size)
+        from iakd.training.compiled import CompiledBlocks, missing  # here, because it imports the compiler: seconds
+
+        if reason := missing(device):
+            log.warning("compute.engine: compile is not possible here (%s); training without", reason)
+        else:
+            work = CompiledBlocks(work, modules, batch_size)
     return Engine(work, graphs, device)

@@ -5,6 +5,12 @@ import threading
 from types import FrameType, TracebackType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # USR1: Slurm's warning before the time limit
+_noted: list[str] = []  # of this process, since a training was last begun
+
+
+def signalled() -> str:
+    """The first signal that has come while the training at work is to end; empty where none has."""
+    return _noted[0] if _noted else ""
 
 
 class Interrupt:
@@ -15,6 +21,7 @@ class Interrupt:
 
     def __enter__(self) -> "Interrupt":
         self._previous = {}
+        _noted.clear()
         if threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
@@ -27,3 +34,4 @@ class Interrupt:
         if self.name:
             raise KeyboardInterrupt(self.name)
         self.name = signal.Signals(number).name
+        _noted.append(self.name)
