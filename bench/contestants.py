@@ -3,7 +3,8 @@
 All train the same networks on random images. A contestant trains for a turn and returns the number of images.
 """
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ from iakd.runs import Run
 from iakd.training.interrupt import Interrupt
 from iakd.training.loop import Training
 from iakd.training.timeline import Timeline
+from iakd.training.together import in_turn
 
 STUDENT, TEACHER, CLASSES, BATCH = "resnet20", "resnet56", 100, 64
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
+WARM, TURNS = 2, 5  # epochs of trainings side by side: to record their steps, and to be measured
 LR = 1e-3  # low: random labels teach nothing, and the numbers shall stay finite
 
 Contestant = Callable[[], int]
@@ -94,6 +97,36 @@ def ours(expression: str, device: torch.device, steps: int, **settings: Any) -> 
         return steps * BATCH
 
     return turn
+
+
+def side_by_side(
+    expression: str, device: torch.device, steps: int, count: int, ready: Callable[[], None], **settings: Any
+) -> float:
+    """Images per second of so many trainings in one process, which take their steps in turn; `ready` when all are warm.
+
+    They see the same images, which are there once.
+    """
+    images = Resident(*random_images(steps * BATCH), MEAN, STD, device)
+    trainings = [training(expression, device, steps, images=images, **settings) for _ in range(count)]
+    start = 0.0
+
+    def work(made: Training, last: bool) -> Iterator[None]:
+        nonlocal start
+        for turn in range(-WARM, TURNS):
+            if turn == 0 and last:
+                ready()
+                synchronise(device)
+                start = time.perf_counter()
+            yield from made.epoch(Interrupt())
+
+    in_turn([work(made, made is trainings[-1]) for made in trainings], device, Interrupt())
+    return count * TURNS * steps * BATCH / (time.perf_counter() - start)
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for all that the device has been asked to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def floor(

@@ -118,36 +118,44 @@ def warmed(expression: str, device: torch.device, steps: int, settings: dict[str
 
 
 def together(device: torch.device, steps: int) -> dict[str, float]:
-    """Images per second of 1, 2, 4 and 8 processes on one GPU, each training a resnet20 by kd with graphs."""
-    numbers = {}
+    """Images per second of 1, 2, 4 and 8 trainings at once on one GPU, of a resnet20 by kd with graphs.
+
+    `<n>_images_per_s`: each in a process of its own; `<n>_in_one_process_images_per_s`: side by side in one.
+    """
+    counts = (1, 2, 4, 8) if device.type == "cuda" else (1, 2)
+    numbers = {f"{count}_images_per_s": sum(together_rates(device, steps, count, [1])) for count in counts}
+    shared = together_rates(device, steps, 1, list(counts[1:]))
+    numbers |= {f"{count}_in_one_process_images_per_s": rate for count, rate in zip(counts[1:], shared, strict=True)}
+    one = numbers["1_images_per_s"]
+    return numbers | {name.replace("_images_per_s", ".vs_one"): rate / one for name, rate in numbers.items()}
+
+
+def together_rates(device: torch.device, steps: int, processes: int, each: list[int]) -> list[float]:
+    """The rates of so many processes at the same time, which train `each` of these numbers one after another."""
     code = (
-        "import sys, time, torch; from contestants import ours; from iakd.training import device as d;"
-        "from iakd import params; n = int(sys.argv[2]); device = d.set_up(params.Compute(device=sys.argv[1]));"
-        "work = ours('kd', device, n, engine='graphs'); work(); work(); print('ready', flush=True); input();"
-        "start = time.perf_counter(); images = sum(work() for _ in range(5));"
-        "torch.cuda.synchronize() if device.type == 'cuda' else None; print(images / (time.perf_counter() - start))"
+        "import sys; from contestants import side_by_side; from iakd.training import device as d; from iakd import "
+        "params; kind, steps, *each = sys.argv[1:]; device = d.set_up(params.Compute(device=kind))\n"
+        "def ready():\n    print('ready', flush=True); input()\n"
+        "for n in each:\n    print(side_by_side('kd', device, int(steps), int(n), ready, engine='graphs'), flush=True)"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path[1:]])}
-    for count in (1, 2, 4, 8) if device.type == "cuda" else (1,):
-        workers = [
-            subprocess.Popen(
-                [sys.executable, "-c", code, device.type, str(steps)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                env=environment,
-            )
-            for _ in range(count)
-        ]
+    command = [sys.executable, "-c", code, device.type, str(steps), *map(str, each)]
+    workers = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        for _ in range(processes)
+    ]
+    rates = []
+    for _ in each:
         for worker in workers:
             assert worker.stdout and worker.stdout.readline() == "ready\n"
         for worker in workers:
             assert worker.stdin
             worker.stdin.write("\n")
             worker.stdin.flush()
-        numbers[f"{count}_images_per_s"] = sum(float(worker.communicate()[0]) for worker in workers)
-        numbers[f"{count}.vs_one"] = numbers[f"{count}_images_per_s"] / numbers["1_images_per_s"]
-    return numbers
+        rates += [float(worker.stdout.readline()) for worker in workers if worker.stdout]
+    for worker in workers:
+        worker.wait()
+    return rates
 
 
 def agreement(device: torch.device) -> dict[str, float]:
