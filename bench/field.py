@@ -2,10 +2,17 @@
 
 PIL images transformed one by one in a DataLoader, networks in PyTorch's default memory layout, an optimiser with its
 defaults, and numbers fetched from the device in every step.
+
+    python bench/field.py LOOP THREADS STEPS
+
+is such a loop on the CPU in a process of its own, for `apart`: it trains for a turn at every line that it reads.
 """
 
 import logging
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 import numpy as np
@@ -144,3 +151,38 @@ def _torchdistill(device: torch.device, steps: int) -> Contestant:
         return steps * BATCH
 
     return turn
+
+
+LOOPS: dict[str, Callable[[torch.device, int], Contestant | None]] = {"loop": loop, "torchdistill": torchdistill}
+
+
+def apart(name: str, threads: int, steps: int) -> Contestant | None:
+    """One of LOOPS on the CPU, in a process with the C library's own ways of memory; None where there is none."""
+    command = [sys.executable, __file__, name, str(threads), str(steps)]
+    worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert worker.stdin and worker.stdout
+    ask, answers = worker.stdin, worker.stdout
+    if answers.readline() != "ready\n":
+        return None
+
+    def turn() -> int:
+        print("turn", file=ask, flush=True)
+        return int(answers.readline())
+
+    return turn
+
+
+def main() -> None:
+    """Train for a turn whenever asked; ends with the process that asks."""
+    name, threads, steps = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    work = LOOPS[name](torch.device("cpu"), steps)
+    if work:
+        print("ready", flush=True)
+        for _ in sys.stdin:
+            print(work(), flush=True)
+
+
+if __name__ == "__main__":
+    main()

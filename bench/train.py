@@ -20,6 +20,8 @@ import common
 import contestants
 import field
 from contestants import BATCH, Contestant, floor, ours
+from iakd.params import Compute
+from iakd.training import device as devices
 from iakd.training.evaluation import predict
 from iakd.training.loop import VALIDATION_BATCH
 
@@ -34,11 +36,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=common.cores())
     parser.add_argument("--turns", type=int, default=7)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    devices.set_up(Compute(device="cpu", threads=options.threads))
     torch.manual_seed(0)
     alone = {"threads": options.threads, "peak_gib": peak(), **steady()}
     with tempfile.TemporaryDirectory() as folder:
-        measured = common.turns(loops(torch.device("cpu"), Path(folder)), options.turns)
+        measured = common.turns(loops(options.threads, Path(folder)), options.turns)
     if "torchdistill_kd" not in measured:
         print("torchdistill is left out: it is not installed", file=sys.stderr)
     numbers = ratios(measured)
@@ -48,8 +50,9 @@ def main() -> None:
         common.record(name, values)
 
 
-def loops(device: torch.device, folder: Path) -> dict[str, Contestant]:
-    """All contestants."""
+def loops(threads: int, folder: Path) -> dict[str, Contestant]:
+    """All contestants; the field's in processes of their own, so that they have nothing of our settings."""
+    device = torch.device("cpu")
     found: dict[str, Contestant | None] = {
         "floor_scratch": floor(False, device, STEPS),
         "scratch": ours("scratch", device, STEPS),
@@ -61,8 +64,8 @@ def loops(device: torch.device, folder: Path) -> dict[str, Contestant]:
         "kd_cached": ours("kd", device, STEPS, shelf=folder / "fp32"),
         "kd_cached_bf16": ours("kd", device, STEPS, precision="bf16", shelf=folder / "bf16"),
         "floor_kd_bf16_teacher_known": floor(True, device, STEPS, precision="bf16", teacher_known=True),
-        "field_kd": field.loop(device, STEPS),
-        "torchdistill_kd": field.torchdistill(device, STEPS),
+        "field_kd": field.apart("loop", threads, STEPS),
+        "torchdistill_kd": field.apart("torchdistill", threads, STEPS),
     }
     return {name: work for name, work in found.items() if work}
 

@@ -40,16 +40,19 @@ class Bottleneck(RectifiedBlock):
             )
 
     def before_activation(self, features: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(features)))
-        out = self.bn3(self.conv3(F.relu(self.bn2(self.conv2(out)))))
-        return out + self.shortcut(features)
+        out = F.relu(self.bn1(self.conv1(features)), inplace=True)
+        out = self.bn3(self.conv3(F.relu(self.bn2(self.conv2(out)), inplace=True)))
+        out += self.shortcut(features)
+        return out
 
 
 def build(network: params.Network, channels: int, classes: int) -> Network:
     """A network of ARCHITECTURES; `width` is the number of channels of the stem (default 64)."""
     width = network.width or 64
     basic = network.arch in ("ResNet18", "ResNet34")
-    stem = nn.Sequential(nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+    stem = nn.Sequential(
+        nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+    )
     stages = []
     previous = width
     for stage, blocks in enumerate(BLOCKS[network.arch]):

@@ -32,10 +32,10 @@ class InvertedResidual(Block):
         self.layers = nn.Sequential(
             nn.Conv2d(in_channels, hidden, 1, bias=False),
             nn.BatchNorm2d(hidden),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Conv2d(hidden, hidden, 3, stride, padding=1, groups=hidden, bias=False),
             nn.BatchNorm2d(hidden),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Conv2d(hidden, out_channels, 1, bias=False),
             nn.BatchNorm2d(out_channels),
         )
@@ -47,7 +47,9 @@ class InvertedResidual(Block):
 
 def build(network: params.Network, channels: int, classes: int) -> Network:
     """The network of ARCHITECTURES; its stem halves the image."""
-    stem = nn.Sequential(nn.Conv2d(channels, STEM, 3, 2, padding=1, bias=False), nn.BatchNorm2d(STEM), nn.ReLU())
+    stem = nn.Sequential(
+        nn.Conv2d(channels, STEM, 3, 2, padding=1, bias=False), nn.BatchNorm2d(STEM), nn.ReLU(inplace=True)
+    )
     stages: list[list[Block]] = [[]]
     previous = STEM
     for expansion, out, blocks, stride in GROUPS:
@@ -59,7 +61,7 @@ def build(network: params.Network, channels: int, classes: int) -> Network:
     head = nn.Sequential(
         nn.Conv2d(previous, FEATURES, 1, bias=False),
         nn.BatchNorm2d(FEATURES),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
         nn.Linear(FEATURES, classes),

@@ -43,7 +43,7 @@ class RectifiedBlock(Block):
         return F.relu(features)
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.activate(self.before_activation(features))
+        return F.relu(self.before_activation(features), inplace=True)
 
 
 class Network(nn.Module):

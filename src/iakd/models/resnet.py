@@ -43,9 +43,10 @@ class BasicBlock(RectifiedBlock):
             )
 
     def before_activation(self, features: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(features)))
+        out = F.relu(self.bn1(self.conv1(features)), inplace=True)
         out = self.bn2(self.conv2(out))
-        return out + self.shortcut(features)
+        out += self.shortcut(features)
+        return out
 
 
 def build(network: params.Network, channels: int, classes: int) -> Network:
@@ -55,7 +56,7 @@ def build(network: params.Network, channels: int, classes: int) -> Network:
     width = network.width or (64 if wide else 16)
     stem_width = max(1, width // 2) if wide else width
     stem = nn.Sequential(
-        nn.Conv2d(channels, stem_width, 3, padding=1, bias=False), nn.BatchNorm2d(stem_width), nn.ReLU()
+        nn.Conv2d(channels, stem_width, 3, padding=1, bias=False), nn.BatchNorm2d(stem_width), nn.ReLU(inplace=True)
     )
     stages = []
     previous = stem_width

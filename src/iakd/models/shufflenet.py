@@ -45,15 +45,16 @@ class GroupedBlock(RectifiedBlock):
         self.bn3 = nn.BatchNorm2d(own)
 
     def before_activation(self, features: Tensor) -> Tensor:
-        out = shuffle(F.relu(self.bn1(self.conv1(features))), self.groups)
-        out = self.bn3(self.conv3(F.relu(self.bn2(self.conv2(out)))))
+        out = shuffle(F.relu(self.bn1(self.conv1(features)), inplace=True), self.groups)
+        out = self.bn3(self.conv3(F.relu(self.bn2(self.conv2(out)), inplace=True)))
         if self.stride == 2:
             return torch.cat([out, F.avg_pool2d(features, 3, 2, padding=1)], dim=1)
-        return out + features
+        out += features
+        return out
 
 
 def _pointwise(in_channels: int, out_channels: int) -> list[nn.Module]:
-    return [nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels), nn.ReLU()]
+    return [nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)]
 
 
 def _depthwise(channels: int, stride: int) -> list[nn.Module]:

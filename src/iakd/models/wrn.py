@@ -36,9 +36,10 @@ class PreActivationBlock(Block):
         return self.bn1
 
     def forward(self, features: Tensor) -> Tensor:
-        active = F.relu(self.bn1(features))
-        out = self.conv2(F.relu(self.bn2(self.conv1(active))))
-        return out + (self.shortcut(active) if self.shortcut else features)
+        active = F.relu(self.bn1(features), inplace=True)
+        out = self.conv2(F.relu(self.bn2(self.conv1(active)), inplace=True))
+        out += self.shortcut(active) if self.shortcut else features
+        return out
 
 
 def build(network: params.Network, channels: int, classes: int) -> Network:
@@ -55,6 +56,10 @@ def build(network: params.Network, channels: int, classes: int) -> Network:
             previous = width * 2**stage
         stages.append(blocks)
     head = nn.Sequential(
-        nn.BatchNorm2d(previous), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(previous, classes)
+        nn.BatchNorm2d(previous),
+        nn.ReLU(inplace=True),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(previous, classes),
     )
     return Network(nn.Conv2d(channels, STEM, 3, padding=1, bias=False), stages, head)

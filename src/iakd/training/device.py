@@ -1,5 +1,6 @@
 """The device a training runs on, and the switches that make the same seed give the same bits on it."""
 
+import ctypes
 import os
 from collections.abc import Iterable
 
@@ -8,6 +9,10 @@ from torch import nn
 
 from iakd.errors import UserError
 from iakd.params import Compute, Recipe
+
+# Of glibc's mallopt: how much free memory is kept, by how much the heap grows, how large is a mapping of its own
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
+MIB = 1 << 20
 
 
 def set_up(compute: Compute) -> torch.device:
@@ -20,12 +25,27 @@ def set_up(compute: Compute) -> torch.device:
         raise UserError("compute.device is cuda, but torch sees no GPU; set it to auto or cpu")
     torch.set_num_threads(compute.threads)
     device = torch.device("cuda" if available and compute.device != "cpu" else "cpu")
-    if device.type == "cuda" and compute.deterministic:
+    if device.type == "cpu":
+        keep_freed_memory()
+    elif compute.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS refuses to be deterministic without
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a launch each time
     return device
+
+
+def keep_freed_memory() -> None:
+    """Keep what this process frees for its next step, where the C library is glibc; elsewhere do nothing.
+
+    A step frees all its activations, which glibc would give back to the system, and the next step would get them
+    anew, page by page and filled with zeros.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:
+        mallopt(M_MMAP_THRESHOLD, 256 * MIB)
+        mallopt(M_TRIM_THRESHOLD, 2047 * MIB)
+        mallopt(M_TOP_PAD, 64 * MIB)
 
 
 def describe(device: torch.device) -> str:
