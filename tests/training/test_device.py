@@ -18,7 +18,7 @@ def steps(n):
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 device.keep_freed_memory()
-print(steps(1), steps(10))
+print(steps(1), steps(2), steps(10))
 """
 
 
@@ -26,6 +26,6 @@ def test_memory_that_a_step_frees_is_there_for_the_next() -> None:
     if not hasattr(ctypes.CDLL(None), "mallopt"):
         pytest.skip("not glibc")
     done = subprocess.run([sys.executable, "-c", FAULTS], check=True, capture_output=True, text=True)
-    first, later = map(int, done.stdout.split())
-    assert first > 10_000
-    assert later < 1_000  # otherwise at least one step takes all its pages anew
+    first, _, later = map(int, done.stdout.split())
+    assert first > 30_000
+    assert later < 5_000  # left to itself, glibc gives all pages back after each step, in many processes
