@@ -15,7 +15,7 @@ import photos
 from iakd import files
 from iakd.params import load
 from iakd.plan import Plan, make_plan
-from iakd.stages import prepare, teach
+from iakd.stages import distill, prepare, teach
 from iakd.training.loop import Training
 
 PRESET = Path(__file__).parents[2] / "experiments/imagenet.yaml"
@@ -67,3 +67,30 @@ def test_the_preset_runs(caplog: pytest.LogCaptureFixture) -> None:
     short = plan("imagenet", "dataset.size=32", "dataset.storage=files", "teach.recipe.epochs=1", "compute.workers=1")
     assert short.teachers[0].recipe.augment.crop == "resized"
     assert len(model_of(short)) == 64
+
+
+def test_side_by_side_each_training_has_its_own_pass_over_the_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupted once, two seeds end as they do one by one."""
+    network = "[{arch: resnet8, width: 4}]"
+    small = ["dataset.size=16", "dataset.storage=files", f"teachers={network}", f"students={network}"]
+    small += ["methods={scratch: {}}", "distill.seeds=[0, 1]", "compute.workers=1"]
+    small += [f"distill.recipe.{name}" for name in ("epochs=3", "batch_size=6", "precision=fp32")]
+    together, alone = plan("together", *small), plan("alone", *small)
+    prepare.run(together), prepare.run(alone)
+    step = Training._step
+
+    def interrupted(self: Training, batch: Any) -> None:
+        step(self, batch)
+        if self.run.seed == 1 and self.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "_step", interrupted)
+        with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
+            distill.run(together, *together.students)
+    folders = distill.run(together, *together.students)
+    singles = [folder for job in alone.students for folder in distill.run(alone, job)]
+    hashes = [
+        [files.read_json(folder / "run.json", "")["model_sha256"] for folder in some] for some in (folders, singles)
+    ]
+    assert hashes[0] == hashes[1] and hashes[0][0] != hashes[0][1]

@@ -1,8 +1,9 @@
 """Trainings side by side in one process are, bit for bit, the trainings that each would be alone."""
 
+import contextlib
 import os
 import signal
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import pytest
@@ -147,3 +148,74 @@ def test_what_each_draws_is_its_own() -> None:
 
     alone = [in_turn([work(seed)], CPU, Interrupt()) for seed in range(3)]
     assert in_turn([work(seed) for seed in range(3)], CPU, Interrupt()) == [drawn for (drawn,) in alone]
+
+
+class FakeStream:
+    """Notes what it waits for."""
+
+    def __init__(self) -> None:
+        self.waited: list[FakeStream] = []
+
+    def wait_stream(self, other: "FakeStream") -> None:
+        self.waited.append(other)
+
+
+class FakeGenerator:
+    """Like a GPU's: a handle on a state that can be exchanged."""
+
+    def __init__(self, state: list[int]) -> None:
+        self.state = state
+
+    def clone_state(self) -> "FakeGenerator":
+        return FakeGenerator(list(self.state))
+
+    def graphsafe_get_state(self) -> "FakeGenerator":
+        return FakeGenerator(self.state)
+
+    def graphsafe_set_state(self, other: "FakeGenerator") -> None:
+        self.state = other.state
+
+
+def test_on_a_gpu_each_has_a_stream_and_a_generator_s_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the real ones would be told, as far as that can be seen without a GPU."""
+    default, generator = FakeStream(), FakeGenerator([])
+    current, untouched = [default], generator.state
+    streams: list[FakeStream] = []
+    synchronised: list[torch.device] = []
+
+    def new(device: torch.device) -> FakeStream:
+        streams.append(FakeStream())
+        return streams[-1]
+
+    @contextlib.contextmanager
+    def on(stream: FakeStream) -> Iterator[None]:
+        before, current[0] = current[0], stream
+        try:
+            yield
+        finally:
+            current[0] = before
+
+    for name, fake in (
+        ("Stream", new),
+        ("current_stream", lambda device: current[0]),
+        ("stream", on),
+        ("current_device", lambda: 0),
+        ("default_generators", (generator,)),
+        ("synchronize", synchronised.append),
+    ):
+        monkeypatch.setattr(torch.cuda, name, fake)
+    seen: list[tuple[FakeStream, list[int]]] = []
+
+    def work(number: int) -> Generator[None, None, list[int]]:
+        for step in range(2 + number):
+            generator.state.append(10 * number + step)  # in place, as drawing does
+            seen.append((current[0], generator.state))
+            yield
+        return list(generator.state)
+
+    assert in_turn([work(0), work(1)], torch.device("cuda"), Interrupt()) == [[0, 1], [10, 11, 12]]
+    assert [stream for stream, _ in seen] == [streams[0], streams[1]] * 2 + [streams[1]]
+    assert len({id(state) for _, state in seen}) == 2
+    assert [stream.waited for stream in streams] == [[default], [default]]
+    assert current == [default] and synchronised == [torch.device("cuda")]
+    assert generator.state is untouched and not untouched
