@@ -48,6 +48,7 @@ DEFAULT = ROOT / "params.yaml"
         ("students=[{arch: resnet8}, {arch: resnet8}]", "two are called 'resnet8'"),
         ("methods=[kd]", "methods: Input should be a valid dictionary"),
         ("compute.device=gpu", "compute.device: Input should be 'auto', 'cpu' or 'cuda', got 'gpu'"),
+        ("compute={processes: 2, seeds_together: 2}", "compute: processes share one training"),
         ("teachers.5.width=8", "'5' is no position in a list of 1"),
         ("nonsense", "expected key=value"),
         ("distill.recipe.lr=[", "not valid YAML"),

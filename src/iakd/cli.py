@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from iakd.errors import RunFailed, UserError
-from iakd.processes import end_with_parent
+from iakd.processes import WITH_PARENT, end_with_parent, place, several
 
 if TYPE_CHECKING:
     from iakd.plan import Plan
@@ -35,6 +35,8 @@ Changes = Annotated[
 DEFAULT = Path("params.yaml")
 NONE: list[str] = []
 NO_SEEDS: list[int] = []
+INTERRUPTED = 130  # the exit code that Typer makes of KeyboardInterrupt
+SHARED = ("teach", "distill")  # commands that several processes can carry out together
 REMEDIES = {  # of what the file system refuses
     errno.ENOSPC: "make room",
     errno.EDQUOT: "make room",
@@ -54,13 +56,24 @@ def _plan(params: Path, changes: list[str]) -> "Plan":
 
 
 @contextlib.contextmanager
-def _training(plan: "Plan") -> Iterator[None]:
-    """Have a process of its own show this command's runs in MLflow while they run, and keep a GPU for it."""
+def _training(plan: "Plan", shared: bool = False) -> Iterator[None]:
+    """Have a process of its own show this command's runs in MLflow while they run, and keep GPUs for it.
+
+    Where its trainings are to be `shared` by several processes, have these run the command instead of this one.
+    """
     from iakd import devices
     from iakd.tracking.launch import launch
 
-    launch(plan.params)
-    with devices.claim(plan.params.compute):
+    rank, count = place()
+    if rank == 0:
+        launch(plan.params)
+    if count > 1:  # whoever started them has divided up the GPUs
+        yield
+        return
+    wanted = plan.params.compute.processes if shared else 1
+    with devices.claim(plan.params.compute, wanted):
+        if wanted > 1:
+            sys.exit(several([sys.executable, "-m", "iakd", *sys.argv[1:]], wanted))
         yield
 
 
@@ -90,7 +103,7 @@ def teach(
     from iakd.plan import select
 
     jobs = select(plan.teachers, "teacher", teacher=teacher, seed=seed)
-    with _training(plan):
+    with _training(plan, shared=any(not job.network.checkpoint for job in jobs)):
         from iakd.stages import import_teacher, teach
 
         _products([(import_teacher if job.network.checkpoint else teach).run(plan, job) for job in jobs])
@@ -126,8 +139,8 @@ def distill(
     from iakd.plan import select, side_by_side
 
     jobs = select(plan.students, "student", pair=pair, method=method, seed=seed)
-    groups = side_by_side(jobs, plan.params.compute.seeds_together)
-    with _training(plan):
+    groups = side_by_side(jobs, plan.params.compute.seeds_together if place()[1] == 1 else 1)
+    with _training(plan, shared=True):
         from iakd.stages.distill import run
 
         _products([folder for group in groups for folder in run(plan, *group)])
@@ -237,6 +250,30 @@ def ui(
     serve(plan.params, port)
 
 
+@contextlib.contextmanager
+def _joined() -> Iterator[None]:
+    """Be one of several processes that train together, where this is one."""
+    if place()[1] == 1:
+        yield
+        return
+    from iakd.training.parallel import joined
+
+    with joined():
+        command = next(iter(sys.argv[1:]), "")
+        if command not in SHARED:
+            raise UserError(f"several processes together can {' or '.join(SHARED)}; run `iakd {command}` by itself")
+        yield
+
+
+def _run() -> None:
+    try:
+        app()
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            raise KeyboardInterrupt from end
+        raise
+
+
 def _stop(signum: int, frame: Any) -> NoReturn:
     raise KeyboardInterrupt(signal.Signals(signum).name)
 
@@ -246,10 +283,11 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for number in (signal.SIGTERM, signal.SIGUSR1):  # USR1: Slurm's warning before the time limit
         signal.signal(number, _stop)
-    if os.environ.pop("IAKD_WITH_PARENT", None):  # from the Snakefile; not for this one's own children
+    if os.environ.pop(WITH_PARENT, None):  # from the Snakefile; not for this one's own children
         end_with_parent()
     try:
-        app()
+        with _joined():
+            _run()
     except UserError as error:
         _fail(str(error), 2)
     except RunFailed as error:

@@ -9,6 +9,7 @@ import fcntl
 import itertools
 import logging
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from iakd.errors import UserError
 from iakd.params import Compute
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -46,20 +48,23 @@ def _installed() -> int:
 
 
 @contextlib.contextmanager
-def claim(compute: Compute) -> Iterator[str | None]:
-    """Keep a GPU for this process and its children while the block runs; wait for one where all are taken.
+def claim(compute: Compute, count: int = 1) -> Iterator[str | None]:
+    """Keep so many GPUs for this process and its children while the block runs; wait where too many are taken.
 
     `compute.gpu_share` processes may keep the same one; those with the fewest are taken first.
 
-    Yields its name, None where there is nothing to choose: no GPU, or assigned already. Has to be entered before
-    torch looks for GPUs.
+    Yields their names, None where there is nothing to choose: no GPU, or assigned already. Has to be entered before
+    torch looks for GPUs. Raises UserError where there are fewer.
     """
     names = gpus(compute)
     if not names or any(name in os.environ for name in ASSIGNED):
         yield None
         return
+    if count > len(names):
+        raise UserError(f"compute.processes is {count}, and there are {len(names)} GPUs; each takes one of its own")
     before = os.environ.get(VISIBLE)
-    with _lock_one(names, compute.gpu_share) as name:
+    with _lock(names, compute.gpu_share, count) as taken:
+        name = ",".join(taken)
         os.environ[VISIBLE] = os.environ[ASSIGNED[0]] = name
         try:
             yield name
@@ -72,21 +77,34 @@ def claim(compute: Compute) -> Iterator[str | None]:
 
 
 @contextlib.contextmanager
-def _lock_one(names: list[str], share: int) -> Iterator[str]:
+def _lock(names: list[str], share: int, count: int) -> Iterator[list[str]]:
     folder = Path(tempfile.gettempdir(), f"iakd-gpus-{os.getuid()}")
     folder.mkdir(mode=0o700, exist_ok=True)
     told = False
     while True:
-        for place, name in itertools.product(range(share), names):
-            lock = re.sub(r"\W", "_", name) + (f"+{place}" if place else "")
-            with (folder / lock).open("a") as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    continue
-                yield name
+        with contextlib.ExitStack() as stack:
+            taken: list[str] = []
+            for place, name in itertools.product(range(share), names):
+                lock = re.sub(r"\W", "_", name) + (f"+{place}" if place else "")
+                if name not in taken and len(taken) < count and _locked(folder / lock, stack):
+                    taken.append(name)
+            if len(taken) == count:
+                yield taken
                 return
         if not told:
             log.info("waiting for a GPU: all %d are taken by other trainings", len(names))
             told = True
-        time.sleep(SECONDS_BETWEEN_LOOKS)
+        # not in step with others that also need several, of which each might keep some
+        time.sleep(SECONDS_BETWEEN_LOOKS * (1 if count == 1 else random.uniform(0.5, 1.5)))
+
+
+def _locked(lock: Path, stack: contextlib.ExitStack) -> bool:
+    """Lock the file, until the stack is closed, if nobody else has."""
+    file = lock.open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return False
+    stack.enter_context(file)
+    return True

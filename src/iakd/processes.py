@@ -1,13 +1,22 @@
-"""Processes that end with the one that started them, and how many make sense."""
+"""Processes that end with the one that started them, that do one thing together, and how many make sense."""
 
 import contextlib
 import os
 import signal
+import subprocess
 import sys
+import tempfile
 import threading
+import time
 from collections.abc import Iterator
+from typing import Any
 
 PR_SET_PDEATHSIG = 1
+WITH_PARENT = "IAKD_WITH_PARENT"  # in the environment of a process that is to end with its parent
+MEETING = "IAKD_MEETING"  # address at which processes that train together find each other; without, torchrun's
+PLACES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", MEETING)  # in the environment of such processes
+SECONDS_BETWEEN_LOOKS = 0.05
+SECONDS_TO_FOLLOW = 15.0  # in which a process notices by itself that another one is gone, and again after a signal
 FOR_PARENT = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}  # what a process acts on for its helpers, too
 
 
@@ -57,3 +66,54 @@ def _end_at_signal_of(parent: int) -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)
+
+
+def place() -> tuple[int, int]:
+    """Which one of how many processes this is that train together, as torchrun has it; (0, 1) by itself."""
+    rank, count = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE"))
+    return (int(rank), int(count)) if rank.isdigit() and count.isdigit() and int(count) > 1 else (0, 1)
+
+
+def several(command: list[str], count: int) -> int:
+    """Run `command` as so many processes that train together; returns the exit code that one of them would have.
+
+    Their environment is what torchrun would set, but that they meet at a file. Signals are passed on. Where one ends
+    with an error or is killed, so do the others.
+    """
+    with tempfile.TemporaryDirectory(prefix="iakd-") as folder:
+        shared = {WITH_PARENT: "1", "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+        shared[MEETING] = f"file://{folder}/meeting"
+        children: list[subprocess.Popen[bytes]] = []
+
+        def pass_on(number: int, frame: Any) -> None:
+            for child in children:
+                child.send_signal(number)
+
+        for number in FOR_PARENT:
+            signal.signal(number, pass_on)
+        for rank in range(count):
+            environment = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            # in a session of its own, or Ctrl-C would reach it twice
+            child = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
+            children.append(child)
+        return _code(children)
+
+
+def _code(children: list[subprocess.Popen[bytes]]) -> int:
+    """Wait for all of them to end, and see to it where one has failed."""
+    ways = [signal.SIGTERM, signal.SIGKILL]
+    deadline: float | None = None
+    while [child for child in children if child.poll() is None]:
+        failed = any(child.returncode for child in children)
+        if failed and deadline is None:
+            deadline = time.monotonic() + SECONDS_TO_FOLLOW
+        if deadline and time.monotonic() > deadline and ways:
+            number, deadline = ways.pop(0), time.monotonic() + SECONDS_TO_FOLLOW
+            for child in children:
+                child.send_signal(number)
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    first = children[0].returncode
+    if first < 0:  # else it has said what is wrong
+        how = signal.Signals(-first).name
+        print(f"iakd: a process was ended by {how}; run the same command again and it goes on", file=sys.stderr)
+    return first if first > 0 else int(any(child.returncode for child in children))

@@ -24,6 +24,7 @@ from iakd.params import Schedule
 from iakd.plan import Plan, StudentJob, StudyJob, TeacherJob
 from iakd.training import device as devices
 from iakd.training.loop import OnValidation, Training
+from iakd.training.parallel import processes
 from iakd.training.together import fit_together
 
 
@@ -108,7 +109,7 @@ def _trainings(
     plan: Plan, tasks: Sequence[Task], store: Store, on_validation: OnValidation | None = None
 ) -> list[tuple[Training, Network]]:
     """The trainings and their students. Teachers, which are frozen, and images that lie on the device are shared."""
-    compute = plan.params.compute
+    compute, several = plan.params.compute, processes()
     device = devices.set_up(compute)
     chosen = transfer_set(plan, store)
     images = digest([store.sha256, store.mean, store.std, None if chosen is None else chosen.tolist()])
@@ -125,20 +126,29 @@ def _trainings(
         if teacher:
             teacher.to(device)
         shared = sets[0] if sets and store.storage == "array" else None  # a pass over files cannot be shared
-        sets.append(shared or _image_sets(store, device, chosen, compute.workers))
+        sets.append(shared or _image_sets(store, device, chosen, several.workers(compute.workers)))
         train = sets[-1][0]
         recipe: params.Recipe = job.recipe
         timeline = timeline_of(recipe, job.method, len(train))
-        shelf = shelf_for(plan, job, images)
+        shelf = shelf_for(plan, job, images) if several.count == 1 else None
         methods.append(
             Distillation(
-                student, teacher, job.method, schedule, timeline, attempt.seed, train, recipe.label_smoothing, shelf
+                student,
+                teacher,
+                job.method,
+                schedule,
+                timeline,
+                attempt.seed,
+                train,
+                recipe.label_smoothing,
+                shelf,
+                several.count,
             )
         )
     # Only now: a training brings its teacher into another memory layout, in which what methods find out about it when
     # they are made would round differently.
     return [
-        (Training(attempt, method.network, method, *both, job.recipe, compute, on_validation), method.network)
+        (Training(attempt, method.network, method, *both, job.recipe, compute, on_validation, several), method.network)
         for (attempt, job, _), method, both in zip(tasks, methods, sets, strict=True)
     ]
 

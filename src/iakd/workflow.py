@@ -17,6 +17,7 @@ from iakd.errors import UserError
 from iakd.params import merged, parse
 from iakd.params.dataset import DATASET_OPTIONS
 from iakd.plan import STATE, Plan, make_plan
+from iakd.processes import WITH_PARENT
 
 LOCK = STATE / "workflow.lock"
 _held: list[Any] = []  # the lock's open file: it must live as long as the process
@@ -42,7 +43,7 @@ def set_up(config: dict[str, Any], given: dict[str, Any], origins: list[Path], m
         for job in plan.teachers:
             job.check_file()  # Snakemake's own words for it are many
     os.environ["IAKD_PARAMS"] = str(_settings_file(settings))
-    os.environ["IAKD_WITH_PARENT"] = "1"
+    os.environ[WITH_PARENT] = "1"
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     return plan
 

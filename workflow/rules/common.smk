@@ -35,6 +35,7 @@ FIGURES = ("accuracy", "curves", "swaps", "hints", "tuning", "calibration", "con
 REPORT = PLAN.report / "report.html"
 GPU = int(PLAN.params.compute.device == "cuda" or bool(devices.gpus(PLAN.params.compute)))
 THREADS = PLAN.params.compute.threads
+PROCESSES = PLAN.params.compute.processes  # of a training
 
 
 def one_of(jobs):

@@ -21,9 +21,9 @@ for number, folders in enumerate(folders_of_students()):
             seed=r"\d+",
         conda:
             "../../environment.yml"
-        threads: THREADS
+        threads: THREADS * PROCESSES
         resources:
-            gpu=GPU,
+            gpu=GPU * PROCESSES,
             mem_mb=4000,
             runtime=1440,
         params:

@@ -16,9 +16,9 @@ rule teach:
     priority: 2  # nearly everything else waits for it
     conda:
         "../../environment.yml"
-    threads: THREADS
+    threads: THREADS * PROCESSES
     resources:
-        gpu=GPU,
+        gpu=GPU * PROCESSES,
         mem_mb=4000,
         runtime=1440,
     params:

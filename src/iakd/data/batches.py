@@ -2,8 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from iakd.data.choice import Choice, Shown, blended
 from iakd.data.crops import RandomCrops
 from iakd.data.draws import generator, moved
 from iakd.data.normalise import Normaliser
+from iakd.data.share import ALL, Cut, Share
 from iakd.errors import UserError
 from iakd.params import Augment
 
@@ -27,6 +28,7 @@ class Batch:
     Where images are mixed, `other` int64 (B,) are the labels of those mixed in, and `share` float32 (B,) is the
     weight of the own label; both are None where they are not. `second`: the same images under another augmentation,
     where one was asked for; they are not mixed. `shown`: the epoch, in which this batch begins at the position `start`.
+    `cut`: which part of a batch these are, where several processes share it.
     """
 
     images: Tensor
@@ -38,6 +40,18 @@ class Batch:
     second: Tensor | None = None
     shown: Shown | None = None
     start: int = 0
+    cut: Cut | None = None
+
+    @property
+    def whole(self) -> int:
+        """How many images the batch has, those of other processes included."""
+        return self.cut.whole if self.cut else len(self.labels)
+
+    def cut_to(self, cut: Cut) -> "Batch":
+        """That part of this batch."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        parts: dict[str, Any] = {name: value[cut.part] for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **parts, start=self.start + cut.part.start, cut=cut)
 
 
 def steps(n: int, batch_size: int) -> int:
@@ -51,6 +65,10 @@ class Wanted(NamedTuple):
 
     indices: Tensor
     crops: RandomCrops | None
+
+
+def _within(part: slice, cut: Cut) -> slice:
+    return slice(part.start + cut.part.start, part.start + cut.part.stop)
 
 
 class Batches(ABC):
@@ -101,8 +119,9 @@ class Batches(ABC):
         channels_last: bool = False,
         second: Augment | None = None,
         choice: Choice | None = None,
+        share: Share = ALL,
     ) -> Iterator[Batch]:
-        """Training batches `start`, `start` + 1, … of an epoch: shuffled, augmented, normalised.
+        """Training batches `start`, `start` + 1, … of an epoch, or a share of each: shuffled, augmented, normalised.
 
         Order and augmentation are streams of their own, drawn for the whole epoch on the CPU, so that a batch
         depends on (seed, epoch, batch_size) and its position alone: not on `start`, the device or the past. `second`
@@ -129,27 +148,32 @@ class Batches(ABC):
             wanted.append(Wanted(chosen.partners, RandomCrops.of(augment, "partner", seed, epoch)))
         order = moved(shown.indices, self.device)
         numbers = None if views is None else moved(views, self.device)
-        parts = [slice(step * batch_size, (step + 1) * batch_size) for step in range(start, steps(n, batch_size))]
-        for part, fetched in zip(parts, self._fetch(wanted, parts), strict=True):
+        parts = [slice(i * batch_size, min((i + 1) * batch_size, n)) for i in range(start, steps(n, batch_size))]
+        cuts = [share.of(part.stop - part.start) for part in parts]
+        if not augment.mixes:  # else the images of the others are needed, too
+            parts = [_within(part, cut) for part, cut in zip(parts, cuts, strict=True)]
+        for part, cut, fetched in zip(parts, cuts, self._fetch(wanted, parts), strict=True):
             indices = order[part]
             seen = fetched[: len(different)]
             if chosen and bool((chosen.weights[part] < 1).any()):
                 weights = moved(chosen.weights[part], self.device)
                 seen = [blended(images, fetched[-1], weights) for images in seen]
             labels = self.labels.index_select(0, indices)
-            main, other, share = self._shown(first, seen[0], labels, part, channels_last)
+            main, other, weight_of_own = self._shown(first, seen[0], labels, part, channels_last)
             again = seen[different.index(crops[-1])]
-            yield Batch(
+            batch = Batch(
                 images=main,
                 labels=labels,
                 indices=indices,
                 views=None if numbers is None else numbers[part],
                 other=other,
-                share=share,
+                share=weight_of_own,
                 second=self._shown(extra, again, labels, part, channels_last)[0] if extra else None,
                 shown=shown,
                 start=part.start,
+                cut=cut if share.count > 1 else None,
             )
+            yield batch.cut_to(cut) if augment.mixes and share.count > 1 else batch
 
     def _shown(
         self, by: Augmenter, images: Tensor, labels: Tensor, part: slice, channels_last: bool
@@ -161,14 +185,16 @@ class Batches(ABC):
         batch_size: int,
         channels_last: bool = False,
         augment: Augment = Augment(),  # noqa: B008 - never changed
+        share: Share = ALL,
     ) -> Iterator[Batch]:
-        """All images in their order, unchanged but normalised; the last batch may be short.
+        """All images, or a share of them, in their order, unchanged but normalised; the last batch may be short.
 
         `augment` says how the unchanged view is numbered.
         """
         indices = torch.arange(len(self), device=self.device)
         views = torch.full_like(indices, augment.unchanged)
-        parts = [slice(start, start + batch_size) for start in range(0, len(self), batch_size)]
+        own = share.of(len(self)).part
+        parts = [slice(at, min(at + batch_size, own.stop)) for at in range(own.start, own.stop, batch_size)]
         for part, fetched in zip(parts, self._fetch([Wanted(torch.arange(len(self)), None)], parts), strict=True):
             images = self.normalised(fetched[0], channels_last)
             yield Batch(images, self.labels[part], indices[part], views[part])

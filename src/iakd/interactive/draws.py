@@ -16,6 +16,7 @@ from iakd.interactive.schedule import keep_probabilities
 from iakd.params import Schedule
 from iakd.training.timeline import Timeline
 
+EVERY = slice(None)
 Choice = bool | Tensor
 """What a place computes in a step: the student's blocks (True) or the teacher's; bool (B,): the student's for these
 images; float (C,): the student's weight in each channel."""
@@ -57,8 +58,8 @@ class Draws:
             kept[none, (uniform[none, -1] * self.blocks).astype(int)] = True
         return kept
 
-    def at(self, step: int, images: int) -> Sequence[Choice]:
-        """a_i of one step of the training, for a batch of so many images."""
+    def at(self, step: int, images: int, part: slice = EVERY) -> Sequence[Choice]:
+        """a_i of one step of the training, for a `part` of a batch of so many images."""
         epoch, position = self.timeline.place(step)
         if epoch != self._epoch:
             self._epoch, self._kept = epoch, self.drawn(epoch).tolist()
@@ -96,8 +97,8 @@ class FineDraws(Draws):
 class SampleDraws(FineDraws):
     """Each image of the batch goes its own way through the hybrid."""
 
-    def at(self, step: int, images: int) -> Sequence[Choice]:
-        """a_i of each image, bool (B,) per place.
+    def at(self, step: int, images: int, part: slice = EVERY) -> Sequence[Choice]:
+        """a_i of each image, bool (B,) per place; all alike in a part of the batch, too, where others are not.
 
         BatchNorm cannot normalise a single image, so where one image alone would take the student's way, the one that
         came nearest to it goes along.
@@ -107,7 +108,8 @@ class SampleDraws(FineDraws):
         for place in np.flatnonzero(kept.sum(axis=0) == 1):
             others = np.where(kept[:, place], np.inf, uniform[:images, place])
             kept[others.argmin(), place] = True
-        return [_choice(torch.from_numpy(column)) for column in kept.T.copy()]
+        choices = [_choice(torch.from_numpy(column)) for column in kept.T.copy()]
+        return [choice if isinstance(choice, bool) else choice[part] for choice in choices]
 
 
 class ChannelDraws(FineDraws):
@@ -120,7 +122,7 @@ class ChannelDraws(FineDraws):
         super().__init__(schedule, timeline, blocks, seed, False, max(channels))
         self.channels = channels
 
-    def at(self, step: int, images: int) -> Sequence[Choice]:
+    def at(self, step: int, images: int, part: slice = EVERY) -> Sequence[Choice]:
         """The student's weight 1, 0 or ½ in each channel, float32 (channels,) per place."""
         uniform, kept = self._uniform_and_kept(step)
         halves = uniform[:, : self.blocks] < (1 + self.probabilities(step)) / 2

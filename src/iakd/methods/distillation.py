@@ -1,6 +1,6 @@
 """Every method of this project: a sum of parts, with the hybrid network in front where `iakd` is among them."""
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,12 +11,14 @@ from iakd import params
 from iakd.data.batches import Batch, Batches, Resident
 from iakd.data.choice import Choice
 from iakd.data.streams import derive
+from iakd.interactive.draws import Choice as Drawn
 from iakd.interactive.hybrid import Hybrid
 from iakd.methods.deployment import changes_student, deploy
 from iakd.methods.losses import cross_entropy
 from iakd.methods.part import Part, Setting, Step
 from iakd.methods.parts import PARTS
 from iakd.methods.teacher import CachedOutputs, Outputs, Shelf, suffice
+from iakd.methods.whole import terms as terms_of
 from iakd.models import Network
 from iakd.models.walk import LOGITS, Features, Needs, walk
 from iakd.training.loop import LossTerms
@@ -28,6 +30,7 @@ class Distillation:
 
     `network` becomes what is deployed, which is mostly what it is (`methods.deployment`).
     `shelf`: where its outputs are kept for other trainings; they change nothing but the time that it takes.
+    `processes`: how many share the batches.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class Distillation:
         data: Batches,
         smoothing: float = 0.0,
         shelf: Shelf | None = None,
+        processes: int = 1,
     ) -> None:
         self.network = network
         self.timeline = timeline
@@ -66,7 +70,7 @@ class Distillation:
             self.hybrid.require(student_needs)
         self._outputs: Outputs | CachedOutputs | None = None
         if self.teacher and suffice(teacher_needs):
-            self._outputs = Outputs(self.teacher, teacher_needs, timeline.batch_size)
+            self._outputs = Outputs(self.teacher, teacher_needs, -(-timeline.batch_size // processes))
             if shelf and isinstance(data, Resident):
                 self._outputs = CachedOutputs(self._outputs, data, shelf)
 
@@ -82,7 +86,7 @@ class Distillation:
         """The weighted cross-entropy and all terms; the logits returned are those that the cross-entropy sees."""
         active = [part for part in self._with_terms if part.active(step)]
         student_needs, teacher_needs = needs_of(active)
-        labelled, taught = self._walks(batch.images, step, student_needs, two=self._two_paths and bool(active))
+        labelled, taught = self._walks(batch, step, student_needs, two=self._two_paths and bool(active))
         assert labelled.logits is not None
         ce = cross_entropy(labelled.logits, batch.labels, self.smoothing, batch.other, batch.share)
         weight = max(part.label_weight(step) for part in self.parts)
@@ -90,26 +94,32 @@ class Distillation:
         if active:
             seen = self._step(batch, step, taught, teacher_needs)
             if batch.second is not None:
-                other = Batch(batch.second, batch.labels, batch.indices)
-                taught = self._taught(other.images, step, student_needs)
+                other = Batch(batch.second, batch.labels, batch.indices, cut=batch.cut)
+                taught = self._taught(other, step, student_needs)
                 seen = replace(seen, second=self._step(other, step, taught, teacher_needs))
             with torch.autocast(batch.images.device.type, enabled=False):
                 for part in active:
-                    terms |= part.terms(seen)
+                    terms |= terms_of(part, seen)
         return terms, labelled.logits
 
-    def _walks(self, images: Tensor, step: int, needs: Needs, two: bool) -> tuple[Features, Features]:
+    def _walks(self, batch: Batch, step: int, needs: Needs, two: bool) -> tuple[Features, Features]:
         """The forward pass whose output learns the labels, and the one that learns from the teacher; mostly one."""
         if self.hybrid and self._two_paths:
-            labelled = self.hybrid.walk(images, self.hybrid.draws.at(step, len(images)), LOGITS)
-            return labelled, self._taught(images, step, needs) if two else labelled
-        features = self._taught(images, step, needs)
+            labelled = self.hybrid.walk(batch.images, self._kept(batch, step), LOGITS)
+            return labelled, self._taught(batch, step, needs) if two else labelled
+        features = self._taught(batch, step, needs)
         return features, features
 
-    def _taught(self, images: Tensor, step: int, needs: Needs) -> Features:
+    def _taught(self, batch: Batch, step: int, needs: Needs) -> Features:
         if self.hybrid and not self._two_paths:
-            return self.hybrid.walk(images, self.hybrid.draws.at(step, len(images)), needs)
-        return walk(self.network, images, needs)
+            return self.hybrid.walk(batch.images, self._kept(batch, step), needs)
+        return walk(self.network, batch.images, needs)
+
+    def _kept(self, batch: Batch, step: int) -> Sequence[Drawn]:
+        """Which way the images go; drawn for the whole batch, of which these may be a part."""
+        assert self.hybrid is not None
+        part = batch.cut.part if batch.cut else slice(None)
+        return self.hybrid.draws.at(step, batch.whole, part)
 
     def _step(self, batch: Batch, step: int, student: Features, teacher_needs: Needs) -> Step:
         teacher = Features()

@@ -105,6 +105,7 @@ class Part(nn.Module):
     student_needs = Needs()
     teacher_needs = Needs()
     looks_inside = False  # whether the teacher's needs are more than outputs; known before there are networks
+    across_images = False  # whether it looks across the images of a batch, or remembers something of each
     replays = False  # whether `terms` computes the same in every step, given tensors that stay where they are
 
     def __init__(self, setting: Setting) -> None:

@@ -39,14 +39,18 @@ class Quantiser(nn.Module):
 
     def input(self, features: Tensor) -> Tensor:
         """`features` in 2^bits steps over a range that contains 0."""
-        low, high = features.detach().float().aminmax()
-        now = torch.stack([low.clamp(max=0), high.clamp(min=0)])
+        now = self.ends(features)
         if self.training:
             self.range.copy_(torch.where(self.range.isfinite(), torch.lerp(self.range, now, MOMENTUM), now))
         low, high = torch.where(self.range.isfinite(), self.range, now).unbind()
         most = 2**self.bits - 1
         scale = ((high - low) / most).clamp(min=1e-8)
         return nearest(features, scale, (-low / scale).round(), 0, most)
+
+    def ends(self, features: Tensor) -> Tensor:
+        """Lowest and highest value (2,) of `features` and 0."""
+        low, high = features.detach().float().aminmax()
+        return torch.stack([low.clamp(max=0), high.clamp(min=0)])
 
     def weight(self, weight: Tensor) -> Tensor:
         """`weight` (out, …) in 2^bits − 1 steps, symmetric, each output channel on its own scale."""

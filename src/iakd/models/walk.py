@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iakd.errors import UserError
@@ -104,9 +103,11 @@ def _normalised(layer: nn.Module | None, features: Tensor) -> Tensor:
     """By the batch's statistics where the layer is in training mode, but its running ones are not moved."""
     if not isinstance(layer, nn.BatchNorm2d):
         return features
-    if not layer.training:
+    tracking, layer.track_running_stats = layer.track_running_stats, layer.track_running_stats and not layer.training
+    try:
         return layer(features)
-    return F.batch_norm(features, None, None, layer.weight, layer.bias, training=True, eps=layer.eps)
+    finally:
+        layer.track_running_stats = tracking
 
 
 def _finish(network: Network, features: Tensor, needs: Needs, kept: Features) -> None:

@@ -79,6 +79,12 @@ class Compute(Strict):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(1, gt=0, description="of torch on the CPU, per job; sums may round differently with others")
+    processes: int = Field(
+        1,
+        gt=0,
+        description="that share each training of iakd teach and distill, each with its threads or a GPU of its own; "
+        "docs/parallel.md",
+    )
     deterministic: bool = Field(True, description="on a GPU: the same seed gives the same bits, at some cost in speed")
     gpu_share: int = Field(1, gt=0, description="how many trainings share a GPU; small ones leave most of it idle")
     seeds_together: int = Field(
@@ -101,6 +107,12 @@ class Compute(Strict):
         "auto", description="keep the teacher's outputs on disk for other trainings; auto: where they would be used"
     )
     teacher_cache_gib: float = Field(8.0, gt=0, description="what they may take up, for each data set, in GiB")
+
+    @model_validator(mode="after")
+    def _one_or_several(self) -> "Compute":
+        if self.processes > 1 and self.seeds_together > 1:
+            raise ValueError("processes share one training, seeds_together are several in one process: set one to 1")
+        return self
 
 
 class Params(Strict):

@@ -25,6 +25,7 @@ from iakd.params.teacher import REGISTRY, TORCHVISION
 from iakd.plan import Plan, TeacherJob
 from iakd.training import device as devices
 from iakd.training.evaluation import validate
+from iakd.training.parallel import processes
 
 CACHE = Path(".cache/weights")
 BATCH = 256
@@ -33,6 +34,11 @@ log = logging.getLogger(__name__)
 
 
 def run(plan: Plan, job: TeacherJob) -> Path:
+    """Import one teacher, see `_run`; of several processes, the first one does it."""
+    return processes().lead(lambda: _run(plan, job))
+
+
+def _run(plan: Plan, job: TeacherJob) -> Path:
     """Import one teacher, or leave it alone if this very file already is. Returns its folder.
 
     Raises UserError where the checkpoint is missing, unreadable or does not fit, and where its accuracy on the

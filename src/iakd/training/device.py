@@ -9,6 +9,7 @@ from torch import nn
 
 from iakd.errors import UserError
 from iakd.params import Compute, Recipe
+from iakd.processes import place
 
 # Of glibc's mallopt: how much free memory is kept, by how much the heap grows, how large is a mapping of its own
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
@@ -18,7 +19,8 @@ MIB = 1 << 20
 def set_up(compute: Compute) -> torch.device:
     """Choose the device and set threads and determinism for this process.
 
-    Raises UserError where a GPU is asked for and there is none.
+    Each of several processes that train together takes a GPU of its own. Raises UserError where a GPU is asked for and
+    there is none.
     """
     available = torch.cuda.is_available()
     if compute.device == "cuda" and not available:
@@ -27,7 +29,14 @@ def set_up(compute: Compute) -> torch.device:
     device = torch.device("cuda" if available and compute.device != "cpu" else "cpu")
     if device.type == "cpu":
         keep_freed_memory()
-    elif compute.deterministic:
+        return device
+    if place()[1] > 1:
+        index, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if index >= there:
+            raise UserError(f"more processes are to train together on this machine than it has GPUs ({there})")
+        device = torch.device("cuda", index)
+        torch.cuda.set_device(device)
+    if compute.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS refuses to be deterministic without
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False

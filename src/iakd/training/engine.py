@@ -34,14 +34,22 @@ class Engine:
 
 
 def make_engine(
-    compute: Compute, device: torch.device, modules: Iterable[nn.Module], batch_size: int, work: Work
+    compute: Compute,
+    device: torch.device,
+    modules: Iterable[nn.Module],
+    batch_size: int,
+    work: Work,
+    several: bool = False,
 ) -> Engine:
     """The engine that the settings ask for, or the next best one with a line in the log.
 
-    `auto` is eager: docs/performance.md has the reasons.
+    `auto` is eager: docs/performance.md has the reasons. So are `several` processes, which talk to each other within
+    a step.
     """
     graphs = None
-    if compute.engine == "graphs" and device.type != "cuda":
+    if several and compute.engine in ("compile", "graphs"):
+        log.warning("compute.engine: %s is for one process; several train without", compute.engine)
+    elif compute.engine == "graphs" and device.type != "cuda":
         log.warning("compute.engine: graphs need a GPU; training without")
     elif compute.engine == "graphs":
         graphs = Graphs(work, CudaRecorder(device))

@@ -5,24 +5,31 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iakd.data.batches import Batches
+from iakd.data.share import ALL, Share
+from iakd.training.parallel import gathered
 
 
 @torch.no_grad()
-def predict(network: nn.Module, data: Batches, batch_size: int, channels_last: bool = False) -> tuple[Tensor, Tensor]:
-    """Logits (N, classes) float32 and labels (N,) of a whole set, in evaluation mode; the mode is put back."""
+def predict(
+    network: nn.Module, data: Batches, batch_size: int, channels_last: bool = False, share: Share = ALL
+) -> tuple[Tensor, Tensor]:
+    """Logits (N, classes) float32 and labels (N,) of a whole set, in evaluation mode; the mode is put back.
+
+    Processes with a `share` each compute theirs, and have all in the end.
+    """
     training = network.training
     network.eval()
-    logits, labels = [], []
-    for batch in data.plain(batch_size, channels_last):
-        logits.append(network(batch.images).float())
-        labels.append(batch.labels)
+    own = [network(batch.images).float() for batch in data.plain(batch_size, channels_last, share=share)]
     network.train(training)
-    return torch.cat(logits), torch.cat(labels)
+    logits, cut = torch.cat(own), share.of(len(data))
+    return gathered(logits, cut) if cut.count > 1 and cut.divided else logits, data.labels
 
 
-def validate(network: nn.Module, data: Batches, batch_size: int, channels_last: bool = False) -> dict[str, float]:
+def validate(
+    network: nn.Module, data: Batches, batch_size: int, channels_last: bool = False, share: Share = ALL
+) -> dict[str, float]:
     """`val_top1` (percent) and `val_nll` (nats)."""
-    logits, labels = predict(network, data, batch_size, channels_last)
+    logits, labels = predict(network, data, batch_size, channels_last, share)
     correct = (logits.argmax(1) == labels).double().mean()
     nll = F.cross_entropy(logits.double(), labels)
     return {"val_top1": 100.0 * correct.item(), "val_nll": nll.item()}

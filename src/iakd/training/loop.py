@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from iakd.data.batches import Batch, Batches
 from iakd.data.choice import Choice
 from iakd.data.streams import derive
-from iakd.errors import RunFailed
+from iakd.errors import RunFailed, UserError
 from iakd.params import Augment, Compute, Recipe
 from iakd.runs import Row, Run
 from iakd.training import checkpoint
@@ -26,8 +26,10 @@ from iakd.training.average import Average
 from iakd.training.device import channels_last, lay_out
 from iakd.training.engine import make_engine
 from iakd.training.evaluation import validate
+from iakd.training.exchange import Exchange, exchanging
 from iakd.training.interrupt import Interrupt
 from iakd.training.optimizer import load_state, make_optimizer, set_lr
+from iakd.training.parallel import ALONE, Processes
 from iakd.training.progress import Progress
 from iakd.training.sums import Sums
 from iakd.training.timeline import Timeline
@@ -114,6 +116,7 @@ class Training:
         recipe: Recipe,
         compute: Compute,
         on_validation: OnValidation | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         self.run = run
         self.network = network
@@ -123,13 +126,17 @@ class Training:
         self.recipe = recipe
         self.checkpoint_seconds = compute.checkpoint_seconds
         self.on_validation = on_validation or (lambda epoch, row: None)
+        self.processes = processes
+        self.exchange: Exchange | None = None  # between several processes
         self.timeline = method.timeline
         self.device = next(network.parameters()).device
         modules = list(method.modules())
         self.channels_last = channels_last(compute, recipe, self.device, modules)
         for module in modules:
             lay_out(module, self.channels_last)
-        self.engine = make_engine(compute, self.device, modules, recipe.batch_size, self._work)
+        self.engine = make_engine(
+            compute, self.device, modules, recipe.batch_size, self._work, several=processes.count > 1
+        )
         self.optimizer = make_optimizer(list(method.parameters()), recipe, capturable=bool(self.engine.graphs))
         self.average = Average(network, recipe.ema) if recipe.ema else None
         self.history: list[Row] = []
@@ -154,7 +161,11 @@ class Training:
 
     def steps(self, interrupt: Interrupt) -> Generator[None, None, Outcome]:
         """`fit`, a step at a time, so that others can take theirs in between (`training.together`)."""
-        with contextlib.closing(self.data), contextlib.closing(self.validation):
+        with contextlib.ExitStack() as stack:
+            for images in (self.data, self.validation):
+                stack.enter_context(contextlib.closing(images))
+            if self.processes.count > 1:
+                self.exchange = stack.enter_context(exchanging(self.method.modules(), self.method.parameters()))
             return (yield from self._fit(interrupt))
 
     def _fit(self, interrupt: Interrupt) -> Generator[None, None, Outcome]:
@@ -167,7 +178,8 @@ class Training:
             while self.step < self.timeline.total:
                 yield from self.epoch(interrupt)
                 row = self.history[-1]
-                self.run.log(self.history)
+                if self.processes.first:
+                    self.run.log(self.history)
                 progress.show(row)
                 if "val_top1" in row:
                     self.on_validation(int(row["epoch"] or 0), row)
@@ -195,6 +207,7 @@ class Training:
             channels_last=self.channels_last,
             second=self.method.second_view(recipe.augment),
             choice=self.method.choose(epoch),
+            share=self.processes.share,
         ):
             self._step(batch)
             self.step += 1
@@ -217,33 +230,47 @@ class Training:
         self._checkpoint_if_due(interrupt)
 
     def _checkpoint_if_due(self, interrupt: Interrupt) -> None:
-        """Save the state every `checkpoint_seconds` and at a signal, which then ends the training."""
+        """Save the state every `checkpoint_seconds` and at a signal, which then ends the training.
+
+        All processes of a training do so after the same step.
+        """
         moment = time.monotonic()
-        if interrupt.name or moment - self._saved > self.checkpoint_seconds:
+        due, ending = 1, 2
+        wanted = ending if interrupt.name else due * (moment - self._saved > self.checkpoint_seconds)
+        wanted = self.processes.highest(wanted)
+        if wanted:
             self.epoch_seconds += moment - self._resumed
             self._save()
             self._resumed = self._saved = time.monotonic()
-        if interrupt.name:
+        if wanted == ending:
             raise KeyboardInterrupt(interrupt.name)
 
     def _step(self, batch: Batch) -> None:
+        if batch.cut:  # each draws for its own images
+            torch.manual_seed(derive("step", self.run.seed, self.step, batch.cut.rank if batch.cut.divided else 0))
         set_lr(self.optimizer, self.engine.lr(self.timeline.lr(self.step)))
         self.engine.step(batch, lambda: self.method.pattern(self.step))
-        self.sums.images += len(batch.labels)
+        self.sums.images += batch.whole
 
     def _work(self, batch: Batch) -> None:
         """All that a step does on the device. Nothing here may wait for it, or graphs could not be recorded."""
+        if self.exchange:
+            self.exchange.begin(batch)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
             terms, logits = self.method.loss(batch, self.step)
         values = torch.stack(list(terms.values()))
+        right = (logits.detach().argmax(1) == batch.labels).sum()
         self.optimizer.zero_grad(set_to_none=True)
-        values.sum().backward()
+        if self.exchange:
+            values, right = self.exchange.backward(values, right, batch)
+        else:
+            values.sum().backward()
         if self.recipe.clip_norm:
             nn.utils.clip_grad_norm_(self.method.parameters(), self.recipe.clip_norm)
         self.optimizer.step()
         if self.average:
             self.average.update()
-        self.sums.add(tuple(terms), values.detach(), logits.detach(), batch.labels)
+        self.sums.add(tuple(terms), values.detach(), right, batch.whole)
 
     def _check_finite(self) -> None:
         if not math.isfinite(self.sums.loss()):
@@ -251,7 +278,7 @@ class Training:
 
     def _validate(self, network: nn.Module) -> dict[str, float]:
         batch_size = min(VALIDATION_BATCH, VALIDATION_VALUES // math.prod(self.validation.image_shape))
-        metrics = validate(network, self.validation, max(1, batch_size), self.channels_last)
+        metrics = validate(network, self.validation, max(1, batch_size), self.channels_last, self.processes.share)
         if not math.isfinite(metrics["val_nll"]):  # BatchNorm's statistics can overflow before the weights do
             self._diverged("validation loss")
         return metrics
@@ -265,6 +292,8 @@ class Training:
 
     def _save(self) -> None:
         self._check_finite()
+        if not self.processes.first:
+            return
         state = {
             "key": self.run.key,
             "step": self.step,
@@ -284,6 +313,9 @@ class Training:
 
     def _restore(self) -> None:
         state = checkpoint.load(self.run.live, self.run.key)
+        step = state["step"] if state else 0
+        if self.processes.lead(lambda: step) != step:
+            raise UserError(f"{self.run.live}: all processes of a training have to see the same files")
         if state is None:
             return
         self.step = state["step"]

@@ -15,12 +15,12 @@ class Sums:
         self._terms: dict[tuple[str, ...], Tensor] = {}  # float32 (terms,), by their names
         self._correct = torch.zeros((), dtype=torch.int64, device=device)
 
-    def add(self, names: tuple[str, ...], values: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Add a batch: `values` (terms,) are means over its images. All tensors are changed in place."""
+    def add(self, names: tuple[str, ...], values: Tensor, right: Tensor, images: int) -> None:
+        """Add a batch of so many images: means `values` (terms,), number of `right` answers. Changed in place."""
         if names not in self._terms:
             self._terms[names] = torch.zeros_like(values)
-        self._terms[names].add_(values, alpha=len(labels))
-        self._correct.add_((logits.argmax(1) == labels).sum())
+        self._terms[names].add_(values, alpha=images)
+        self._correct.add_(right)
 
     def loss(self) -> float:
         """The sum of all terms; waits for the device."""

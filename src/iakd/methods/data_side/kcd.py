@@ -21,6 +21,7 @@ class Kcd(Part):
     """
 
     ce_weight = 0.0  # that of the other parts counts
+    across_images = True
     entropies: Tensor  # (N,) sums of what each image's outputs had, in nats
     counts: Tensor  # (N,) how often it was shown
     ranking: Tensor  # (N,) positions of the images, the one to keep first

@@ -12,6 +12,7 @@ class Dist(Part):
     """T²·(inter·(1 − ρ over classes) + intra·(1 − ρ over the batch)) beside ce_weight·CE."""
 
     teacher_needs = LOGITS
+    across_images = True
     replays = True
 
     def __init__(self, setting: Setting) -> None:

@@ -16,6 +16,7 @@ class Mlkd(Part):
     """
 
     teacher_needs = LOGITS
+    across_images = True
     replays = True
 
     def __init__(self, setting: Setting) -> None:

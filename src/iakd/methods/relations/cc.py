@@ -11,6 +11,7 @@ class Cc(Part):
 
     student_needs = POOLED
     teacher_needs = POOLED
+    across_images = True
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)

@@ -27,6 +27,7 @@ class Crd(Part):
 
     student_needs = POOLED
     teacher_needs = POOLED
+    across_images = True
     student_bank: Tensor  # (N, dim), like the teacher's
     teacher_bank: Tensor
     student_constant: Tensor  # Z, 0 until the first batch

@@ -14,6 +14,7 @@ class Pkt(Part):
 
     student_needs = POOLED
     teacher_needs = POOLED
+    across_images = True
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)

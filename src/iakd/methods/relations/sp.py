@@ -11,6 +11,7 @@ class Sp(Part):
     """weight·similarity_loss of the last maps."""
 
     looks_inside = True
+    across_images = True
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)

@@ -1,0 +1,154 @@
+"""Small trainings, each by one process or shared by several: what they do, and what is left of them afterwards.
+
+As a program (`python shared.py FILE CASE…`) one of several processes; the first writes the outcomes.
+"""
+
+import os
+import signal
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from iakd import models, params
+from iakd.data.batches import Resident
+from iakd.methods import Distillation, timeline_of
+from iakd.models.network import initialise
+from iakd.params import METHODS, Compute, Recipe, Schedule
+from iakd.runs import Run
+from iakd.training.loop import Training
+from iakd.training.parallel import Processes, joined
+
+CLASSES = 4
+PLAIN = {"arch": "resnet8", "width": 4}
+DEEP = {"arch": "resnet14", "width": 4}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A training, what is special about it, and the step after which it is stopped, to go on then."""
+
+    method: str
+    recipe: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    student: dict[str, Any] = field(default_factory=lambda: PLAIN)
+    teacher: dict[str, Any] = field(default_factory=lambda: DEEP)
+    images: int = 15  # batches of 8 and 7 images
+    size: int = 8
+    p0: float = 0.4
+    stop: int | None = None
+
+
+def images(n: int, size: int, seed: int) -> Resident:
+    """Random images whose brightest quadrant tells the class."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, CLASSES, n)
+    pixels = rng.integers(0, 120, (n, 1, size, size), dtype=np.uint8)
+    half = size // 2
+    for image, label in zip(pixels, labels, strict=True):
+        image[0, half * (label // 2) :][:half, half * (label % 2) :][:, :half] += 100
+    return Resident(pixels, labels, [0.25], [0.2], "cpu")
+
+
+def network(described: dict[str, Any], seed: int) -> models.Network:
+    net = models.build(params.Network(**described), 1, CLASSES)
+    initialise(net, torch.Generator().manual_seed(seed))
+    return net
+
+
+def make(case: Case, path: str, processes: Processes) -> Training:
+    settings = {"epochs": 2, "batch_size": 8, "lr": 0.02, "validate_every": 2, "augment": {"pad": 1}, **case.recipe}
+    recipe = Recipe.model_validate(settings)
+    method = params.Method(method=case.method, **case.options)
+    train = images(case.images, case.size, 1)
+    timeline = timeline_of(recipe, method, len(train))
+    student, teacher = network(case.student, 1), network(case.teacher, 2)
+    schedule = Schedule(p0=case.p0, solo=0.2)
+    distillation = Distillation(
+        student, teacher, method, schedule, timeline, 0, train, recipe.label_smoothing, None, processes.count
+    )
+    machine = Compute.model_validate({"device": "cpu", "checkpoint_seconds": 1e9})
+    run = Run(path, "distill", "key", {}, 0, {}, {})
+    validation = images(11, case.size, 2)
+    return Training(run, student, distillation, train, validation, recipe, machine, processes=processes)
+
+
+def outcome(case: Case, path: str, processes: Processes = Processes()) -> dict[str, Any]:  # noqa: B008
+    """State of network and method, and history, after the whole training; which parameters moved in each step."""
+    torch.manual_seed(99)  # nothing may depend on what was drawn before
+    training = make(case, path, processes)
+    original, moved = training._step, []
+
+    def step(batch: Any) -> None:
+        before = {name: value.clone() for name, value in training.network.named_parameters()}
+        original(batch)
+        now = training.network.named_parameters()
+        moved.append([name for name, value in now if not torch.equal(value, before[name])])
+        if training.step + 1 == case.stop and processes.share.rank == processes.count - 1:
+            os.kill(os.getpid(), signal.SIGTERM)  # one process is told; all have to stop
+
+    training._step = step  # type: ignore[method-assign]
+    try:
+        history, metrics = training.fit()
+    except KeyboardInterrupt:
+        stopped = training.step
+        training = make(case, path, processes)
+        history, metrics = training.fit()
+        metrics["stopped"] = stopped
+    assert not any(hasattr(layer, "switch") for layer in training.network.modules())
+    rows = [{k: v for k, v in row.items() if k not in ("seconds", "images_per_s")} for row in history]
+    return {
+        "network": training.network.state_dict(),
+        "method": training.method.state_dict(),
+        "history": rows,
+        "metrics": metrics,
+        "moved": moved,
+    }
+
+
+OPTIONS: dict[str, dict[str, Any]] = {  # of methods, for so few images
+    "crd": {"negatives": 8, "temperature": 0.2},
+    "kcd": {"every": 1, "drop": 0.2, "keep": 0.3},
+    "hints": {"points": 2, "images": 16},
+}
+EASED = {"clip_norm": 1.0}  # weights made for larger batches let rounding grow
+
+
+def _method(name: str) -> Case:
+    options = {name: OPTIONS[name]} if name in OPTIONS else {}
+    return Case(f"kd+{name}" if METHODS[name].joins else name, EASED, options)
+
+
+CASES = {
+    **{name: _method(name) for name in METHODS},
+    "iakd+kd": Case("iakd+kd", {"clip_norm": 0.5, "ema": 0.9}),
+    "adamw": Case("iakd+kd", {"optimizer": "adamw", "lr": 0.002}),
+    "mixed": Case("kd", {"augment": {"pad": 1, "mixup": {"alpha": 1.0}, "cutmix": {"alpha": 1.0}}}),
+    "path": Case("iakd+sp+dist", EASED, {"iakd": {"path": "student"}}),
+    "sample": Case("iakd", options={"iakd": {"granularity": "sample"}}, p0=0.2),
+    "channel": Case("iakd", options={"iakd": {"granularity": "channel"}}),
+    "statistics": Case("iakd", options={"iakd": {"teacher_bn": "batch", "bn_reestimate": True}}),
+    "bits": Case("iakd+kd", student={**PLAIN, "bits": 4}),
+    "entry": Case("reviewkd", EASED, student={"arch": "wrn_16_1"}, teacher={"arch": "wrn_16_2"}),
+    "mobilenet": Case("kd", {"epochs": 1, "batch_size": 15, "lr": 0.001}, student={"arch": "MobileNetV2"}, size=32),
+    "few": Case("iakd+kd", images=10),  # the last batch has fewer images than there may be processes
+    "stopped": Case("iakd+kd+dist", {"ema": 0.9}, stop=1),
+    "whole": Case("iakd+kd+dist", {"ema": 0.9}),
+    "stopped sample": Case("iakd", {"epochs": 3}, {"iakd": {"granularity": "sample"}}, stop=4),
+    "whole sample": Case("iakd", {"epochs": 3}, {"iakd": {"granularity": "sample"}}),
+}
+
+
+def main(file: str, *names: str) -> None:
+    """Be one of several processes."""
+    torch.set_num_threads(1)
+    with joined() as processes:
+        outcomes = {name: outcome(CASES[name], f"shared/{name}", processes) for name in names}
+        if processes.first:
+            torch.save(outcomes, file)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
