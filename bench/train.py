@@ -4,6 +4,7 @@
 
 In one run, taking turns: the floor (the same networks, batches that lie ready, a fused optimiser, nothing else), ours
 (the product's loop), and the field's. `python -m pip install torchdistill` beside the lock adds torchdistill's.
+`vs_limit` is the share of the rate that bench/limit.py takes for the hardware's.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import torch
 import common
 import contestants
 import field
+import limit
 from contestants import BATCH, Contestant, floor, ours
 from iakd.params import Compute
 from iakd.training import device as devices
@@ -46,6 +48,14 @@ def main() -> None:
     numbers = ratios(measured)
     numbers["train"] |= alone
     numbers["images_per_s"] = {name: statistics.median(values) for name, values in measured.items()}
+    numbers["limit"] = limits(torch.device("cpu"))
+    for section, name, bound in (
+        ("train", "scratch", "scratch"),
+        ("kd_live", "kd", "kd"),
+        ("kd_bf16", "kd_bf16", "kd_bf16"),
+        ("kd_cached_bf16", "kd_cached_bf16", "kd_bf16_teacher_known"),
+    ):
+        numbers[section]["vs_limit"] = numbers["images_per_s"][name] / numbers["limit"][f"{bound}_images_per_s"]
     for name, values in numbers.items():
         common.record(name, values)
 
@@ -56,6 +66,7 @@ def loops(threads: int, folder: Path) -> dict[str, Contestant]:
     found: dict[str, Contestant | None] = {
         "floor_scratch": floor(False, device, STEPS),
         "scratch": ours("scratch", device, STEPS),
+        "scratch_compile": ours("scratch", device, STEPS, engine="compile"),
         "floor_kd": floor(True, device, STEPS),
         "kd": ours("kd", device, STEPS),
         **{f"iakd_p{100 * p:.0f}": ours("iakd", device, STEPS, p=p) for p in (0.25, 0.5, 0.75)},
@@ -70,10 +81,26 @@ def loops(threads: int, folder: Path) -> dict[str, Contestant]:
     return {name: work for name, work in found.items() if work}
 
 
+def limits(device: torch.device) -> dict[str, float]:
+    """Images per second at the hardware's limit, of what the floor computes."""
+    found = {}
+    for name, distil, precision, known in (
+        ("scratch", False, "fp32", False),
+        ("kd", True, "fp32", False),
+        ("kd_bf16", True, "bf16", False),
+        ("kd_bf16_teacher_known", True, "bf16", True),
+    ):
+        step = floor(distil, device, 1, precision, teacher_known=known)
+        step()  # makes the optimiser's state
+        found[f"{name}_images_per_s"] = BATCH / limit.seconds(step, device, precision)
+    return found
+
+
 def ratios(measured: dict[str, list[float]]) -> dict[str, dict[str, float]]:
     """Whose throughput is how many times whose."""
     pairs = {
         "train.vs_floor": ("scratch", "floor_scratch"),
+        "compile.vs_eager": ("scratch_compile", "scratch"),
         "kd_live.vs_floor": ("kd", "floor_kd"),
         "kd_live.vs_field": ("kd", "field_kd"),
         "kd_live.vs_torchdistill": ("kd", "torchdistill_kd"),
