@@ -17,7 +17,7 @@ PATIENCE = 1.0  # seconds; `held` takes a lock for microseconds, which must not 
 
 
 @contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, mode: int = 0o644) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success flush it to disk and rename it over `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -25,7 +25,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        temporary.chmod(0o644)  # mkstemp's 0600 would hide results from the group
+        temporary.chmod(mode)  # mkstemp's 0600 would hide results from the group
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)

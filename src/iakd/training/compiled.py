@@ -11,6 +11,7 @@ from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from iakd.data.batches import Batch
 from iakd.models.network import Block
 from iakd.training.interrupt import signalled
+from iakd.training.toolchain import use_whole_outputs
 
 BACKEND = "inductor"
 VARIANTS = 4096  # of one block class: shapes, strides, with and without gradients; torch gives up after 8
@@ -82,6 +83,7 @@ class CompiledBlocks:
 def missing(device: torch.device) -> str:
     """Why nothing can be compiled for a device; empty where something can."""
     try:
+        use_whole_outputs()
         torch.compile(_probe, backend=BACKEND, fullgraph=True, dynamic=False)(torch.zeros(2, device=device))
     except Exception as error:  # whatever the compiler stumbles over, training goes on
         return _reason(error)
