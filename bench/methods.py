@@ -25,7 +25,8 @@ import common
 from contestants import BATCH, MEAN, STD, Contestant, ours, random_images, training
 from iakd import files
 from iakd.data.batches import Batch, Resident
-from iakd.params import METHODS
+from iakd.params import METHODS, Compute
+from iakd.training import device as devices
 from iakd.training.loop import Training
 
 IMAGES = 50_000  # as CIFAR-100 has: some methods remember each
@@ -43,8 +44,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("names", nargs="*")
     options = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.set_num_threads(1)  # threads that wait would be lost in a fork
+    device = devices.set_up(Compute(threads=1))  # threads that wait would be lost in a fork
     data = Resident(*random_images(IMAGES), MEAN, STD, device)
     found: dict[str, dict[str, Any]] = {
         (f"kd+{name}" if entry.joins else name): {} for name, entry in METHODS.items() if name != "scratch"

@@ -51,11 +51,18 @@ class CudaRecorder:
         current.wait_stream(self.stream)
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        """A graph of `work`."""
+        """A graph of `work`.
+
+        torch.cuda.graph would wait for the device and give all its spare memory back before each of hundreds.
+        """
         graph = torch.cuda.CUDAGraph()
-        # Other threads (pinning memory for batches to come) may use the device meanwhile.
-        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
-            work()
+        with torch.cuda.stream(self.stream):
+            # Other threads (pinning memory for batches to come) may use the device meanwhile.
+            graph.capture_begin(self.pool, capture_error_mode="thread_local")
+            try:
+                work()
+            finally:
+                graph.capture_end()
         return graph.replay
 
 
