@@ -100,6 +100,16 @@ def test_two_processes_cannot_be_at_the_same_run(folder: Path) -> None:
         pass
 
 
+def test_what_a_killed_writer_left_in_the_results_is_cleared_away() -> None:
+    run = make()
+    run.folder.mkdir(parents=True)
+    leftover, another = run.folder / f".{runs.MODEL}.k2j_x8ab", run.folder / ".evaluation.json.k2j_x8ab"
+    leftover.touch(), another.touch()
+    with run.open():
+        assert not leftover.exists()
+    assert another.exists()  # somebody else may be writing that
+
+
 def test_an_error_is_noted_for_whoever_watches() -> None:
     run = make()
     with pytest.raises(ValueError, match="no"), run.open():

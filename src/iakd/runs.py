@@ -70,6 +70,8 @@ class Run:
         with files.exclusive(self.live / LOCK, f"{self.live}: another process is at this run; wait for it to end"):
             self.started = self.started or now()
             self._since = time.monotonic()
+            for name in (MODEL, HISTORY, METRICS, RUN):
+                files.remove_leftovers(self.folder / name)
             self._announce()
             try:
                 yield self
