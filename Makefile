@@ -28,7 +28,7 @@ test: .venv/ready ## all tests (some minutes)
 	@pytest -q -n 2 --dist loadfile $(ARGS)
 
 bench: .venv/ready ## how fast it is, beside the field's loops, on this machine (under 10 minutes); bench/gpu.py: on a GPU
-	@for name in data train methods; do if [ -e bench/$$name.py ]; then python bench/$$name.py $(ARGS) || exit 1; fi; done
+	@for name in data train methods startup; do if [ -e bench/$$name.py ]; then python bench/$$name.py $(ARGS) || exit 1; fi; done
 	@python bench/table.py
 
 lint: .venv/ready ## style, types, layers, workflow and schema
