@@ -133,6 +133,7 @@ CASES = {
     "bits": Case("iakd+kd", student={**PLAIN, "bits": 4}),
     "entry": Case("reviewkd", EASED, student={"arch": "wrn_16_1"}, teacher={"arch": "wrn_16_2"}),
     "mobilenet": Case("kd", {"epochs": 1, "batch_size": 15, "lr": 0.001}, student={"arch": "MobileNetV2"}, size=32),
+    "sizes": Case("iakd", student={"arch": "resnet8x4"}, teacher={"arch": "ResNet50", "width": 4}, size=32),
     "few": Case("iakd+kd", images=10),  # the last batch has fewer images than there may be processes
     "stopped": Case("iakd+kd+dist", {"ema": 0.9}, stop=1),
     "whole": Case("iakd+kd+dist", {"ema": 0.9}),

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from iakd.errors import UserError
 from iakd.models.quantised import Quantiser
+from iakd.training.parallel import exchanged
 
 
 @dataclass
@@ -19,6 +20,10 @@ class Switch:
     """Whether the batch at work is divided among the processes."""
 
     on: bool = False
+
+    def over_all(self, layer: nn.Module, features: Tensor) -> bool:
+        """Whether a layer is to look at the images of all processes; not where only shapes are asked for."""
+        return self.on and layer.training and not features.is_meta
 
 
 @contextlib.contextmanager
@@ -67,7 +72,7 @@ class _Synchronised(nn.SyncBatchNorm):
     process_group = None  # all of them
 
     def forward(self, features: Tensor) -> Tensor:
-        if not (self.training and self.switch.on):
+        if not self.switch.over_all(self, features):
             return _BatchNorm.forward(self, features)
         return super().forward(features) if features.is_cuda else self._on_cpu(features)
 
@@ -117,12 +122,15 @@ class SynchronisedQuantiser(Quantiser):
     switch: Switch
 
     def ends(self, features: Tensor) -> Tensor:
-        if not (self.training and self.switch.on):
+        if not self.switch.over_all(self, features):
             return super().ends(features)
         # zeros where there is no image: the range contains 0 in any case
         low, high = super().ends(features) if features.numel() else self.range.new_zeros(2)
         ends = torch.stack([-low, high])
-        dist.all_reduce(ends, dist.ReduceOp.MAX)
+        if ends.is_cuda:
+            dist.all_reduce(ends, dist.ReduceOp.MAX)
+        else:
+            ends = exchanged(ends).amax(0)
         return ends * ends.new_tensor([-1, 1])
 
 
@@ -134,8 +142,8 @@ def _statistics(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if count:  # the quickest way to them; with a factor of 1 it writes nothing but what it returns
         mean, variance = torch.ops.aten.batch_norm_update_stats(features.detach(), mean, variance.clone(), 1.0)
     mean, variance = mean.double(), variance.double()
-    sums = torch.cat([count * mean, count * (variance + mean.square()), mean.new_tensor([count])])
-    dist.all_reduce(sums)
+    own = torch.cat([count * mean, count * (variance + mean.square()), mean.new_tensor([count])])
+    sums = exchanged(own).sum(0)
     mean, square, _ = (sums / sums[-1]).split([channels, channels, 1])
     return mean, (square - mean.square()).clamp_min(0), sums[-1]
 
@@ -166,11 +174,9 @@ class _Normalise(torch.autograd.Function):
                 gradient, features, torch.ones_like(mean), None, None, mean, scale, True, 0.0, [False, True, True]
             )
             own = torch.stack([by_slope, by_offset])
-        sums = own.clone()
-        dist.all_reduce(sums)
         slope = scale if weight is None else weight * scale
         # slope·(g − Σg/N − x̂·Σ(g·x̂)/N) with x̂ = (x − mean)·scale, in two passes over memory
-        by_slope, by_offset = sums / count.float()
+        by_slope, by_offset = exchanged(own).sum(0) / count.float()
         tilt = -slope * scale * by_slope
         result = _affine(gradient, slope, -slope * by_offset - tilt * mean)
         result += _affine(features, tilt, torch.zeros_like(tilt))
