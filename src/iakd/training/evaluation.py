@@ -19,9 +19,15 @@ def predict(
     """
     training = network.training
     network.eval()
-    own = [network(batch.images).float() for batch in data.plain(batch_size, channels_last, share=share)]
+    cut = share.of(len(data))
+    logits, done = torch.empty(0), 0
+    for batch in data.plain(batch_size, channels_last, share=share):
+        some = network(batch.images).float()
+        if not done:  # at once: pieces that are kept between a network's large and short-lived ones would scatter these
+            logits = some.new_empty((cut.sizes[cut.rank], some.shape[1]))
+        logits[done : done + len(some)] = some
+        done += len(some)
     network.train(training)
-    logits, cut = torch.cat(own), share.of(len(data))
     return gathered(logits, cut) if cut.count > 1 and cut.divided else logits, data.labels
 
 
