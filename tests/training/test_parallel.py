@@ -232,3 +232,14 @@ def test_other_commands_are_refused(
     assert iakd("evaluate") == 2
     line = "iakd: several processes together can teach or distill; run `iakd evaluate` by itself"
     assert capfd.readouterr().err.splitlines() == [line]
+
+
+def test_half_of_torchruns_environment_is_a_mistake(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    assert iakd("teach") == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("iakd: WORLD_SIZE is 2 in the environment, but not all that torchrun sets with it (")
+    assert "MASTER_ADDR" in line

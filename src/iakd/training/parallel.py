@@ -141,15 +141,21 @@ class _Gathered(torch.autograd.Function):
 def joined() -> Iterator[Processes]:
     """Be one of the processes that the environment tells of, as torchrun sets it, while the block runs.
 
-    An error of the first process leaves the block; so does, there, that of another one which failed before. The others
-    keep silent and exit with the code that belongs to it.
+    Raises UserError where the environment is incomplete. An error of the first process leaves the block; so does,
+    there, that of another one which failed before. The others keep silent and exit with the code that belongs to it.
     """
     global _joined
     rank, count = place()
+    try:
+        store, _, _ = next(dist.rendezvous(os.environ.get(MEETING, "env://"), rank, count))
+    except ValueError as error:
+        raise UserError(
+            f"WORLD_SIZE is {count} in the environment, but not all that torchrun sets with it "
+            f"({str(error).split(': ')[-1]}); start with torchrun, or unset WORLD_SIZE"
+        ) from None
     if rank > 0:
         logging.disable()
         sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - to the end
-    store, _, _ = next(dist.rendezvous(os.environ.get(MEETING, "env://"), rank, count))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=count)
     _joined = Processes(Share(rank, count), int(os.environ.get("LOCAL_WORLD_SIZE", count)))
