@@ -27,6 +27,7 @@ from iakd.tracking import follow, launch, locks
 from iakd.tracking.launch import finish
 from iakd.tracking.mirror import Outcome
 from iakd.tracking.place import FOLDER, Place, place_of
+from iakd.tracking.scan import Found
 from iakd.tracking.sync import sync
 
 TRAINING = """
@@ -336,6 +337,32 @@ def test_a_follower_that_is_waited_for_ends_at_once(
     follower.join(5)
     flush.close()
     assert not follower.is_alive()
+
+
+def test_who_shows_much_rests_long_unless_somebody_waits(
+    params: Params, place: Place, fast: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bring(self: Idle, found: list[Found], patience: float) -> Outcome:
+        calls.append(found)
+        time.sleep(0.1)  # a fiftieth of the rest that follows
+        return Outcome(len(found), 0, 0, True)
+
+    calls: list[list[Found]] = []
+    monkeypatch.setattr(Idle, "bring", bring)
+    monkeypatch.setattr(follow, "LINGER", 600)
+    trees.complete(trees.teacher())
+    follower = threading.Thread(target=follow.follow, args=[params])
+    follower.start()
+    until(lambda: len(calls) == 1)
+    trees.complete(trees.student())
+    time.sleep(1)
+    assert len(calls) == 1
+    flush = locks.share(place.folder / locks.FLUSH)
+    assert flush
+    follower.join(3)
+    flush.close()
+    assert not follower.is_alive()
+    assert len(calls) == 2
 
 
 def test_a_launch_while_the_follower_ends_starts_another(

@@ -18,6 +18,7 @@ from iakd.tracking.scan import Found, scan, signature
 log = logging.getLogger(__name__)
 POLL = 1.0  # seconds
 LINGER = 5.0  # seconds without any training: the next one of a series finds MLflow imported already
+SHARE = 0.02  # of a core that showing takes, unless that would delay what is shown by more than LINGER
 WAITS = (2.0, 5.0, 15.0, 30.0, 60.0)  # seconds between attempts at an MLflow that fails
 PATIENCE = 60.0  # seconds for a `track sync` that has its turn
 
@@ -76,10 +77,17 @@ class _Follower:
                     users = locks.alone(self.place.folder / locks.USERS)
                     if users:
                         return users
+                self._rest(max(20 * scanned, min((time.monotonic() - began) / SHARE, LINGER)))
             except FileNotFoundError:
                 return None
-            time.sleep(max(POLL, 20 * scanned, min(time.monotonic() - began, LINGER)))
         return None
+
+    def _rest(self, seconds: float) -> None:
+        """Sleep, but no longer than POLL once somebody waits for the end."""
+        until = time.monotonic() + seconds
+        time.sleep(POLL)
+        while time.monotonic() < until and not locks.shared(self.place.folder / locks.FLUSH):
+            time.sleep(POLL)
 
     def _bring(self, found: list[Found], busy: bool) -> bool:
         """Mirror what changed, if it is time to; False where it is no use."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import gc
 import itertools
 import json
 import logging
@@ -82,6 +83,7 @@ class Store:
         except (MlflowException, OSError, ImportError) as error:
             raise RunFailed(f"MLflow {place.shown}: {first_line(error)}") from None
         self.identity = place.identity
+        gc.freeze()  # what mlflow consists of need not be looked through for garbage with every run
 
     def _experiment(self) -> str:
         name = self.place.experiment
