@@ -55,7 +55,6 @@ def training(
     side: int = 32,
     shelf: Path | None = None,
     images: tuple[np.ndarray, np.ndarray] | Resident | None = None,
-    lr: float = LR,
     **compute: Any,
 ) -> Training:
     """Ours, by method, with epochs of so many steps; `p` is the chance that a student's block is kept.
@@ -63,7 +62,7 @@ def training(
     `shelf`: a folder for the teacher's outputs.
     """
     recipe = params.Recipe.model_validate(
-        {"batch_size": BATCH, "lr": lr, "precision": precision, "augment": {"pad": 4, "flip": True}}
+        {"batch_size": BATCH, "lr": LR, "precision": precision, "augment": {"pad": 4, "flip": True}}
         | {"validate_every": 240}
     )
     method = params.Method(method=expression)
