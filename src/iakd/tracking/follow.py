@@ -16,7 +16,7 @@ from iakd.tracking.place import Place, place_of
 from iakd.tracking.scan import Found, scan, signature
 
 log = logging.getLogger(__name__)
-POLL = 1.0  # seconds
+POLL, MOMENT = 1.0, 0.2  # seconds
 LINGER = 5.0  # seconds without any training: the next one of a series finds MLflow imported already
 SHARE = 0.02  # of a core that showing takes, unless that would delay what is shown by more than LINGER
 WAITS = (2.0, 5.0, 15.0, 30.0, 60.0)  # seconds between attempts at an MLflow that fails
@@ -83,11 +83,12 @@ class _Follower:
         return None
 
     def _rest(self, seconds: float) -> None:
-        """Sleep, but no longer than POLL once somebody waits for the end."""
-        until = time.monotonic() + seconds
-        time.sleep(POLL)
-        while time.monotonic() < until and not locks.shared(self.place.folder / locks.FLUSH):
-            time.sleep(POLL)
+        """Sleep at least POLL, but only a moment once somebody waits for the end."""
+        until = time.monotonic() + max(POLL, seconds)
+        while True:
+            time.sleep(MOMENT)
+            if time.monotonic() > until or locks.shared(self.place.folder / locks.FLUSH):
+                return
 
     def _bring(self, found: list[Found], busy: bool) -> bool:
         """Mirror what changed, if it is time to; False where it is no use."""
