@@ -292,8 +292,9 @@ class Training:
 
     def _save(self) -> None:
         self._check_finite()
-        if not self.processes.first:
-            return
+        self.processes.lead(self._write)  # nobody goes on, or ends, before it is there
+
+    def _write(self) -> None:
         state = {
             "key": self.run.key,
             "step": self.step,
