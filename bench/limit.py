@@ -16,6 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from contestants import synchronise
+
 COPY = 2**20  # values of a tensor of the copy: 64 images of 16 maps of 32×32
 SIDE = 2048  # of the matrices
 MAPS = (16, 256, 28, 28)  # of the convolution
@@ -80,7 +82,6 @@ def _best(work: Callable[[], object], device: torch.device, times: int = 1) -> f
         start = time.perf_counter()
         for _ in range(times):
             work()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        synchronise(device)
         found.append((time.perf_counter() - start) / times)
     return min(found)

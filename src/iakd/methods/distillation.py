@@ -11,6 +11,7 @@ from iakd import params
 from iakd.data.batches import Batch, Batches, Resident
 from iakd.data.choice import Choice
 from iakd.data.streams import derive
+from iakd.interactive.draws import EVERY
 from iakd.interactive.draws import Choice as Drawn
 from iakd.interactive.hybrid import Hybrid
 from iakd.methods.deployment import changes_student, deploy
@@ -118,7 +119,7 @@ class Distillation:
     def _kept(self, batch: Batch, step: int) -> Sequence[Drawn]:
         """Which way the images go; drawn for the whole batch, of which these may be a part."""
         assert self.hybrid is not None
-        part = batch.cut.part if batch.cut else slice(None)
+        part = batch.cut.part if batch.cut else EVERY
         return self.hybrid.draws.at(step, batch.whole, part)
 
     def _step(self, batch: Batch, step: int, student: Features, teacher_needs: Needs) -> Step:

@@ -43,7 +43,7 @@ class RectifiedBlock(Block):
         return F.relu(features)
 
     def forward(self, features: Tensor) -> Tensor:
-        return F.relu(self.before_activation(features), inplace=True)
+        return F.relu(self.before_activation(features), inplace=True)  # `activate`, where nobody else looks
 
 
 class Network(nn.Module):

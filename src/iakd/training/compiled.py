@@ -1,7 +1,7 @@
 """Blocks compiled one by one with torch.compile, so that swapping stays a choice of Python's and never recompiles."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -10,14 +10,13 @@ from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
 from iakd.data.batches import Batch
 from iakd.models.network import Block
+from iakd.training.graphs import Work
 from iakd.training.interrupt import signalled
 from iakd.training.toolchain import use_whole_outputs
 
 BACKEND = "inductor"
 VARIANTS = 4096  # of one block class: shapes, strides, with and without gradients; torch gives up after 8
 REASON = 160  # characters of an error
-
-Work = Callable[[Batch], None]
 
 log = logging.getLogger(__name__)
 

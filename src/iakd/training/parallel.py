@@ -24,9 +24,9 @@ from iakd.data.share import ALL, Cut, Share
 from iakd.errors import RunFailed, UserError
 from iakd.processes import MEETING, cores, place
 from iakd.runs import Run
+from iakd.training.interrupt import SIGNALS
 
 T = TypeVar("T")
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 FAILURE, TOLD = "failure", "told"  # names in the store that all processes read and write
 SECONDS_BETWEEN_LOOKS = 0.05
 SECONDS_FOR_LAST_WORDS = 3.0
