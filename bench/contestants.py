@@ -13,16 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from iakd import models, params
-from iakd.data.batches import Resident
-from iakd.methods import Distillation
-from iakd.methods.teacher import Shelf
+from iakd import config, models
+from iakd.data.loader import DeviceLoader
+from iakd.distillation import Distiller
+from iakd.distillation.teacher_cache import CacheDir
+from iakd.experiment.run_dir import Run
 from iakd.models.network import initialise
-from iakd.runs import Run
-from iakd.training.interrupt import Interrupt
-from iakd.training.loop import Training
+from iakd.processes import Interrupt
+from iakd.training.interleaved import in_turn
 from iakd.training.timeline import Timeline
-from iakd.training.together import in_turn
+from iakd.training.trainer import Trainer
 
 STUDENT, TEACHER, CLASSES, BATCH = "resnet20", "resnet56", 100, 64
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
@@ -40,7 +40,7 @@ def random_images(n: int, side: int = 32) -> tuple[np.ndarray, np.ndarray]:
 
 def network(arch: str, device: torch.device | str) -> models.Network:
     """A network of CIFAR-100's size with random weights."""
-    built = models.build(params.Network(arch=arch), 3, CLASSES)
+    built = models.build(config.Network(arch=arch), 3, CLASSES)
     initialise(built, torch.Generator().manual_seed(0))
     return built.to(device)
 
@@ -53,34 +53,34 @@ def training(
     precision: str = "fp32",
     pair: tuple[str, str] = (TEACHER, STUDENT),
     side: int = 32,
-    shelf: Path | None = None,
-    images: tuple[np.ndarray, np.ndarray] | Resident | None = None,
+    cache_dir: Path | None = None,
+    images: tuple[np.ndarray, np.ndarray] | DeviceLoader | None = None,
     **compute: Any,
-) -> Training:
+) -> Trainer:
     """Ours, by method, with epochs of so many steps; `p` is the chance that a student's block is kept.
 
-    `shelf`: a folder for the teacher's outputs.
+    `cache_dir`: a folder for the teacher's outputs.
     """
-    recipe = params.Recipe.model_validate(
+    recipe = config.Recipe.model_validate(
         {"batch_size": BATCH, "lr": LR, "precision": precision, "augment": {"pad": 4, "flip": True}}
         | {"validate_every": 240}
     )
-    method = params.Method(method=expression)
-    if not isinstance(images, Resident):
-        images = Resident(*(images or random_images(steps * BATCH, side)), MEAN, STD, device)
+    method = config.Method(method=expression)
+    if not isinstance(images, DeviceLoader):
+        images = DeviceLoader(*(images or random_images(steps * BATCH, side)), MEAN, STD, device)
     data = images
     timeline = Timeline.of(recipe, data.steps(BATCH))
-    schedule = params.Schedule(kind="uniform", p0=p, solo=0.0)
+    schedule = config.Schedule(kind="uniform", p0=p, student_only=0.0)
     teacher = network(pair[0], device) if method.needs_teacher else None
     student = network(pair[1], device)
-    kept = Shelf(shelf, "random", recipe.augment, 2**33) if shelf else None
-    distillation = Distillation(student, teacher, method, schedule, timeline, 0, data, shelf=kept)
+    kept = CacheDir(cache_dir, "random", recipe.augment, 2**33) if cache_dir else None
+    distillation = Distiller(student, teacher, method, schedule, timeline, 0, data, cache_dir=kept)
     run = Run("bench", "distill", "key", {}, 0, {}, {})
-    machine = params.Compute.model_validate({"device": device.type, "checkpoint_seconds": 1e9, **compute})
-    return Training(run, student, distillation, data, data, recipe, machine)
+    machine = config.Compute.model_validate({"device": device.type, "checkpoint_seconds": 1e9, **compute})
+    return Trainer(run, student, distillation, data, data, recipe, machine)
 
 
-def epoch(made: Training) -> None:
+def epoch(made: Trainer) -> None:
     """Train to the end of the epoch."""
     for _ in made.epoch(Interrupt()):
         pass
@@ -91,7 +91,7 @@ def ours(expression: str, device: torch.device, steps: int, **settings: Any) -> 
     made = training(expression, device, steps, **settings)
 
     def turn() -> int:
-        if settings.get("shelf"):
+        if settings.get("cache_dir"):
             made.step = 0  # the same epoch again, so that all of the teacher's outputs are there
         epoch(made)
         return steps * BATCH
@@ -106,11 +106,11 @@ def side_by_side(
 
     They see the same images, which are there once.
     """
-    images = Resident(*random_images(steps * BATCH), MEAN, STD, device)
+    images = DeviceLoader(*random_images(steps * BATCH), MEAN, STD, device)
     trainings = [training(expression, device, steps, images=images, **settings) for _ in range(count)]
     start = 0.0
 
-    def work(made: Training, last: bool) -> Iterator[None]:
+    def work(made: Trainer, last: bool) -> Iterator[None]:
         nonlocal start
         for turn in range(-WARM, TURNS):
             if turn == 0 and last:

@@ -1,4 +1,4 @@
-"""Seconds that Snakemake needs to plan an experiment of many jobs: `snakemake -n`.
+"""Seconds that Snakemake needs to experiment an experiment of many jobs: `snakemake -n`.
 
 python bench/dag.py [--jobs 2000]
 """
@@ -13,8 +13,8 @@ from pathlib import Path
 import yaml
 
 import common
-from iakd.params import parse
-from iakd.plan import make_plan
+from iakd.config import parse
+from iakd.experiment.jobs import plan_experiment
 
 
 def main() -> None:
@@ -34,8 +34,8 @@ def dry_run(wanted: int) -> tuple[int, float]:
     settings = yaml.safe_load((common.ROOT / "params.yaml").read_text())
     per_seed = 2 * len(settings["methods"])
     settings["distill"]["seeds"] = list(range(max(1, round(wanted / per_seed))))
-    plan = make_plan(parse(settings, "bench"))
-    jobs = 2 * len(plan.trained) + len(plan.studies) + 3
+    experiment = plan_experiment(parse(settings, "bench"))
+    jobs = 2 * len(experiment.trained) + len(experiment.studies) + 3
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "many.yaml")
         file.write_text(yaml.safe_dump(settings))

@@ -22,10 +22,10 @@ from torchvision import datasets, transforms
 from torchvision.transforms.v2 import MixUp
 
 import common
-from iakd import params
-from iakd.data.batches import Resident
-from iakd.data.sources.cifar100 import COARSE_CLASSES, FINE_CLASSES
-from iakd.plan import make_plan
+from iakd import config
+from iakd.data.loader import DeviceLoader
+from iakd.data.sources.cifar import COARSE_CLASSES, FINE_CLASSES
+from iakd.experiment.jobs import plan_experiment
 from iakd.stages import prepare
 
 TRAIN, TEST, BATCH = 50_000, 10_000, 64
@@ -45,14 +45,14 @@ class MadeUp(datasets.CIFAR100):
 class Recipe:
     """An augmentation in our words and in torchvision's."""
 
-    ours: params.Augment
+    ours: config.Augment
     theirs: list[Any]
     images: tuple[int, int]  # of ours and of theirs that are timed; a whole epoch would take too long
     collate: Callable[[Any], Any] = default_collate
 
 
 USUAL = Recipe(  # of the field's recipes
-    params.Augment(pad=4, flip=True),
+    config.Augment(pad=4, flip=True),
     [
         transforms.RandomCrop(32, padding=4),
         transforms.RandomHorizontalFlip(),
@@ -62,12 +62,12 @@ USUAL = Recipe(  # of the field's recipes
     (25_600, 10_240),
 )
 STRONG = Recipe(  # the same with RandAugment, random erasing and mixup
-    params.Augment(
+    config.Augment(
         pad=4,
         flip=True,
         policy="randaugment",
-        erase=params.Erase(probability=0.25),
-        mixup=params.Mix(alpha=0.2),
+        erase=config.Erase(probability=0.25),
+        mixup=config.Mix(alpha=0.2),
     ),
     [*USUAL.theirs[:2], transforms.RandAugment(2, 9), *USUAL.theirs[2:], transforms.RandomErasing(0.25)],
     (12_800, 2_560),
@@ -105,10 +105,10 @@ def measure_prepare() -> dict[str, float]:
 
     def ours() -> int:
         Path("results/cifar100/data/manifest.json").unlink(missing_ok=True)
-        network = params.Teacher(arch="resnet8")
-        dataset = params.Dataset(source="cifar100", name="cifar100", path=".", val=0.1)
-        everything = params.Params(dataset=dataset, teachers=[network], students=[network], methods={"kd": {}})
-        prepare.run(make_plan(everything))
+        network = config.Teacher(arch="resnet8")
+        dataset = config.Dataset(source="cifar100", name="cifar100", path=".", val=0.1)
+        everything = config.Params(dataset=dataset, teachers=[network], students=[network], methods={"kd": {}})
+        prepare.run(plan_experiment(everything))
         return TRAIN + TEST
 
     def theirs() -> int:
@@ -135,7 +135,7 @@ def resident(recipe: Recipe) -> Callable[[int], int]:
     """An epoch of ours, on so many threads."""
     table = MadeUp(".")
     images = table.data.transpose(0, 3, 1, 2)
-    data = Resident(images, np.array(table.targets), MEAN, STD, "cuda" if torch.cuda.is_available() else "cpu")
+    data = DeviceLoader(images, np.array(table.targets), MEAN, STD, "cuda" if torch.cuda.is_available() else "cpu")
 
     def epoch(threads: int) -> int:
         torch.set_num_threads(threads)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import common
 from contestants import training
-from iakd.training.interrupt import Interrupt
+from iakd.processes import Interrupt
 
 EPOCHS, STEPS = 5, 10
 KEPT = 0.9  # the teacher's weights are random: through many of its blocks at once differences would explode

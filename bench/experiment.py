@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import common
-from iakd import files, runs
+from iakd import files
+from iakd.experiment import run_dir
 
 EVALUATION = "evaluation.json"
 
 
 def group(folders: list[Path]) -> dict[str, Any]:
     """The seeds of one method, or of a teacher."""
-    records = [files.read_json(folder / runs.RUN, "finish the experiment") for folder in folders]
+    records = [files.read_json(folder / run_dir.RUN, "finish the experiment") for folder in folders]
     evaluations = [files.read_json(folder / EVALUATION, "run `iakd evaluate`") for folder in folders]
     top1 = [evaluation["top1"] for evaluation in evaluations]
     return {
@@ -41,7 +42,7 @@ def main() -> None:
         arguments.out,
         {
             "machine": common.machine(),
-            "commit": files.read_json(finished[0] / runs.RUN, "finish the experiment")["git_commit"],
+            "commit": files.read_json(finished[0] / run_dir.RUN, "finish the experiment")["git_commit"],
             "command": arguments.command,
             "results": {name: group([f for f in finished if f.parent == arguments.results / name]) for name in names},
         },

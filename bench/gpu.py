@@ -23,10 +23,10 @@ import common
 import contestants
 import field
 from contestants import BATCH, Contestant, floor, ours
-from iakd import files, params
-from iakd.plan import make_plan
+from iakd import config, files
+from iakd import devices as devices
+from iakd.experiment.jobs import plan_experiment
 from iakd.stages import prepare, teach
-from iakd.training import device as devices
 
 LIMITS = {"eager": 50, "graphs": 140, "free": 50, "compile": 90, "together": 60, "agreement": 30, "real": 60}  # seconds
 STEPS = 782 * 240  # of the published recipe
@@ -61,8 +61,8 @@ def main() -> None:
 
 def run(part: str, options: argparse.Namespace) -> dict[str, float]:
     """The numbers of one part."""
-    compute = params.Compute(device=options.device, deterministic=part != "free")
-    device = devices.set_up(compute)
+    compute = config.Compute(device=options.device, deterministic=part != "free")
+    device = devices.set_up_device(compute)
     if part == "free":
         torch.backends.cudnn.benchmark = True
     if part == "together":
@@ -190,12 +190,12 @@ def real(data: Path, device: str) -> dict[str, float]:
         for engine, precision in (("eager", "fp32"), ("graphs", "fp32"), ("graphs", "bf16")):
             settings["teach"]["recipe"] |= {"epochs": 2 if engine == "eager" else 4, "precision": precision}
             settings["compute"] = {"device": device, "engine": engine}
-            plan = make_plan(params.parse(settings, "bench"))
+            experiment = plan_experiment(config.parse(settings, "bench"))
             start = time.perf_counter()
-            prepare.run(plan)
+            prepare.run(experiment)
             name = f"{engine}_{precision}"
             numbers[f"{name}_prepare_s"] = time.perf_counter() - start
-            metrics = files.read_json(teach.run(plan, plan.teachers[0]) / "metrics.json", "")
+            metrics = files.read_json(teach.run(experiment, experiment.teachers[0]) / "metrics.json", "")
             numbers |= {f"{name}_val_top1": metrics["val_top1"], f"{name}_epochs": metrics["epochs"]}
             numbers[f"{name}_s"] = time.perf_counter() - start
     return numbers

@@ -23,11 +23,11 @@ import torch
 
 import common
 from contestants import BATCH, MEAN, STD, Contestant, ours, random_images, training
+from iakd import devices as devices
 from iakd import files
-from iakd.data.batches import Batch, Resident
-from iakd.params import METHODS, Compute
-from iakd.training import device as devices
-from iakd.training.loop import Training
+from iakd.config import METHODS, Compute
+from iakd.data.loader import Batch, DeviceLoader
+from iakd.training.trainer import Trainer
 
 IMAGES = 50_000  # as CIFAR-100 has: some methods remember each
 STEPS = 2  # of each turn
@@ -44,8 +44,8 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("names", nargs="*")
     options = parser.parse_args()
-    device = devices.set_up(Compute(threads=1))  # threads that wait would be lost in a fork
-    data = Resident(*random_images(IMAGES), MEAN, STD, device)
+    device = devices.set_up_device(Compute(threads=1))  # threads that wait would be lost in a fork
+    data = DeviceLoader(*random_images(IMAGES), MEAN, STD, device)
     found: dict[str, dict[str, Any]] = {
         (f"kd+{name}" if entry.joins else name): {} for name, entry in METHODS.items() if name != "scratch"
     }
@@ -60,7 +60,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if not options.names:
             for name, precision in CACHED.items():
-                work[name] = ours("kd", device, STEPS, precision=precision, shelf=Path(folder))
+                work[name] = ours("kd", device, STEPS, precision=precision, cache_dir=Path(folder))
         times = {name: 1 / faster(work, name, "scratch", options.turns) for name in work}
         numbers: dict[str, float] = {"threads": options.threads}
         for name in work:
@@ -92,7 +92,7 @@ def key(name: str) -> str:
     return re.sub(r"[^\w+]+", "_", name)
 
 
-def steps(made: Training) -> Contestant:
+def steps(made: Trainer) -> Contestant:
     """Some steps from the middle of a training on, where every method is past its beginnings; goes on every turn."""
     made.step = made.timeline.total // 2
     batches = forever(made)
@@ -107,7 +107,7 @@ def steps(made: Training) -> Contestant:
     return turn
 
 
-def forever(made: Training) -> Iterator[Batch]:
+def forever(made: Trainer) -> Iterator[Batch]:
     """A training's batches, epoch after epoch."""
     augment, layout = made.recipe.augment, made.channels_last
     for epoch in count():

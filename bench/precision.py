@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import common
-from iakd import files, params, runs
-from iakd.plan import make_plan
+from iakd import config, files
+from iakd.experiment import run_dir
+from iakd.experiment.jobs import plan_experiment
 from iakd.reporting import statistics
 from iakd.stages import prepare, teach
 
@@ -64,10 +65,12 @@ def train(data: Path, precision: str) -> dict[str, Any]:
     """Validation accuracy of every seed, in percent, and the time that all took together."""
     dataset = {"name": "cifar100", "source": "cifar100", "path": str(data), "val": 5000, "train_fraction": 0.2}
     teach_all = {"seeds": list(SEEDS), "recipe": {**RECIPE, "precision": precision}}
-    plan = make_plan(params.parse({**SETTINGS, "dataset": dataset, "teach": teach_all}, "bench"))
-    prepare.run(plan)
+    experiment = plan_experiment(config.parse({**SETTINGS, "dataset": dataset, "teach": teach_all}, "bench"))
+    prepare.run(experiment)
     start = time.process_time()
-    top1 = [files.read_json(teach.run(plan, job) / runs.METRICS, "")["val_top1"] for job in plan.teachers]
+    top1 = [
+        files.read_json(teach.run(experiment, job) / run_dir.METRICS, "")["val_top1"] for job in experiment.teachers
+    ]
     seconds = time.process_time() - start
     return {"val_top1": top1, **dataclasses.asdict(statistics.mean(top1)), "cpu_seconds": round(seconds, 1)}
 

@@ -18,7 +18,8 @@ from datetime import datetime
 from pathlib import Path
 
 import common
-from iakd import files, runs
+from iakd import files
+from iakd.experiment import run_dir
 
 RESULTS = Path("results/digits")
 
@@ -35,8 +36,8 @@ def main() -> None:
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(common.ROOT / path, folder / path, follow_symlinks=False)
         started, seconds = time.time(), run(folder, options.cores)
-        found = sorted(path.parent for path in (folder / RESULTS).rglob(runs.RUN))
-        records = [files.read_json(path / runs.RUN, "train it again") for path in found]
+        found = sorted(path.parent for path in (folder / RESULTS).rglob(run_dir.RUN))
+        records = [files.read_json(path / run_dir.RUN, "train it again") for path in found]
         trained = [training_seconds(path) for path in found]
     trainings = [record for record, amount in zip(records, trained, strict=True) if amount]
     common.record(
@@ -68,7 +69,7 @@ def training_seconds(folder: Path) -> float:
 
     A trial that was given up keeps its validated epochs only: the others are taken to have cost as much.
     """
-    rows = [row for row in runs.read_history(folder / runs.HISTORY) if row.get("seconds")]
+    rows = [row for row in run_dir.read_history(folder / run_dir.HISTORY) if row.get("seconds")]
     return sum(row["seconds"] or 0 for row in rows) / len(rows) * (rows[-1]["epoch"] or 0) if rows else 0.0
 
 

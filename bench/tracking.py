@@ -18,9 +18,9 @@ import torch
 import common
 from contestants import BATCH, training
 from contestants import epoch as train_epoch
-from iakd import params
-from iakd.plan import make_plan
-from iakd.runs import Row, Run
+from iakd import config
+from iakd.experiment.jobs import plan_experiment
+from iakd.experiment.run_dir import Row, Run
 from iakd.stages import distill, prepare
 from iakd.tracking import locks
 from iakd.tracking.launch import start
@@ -68,7 +68,7 @@ def main() -> None:
 def followed(dataset: str, work: Callable[[], object]) -> float:
     """Processor time of a follower, from its start to its end, that watches `work`; in seconds."""
     networks = {"teachers": [{"arch": "resnet56"}], "students": [{"arch": "resnet20"}]}
-    settings = params.parse({"dataset": {"name": dataset}, **networks, "methods": {"iakd": {}}}, "bench")
+    settings = config.parse({"dataset": {"name": dataset}, **networks, "methods": {"iakd": {}}}, "bench")
     place = place_of(settings)
     assert place is not None
     place.folder.mkdir(parents=True, exist_ok=True)
@@ -115,12 +115,14 @@ def cifar_epoch() -> float:
 
 def digits_training() -> float:
     """The same of a training of the default experiment, by the same method, from its start to its end."""
-    plan = make_plan(params.load(common.ROOT / "params.yaml", ["tracking.enabled=false", "compute.device=cpu"]))
-    prepare.run(plan)
-    warm_up, measured = [job for job in plan.students if job.label == "scratch"][:2]
-    distill.run(plan, warm_up)
+    experiment = plan_experiment(
+        config.load(common.ROOT / "params.yaml", ["tracking.enabled=false", "compute.device=cpu"])
+    )
+    prepare.run(experiment)
+    warm_up, measured = [job for job in experiment.students if job.label == "scratch"][:2]
+    distill.run(experiment, warm_up)
     begun = time.process_time()
-    distill.run(plan, measured)
+    distill.run(experiment, measured)
     return time.process_time() - begun
 
 

@@ -23,10 +23,10 @@ import contestants
 import field
 import limit
 from contestants import BATCH, Contestant, floor, ours
-from iakd.params import Compute
-from iakd.training import device as devices
-from iakd.training.evaluation import predict
-from iakd.training.loop import VALIDATION_BATCH
+from iakd import devices as devices
+from iakd.config import Compute
+from iakd.training.trainer import VALIDATION_BATCH
+from iakd.training.validation import predict
 
 STEPS = 4  # of each turn
 LONG, PARTS = 5000, 20  # steps of the training whose cost per step and memory must not grow; measured 20 times
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=common.cores())
     parser.add_argument("--turns", type=int, default=7)
     options = parser.parse_args()
-    devices.set_up(Compute(device="cpu", threads=options.threads))
+    devices.set_up_device(Compute(device="cpu", threads=options.threads))
     torch.manual_seed(0)
     alone = {"threads": options.threads, "peak_gib": peak(), **steady()}
     with tempfile.TemporaryDirectory() as folder:
@@ -73,8 +73,8 @@ def loops(threads: int, folder: Path) -> dict[str, Contestant]:
         **{f"iakd_p{100 * p:.0f}": ours("iakd", device, STEPS, p=p) for p in (0.25, 0.5, 0.75)},
         "kd_bf16": ours("kd", device, STEPS, precision="bf16"),
         "floor_kd_bf16": floor(True, device, STEPS, precision="bf16"),
-        "kd_cached": ours("kd", device, STEPS, shelf=folder / "fp32"),
-        "kd_cached_bf16": ours("kd", device, STEPS, precision="bf16", shelf=folder / "bf16"),
+        "kd_cached": ours("kd", device, STEPS, cache_dir=folder / "fp32"),
+        "kd_cached_bf16": ours("kd", device, STEPS, precision="bf16", cache_dir=folder / "bf16"),
         "floor_kd_bf16_teacher_known": floor(True, device, STEPS, precision="bf16", teacher_known=True),
         "field_kd": field.apart("loop", threads, STEPS),
         "torchdistill_kd": field.apart("torchdistill", threads, STEPS),

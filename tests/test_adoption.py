@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from iakd import adoption
+from iakd.config import Params, parse
 from iakd.errors import UserError
-from iakd.params import Params, parse
-from iakd.plan import Job, Plan, make_plan
+from iakd.experiment.jobs import Experiment, Job, plan_experiment
+from iakd.orchestration import stale_results
 
 SETTINGS: dict[str, Any] = {
     "dataset": {"name": "toy"},
@@ -21,25 +21,25 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def plan_of(**changes: Any) -> Plan:
+def plan_of(**changes: Any) -> Experiment:
     params: Params = parse({**SETTINGS, **changes}, "test")
-    return make_plan(params)
+    return plan_experiment(params)
 
 
 @pytest.fixture
-def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
     """All results of SETTINGS, and no record of Snakemake's; not in a stage of DVC."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DVC_STAGE", raising=False)
-    plan = plan_of()
-    write(plan.data.folder / "manifest.json", {"settings": plan.data.settings})
-    for job in (*plan.studies, *plan.trained):
+    experiment = plan_of()
+    write(experiment.data.folder / "manifest.json", {"settings": experiment.data.settings})
+    for job in (*experiment.studies, *experiment.trained):
         write(job.folder / "run.json", {"params": {**job.settings, "schedule": None}})
-    for job in plan.trained:
+    for job in experiment.trained:
         write(job.folder / "evaluation.json", {})
-    write(plan.evaluation / "metrics.json", {})
-    write(plan.report / "figures" / "accuracy.svg", {})
-    return plan
+    write(experiment.evaluation / "metrics.json", {})
+    write(experiment.report / "figures" / "accuracy.svg", {})
+    return experiment
 
 
 def write(path: Path, content: object) -> None:
@@ -49,15 +49,15 @@ def write(path: Path, content: object) -> None:
 
 def record(job: Job, key: str) -> None:
     name = urlsafe_b64encode(str(job.folder / "run.json").encode()).decode()
-    write(adoption.RECORDS / name, {"params": [repr(key), "'--seed 0'"]})
+    write(stale_results.RECORDS / name, {"params": [repr(key), "'--seed 0'"]})
 
 
 OTHER = {"methods": {"kd": {"kd": {"temperature": 2.0}}, "iakd": {"iakd": {"schedule": "tuned"}}}}
 
 
-def test_results_of_these_settings_are_accepted_without_a_record(made: Plan) -> None:
-    adoption.check(made)
-    assert adoption.other_settings(made) == []
+def test_results_of_these_settings_are_accepted_without_a_record(made: Experiment) -> None:
+    stale_results.check(made)
+    assert stale_results.other_settings(made) == []
 
 
 @pytest.mark.parametrize(
@@ -68,47 +68,47 @@ def test_results_of_these_settings_are_accepted_without_a_record(made: Plan) -> 
         ({"dataset": {"name": "toy", "val": 10}}, r"results/toy/data \(and 4 more\)"),
     ],
 )
-def test_results_of_other_settings_are_refused(made: Plan, changes: dict[str, Any], folder: str) -> None:
+def test_results_of_other_settings_are_refused(made: Experiment, changes: dict[str, Any], folder: str) -> None:
     with pytest.raises(UserError, match=f"^{folder}: made with other settings"):
-        adoption.check(plan_of(**changes))
+        stale_results.check(plan_of(**changes))
 
 
-def test_a_change_that_snakemake_sees_is_its_own_business(made: Plan) -> None:
+def test_a_change_that_snakemake_sees_is_its_own_business(made: Experiment) -> None:
     other = plan_of(**OTHER)
     record(made.students[0], made.students[0].watched_key)
-    adoption.check(other)
+    stale_results.check(other)
 
 
-def test_results_exchanged_behind_snakemake_s_back_are_refused(made: Plan) -> None:
+def test_results_exchanged_behind_snakemake_s_back_are_refused(made: Experiment) -> None:
     other = plan_of(**OTHER)
     record(other.students[0], other.students[0].watched_key)  # it takes what is there for these
     with pytest.raises(UserError, match="kd/seed0: made with other settings"):
-        adoption.check(other)
+        stale_results.check(other)
 
 
-def test_a_damaged_record_of_snakemake_s_is_none(made: Plan) -> None:
+def test_a_damaged_record_of_snakemake_s_is_none(made: Experiment) -> None:
     record(made.students[0], made.students[0].watched_key)
-    next(adoption.RECORDS.iterdir()).write_text('{"params": [')
+    next(stale_results.RECORDS.iterdir()).write_text('{"params": [')
     with pytest.raises(UserError, match="kd/seed0"):
-        adoption.check(plan_of(**OTHER))
+        stale_results.check(plan_of(**OTHER))
 
 
-def test_long_names_of_records_are_found(made: Plan) -> None:
+def test_long_names_of_records_are_found(made: Experiment) -> None:
     label = "kd" + "x" * 240
-    plan = plan_of(methods={label: {"method": "kd"}})
-    job = plan.students[0]
+    experiment = plan_of(methods={label: {"method": "kd"}})
+    job = experiment.students[0]
     write(job.folder / "run.json", {"params": {**job.settings, "seed": 1}})
     name = urlsafe_b64encode(str(job.folder / "run.json").encode()).decode()
-    write(adoption.RECORDS / f"@{name[:254]}" / name[254:], {"params": [repr("another key")]})
-    adoption.check(plan)
+    write(stale_results.RECORDS / f"@{name[:254]}" / name[254:], {"params": [repr("another key")]})
+    stale_results.check(experiment)
 
 
 def test_in_a_stage_of_dvc_other_results_are_missing_and_the_rest_is_in_order(
-    made: Plan, monkeypatch: pytest.MonkeyPatch
+    made: Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DVC_STAGE", "distill")
     kd, tuned = made.students
-    adoption.check(plan_of(**OTHER))
+    stale_results.check(plan_of(**OTHER))
     assert not (kd.folder / "run.json").exists()
     chain = [
         made.data.folder / "manifest.json",
@@ -123,9 +123,9 @@ def test_in_a_stage_of_dvc_other_results_are_missing_and_the_rest_is_in_order(
     assert times == sorted(set(times))
 
 
-def test_records_keep_dvc_s_stage_from_dating_anything(made: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_records_keep_dvc_s_stage_from_dating_anything(made: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DVC_STAGE", "distill")
     record(made.teachers[0], made.teachers[0].key)
     before = {path: path.stat().st_mtime_ns for path in Path("results").glob("**/*")}
-    adoption.check(made)
+    stale_results.check(made)
     assert {path: path.stat().st_mtime_ns for path in before} == before

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from iakd import devices
-from iakd.params import Compute
+from iakd.config import Compute
+from iakd.experiment import gpus
 
 AUTO = Compute(device="auto")
 
@@ -17,19 +17,19 @@ AUTO = Compute(device="auto")
 @pytest.fixture(autouse=True)
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A machine with four GPUs on which nobody works, no cluster, and nothing assigned."""
-    for name in (devices.VISIBLE, *devices.ASSIGNED):
+    for name in (gpus.VISIBLE, *gpus.ASSIGNED):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
-    monkeypatch.setattr(devices, "_installed", lambda: 4)
+    monkeypatch.setattr(gpus, "_installed", lambda: 4)
 
 
 def child(seconds: float, share: int = 1, **environment: str) -> "subprocess.Popen[str]":
     """A process that claims a GPU of those in its environment, prints it and keeps it for a while."""
     code = (
-        "import os, time; from iakd import devices; from iakd.params import Compute\n"
-        f"with devices.claim(Compute(gpu_share={share})):\n"
-        f" print(os.environ['{devices.VISIBLE}'], flush=True); time.sleep({seconds})"
+        "import os, time; from iakd.experiment import gpus; from iakd.config import Compute\n"
+        f"with gpus.claim(Compute(gpu_share={share})):\n"
+        f" print(os.environ['{gpus.VISIBLE}'], flush=True); time.sleep({seconds})"
     )
     return subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env={**os.environ, **environment}
@@ -42,22 +42,22 @@ def first_line(process: "subprocess.Popen[str]") -> str:
 
 
 def test_claims_in_turn_differ_and_the_environment_is_restored() -> None:
-    assert devices.gpus(AUTO) == ["0", "1", "2", "3"]
-    with devices.claim(AUTO) as name:
-        assert name == os.environ[devices.VISIBLE] == "0"
-    assert devices.VISIBLE not in os.environ
-    with devices.claim(AUTO) as name:  # given back
+    assert gpus.gpus(AUTO) == ["0", "1", "2", "3"]
+    with gpus.claim(AUTO) as name:
+        assert name == os.environ[gpus.VISIBLE] == "0"
+    assert gpus.VISIBLE not in os.environ
+    with gpus.claim(AUTO) as name:  # given back
         assert name == "0"
 
 
 def test_every_process_has_a_gpu_of_its_own_among_those_listed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(devices.VISIBLE, "5,GPU-7f3a,2")
+    monkeypatch.setenv(gpus.VISIBLE, "5,GPU-7f3a,2")
     processes = [child(30), child(30)]
     try:
         others = {first_line(process) for process in processes}
-        with devices.claim(AUTO) as mine:
+        with gpus.claim(AUTO) as mine:
             assert {mine, *others} == {"5", "GPU-7f3a", "2"}
-        assert os.environ[devices.VISIBLE] == "5,GPU-7f3a,2"
+        assert os.environ[gpus.VISIBLE] == "5,GPU-7f3a,2"
     finally:
         for process in processes:
             process.kill()
@@ -67,8 +67,8 @@ def test_every_process_has_a_gpu_of_its_own_among_those_listed(monkeypatch: pyte
 def test_waits_for_a_gpu_and_gets_that_of_a_killed_process(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv(devices.VISIBLE, "0")
-    monkeypatch.setattr(devices, "SECONDS_BETWEEN_LOOKS", 0.02)
+    monkeypatch.setenv(gpus.VISIBLE, "0")
+    monkeypatch.setattr(gpus, "SECONDS_BETWEEN_LOOKS", 0.02)
     holder = child(60)
     assert first_line(holder) == "0"
     looks = []
@@ -80,7 +80,7 @@ def test_waits_for_a_gpu_and_gets_that_of_a_killed_process(
             holder.communicate()
 
     monkeypatch.setattr(time, "sleep", look)
-    with caplog.at_level("INFO"), devices.claim(AUTO) as name:
+    with caplog.at_level("INFO"), gpus.claim(AUTO) as name:
         assert name == "0"
     assert len(looks) >= 3
     assert [record.getMessage() for record in caplog.records] == [
@@ -89,7 +89,7 @@ def test_waits_for_a_gpu_and_gets_that_of_a_killed_process(
 
 
 def test_shared_gpus_are_filled_evenly_and_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(devices.VISIBLE, "0,1")
+    monkeypatch.setenv(gpus.VISIBLE, "0,1")
     processes: list[subprocess.Popen[str]] = []
 
     def look(seconds: float) -> None:
@@ -102,12 +102,12 @@ def test_shared_gpus_are_filled_evenly_and_no_further(monkeypatch: pytest.Monkey
             processes.append(child(60, share=2))
             taken.append(first_line(processes[-1]))
         assert taken == ["0", "1", "0", "1"]
-        with pytest.raises(TimeoutError), devices.claim(Compute(gpu_share=2)):
+        with pytest.raises(TimeoutError), gpus.claim(Compute(gpu_share=2)):
             pass
         ended = processes.pop(1)
         ended.kill()
         ended.communicate()
-        with devices.claim(Compute(gpu_share=2)) as name:
+        with gpus.claim(Compute(gpu_share=2)) as name:
             assert name == "1"
     finally:
         for process in processes:
@@ -116,7 +116,7 @@ def test_shared_gpus_are_filled_evenly_and_no_further(monkeypatch: pytest.Monkey
 
 
 def test_children_of_a_claim_share_its_gpu() -> None:
-    with devices.claim(AUTO) as mine:
+    with gpus.claim(AUTO) as mine:
         process = child(0)
         assert first_line(process) == mine
         process.communicate()
@@ -126,19 +126,19 @@ def test_children_of_a_claim_share_its_gpu() -> None:
     ("environment", "compute"),
     [
         ({}, Compute(device="cpu")),
-        ({"SLURM_JOB_ID": "17", devices.VISIBLE: "0"}, AUTO),  # every job of a node may see its own GPU as 0
-        ({devices.VISIBLE: ""}, AUTO),
-        ({devices.VISIBLE: "-1"}, AUTO),
+        ({"SLURM_JOB_ID": "17", gpus.VISIBLE: "0"}, AUTO),  # every job of a node may see its own GPU as 0
+        ({gpus.VISIBLE: ""}, AUTO),
+        ({gpus.VISIBLE: "-1"}, AUTO),
     ],
 )
 def test_nothing_to_choose(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], compute: Compute) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    with devices.claim(compute) as name:
+    with gpus.claim(compute) as name:
         assert name is None
-        assert os.environ.get(devices.VISIBLE) == environment.get(devices.VISIBLE)
+        assert os.environ.get(gpus.VISIBLE) == environment.get(gpus.VISIBLE)
 
 
 def test_names_after_an_invalid_one_are_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(devices.VISIBLE, "3, 1,-1,2")
-    assert devices.gpus(AUTO) == ["3", "1"]
+    monkeypatch.setenv(gpus.VISIBLE, "3, 1,-1,2")
+    assert gpus.gpus(AUTO) == ["3", "1"]

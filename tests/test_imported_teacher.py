@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file
 
 from iakd import files, models
-from iakd.data.store import Store
+from iakd.config import parse
+from iakd.data.store import PreparedData
 from iakd.errors import RunFailed, UserError
-from iakd.models import from_torchvision
-from iakd.params import parse
-from iakd.plan import Plan, make_plan
+from iakd.experiment.jobs import Experiment, plan_experiment
+from iakd.models.external import torchvision
 from iakd.stages import distill, evaluate, import_teacher, prepare, report, teach
 from iakd.tracking import content, scan
 
@@ -24,7 +24,7 @@ SMALL = {"arch": "resnet8", "width": 8}
 MINE = {**SMALL, "name": "mine", "checkpoint": "bought/teacher.pth.tar"}
 
 
-def plan_of(teacher: dict[str, Any], **changes: Any) -> Plan:
+def plan_of(teacher: dict[str, Any], **changes: Any) -> Experiment:
     raw = {
         "dataset": {"name": "own", "source": "digits"},
         "teachers": [teacher],
@@ -40,7 +40,7 @@ def plan_of(teacher: dict[str, Any], **changes: Any) -> Plan:
         "compute": {"device": "cpu"},
         "tracking": {"enabled": False},
     }
-    return make_plan(parse({**raw, **changes}, "test"))
+    return plan_experiment(parse({**raw, **changes}, "test"))
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +49,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        plan = plan_of({**SMALL, "name": "first"})
-        prepare.run(plan)
-        weights = load_file(teach.run(plan, plan.teachers[0]) / "model.safetensors")
-        store = Store.open(plan.data.folder)
+        experiment = plan_of({**SMALL, "name": "first"})
+        prepare.run(experiment)
+        weights = load_file(teach.run(experiment, experiment.teachers[0]) / "model.safetensors")
+        store = PreparedData.open(experiment.data.folder)
     parts = {"stem.0": "conv1", "stem.1": "bn1", "head.2": "linear"}
     state = {}
     for name, tensor in weights.items():
@@ -74,27 +74,27 @@ def here(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     return tmp_path
 
 
-def record(plan: Plan) -> dict[str, Any]:
-    return json.loads((plan.teachers[0].folder / "run.json").read_text())
+def record(experiment: Experiment) -> dict[str, Any]:
+    return json.loads((experiment.teachers[0].folder / "run.json").read_text())
 
 
 def test_from_a_foreign_checkpoint_to_the_report(here: Path) -> None:
-    plan = plan_of(MINE)
-    assert [job.seed for job in plan.teachers] == [3], "there is one, whatever the seeds"
-    assert {job.teacher.seed for job in plan.students} == {3}
-    folder = import_teacher.run(plan, plan.teachers[0])
+    experiment = plan_of(MINE)
+    assert [job.seed for job in experiment.teachers] == [3], "there is one, whatever the seeds"
+    assert {job.teacher.seed for job in experiment.students} == {3}
+    folder = import_teacher.run(experiment, experiment.teachers[0])
     first = plan_of({**SMALL, "name": "first"}).teachers[0].folder
     ours, theirs = (load_file(path / "model.safetensors") for path in (folder, first))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
     metrics = [json.loads((path / "metrics.json").read_text()) for path in (folder, first)]
     assert metrics[0]["val_top1"] == metrics[1]["val_top1"] > 50
-    found = record(plan)
+    found = record(experiment)
     assert found["stage"] == "teach" and found["origin"] == "bought/teacher.pth.tar"
     assert found["inputs"]["checkpoint"] == files.sha256_file(here / "bought/teacher.pth.tar")
-    for job in plan.students:
-        distill.run(plan, job)
-    evaluate.run(plan)
-    page = report.run(plan).read_text()
+    for job in experiment.students:
+        distill.run(experiment, job)
+    evaluate.run(experiment)
+    page = report.run(experiment).read_text()
     assert "imported" in page and "trained alone" not in page
     assert not (folder / "history.csv").read_text().strip()
     shown = next(each for each in scan.scan("own") if each.path == "own/teachers/mine/seed3")
@@ -102,17 +102,17 @@ def test_from_a_foreign_checkpoint_to_the_report(here: Path) -> None:
 
 
 def test_nothing_is_done_twice_and_a_changed_file_is_imported_anew(here: Path) -> None:
-    plan = plan_of(MINE)
-    import_teacher.run(plan, plan.teachers[0])
-    before = record(plan)
-    import_teacher.run(plan, plan.teachers[0])
-    assert record(plan) == before
+    experiment = plan_of(MINE)
+    import_teacher.run(experiment, experiment.teachers[0])
+    before = record(experiment)
+    import_teacher.run(experiment, experiment.teachers[0])
+    assert record(experiment) == before
     path = here / "bought/teacher.pth.tar"
     checkpoint = torch.load(path, weights_only=True)
     checkpoint["state_dict"]["module.linear.bias"] += 0.01
     torch.save(checkpoint, path)
-    import_teacher.run(plan, plan.teachers[0])
-    assert record(plan)["key"] != before["key"] and record(plan)["model_sha256"] != before["model_sha256"]
+    import_teacher.run(experiment, experiment.teachers[0])
+    assert record(experiment)["key"] != before["key"] and record(experiment)["model_sha256"] != before["model_sha256"]
     assert not list((here / ".state").rglob("download"))
 
 
@@ -129,9 +129,9 @@ def test_students_depend_on_the_weights_and_not_on_where_they_lie(here: Path) ->
 
 def test_a_teacher_of_other_settings_teaches_nobody(here: Path) -> None:
     import_teacher.run(plan_of(MINE), plan_of(MINE).teachers[0])
-    plan = plan_of({**MINE, "normalisation": "none"})
+    experiment = plan_of({**MINE, "normalisation": "none"})
     with pytest.raises(UserError, match="made with other settings: run `iakd teach --teacher mine`"):
-        distill.run(plan, plan.students[0])
+        distill.run(experiment, experiment.students[0])
 
 
 def test_a_teacher_with_its_own_normalisation(here: Path) -> None:
@@ -143,18 +143,18 @@ def test_a_teacher_with_its_own_normalisation(here: Path) -> None:
     manifest = reference.data.folder / "manifest.json"
     changed = json.loads(manifest.read_text())
     manifest.write_text(json.dumps({**changed, "mean": [0.0], "std": [0.5]}))
-    plan = plan_of({**MINE, "name": "own_way", "normalisation": told})
-    folder = import_teacher.run(plan, plan.teachers[0])
+    experiment = plan_of({**MINE, "name": "own_way", "normalisation": told})
+    folder = import_teacher.run(experiment, experiment.teachers[0])
     found = json.loads((folder / "metrics.json").read_text())
     assert found["val_top1"] == expected["val_top1"] and found["val_nll"] == pytest.approx(
         expected["val_nll"], rel=1e-4
     )
-    by_label = {job.label: job for job in plan.students}
+    by_label = {job.label: job for job in experiment.students}
     assert by_label["kd"].normalisation is None
     for label in ("iakd", "scratch-from-teacher"):
-        assert by_label[label].normalisation == plan.teachers[0].normalisation, "its stem is the teacher's"
-        (student,) = distill.run(plan, by_label[label])
-        evaluation = json.loads(evaluate.evaluate_run(plan, student).read_text())
+        assert by_label[label].normalisation == experiment.teachers[0].normalisation, "its stem is the teacher's"
+        (student,) = distill.run(experiment, by_label[label])
+        evaluation = json.loads(evaluate.evaluate_run(experiment, student).read_text())
         validation = json.loads((student / "metrics.json").read_text())
         assert abs(evaluation["top1"] - validation["val_top1"]) < 12, "evaluated as it was trained"
     assert evaluation["top1"] > 60
@@ -166,10 +166,10 @@ def test_an_accuracy_near_chance_stops_with_the_reason(here: Path) -> None:
 
     def refused(state: dict[str, torch.Tensor], **settings: Any) -> str:
         torch.save(state, path)
-        plan = plan_of({**MINE, **settings})
+        experiment = plan_of({**MINE, **settings})
         with pytest.raises(UserError) as caught:
-            import_teacher.run(plan, plan.teachers[0])
-        assert not (plan.teachers[0].folder / "run.json").exists()
+            import_teacher.run(experiment, experiment.teachers[0])
+        assert not (experiment.teachers[0].folder / "run.json").exists()
         return str(caught.value)
 
     order = torch.tensor([*range(1, 10), 0])
@@ -189,10 +189,10 @@ def test_mistakes_name_the_teacher_and_its_file(here: Path) -> None:
         ({"width": 4}, r"teacher mine: checkpoint bought/teacher.pth.tar: it fits a teacher with width: 8"),
         ({"normalisation": "imagenet"}, "normalisation of the teacher: it has 3 channels, and the images have 1"),
     ):
-        plan = plan_of({**MINE, **settings})
+        experiment = plan_of({**MINE, **settings})
         with pytest.raises(UserError, match=words):
-            import_teacher.run(plan, plan.teachers[0])
-        assert not plan.teachers[0].folder.exists()
+            import_teacher.run(experiment, experiment.teachers[0])
+        assert not experiment.teachers[0].folder.exists()
 
 
 # --- by torchvision's name ---
@@ -218,18 +218,18 @@ def publisher(here: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_weights_by_torchvisions_name_are_downloaded_once_and_checked(here: Path, publisher: Path) -> None:
-    plan = plan_of({"arch": "torchvision/resnet18", "checkpoint": "torchvision:IMAGENET1K_V1"})
-    found = import_teacher._locate(plan, plan.teachers[0], here / "x")
+    experiment = plan_of({"arch": "torchvision/resnet18", "checkpoint": "torchvision:IMAGENET1K_V1"})
+    found = import_teacher._locate(experiment, experiment.teachers[0], here / "x")
     assert found.read_bytes() == publisher.read_bytes() and found.parent == Path(".cache/weights")
     publisher.write_bytes(b"other bytes")
-    assert import_teacher._locate(plan, plan.teachers[0], here / "x") == found
+    assert import_teacher._locate(experiment, experiment.teachers[0], here / "x") == found
     found.unlink()
     with pytest.raises(RunFailed, match=r"SHA256 differs.*name it in the teacher's `checkpoint`"):
-        import_teacher._locate(plan, plan.teachers[0], here / "x")
+        import_teacher._locate(experiment, experiment.teachers[0], here / "x")
 
 
 def test_names_of_torchvisions_weights() -> None:
-    address = from_torchvision.weights_address("torchvision/resnet50", "IMAGENET1K_V2")
+    address = torchvision.weights_address("torchvision/resnet50", "IMAGENET1K_V2")
     assert address.endswith("/resnet50-11ad3fa6.pth")
     with pytest.raises(UserError, match=r"no weights 'IMAGENET1K_V3' of torchvision/resnet50 \(did you mean"):
-        from_torchvision.weights_address("torchvision/resnet50", "IMAGENET1K_V3")
+        torchvision.weights_address("torchvision/resnet50", "IMAGENET1K_V3")

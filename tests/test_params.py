@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from iakd.config import Network, Params, Teacher, load, parse, schema_text
 from iakd.errors import UserError
-from iakd.params import Network, Params, Teacher, load, parse, schema_text
 
 ROOT = Path(__file__).parent.parent
 DEFAULT = ROOT / "params.yaml"
@@ -22,7 +22,7 @@ DEFAULT = ROOT / "params.yaml"
         ("teachers.0.widht=8", "teachers.0.widht: unknown key (did you mean 'width'?)"),
         ("methods.new.method=ikad", "unknown method 'ikad' (did you mean 'iakd'?); known: iakd, scratch"),
         ("methods.kd.iakd.stem=teacher", "methods.kd: has options for 'iakd', which 'kd' does not use"),
-        ("methods.new.method=kd+kd", "names a part twice"),
+        ("methods.new.method=kd+kd", "names a method twice"),
         ("methods.new.method=scratch+kd", "scratch cannot be added to kd: it adds no loss"),
         ("dataset.val=many", "dataset.val: Input should be a valid integer"),
         ("dataset.val=-1", "dataset.val: Input should be greater than 0, got -1"),
@@ -106,7 +106,7 @@ def test_the_label_is_the_method_unless_said_otherwise() -> None:
         "methods": {"iakd+kd": None, "x": {"method": "kd"}},
     }
     methods = parse(raw, "here").methods
-    assert methods["iakd+kd"].parts == ["iakd", "kd"] and methods["x"].parts == ["kd"]
+    assert methods["iakd+kd"].names == ["iakd", "kd"] and methods["x"].names == ["kd"]
 
 
 def test_the_schema_in_the_repository_is_the_models() -> None:
@@ -156,7 +156,7 @@ def test_a_trained_teacher_has_the_identity_that_it_had() -> None:
 def test_torchvisions_weights_bring_their_normalisation() -> None:
     from torchvision.models import get_model_weights
 
-    from iakd.models.from_torchvision import CUTS
+    from iakd.models.external.torchvision import CUTS
 
     for name in CUTS:
         for weights in get_model_weights(name):

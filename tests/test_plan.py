@@ -1,28 +1,30 @@
-"""The plan: which jobs an experiment has, and what makes each of them be done anew."""
+"""The experiment: which jobs an experiment has, and what makes each of them be done anew."""
 
 from pathlib import Path
 
 import pytest
 
+from iakd.config import load
 from iakd.errors import UserError
-from iakd.params import load
-from iakd.plan import Plan, make_plan, select
-from iakd.provenance import source_sha
+from iakd.experiment.jobs import Experiment, plan_experiment, select
+from iakd.experiment.provenance import source_sha
 
 DEFAULT = Path(__file__).parent.parent / "params.yaml"
 
 
-def plan(*changes: str) -> Plan:
-    return make_plan(load(DEFAULT, list(changes)))
+def experiment(*changes: str) -> Experiment:
+    return plan_experiment(load(DEFAULT, list(changes)))
 
 
-def keys(plan: Plan) -> dict[str, str]:
-    return {job.path: job.key for job in (plan.data, *plan.teachers, *plan.studies, *plan.students)}
+def keys(experiment: Experiment) -> dict[str, str]:
+    return {
+        job.path: job.key for job in (experiment.data, *experiment.teachers, *experiment.studies, *experiment.students)
+    }
 
 
 def changed(*changes: str) -> set[str]:
     """The kinds of jobs whose key differs from the default experiment's."""
-    before, after = keys(plan()), keys(plan(*changes))
+    before, after = keys(experiment()), keys(experiment(*changes))
     return {
         path.split("/")[1] + "/" * ("students" in path) + path.split("/")[-2] * ("students" in path)
         for path in after
@@ -31,7 +33,7 @@ def changed(*changes: str) -> set[str]:
 
 
 def test_the_default_grid() -> None:
-    jobs = plan()
+    jobs = experiment()
     assert len(jobs.teachers) == 1 and len(jobs.studies) == 1
     assert len(jobs.students) == 3 * len(jobs.params.methods)
     required = {
@@ -71,17 +73,17 @@ def test_a_study_touches_only_the_students_that_use_it() -> None:
 
 
 def test_more_seeds_keep_the_finished_ones() -> None:
-    before, after = keys(plan()), keys(plan("distill.seeds=[0, 1, 2, 3]"))
+    before, after = keys(experiment()), keys(experiment("distill.seeds=[0, 1, 2, 3]"))
     assert all(after[path] == key for path, key in before.items())
 
 
 def test_students_take_the_teachers_in_turn() -> None:
-    jobs = plan("teach.seeds=[5, 6]")
+    jobs = experiment("teach.seeds=[5, 6]")
     assert [job.teacher.seed for job in jobs.students[:3]] == [5, 6, 5]
 
 
 def test_pairs_can_be_chosen() -> None:
-    jobs = plan(
+    jobs = experiment(
         "teachers=[{arch: resnet20}, {arch: resnet32}]", "students=[{arch: resnet8}]", "pairs=[[resnet32, resnet8]]"
     )
     assert {job.teacher.network.name for job in jobs.students} == {"resnet32"}
@@ -89,7 +91,7 @@ def test_pairs_can_be_chosen() -> None:
 
 
 def test_selection_names_what_there_is() -> None:
-    jobs = plan()
+    jobs = experiment()
     assert [job.seed for job in select(jobs.students, "student", pair=None, method="kd", seed=None)] == [0, 1, 2]
     with pytest.raises(UserError, match=r"--method kdd: no such student .*did you mean 'kd'.*known: .*scratch"):
         select(jobs.students, "student", method="kdd")
@@ -103,15 +105,16 @@ def test_the_source_hash_covers_what_a_stage_imports_and_nothing_else(
     """Checked on a copy of the sources in which one file after the other is changed."""
     import shutil
 
-    from iakd import provenance
+    from iakd.experiment import provenance
 
     copy = tmp_path / "iakd"
-    shutil.copytree(Path(provenance.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(provenance, "__file__", str(copy / "provenance.py"))
+    shutil.copytree(Path(provenance.__file__).parents[1], copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(provenance, "PACKAGE_ROOT", tmp_path)
     stages = ["prepare", "teach", "tune", "distill", "evaluate", "report"]
 
     def hashes() -> dict[str, str]:
         source_sha.cache_clear()
+        provenance._read.cache_clear()
         return {stage: source_sha(f"iakd.stages.{stage}") for stage in stages}
 
     def touched(file: str) -> set[str]:
@@ -122,18 +125,31 @@ def test_the_source_hash_covers_what_a_stage_imports_and_nothing_else(
         return {stage for stage in stages if before[stage] != after[stage]}
 
     try:
-        assert touched("training/loop.py") >= {"teach", "tune", "distill"}
-        assert not touched("training/loop.py") & {"prepare", "report"}
+        assert touched("training/trainer.py") >= {"teach", "tune", "distill"}
+        assert not touched("training/trainer.py") & {"prepare", "report"}
         assert {"tune", "distill"} <= touched("interactive/schedule.py")
         assert touched("data/splits.py") >= {"prepare", "distill"}, "the transfer set is drawn by it, too"
-        assert touched("data/sources/cifar.py") == {"prepare"}
-        assert touched("data/batches.py") >= {"teach", "tune", "distill", "evaluate"}
+        assert touched("data/writer.py") == {"prepare"}
+        assert touched("data/sources/cifar.py") == set(), "digits are read by another module"
+        assert touched("data/loader.py") >= {"teach", "tune", "distill", "evaluate"}
         assert touched("stages/report.py") == {"report"}
         assert touched("stages/distill.py") == {"distill"}
         assert touched("cli.py") == set()
         assert touched("tracking/sync.py") == set(), "the view of a run is no part of it"
     finally:
         source_sha.cache_clear()
+        provenance._read.cache_clear()
+
+
+def test_what_a_job_loads_by_name_is_part_of_its_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = experiment()
+    assert jobs.data.modules == ["iakd.data.sources.digits"]
+    by_label = {job.label: job.modules for job in jobs.students}
+    assert by_label["kd"] == ["iakd.distillation.losses.kd"] and by_label["scratch"] == []
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr("iakd.experiment.jobs.source_sha", lambda *modules: asked.append(modules) or "source")
+    kd = [job.key for job in jobs.students if job.label == "kd"]
+    assert kd and all(modules == ("iakd.stages.distill", "iakd.distillation.losses.kd") for modules in asked)
 
 
 def test_a_pair_may_differ_in_recipe_and_options() -> None:
@@ -141,7 +157,7 @@ def test_a_pair_may_differ_in_recipe_and_options() -> None:
         "pairs=[[resnet20w8, resnet8w8], {teacher: resnet20w8, student: other, recipe: {lr: 0.01}, "
         "methods: {kd: {kd: {temperature: 2}}}}]"
     )
-    jobs = plan("students=[{arch: resnet8, width: 8}, {arch: resnet8, width: 4, name: other}]", pair)
+    jobs = experiment("students=[{arch: resnet8, width: 8}, {arch: resnet8, width: 4, name: other}]", pair)
     own, other = (
         {job.label: job for job in jobs.students if job.student.name == name} for name in ("resnet8w8", "other")
     )
@@ -149,4 +165,4 @@ def test_a_pair_may_differ_in_recipe_and_options() -> None:
     assert {job.recipe.lr for job in other.values()} == {0.01}
     assert (own["kd"].method.kd.temperature, other["kd"].method.kd.temperature) == (4.0, 2.0)
     assert own["scratch"].method == other["scratch"].method
-    assert keys(plan())[own["kd"].path] == own["kd"].key, "what is other elsewhere leaves a pair alone"
+    assert keys(experiment())[own["kd"].path] == own["kd"].key, "what is other elsewhere leaves a pair alone"

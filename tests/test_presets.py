@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from iakd.params import load
-from iakd.plan import Plan, make_plan
+from iakd.config import load
+from iakd.experiment.jobs import Experiment, plan_experiment
 
 sys.path.insert(0, str(Path(__file__).parent / "data"))
 import kinds
@@ -78,8 +78,8 @@ def test_every_preset_is_run_here() -> None:
     assert {path.stem for path in FOLDER.glob("*.yaml")} == set(DATA)
 
 
-def briefly(preset: str, folder: Path) -> Plan:
-    """The preset's plan with very short trainings; `tuned` schedules are the default ones."""
+def briefly(preset: str, folder: Path) -> Experiment:
+    """The preset's experiment with very short trainings; `tuned` schedules are the default ones."""
     make_data = DATA[preset]
     path = FOLDER / f"{preset}.yaml"
     short = "{epochs: 1, batch_size: 8, precision: fp32}"
@@ -97,25 +97,25 @@ def briefly(preset: str, folder: Path) -> Plan:
     changes += [f"methods.{label}.iakd.schedule.kind=linear" for label, m in params.methods.items() if m.tuned]
     if preset == "imagenet":
         changes += ["distill.transfer=8", "evaluate.batch_size=2"]
-    return make_plan(load(path, changes))
+    return plan_experiment(load(path, changes))
 
 
 @pytest.mark.parametrize("preset", DATA)
 def test_through_all_stages(preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    plan = briefly(preset, tmp_path)
+    experiment = briefly(preset, tmp_path)
     from iakd.stages import distill, evaluate, prepare, report, teach
 
-    prepare.run(plan)
-    pair = plan.students[0].path.split("/")[2]  # one pair stands for all
-    jobs = [job for job in plan.students if job.path.split("/")[2] == pair]
+    prepare.run(experiment)
+    pair = experiment.students[0].path.split("/")[2]  # one pair stands for all
+    jobs = [job for job in experiment.students if job.path.split("/")[2] == pair]
     jobs = jobs[:: math.ceil(len(jobs) / METHODS)]  # tests/methods/ has them all
-    teach.run(plan, jobs[0].teacher)
+    teach.run(experiment, jobs[0].teacher)
     for job in jobs:
-        distill.run(plan, job)
-    if len(jobs) == len(plan.students):
-        evaluate.run(plan)
-        assert report.run(plan).stat().st_size > 10_000
+        distill.run(experiment, job)
+    if len(jobs) == len(experiment.students):
+        evaluate.run(experiment)
+        assert report.run(experiment).stat().st_size > 10_000
     else:
         for job in (jobs[0].teacher, *jobs):
-            evaluate.evaluate_run(plan, job.folder)
+            evaluate.evaluate_run(experiment, job.folder)

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from iakd import files, runs
+from iakd import files
 from iakd.errors import UserError
-from iakd.runs import Run
+from iakd.experiment import run_dir
+from iakd.experiment.run_dir import Run
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +23,7 @@ def make(key: str = "key") -> Run:
     return Run("toy/students/a-b/kd/seed0", "distill", key, {"lr": 0.1}, 0, {"method": "kd"}, {"data": "abc"})
 
 
-ROWS: list[runs.Row] = [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25, "val_top1": 50.0}]
+ROWS: list[run_dir.Row] = [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25, "val_top1": 50.0}]
 
 
 def test_a_finished_run_is_whole_and_leaves_only_its_lock() -> None:
@@ -43,7 +44,7 @@ def test_a_finished_run_is_whole_and_leaves_only_its_lock() -> None:
     record = json.loads((run.folder / "run.json").read_text())
     contract = "key stage params seed git_commit data_sha256 lock_sha256 versions device started finished wall_seconds"
     assert set(contract.split()) <= set(record)
-    assert runs.read_history(run.folder / "history.csv") == [{**ROWS[0], "val_top1": None}, ROWS[1]]
+    assert run_dir.read_history(run.folder / "history.csv") == [{**ROWS[0], "val_top1": None}, ROWS[1]]
 
 
 def test_another_key_is_another_run() -> None:
@@ -103,7 +104,7 @@ def test_two_processes_cannot_be_at_the_same_run(folder: Path) -> None:
 def test_what_a_killed_writer_left_in_the_results_is_cleared_away() -> None:
     run = make()
     run.folder.mkdir(parents=True)
-    leftover, another = run.folder / f".{runs.MODEL}.k2j_x8ab", run.folder / ".evaluation.json.k2j_x8ab"
+    leftover, another = run.folder / f".{run_dir.MODEL}.k2j_x8ab", run.folder / ".evaluation.json.k2j_x8ab"
     leftover.touch(), another.touch()
     with run.open():
         assert not leftover.exists()
@@ -121,13 +122,13 @@ def test_a_damaged_model_is_refused() -> None:
     run = make()
     with run.open():
         run.finish(ROWS, {}, b"weights")
-    assert runs.read_model(run.folder)[0] == b"weights"
+    assert run_dir.read_model(run.folder)[0] == b"weights"
     (run.folder / "model.safetensors").write_bytes(b"weighty")
     with pytest.raises(UserError, match=r"model\.safetensors is damaged"):
-        runs.read_model(run.folder)
+        run_dir.read_model(run.folder)
     (run.folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"model\.safetensors does not exist"):
-        runs.read_model(run.folder)
+        run_dir.read_model(run.folder)
 
 
 def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from iakd import students
+from iakd.config import parse
+from iakd.distillation import assembly
 from iakd.errors import RunFailed, UserError
-from iakd.params import parse
-from iakd.plan import Plan, StudentJob, make_plan, select, side_by_side
-from iakd.runs import HISTORY, METRICS, MODEL, RUN, Run
+from iakd.experiment.jobs import Experiment, StudentJob, group_seeds, plan_experiment, select
+from iakd.experiment.run_dir import HISTORY, METRICS, MODEL, RUN, Run
 from iakd.stages import distill, prepare, teach
-from iakd.training.loop import Training
+from iakd.training.trainer import Trainer
 
 SETTINGS: dict[str, Any] = {
     "dataset": {"name": "tiny", "source": "digits", "val": 60, "test": 200},
@@ -26,8 +26,8 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def plan_of(**changes: Any) -> Plan:
-    return make_plan(parse({**SETTINGS, **changes}, "test"))
+def plan_of(**changes: Any) -> Experiment:
+    return plan_experiment(parse({**SETTINGS, **changes}, "test"))
 
 
 def folder_of(job: StudentJob) -> dict[str, Any]:
@@ -49,12 +49,12 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     tree = tmp_path_factory.mktemp("alone")
     with pytest.MonkeyPatch.context() as inside:
         inside.chdir(tree)
-        plan = plan_of()
-        prepare.run(plan)
-        for job in plan.teachers:
-            teach.run(plan, job)
-        for student in plan.students:
-            distill.run(plan, student)
+        experiment = plan_of()
+        prepare.run(experiment)
+        for job in experiment.teachers:
+            teach.run(experiment, job)
+        for student in experiment.students:
+            distill.run(experiment, student)
         yield tree
 
 
@@ -70,8 +70,8 @@ def tree(alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[s
     return expected
 
 
-def of(plan: Plan, method: str) -> list[StudentJob]:
-    return select(plan.students, "student", method=method)
+def of(experiment: Experiment, method: str) -> list[StudentJob]:
+    return select(experiment.students, "student", method=method)
 
 
 def left_to_go_on() -> list[str]:
@@ -79,35 +79,35 @@ def left_to_go_on() -> list[str]:
 
 
 def test_groups_differ_in_the_seed_alone() -> None:
-    plan = plan_of()
-    groups = side_by_side(plan.students, 2)
+    experiment = plan_of()
+    groups = group_seeds(experiment.students, 2)
     assert [(group[0].label, [job.seed for job in group]) for group in groups] == [
         (label, seeds) for label in ("hints", "iakd", "scratch") for seeds in ([0, 1], [2])
     ]
-    assert side_by_side(plan.students, 1) == [[job] for job in plan.students]
+    assert group_seeds(experiment.students, 1) == [[job] for job in experiment.students]
 
 
 def test_seeds_together_are_the_seeds_one_by_one(tree: dict[str, dict[str, Any]]) -> None:
     """Also with teachers that take turns, and with methods that look at their teacher before the training begins."""
-    plan = plan_of()
-    for group in side_by_side(plan.students, 3):
-        assert distill.run(plan, *group) == [job.folder for job in group]
+    experiment = plan_of()
+    for group in group_seeds(experiment.students, 3):
+        assert distill.run(experiment, *group) == [job.folder for job in group]
         assert {job.path: folder_of(job) for job in group} == {job.path: tree[job.path] for job in group}
     assert left_to_go_on() == []
     assert len(list(Path(".state").glob("**/run.json"))) == 0
 
 
 def test_teacher_and_images_are_there_once(tree: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Training] = []
+    seen: list[Trainer] = []
 
-    def remember(trainings: list[Training]) -> list[Any]:
+    def remember(trainings: list[Trainer]) -> list[Any]:
         seen.extend(trainings)
         return [RunFailed("not today")] * len(trainings)
 
-    monkeypatch.setattr(students, "fit_together", remember)
-    plan = plan_of()
+    monkeypatch.setattr(assembly, "fit_interleaved", remember)
+    experiment = plan_of()
     with pytest.raises(RunFailed, match="not today"):
-        distill.run(plan, *of(plan, "iakd"))
+        distill.run(experiment, *of(experiment, "iakd"))
     first, second, third = seen
     assert first.data is second.data is third.data and first.validation is third.validation
     assert first.method.teacher is third.method.teacher is not second.method.teacher  # type: ignore[attr-defined]
@@ -118,30 +118,30 @@ def test_one_that_fails_leaves_the_others_published_and_able_to_go_on(
     tree: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Finished for a reader; and if a workflow engine deletes them with the failed job, soon finished again."""
-    plan = plan_of()
-    jobs = of(plan, "iakd")
-    work = Training._work
+    experiment = plan_of()
+    jobs = of(experiment, "iakd")
+    work = Trainer._work
 
-    def diverge(self: Training, batch: Any) -> None:
+    def diverge(self: Trainer, batch: Any) -> None:
         work(self, batch)
         if self.run.seed == 1 and self.step == 3:
             raise RunFailed("seed 1: the loss is no longer finite")
 
     with monkeypatch.context() as inside:
-        inside.setattr(Training, "_work", diverge)
+        inside.setattr(Trainer, "_work", diverge)
         with pytest.raises(RunFailed, match="seed 1: the loss"):
-            distill.run(plan, *jobs)
+            distill.run(experiment, *jobs)
     assert [job.seed for job in jobs if (job.folder / RUN).exists()] == [0, 2]
     assert left_to_go_on() == ["seed0", "seed1", "seed2"]
     (jobs[2].folder / RUN).unlink()
     steps: list[int] = []
 
-    def count(self: Training, batch: Any) -> None:
+    def count(self: Trainer, batch: Any) -> None:
         work(self, batch)
         steps.append(self.run.seed)
 
-    monkeypatch.setattr(Training, "_work", count)
-    distill.run(plan, *jobs)
+    monkeypatch.setattr(Trainer, "_work", count)
+    distill.run(experiment, *jobs)
     assert set(steps) == {1}
     assert {job.path: folder_of(job) for job in jobs} == {job.path: tree[job.path] for job in jobs}
     assert left_to_go_on() == []
@@ -150,8 +150,8 @@ def test_one_that_fails_leaves_the_others_published_and_able_to_go_on(
 def test_a_kill_between_two_are_published_costs_no_training(
     tree: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = plan_of()
-    jobs = of(plan, "scratch")
+    experiment = plan_of()
+    jobs = of(experiment, "scratch")
     publish = Run.publish
 
     def killed(self: Run, *products: Any) -> None:
@@ -162,29 +162,29 @@ def test_a_kill_between_two_are_published_costs_no_training(
     with monkeypatch.context() as inside:
         inside.setattr(Run, "publish", killed)
         with pytest.raises(KeyboardInterrupt):
-            distill.run(plan, *jobs)
+            distill.run(experiment, *jobs)
     assert left_to_go_on() == ["seed0", "seed1", "seed2"]
     for path in jobs[0].folder.iterdir():  # what Snakemake does
         path.unlink()
-    monkeypatch.setattr(Training, "_work", None)  # no step is needed
-    distill.run(plan, *jobs)
+    monkeypatch.setattr(Trainer, "_work", None)  # no step is needed
+    distill.run(experiment, *jobs)
     assert {job.path: folder_of(job) for job in jobs} == {job.path: tree[job.path] for job in jobs}
 
 
 def test_live_files_of_other_settings_stay(tree: dict[str, dict[str, Any]]) -> None:
-    plan = plan_of()
-    job = of(plan, "scratch")[0]
-    distill.run(plan, job)
+    experiment = plan_of()
+    job = of(experiment, "scratch")[0]
+    distill.run(experiment, job)
     attempt = Run(job.path, "distill", "another key", {}, 0, {}, {})
     with pytest.raises(KeyboardInterrupt), attempt.open():
         raise KeyboardInterrupt
-    distill.run(plan, job)
+    distill.run(experiment, job)
     assert (attempt.live / RUN).exists()
 
 
 def test_seeds_are_chosen_by_name() -> None:
-    plan = plan_of()
-    assert [job.seed for job in select(plan.students, "student", method="iakd", seed=[2, 0])] == [0, 2]
-    assert len(select(plan.students, "student", seed=[])) == 9
+    experiment = plan_of()
+    assert [job.seed for job in select(experiment.students, "student", method="iakd", seed=[2, 0])] == [0, 2]
+    assert len(select(experiment.students, "student", seed=[])) == 9
     with pytest.raises(UserError, match=r"--seed 7: no such student in the settings; known: 0, 1, 2"):
-        select(plan.students, "student", seed=[0, 7])
+        select(experiment.students, "student", seed=[0, 7])

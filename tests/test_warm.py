@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from iakd import warm
+from iakd.orchestration import fork_server
 
 # A stand-in for the real command line, imported by the workers in its place.
 COMMAND_LINE = """
@@ -37,10 +37,10 @@ SERVER = f"""
 import sys, types
 import iakd
 from pathlib import Path
-from iakd import warm
+from iakd.orchestration import fork_server
 iakd.cli = sys.modules["iakd.cli"] = types.ModuleType("iakd.cli")
 exec({COMMAND_LINE!r}, iakd.cli.__dict__)
-warm.serve(Path("socket"), preload=())
+fork_server.serve(Path("socket"), preload=())
 """
 
 
@@ -62,10 +62,10 @@ def wait_for(path: Path) -> None:
 
 
 def command(*arguments: str, **environment: str) -> subprocess.Popen[str]:
-    code = "import sys; from iakd.warm import hand_over; sys.exit(hand_over(sys.argv[1:]))"
+    code = "import sys; from iakd.orchestration.fork_server import hand_over; sys.exit(hand_over(sys.argv[1:]))"
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
-        env={**os.environ, warm.VARIABLE: "socket", **environment},
+        env={**os.environ, fork_server.VARIABLE: "socket", **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -128,15 +128,15 @@ def test_a_defect_in_one_command_harms_no_other(server: subprocess.Popen[bytes])
 
 def test_without_a_server_the_command_runs_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert warm.hand_over(["teach"]) is None
-    monkeypatch.setenv(warm.VARIABLE, "absent")
-    assert warm.hand_over(["teach"]) is None
+    assert fork_server.hand_over(["teach"]) is None
+    monkeypatch.setenv(fork_server.VARIABLE, "absent")
+    assert fork_server.hand_over(["teach"]) is None
     Path("stale").touch()
-    monkeypatch.setenv(warm.VARIABLE, "stale")
-    assert warm.hand_over(["teach"]) is None
+    monkeypatch.setenv(fork_server.VARIABLE, "stale")
+    assert fork_server.hand_over(["teach"]) is None
 
 
 def test_quick_commands_are_not_handed_over(server: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     for arguments in ([], ["prepare"], ["--help"], ["track", "sync"]):
-        monkeypatch.setenv(warm.VARIABLE, "socket")
-        assert warm.hand_over(arguments) is None
+        monkeypatch.setenv(fork_server.VARIABLE, "socket")
+        assert fork_server.hand_over(arguments) is None

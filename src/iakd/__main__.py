@@ -2,7 +2,7 @@
 
 import sys
 
-from iakd.warm import hand_over
+from iakd.orchestration.fork_server import hand_over
 
 
 def main() -> None:

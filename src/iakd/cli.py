@@ -16,7 +16,7 @@ from iakd.errors import RunFailed, UserError
 from iakd.processes import WITH_PARENT, end_with_parent, place, several
 
 if TYPE_CHECKING:
-    from iakd.plan import Plan
+    from iakd.experiment.jobs import Experiment
 
 app = typer.Typer(
     help="Compress image classifiers by interactive knowledge distillation.",
@@ -48,30 +48,30 @@ REMEDIES = {  # of what the file system refuses
 }
 
 
-def _plan(params: Path, changes: list[str]) -> "Plan":
-    from iakd.params import load
-    from iakd.plan import make_plan
+def _experiment(params: Path, changes: list[str]) -> "Experiment":
+    from iakd.config import load
+    from iakd.experiment.jobs import plan_experiment
 
-    return make_plan(load(params, changes))
+    return plan_experiment(load(params, changes))
 
 
 @contextlib.contextmanager
-def _training(plan: "Plan", shared: bool = False) -> Iterator[None]:
+def _training(experiment: "Experiment", shared: bool = False) -> Iterator[None]:
     """Have a process of its own show this command's runs in MLflow while they run, and keep GPUs for it.
 
     Where its trainings are to be `shared` by several processes, have these run the command instead of this one.
     """
-    from iakd import devices
+    from iakd.experiment import gpus
     from iakd.tracking.launch import launch
 
     rank, count = place()
     if rank == 0:
-        launch(plan.params)
+        launch(experiment.params)
     if count > 1:  # whoever started them has divided up the GPUs
         yield
         return
-    wanted = plan.params.compute.processes if shared else 1
-    with devices.claim(plan.params.compute, wanted):
+    wanted = experiment.params.compute.processes if shared else 1
+    with gpus.claim(experiment.params.compute, wanted):
         if wanted > 1:
             sys.exit(several([sys.executable, "-m", "iakd", *sys.argv[1:]], wanted))
         yield
@@ -85,10 +85,10 @@ def _products(paths: list[Path]) -> None:
 @app.command()
 def prepare(params: ParamsFile = DEFAULT, changes: Changes = NONE) -> None:
     """Read the data set, split it and store it as uint8 arrays with a manifest."""
-    plan = _plan(params, changes)
+    experiment = _experiment(params, changes)
     from iakd.stages.prepare import run
 
-    _products([run(plan)])
+    _products([run(experiment)])
 
 
 @app.command()
@@ -99,14 +99,14 @@ def teach(
     seed: Annotated[int | None, typer.Option(help="Only this seed.")] = None,
 ) -> None:
     """Train the teachers, or import those that have a checkpoint."""
-    plan = _plan(params, changes)
-    from iakd.plan import select
+    experiment = _experiment(params, changes)
+    from iakd.experiment.jobs import select
 
-    jobs = select(plan.teachers, "teacher", teacher=teacher, seed=seed)
-    with _training(plan, shared=any(not job.network.checkpoint for job in jobs)):
+    jobs = select(experiment.teachers, "teacher", teacher=teacher, seed=seed)
+    with _training(experiment, shared=any(not job.network.checkpoint for job in jobs)):
         from iakd.stages import import_teacher, teach
 
-        _products([(import_teacher if job.network.checkpoint else teach).run(plan, job) for job in jobs])
+        _products([(import_teacher if job.network.checkpoint else teach).run(experiment, job) for job in jobs])
 
 
 @app.command()
@@ -116,14 +116,14 @@ def tune(
     pair: Annotated[str | None, typer.Option(help="Only this pair, as TEACHER-STUDENT.")] = None,
 ) -> None:
     """Search for a swap-probability schedule with Optuna."""
-    plan = _plan(params, changes)
-    from iakd.plan import select
+    experiment = _experiment(params, changes)
+    from iakd.experiment.jobs import select
 
-    jobs = select(plan.studies, "study", pair=pair)
-    with _training(plan):
+    jobs = select(experiment.studies, "study", pair=pair)
+    with _training(experiment):
         from iakd.stages.tune import run
 
-        _products([run(plan, job) for job in jobs])
+        _products([run(experiment, job) for job in jobs])
 
 
 @app.command()
@@ -135,15 +135,15 @@ def distill(
     seed: Annotated[list[int], typer.Option(help="Only this seed; repeatable.")] = NO_SEEDS,
 ) -> None:
     """Train the students, `compute.seeds_together` seeds of a kind side by side."""
-    plan = _plan(params, changes)
-    from iakd.plan import select, side_by_side
+    experiment = _experiment(params, changes)
+    from iakd.experiment.jobs import group_seeds, select
 
-    jobs = select(plan.students, "student", pair=pair, method=method, seed=seed)
-    groups = side_by_side(jobs, plan.params.compute.seeds_together if place()[1] == 1 else 1)
-    with _training(plan, shared=True):
+    jobs = select(experiment.students, "student", pair=pair, method=method, seed=seed)
+    groups = group_seeds(jobs, experiment.params.compute.seeds_together if place()[1] == 1 else 1)
+    with _training(experiment, shared=True):
         from iakd.stages.distill import run
 
-        _products([folder for group in groups for folder in run(plan, *group)])
+        _products([folder for group in groups for folder in run(experiment, *group)])
 
 
 @app.command()
@@ -153,22 +153,22 @@ def evaluate(
     model: Annotated[Path | None, typer.Option("--run", help="Only the model in this results folder.")] = None,
 ) -> None:
     """Evaluate finished models on the test set, once each, and sum up the comparison."""
-    plan = _plan(params, changes)
-    from iakd import devices
+    experiment = _experiment(params, changes)
+    from iakd.experiment import gpus
 
-    with devices.claim(plan.params.compute):
+    with gpus.claim(experiment.params.compute):
         from iakd.stages.evaluate import evaluate_run, run
 
-        _products([evaluate_run(plan, model) if model else run(plan)])
+        _products([evaluate_run(experiment, model) if model else run(experiment)])
 
 
 @app.command()
 def report(params: ParamsFile = DEFAULT, changes: Changes = NONE) -> None:
     """Write the report: one HTML page, tables and figures."""
-    plan = _plan(params, changes)
+    experiment = _experiment(params, changes)
     from iakd.stages.report import run
 
-    _products([run(plan)])
+    _products([run(experiment)])
 
 
 @app.command()
@@ -185,11 +185,11 @@ def pairs(
     classes: Annotated[int, typer.Option(min=2)] = 100,
 ) -> None:
     """Show which teacher blocks would be swapped for which student blocks, or why they cannot be."""
-    from iakd.params import load, network_called
+    from iakd.config import load, network_called
 
     settings = load(params or DEFAULT) if params or DEFAULT.exists() else None
     networks = network_called(teacher, "teacher", settings), network_called(student, "student", settings)
-    from iakd.interactive.overview import overview
+    from iakd.interactive.pair_table import overview
 
     print(overview(*networks, size, channels, classes))
 
@@ -197,7 +197,7 @@ def pairs(
 @app.command()
 def methods() -> None:
     """List the methods: any of them alone, or sums of several by name, such as iakd+kd."""
-    from iakd.params.methods.listing import listing
+    from iakd.config.methods import listing
 
     print(listing())
 
@@ -205,7 +205,7 @@ def methods() -> None:
 @app.command()
 def schema() -> None:
     """Print the JSON schema of params.yaml."""
-    from iakd.params import schema_text
+    from iakd.config import schema_text
 
     print(schema_text(), end="")
 
@@ -213,28 +213,28 @@ def schema() -> None:
 @track.command()
 def sync(params: ParamsFile = DEFAULT, changes: Changes = NONE) -> None:
     """Bring MLflow up to date with the files; may be run at any time, any number of times."""
-    plan = _plan(params, changes)
+    experiment = _experiment(params, changes)
     from iakd.tracking.sync import sync
 
-    print(sync(plan.params))
+    print(sync(experiment.params))
 
 
 @track.command()
 def follow(params: ParamsFile = DEFAULT, changes: Changes = NONE) -> None:
     """Show runs in MLflow while they run; started by the stages, ends when nothing runs any more."""
-    plan = _plan(params, changes)
+    experiment = _experiment(params, changes)
     from iakd.tracking.follow import follow
 
-    follow(plan.params)
+    follow(experiment.params)
 
 
 @track.command()
 def flush(params: ParamsFile = DEFAULT, changes: Changes = NONE) -> None:
     """Wait until MLflow shows all that has finished, for a minute at most."""
-    plan = _plan(params, changes)
+    experiment = _experiment(params, changes)
     from iakd.tracking.launch import finish
 
-    finish(plan.params)
+    finish(experiment.params)
 
 
 @track.command()
@@ -244,10 +244,10 @@ def ui(
     port: Annotated[int, typer.Option(min=1, max=65535, help="On 127.0.0.1.")] = 5000,
 ) -> None:
     """Serve MLflow's pages and print the address of the one that compares the runs."""
-    plan = _plan(params, changes)
+    experiment = _experiment(params, changes)
     from iakd.tracking.ui import serve
 
-    serve(plan.params, port)
+    serve(experiment.params, port)
 
 
 @contextlib.contextmanager
@@ -256,7 +256,7 @@ def _joined() -> Iterator[None]:
     if place()[1] == 1:
         yield
         return
-    from iakd.training.parallel import joined
+    from iakd.training.distributed import joined
 
     with joined():
         command = next(iter(sys.argv[1:]), "")

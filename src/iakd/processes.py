@@ -9,6 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from types import FrameType, TracebackType
 from typing import Any
 
 PR_SET_PDEATHSIG = 1
@@ -117,3 +118,36 @@ def _code(children: list[subprocess.Popen[bytes]]) -> int:
         how = signal.Signals(-first).name
         print(f"iakd: a process was ended by {how}; run the same command again and it goes on", file=sys.stderr)
     return first if first > 0 else int(any(child.returncode for child in children))
+
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # USR1: Slurm's warning before the time limit
+_noted: list[str] = []  # of this process, since a training was last begun
+
+
+def signalled() -> str:
+    """The first signal that has come while the training at work is to end; empty where none has."""
+    return _noted[0] if _noted else ""
+
+
+class Interrupt:
+    """`with Interrupt() as interrupt:` — `interrupt.name` is empty until one of SIGNALS comes; a second one raises."""
+
+    def __init__(self) -> None:
+        self.name = ""
+
+    def __enter__(self) -> "Interrupt":
+        self._previous = {}
+        _noted.clear()
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.name:
+            raise KeyboardInterrupt(self.name)
+        self.name = signal.Signals(number).name
+        _noted.append(self.name)

@@ -72,9 +72,9 @@ def cifar10_files(data: Set, form: str) -> dict[str, bytes]:
 
 
 def names100(level: str) -> list[str]:
-    from iakd.data.sources import cifar100
+    from iakd.data.sources import cifar
 
-    return (cifar100.FINE_CLASSES if level == "fine" else cifar100.COARSE_CLASSES).split()
+    return (cifar.FINE_CLASSES if level == "fine" else cifar.COARSE_CLASSES).split()
 
 
 def cifar100_files(data: Set, form: str) -> dict[str, bytes]:

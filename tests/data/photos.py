@@ -8,12 +8,11 @@ import kinds
 import numpy as np
 from PIL import Image
 
-from iakd.data.sets import image_set
-from iakd.data.sources import SOURCES
-from iakd.data.store import Store
-from iakd.data.streamed import Streamed
-from iakd.data.writer import write
-from iakd.params import Dataset
+from iakd.config import Dataset
+from iakd.data import sources
+from iakd.data.file_loader import FileLoader, make_loader
+from iakd.data.store import PreparedData
+from iakd.data.writer import write_store
 
 SIDE = 8
 
@@ -55,14 +54,14 @@ def settings(root: Path, **changes: Any) -> Dataset:
     return Dataset.model_validate({**base, **changes})
 
 
-def store(root: Path, folder: Path, **changes: Any) -> Store:
+def store(root: Path, folder: Path, **changes: Any) -> PreparedData:
     """The folder of images, prepared."""
     chosen = settings(root, **changes)
-    write(folder, SOURCES[chosen.source].read(chosen), chosen)
-    return Store.open(folder)
+    write_store(folder, sources.read(chosen), chosen)
+    return PreparedData.open(folder)
 
 
-def streamed(store: Store, workers: int = 0, split: str = "train") -> Streamed:
-    found = image_set(store, split, "cpu", workers=workers)
-    assert isinstance(found, Streamed)
+def streamed(store: PreparedData, workers: int = 0, split: str = "train") -> FileLoader:
+    found = make_loader(store, split, "cpu", workers=workers)
+    assert isinstance(found, FileLoader)
     return found

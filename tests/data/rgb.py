@@ -1,10 +1,11 @@
-"""A tiny data set in colour, higher than wide, with a test set of its own, and a plan that uses it."""
+"""A tiny data set in colour, higher than wide, with a test set of its own, and a experiment that uses it."""
 
 import numpy as np
 
-from iakd.data.raw import Raw
-from iakd.params import Dataset, Params, Teacher
-from iakd.plan import Plan, make_plan
+from iakd.config import Dataset, Params, Teacher
+from iakd.config.dataset import SourceSpec
+from iakd.data.source_data import SourceData
+from iakd.experiment.jobs import Experiment, plan_experiment
 
 CLASSES = ["ant", "bee", "cat"]
 SHAPE = (3, 6, 4)
@@ -18,24 +19,24 @@ def labels(n: int) -> np.ndarray:
     return np.arange(n, dtype=np.int64) % len(CLASSES)
 
 
-def raw(train: int = 60, test: int | None = 12) -> Raw:
+def raw(train: int = 60, test: int | None = 12) -> SourceData:
     if test is None:
-        return Raw(images(train, 0), labels(train), None, None, CLASSES)
-    return Raw(images(train, 0), labels(train), images(test, 1), labels(test), CLASSES)
+        return SourceData(images(train, 0), labels(train), None, None, CLASSES)
+    return SourceData(images(train, 0), labels(train), images(test, 1), labels(test), CLASSES)
 
 
-class Source:
-    """Tiny coloured images."""
+def read(settings: Dataset) -> SourceData:
+    return raw()
 
-    def read(self, settings: Dataset) -> Raw:
-        return raw()
+
+SPEC = SourceSpec("Tiny coloured images.", "rgb:read")
 
 
 def settings(**changes: object) -> Dataset:
     return Dataset().model_copy(update={"name": "rgb", "source": "rgb", "val": 15, "test": 9, **changes})
 
 
-def plan(**changes: object) -> Plan:
+def experiment(**changes: object) -> Experiment:
     network = Teacher(arch="resnet8")
     params = Params(teachers=[network], students=[network], methods={"scratch": {}})
-    return make_plan(params.model_copy(update={"dataset": settings(**changes)}))
+    return plan_experiment(params.model_copy(update={"dataset": settings(**changes)}))

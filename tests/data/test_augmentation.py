@@ -12,17 +12,16 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as vision
 
+from iakd.config import Augment, Erase, Mix, Recipe
 from iakd.data.augmentation import Augmenter
-from iakd.data.augmentation.erasing import blank, cutout_boxes, erasing_boxes
-from iakd.data.augmentation.mixing import Mixing
-from iakd.data.batches import Batch, Resident
-from iakd.params import Augment, Erase, Mix, Recipe
+from iakd.data.augmentation.augmenter import Mixing, blank, cutout_boxes, erasing_boxes
+from iakd.data.loader import Batch, DeviceLoader
 
 CPU = torch.device("cpu")
 N, SHAPE = 39, (3, 8, 10)
 IMAGES = np.random.default_rng(0).integers(0, 256, (N, *SHAPE), dtype=np.uint8)
 LABELS = np.random.default_rng(1).integers(0, 5, N)
-DATA = Resident(IMAGES, LABELS, [0.3, 0.5, 0.7], [0.2, 0.25, 0.4], CPU)
+DATA = DeviceLoader(IMAGES, LABELS, [0.3, 0.5, 0.7], [0.2, 0.25, 0.4], CPU)
 KINDS: dict[str, dict[str, Any]] = {
     "policy": {"policy": "trivialaugment"},
     "erase": {"erase": Erase(probability=0.7)},

@@ -11,10 +11,10 @@ import torchvision.transforms as theirs
 from torch import Tensor
 from torchvision.transforms.v2 import functional as vision
 
-from iakd.data.augmentation import affine
+from iakd.config import Augment
+from iakd.data.augmentation import policy
 from iakd.data.augmentation.policy import BINS, KERNELS, Operation, Policy, operations
-from iakd.data.batches import Resident
-from iakd.params import Augment
+from iakd.data.loader import DeviceLoader
 
 NAMES = ["Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast"]
 NAMES += ["Sharpness", "Posterize", "Solarize", "AutoContrast", "Equalize"]
@@ -155,15 +155,15 @@ def test_operations_magnitudes_and_signs_are_uniform() -> None:
 def test_a_translation_moves_the_picture_to_the_right_and_down() -> None:
     image = torch.zeros(1, 1, 5, 5, dtype=torch.uint8)
     image[0, 0, 1, 1] = 9
-    for translate, place in ((affine.translate_x, (1, 3)), (affine.translate_y, (3, 1))):
-        shown = affine.affine(image, translate(torch.tensor([2.9]).double(), (5, 5)))
+    for translate, place in ((policy.translate_x, (1, 3)), (policy.translate_y, (3, 1))):
+        shown = policy.affine(image, translate(torch.tensor([2.9]).double(), (5, 5)))
         assert shown.nonzero().tolist() == [[0, 0, *place]]
 
 
 @pytest.mark.parametrize("start", [1, 4])
 def test_starting_later_gives_the_very_batches_of_the_whole_epoch(start: int) -> None:
     images = np.random.default_rng(1).integers(0, 256, (39, 3, 8, 8), dtype=np.uint8)
-    data = Resident(images, np.zeros(39, dtype=np.int64), [0.5] * 3, [0.2] * 3, CPU)
+    data = DeviceLoader(images, np.zeros(39, dtype=np.int64), [0.5] * 3, [0.2] * 3, CPU)
     augment = Augment(pad=1, flip=True, policy="randaugment")
     whole = list(data.epoch(0, 1, 8, augment))
     for a, b in zip(whole[start:], data.epoch(0, 1, 8, augment, start), strict=True):

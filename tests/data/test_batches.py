@@ -7,10 +7,9 @@ import pytest
 import torch
 import torchvision.transforms.functional as vision
 
-from iakd.data.batches import Batch, Resident
-from iakd.data.choice import Choice
-from iakd.data.streams import derive
-from iakd.params import Augment
+from iakd.config import Augment
+from iakd.data.loader import Batch, DeviceLoader, EpochSubset
+from iakd.seeding import derive
 
 NOTHING = Augment()
 N, SHAPE = 41, (3, 6, 4)
@@ -19,15 +18,15 @@ LABELS = np.random.default_rng(1).integers(0, 5, N)
 MEAN, STD = [0.3, 0.5, 0.7], [0.2, 0.25, 0.4]
 
 
-def resident(n: int = N) -> Resident:
-    return Resident(IMAGES[:n], LABELS[:n], MEAN, STD, "cpu")
+def resident(n: int = N) -> DeviceLoader:
+    return DeviceLoader(IMAGES[:n], LABELS[:n], MEAN, STD, "cpu")
 
 
-def bare(images: np.ndarray) -> Resident:
+def bare(images: np.ndarray) -> DeviceLoader:
     """Batches whose values are the uint8 values: mean 0 and std 1/255."""
     channels = images.shape[1]
     labels = np.zeros(len(images), dtype=np.int64)
-    return Resident(images, labels, [0.0] * channels, [1 / 255] * channels, "cpu")
+    return DeviceLoader(images, labels, [0.0] * channels, [1 / 255] * channels, "cpu")
 
 
 def same(a: Batch, b: Batch) -> bool:
@@ -86,7 +85,7 @@ def test_plain_batches_are_all_images_in_their_order() -> None:
 
 def test_the_training_set_has_mean_0_and_std_1_under_its_own_statistics() -> None:
     pixels = IMAGES.astype(np.float64) / 255
-    data = Resident(IMAGES, LABELS, pixels.mean((0, 2, 3)).tolist(), pixels.std((0, 2, 3)).tolist(), "cpu")
+    data = DeviceLoader(IMAGES, LABELS, pixels.mean((0, 2, 3)).tolist(), pixels.std((0, 2, 3)).tolist(), "cpu")
     shown = torch.cat([batch.images for batch in data.plain(8)]).double()
     torch.testing.assert_close(shown.mean((0, 2, 3)), torch.zeros(3).double(), atol=1e-6, rtol=0)
     torch.testing.assert_close(shown.std((0, 2, 3), correction=0), torch.ones(3).double(), atol=1e-6, rtol=0)
@@ -141,7 +140,7 @@ def test_an_image_and_the_number_of_its_view_give_the_very_image_that_was_shown(
 ) -> None:
     images = np.random.default_rng(2).integers(1, 256, (30, *shape), dtype=np.uint8)
     mean = [0.3, 0.5, 0.7][: shape[0]]
-    data = Resident(images, np.zeros(30, dtype=np.int64), mean, mean, "cpu")
+    data = DeviceLoader(images, np.zeros(30, dtype=np.int64), mean, mean, "cpu")
     assert augment.views is not None
     for epoch in range(2):
         for batch in data.epoch(5, epoch, 7, augment, channels_last=True):
@@ -184,7 +183,7 @@ def test_a_second_view_is_of_the_same_images_and_drawn_independently() -> None:
 
 def test_padding_is_black_before_normalisation() -> None:
     white = np.full((64, 3, 6, 4), 255, dtype=np.uint8)
-    data = Resident(white, np.zeros(64, dtype=np.int64), MEAN, STD, "cpu")
+    data = DeviceLoader(white, np.zeros(64, dtype=np.int64), MEAN, STD, "cpu")
     shown = torch.cat([batch.images for batch in data.epoch(0, 0, 16, Augment(pad=2))])
     for channel, (mean, std) in enumerate(zip(MEAN, STD, strict=True)):
         values = shown[:, channel].unique()
@@ -237,7 +236,7 @@ def test_channels_last_changes_the_layout_only() -> None:
 
 def test_the_set_is_a_copy_and_batches_do_not_share_its_memory() -> None:
     images = IMAGES.copy()
-    data = Resident(images, LABELS, MEAN, STD, "cpu")
+    data = DeviceLoader(images, LABELS, MEAN, STD, "cpu")
     before = data.images.clone()
     images[:] = 0
     for batch in [*data.epoch(0, 0, 8, NOTHING), *data.plain(8)]:
@@ -249,7 +248,7 @@ def test_an_epoch_of_chosen_images_with_others_mixed_in() -> None:
     indices = torch.tensor([4, 9, 2, 30, 17, 11, 5])
     partners = torch.tensor([4, 8, 2, 31, 17, 12, 5])
     weights = torch.tensor([1.0, 0.7, 1.0, 0.85, 1.0, 0.9, 1.0])
-    choice = Choice(indices, partners, weights)
+    choice = EpochSubset(indices, partners, weights)
     data, augment = bare(IMAGES), Augment(pad=1, flip=True)
     seen: dict[int, np.ndarray] = {}
     for batch in data.epoch(0, 3, 4, NOTHING, choice=choice):
@@ -275,7 +274,7 @@ def test_an_epoch_of_chosen_images_with_others_mixed_in() -> None:
 
 def test_choosing_all_images_changes_nothing() -> None:
     everything = torch.arange(N)
-    choice = Choice(everything, everything, torch.ones(N))
+    choice = EpochSubset(everything, everything, torch.ones(N))
     augment = Augment(pad=1, flip=True)
     whole = resident().epoch(0, 3, 8, augment)
     assert all(same(a, b) for a, b in zip(whole, resident().epoch(0, 3, 8, augment, choice=choice), strict=True))

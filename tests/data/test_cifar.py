@@ -9,13 +9,13 @@ import kinds
 import numpy as np
 import pytest
 
-from iakd.data import unpickle
-from iakd.data.raw import Raw
-from iakd.data.sources import SOURCES, cifar10, cifar100
-from iakd.data.store import Store
-from iakd.data.writer import write
+from iakd.config import Dataset
+from iakd.data import sources
+from iakd.data.source_data import SourceData
+from iakd.data.sources import archives, cifar
+from iakd.data.store import PreparedData
+from iakd.data.writer import write_store
 from iakd.errors import UserError
-from iakd.params import Dataset
 
 FORMS: dict[str, Callable[[Path, dict[str, bytes]], Path]] = {
     "folder": lambda place, files: next(kinds.unpacked(place, files).iterdir()),
@@ -27,11 +27,11 @@ FORMS: dict[str, Callable[[Path, dict[str, bytes]], Path]] = {
 }
 
 
-def read(source: str, path: Path, **settings: object) -> Raw:
-    return SOURCES[source].read(Dataset.model_validate({"source": source, "path": str(path), **settings}))
+def read(source: str, path: Path, **settings: object) -> SourceData:
+    return sources.read(Dataset.model_validate({"source": source, "path": str(path), **settings}))
 
 
-def check(raw: Raw, data: kinds.Set, classes: list[str]) -> None:
+def check(raw: SourceData, data: kinds.Set, classes: list[str]) -> None:
     assert (raw.train_images == data.train).all() and (raw.train_labels == data.train_labels).all()
     assert (raw.test_images == data.test).all() and (raw.test_labels == data.test_labels).all()
     assert raw.classes == classes
@@ -58,8 +58,8 @@ def test_parquet_gives_the_same_bytes_in_the_store(tmp_path: Path) -> None:
     digests = set()
     for path in (tmp_path / "p", binary, python):
         settings = Dataset(source="cifar100", path=str(path), val=0.5)
-        write(tmp_path / "store", read("cifar100", path), settings)
-        digests.add(Store.open(tmp_path / "store").sha256)
+        write_store(tmp_path / "store", read("cifar100", path), settings)
+        digests.add(PreparedData.open(tmp_path / "store").sha256)
     assert len(digests) == 1
     kinds.cifar_parquet(tmp_path / "ten", kinds.cifar10())
     check(read("cifar10", tmp_path / "ten"), kinds.cifar10(), kinds.NAMES10)
@@ -155,16 +155,16 @@ def test_a_pickle_that_runs_something_is_refused(
 def test_the_unpickler_finds_arrays_and_builtins_only(call: str) -> None:
     module, name = call.split()
     with pytest.raises(ValueError, match="no use for"):
-        unpickle.loads(f"c{module}\n{name}\n.".encode())
+        archives.loads(f"c{module}\n{name}\n.".encode())
     dotted = b"\x80\x04\x8c\x05numpy\x8c\x0edtype.__init__\x93."
     with pytest.raises(ValueError, match="no use for"):
-        unpickle.loads(dotted)
+        archives.loads(dotted)
 
 
 @pytest.mark.parametrize("protocol", range(6))
 def test_arrays_come_back_from_every_protocol(protocol: int) -> None:
     value = {"data": kinds.pixels(2, 0), "labels": [1, 2], "f": np.asfortranarray(np.eye(3)), "b": b"\xff\0"}
-    back = unpickle.loads(pickle.dumps(value, protocol=protocol))
+    back = archives.loads(pickle.dumps(value, protocol=protocol))
     back = {key.decode() if isinstance(key, bytes) else key: item for key, item in back.items()}
     assert (back["data"] == value["data"]).all() and (back["f"] == np.eye(3)).all()
     assert back["labels"] == [1, 2] and back["b"] == b"\xff\0"
@@ -173,12 +173,12 @@ def test_arrays_come_back_from_every_protocol(protocol: int) -> None:
 def test_the_old_modules_of_numpy_are_known() -> None:
     content = pickle.dumps(np.arange(4, dtype=np.uint8), protocol=2).replace(b"numpy._core", b"numpy.core")
     assert b"numpy.core.multiarray" in content
-    assert unpickle.loads(content).tolist() == [0, 1, 2, 3]
+    assert archives.loads(content).tolist() == [0, 1, 2, 3]
 
 
 def test_the_standard_class_names() -> None:
-    assert len(set(cifar100.FINE.classes)) == 100 and len(set(cifar100.COARSE.classes)) == 20
-    assert list(cifar10.CLASSES) == kinds.NAMES10
+    assert len(set(cifar.FINE.classes)) == 100 and len(set(cifar.COARSE.classes)) == 20
+    assert list(cifar.CLASSES) == kinds.NAMES10
 
 
 def test_a_flipped_bit_in_an_archive_is_noticed(tmp_path: Path) -> None:

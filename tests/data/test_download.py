@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import http.server
+import inspect
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,11 +13,11 @@ import numpy as np
 import pytest
 
 from iakd import files
-from iakd.data import download
-from iakd.data.published import CACHE, Published, locate
-from iakd.data.sources import SOURCES, cifar10, cifar100, fashion_mnist, stl10, svhn
+from iakd.config import Dataset
+from iakd.data import sources
+from iakd.data.sources import cifar, download, fashion_mnist, stl10, svhn
+from iakd.data.sources.download import CACHE, Published, locate
 from iakd.errors import RunFailed, UserError
-from iakd.params import Dataset
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 MD5 = hashlib.md5(CONTENT).hexdigest()
@@ -200,9 +201,9 @@ def test_a_source_downloads_into_the_cache_from_the_mirror_first(
     archive = kinds.tar(tmp_path / "made.tar.gz", kinds.cifar10_files(data, "python"))
     server.content = archive.read_bytes()
     published = Published(server.url("publisher"), {"cifar-10-python.tar.gz": hashlib.md5(server.content).hexdigest()})
-    monkeypatch.setattr(cifar10, "PUBLISHED", published)
+    monkeypatch.setattr(cifar, "CIFAR10_FILES", published)
     server.faults = ["404", "cut"]
-    raw = cifar10.read(Dataset(source="cifar10", mirror=server.url("mirror/")))
+    raw = cifar.read_cifar10(Dataset(source="cifar10", mirror=server.url("mirror/")))
     assert (raw.train_images == data.train).all()
     name = "cifar-10-python.tar.gz"
     assert [path for path, _ in server.seen] == [f"/mirror/{name}", f"/publisher/{name}", f"/publisher/{name}"]
@@ -214,8 +215,8 @@ def test_a_source_downloads_into_the_cache_from_the_mirror_first(
 def test_hashes_are_those_that_torchvision_knows() -> None:
     from torchvision import datasets
 
-    assert cifar10.PUBLISHED.files == {datasets.CIFAR10.filename: datasets.CIFAR10.tgz_md5}
-    assert cifar100.PUBLISHED.files == {datasets.CIFAR100.filename: datasets.CIFAR100.tgz_md5}
+    assert cifar.CIFAR10_FILES.files == {datasets.CIFAR10.filename: datasets.CIFAR10.tgz_md5}
+    assert cifar.CIFAR100_FILES.files == {datasets.CIFAR100.filename: datasets.CIFAR100.tgz_md5}
     assert stl10.PUBLISHED.files == {datasets.STL10.filename: datasets.STL10.tgz_md5}
     assert fashion_mnist.PUBLISHED.files == dict(datasets.FashionMNIST.resources)
     split = datasets.SVHN.split_list
@@ -223,7 +224,9 @@ def test_hashes_are_those_that_torchvision_knows() -> None:
 
 
 def test_every_source_that_can_do_without_a_path_has_something_to_download() -> None:
-    from iakd.params import DATASET_OPTIONS
+    from iakd.config import SOURCES
 
-    for name, options in DATASET_OPTIONS.items():
-        assert hasattr(SOURCES[name], "PUBLISHED") == ("mirror" in options), name
+    for name, spec in SOURCES.items():
+        module = inspect.getmodule(sources.reader_of(name))
+        downloads = any(isinstance(value, Published) for value in vars(module).values())
+        assert downloads == ("mirror" in spec.settings), name

@@ -11,9 +11,8 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import transforms as implementation
 
-from iakd.data.crops import RandomCrops
-from iakd.data.decode import decode, from_bytes
-from iakd.data.geometry import DRAWS, TRIES, centre_box, centre_crop, random_box
+from iakd.data.decoding import decode, from_bytes
+from iakd.data.geometry import DRAWS, TRIES, RandomCrops, centre_box, centre_crop, random_box
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 

@@ -12,23 +12,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from iakd.data.decode import BadImage, decode, from_bytes
-from iakd.data.raw import Raw
-from iakd.data.reading import decode_all
-from iakd.data.sources import image_folder
+from iakd.config import Dataset
+from iakd.data.decoding import BadImage, decode, decode_all, from_bytes
+from iakd.data.source_data import SourceData
+from iakd.data.sources import folders
 from iakd.data.splits import split
-from iakd.data.store import Store
-from iakd.data.writer import write
+from iakd.data.store import PreparedData
+from iakd.data.writer import write_store
 from iakd.errors import UserError
-from iakd.params import Dataset
 
 
 def settings(path: Path, **changes: object) -> Dataset:
     return Dataset.model_validate({"source": "image_folder", "path": str(path), "size": 8, **changes})
 
 
-def read(path: Path, **changes: object) -> Raw:
-    return image_folder.read(settings(path, **changes))
+def read(path: Path, **changes: object) -> SourceData:
+    return folders.read_image_folder(settings(path, **changes))
 
 
 def folder(root: Path, per: int = 4, classes: tuple[str, ...] = ("ant", "bee", "cät 1"), seed: int = 0) -> Path:
@@ -58,8 +57,8 @@ def test_parts_in_folders_of_their_own(tmp_path: Path) -> None:
     assert raw.val_images is not None and raw.test_images is not None
     assert (raw.val_images[:2] == kinds.pixels(2, 10, (3, 8, 8))).all()
     assert len(raw.val_images) == 6 and len(raw.test_images) == 9
-    write(tmp_path / "store", raw, settings(tmp_path))
-    splits = Store.open(tmp_path / "store").manifest["splits"]
+    write_store(tmp_path / "store", raw, settings(tmp_path))
+    splits = PreparedData.open(tmp_path / "store").manifest["splits"]
     assert {name: (part["n"], part["from"]) for name, part in splits.items()} == {
         "train": (12, "train"),
         "val": (6, "val"),
@@ -152,7 +151,7 @@ def test_names_that_are_no_unicode(tmp_path: Path) -> None:
     folder(tmp_path / "x")
     (tmp_path / "x/ant" / os.fsdecode(b"\xff.png")).write_bytes(b"")
     raw = read(tmp_path / "x", on_bad_file="skip")
-    path = write(tmp_path / "data", raw, settings(tmp_path / "x", on_bad_file="skip"))
+    path = write_store(tmp_path / "data", raw, settings(tmp_path / "x", on_bad_file="skip"))
     assert "\\udcff.png is empty" in json.loads(path.read_text())["problems"][0]
     (tmp_path / "x/bee").rename(tmp_path / "x" / os.fsdecode(b"\xfe"))
     with pytest.raises(UserError, match="udcfe has a name that is no UTF-8: rename it") as caught:

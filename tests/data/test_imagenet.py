@@ -6,11 +6,11 @@ from typing import Any
 import photos
 import pytest
 
-from iakd.data.sources import imagenet
-from iakd.data.store import Store
-from iakd.data.writer import write
+from iakd.config import Dataset
+from iakd.data.sources import folders
+from iakd.data.store import PreparedData
+from iakd.data.writer import write_store
 from iakd.errors import UserError
-from iakd.params import Dataset
 
 WNIDS = ["n01440764", "n01443537", "n02084071"]
 
@@ -31,7 +31,7 @@ def train(place: Path, per: int = 4) -> Path:
     return place
 
 
-def folders(place: Path) -> Path:
+def class_folders(place: Path) -> Path:
     train(place)
     for position, wnid in enumerate(WNIDS):
         images(place / "val" / wnid, [f"ILSVRC2012_val_{position:08}.JPEG"], 1000 + position)
@@ -45,12 +45,12 @@ def test_defaults_are_those_of_the_field() -> None:
 
 @pytest.mark.parametrize("inside", [".", "ILSVRC/Data/CLS-LOC"])
 def test_the_published_validation_images_are_the_test(tmp_path: Path, inside: str) -> None:
-    folders(tmp_path / inside)
+    class_folders(tmp_path / inside)
     names = "n01440764 tench, Tinca tinca\nn01443537 goldfish, Carassius auratus\n"
     (tmp_path / "LOC_synset_mapping.txt").write_text(names)
     chosen = settings(tmp_path, storage="files")
-    write(tmp_path / "store", imagenet.read(chosen), chosen)
-    store = Store.open(tmp_path / "store")
+    write_store(tmp_path / "store", folders.read_imagenet(chosen), chosen)
+    store = PreparedData.open(tmp_path / "store")
     assert store.classes == ["tench", "goldfish", "n02084071"]
     splits = store.manifest["splits"]
     assert {name: (part["n"], part["from"]) for name, part in splits.items()} == {
@@ -71,32 +71,32 @@ def test_validation_images_in_one_folder_with_a_list(tmp_path: Path) -> None:
     names = [f"ILSVRC2012_val_{number:08}" for number in range(4)]
     images(tmp_path / "val", [f"{name}.JPEG" for name in names], 1000)
     with pytest.raises(UserError, match=r"^[^\n]*val has no folders of classes, and [^\n]*LOC_val_solution\.csv"):
-        imagenet.read(settings(tmp_path))
+        folders.read_imagenet(settings(tmp_path))
     lines = [f"{name},{WNIDS[-i % 3]} 1 2 30 40 {WNIDS[-i % 3]} 5 6 7 8 " for i, name in enumerate(names)]
     (tmp_path / "LOC_val_solution.csv").write_text("\n".join(["ImageId,PredictionString", *reversed(lines)]))
     (tmp_path / "words.txt").write_text("n02084071\tdog, domestic dog\n")
-    raw = imagenet.read(settings(tmp_path))
+    raw = folders.read_imagenet(settings(tmp_path))
     assert raw.test_labels is not None and raw.test_labels.tolist() == [0, 2, 1, 0]
     assert raw.classes == ["n01440764", "n01443537", "dog"]
     (tmp_path / "LOC_val_solution.csv").write_text("ImageId,PredictionString\nILSVRC2012_val_00000000,n0 1 2 3 4")
     with pytest.raises(UserError, match="cannot use the line 'ILSVRC2012_val_00000000,n0 1 2 3 4'"):
-        imagenet.read(settings(tmp_path))
+        folders.read_imagenet(settings(tmp_path))
 
 
 def test_other_layouts_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no folders train/ and val/: not ImageNet's layout"):
-        imagenet.read(settings(tmp_path))
-    folders(tmp_path)
+        folders.read_imagenet(settings(tmp_path))
+    class_folders(tmp_path)
     images(tmp_path / "train/cats", ["x.JPEG"], 7)
     with pytest.raises(UserError, match="train/cats is called by no WordNet id such as n01440764"):
-        imagenet.read(settings(tmp_path))
+        folders.read_imagenet(settings(tmp_path))
 
 
 def test_a_lost_class_takes_its_name_along(tmp_path: Path) -> None:
-    folders(tmp_path)
+    class_folders(tmp_path)
     for path in (tmp_path / "train" / WNIDS[0]).iterdir():
         path.write_bytes(b"")
     (tmp_path / "words.txt").write_text("".join(f"{wnid}\tname {wnid}\n" for wnid in WNIDS))
-    raw = imagenet.read(settings(tmp_path, storage="files", on_bad_file="skip"))
+    raw = folders.read_imagenet(settings(tmp_path, storage="files", on_bad_file="skip"))
     assert raw.classes == ["name n01443537", "name n02084071"]
     assert raw.test_labels is not None and raw.test_labels.tolist() == [0, 1]

@@ -11,15 +11,15 @@ import pytest
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
-from iakd.data import scan as scanning
-from iakd.data.decode import decode, from_bytes, from_file
+from iakd.config import Params
+from iakd.data import scanning as scanning
+from iakd.data.decoding import decode, from_bytes, from_file
+from iakd.data.file_index import entry_at
 from iakd.data.geometry import Box
-from iakd.data.listing import entry_at
-from iakd.data.sources import image_folder
-from iakd.data.store import Store
+from iakd.data.sources import folders
+from iakd.data.store import PreparedData
 from iakd.errors import RunFailed, UserError
-from iakd.params import Params
-from iakd.plan import make_plan
+from iakd.experiment.jobs import plan_experiment
 from iakd.stages import prepare
 
 
@@ -60,7 +60,7 @@ def test_auto_keeps_large_sets_in_files(tmp_path: Path, monkeypatch: pytest.Monk
     root = photos.same_size(tmp_path / "images")
     pixels = 60 * 3 * 8 * 8
     for bound, size, storage in ((pixels, 8, "array"), (pixels - 1, 8, "files"), (pixels - 1, None, "array")):
-        monkeypatch.setattr(image_folder, "AUTO_BYTES", bound)
+        monkeypatch.setattr(folders, "AUTO_BYTES", bound)
         assert photos.store(root, tmp_path / "store", storage="auto", size=size).storage == storage
         names = {path.name for path in (tmp_path / "store").glob("*.npy")}
         assert len(names) == 6, "files of the other way are left"
@@ -96,7 +96,7 @@ def test_a_second_prepare_does_nothing_and_a_killed_one_leaves_nothing(
     photos.same_size(tmp_path / "images")
     networks = {"teachers": [{"arch": "resnet8"}], "students": [{"arch": "resnet8"}]}
     dataset = photos.settings(Path("images"), name="mine").model_dump()
-    plan = make_plan(Params.model_validate({**networks, "dataset": dataset, "methods": {"kd": {}}}))
+    experiment = plan_experiment(Params.model_validate({**networks, "dataset": dataset, "methods": {"kd": {}}}))
     folder = Path("results/mine/data")
 
     def stop(*arguments: object) -> None:
@@ -105,21 +105,21 @@ def test_a_second_prepare_does_nothing_and_a_killed_one_leaves_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(scanning, "make_index", stop)
         with pytest.raises(KeyboardInterrupt):
-            prepare.run(plan)
+            prepare.run(experiment)
     assert not folder.exists()
-    prepare.run(plan)
+    prepare.run(experiment)
     for path in folder.iterdir():
         os.utime(path, ns=(10**18, 10**18))
-    prepare.run(plan)
+    prepare.run(experiment)
     assert {path.stat().st_mtime_ns for path in folder.iterdir()} == {10**18}
     Path("images/ant/00.png").unlink()
-    prepare.run(plan)
-    assert sum(Store.open(folder)._n(split) for split in ("train", "val", "test")) == 59
+    prepare.run(experiment)
+    assert sum(PreparedData.open(folder)._n(split) for split in ("train", "val", "test")) == 59
     Path("images").rename("elsewhere")
     with pytest.raises(UserError, match=r"^dataset\.path: images does not exist; the images of .*data are in it$"):
-        Store.open(folder)
+        PreparedData.open(folder)
     with pytest.raises(UserError, match=r"dataset\.path: images does not exist"):
-        prepare.run(plan)
+        prepare.run(experiment)
 
 
 def test_an_index_that_was_altered_is_refused(tmp_path: Path) -> None:
@@ -127,10 +127,10 @@ def test_an_index_that_was_altered_is_refused(tmp_path: Path) -> None:
     path = found.folder / "train.files.npy"
     path.write_bytes(path.read_bytes().replace(b"ant/0", b"ant/1", 1))
     with pytest.raises(UserError, match="altered"):
-        Store.open(found.folder)
+        PreparedData.open(found.folder)
     np.save(path, np.zeros(36))
     with pytest.raises(UserError, match="is damaged"):
-        Store.open(found.folder, check=False)
+        PreparedData.open(found.folder, check=False)
 
 
 def test_a_worker_that_dies_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,16 +8,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from iakd.data.raw import Raw
+from iakd.config import Dataset
+from iakd.data.source_data import SourceData
 from iakd.data.sources import parquet
 from iakd.errors import UserError
-from iakd.params import Dataset
 
 IMAGES = kinds.pixels(12, 0, (3, 8, 8))
 LABELS = [0, 1, 2] * 4
 
 
-def read(path: Path, **settings: object) -> Raw:
+def read(path: Path, **settings: object) -> SourceData:
     return parquet.read(Dataset.model_validate({"source": "parquet", "path": str(path), **settings}))
 
 

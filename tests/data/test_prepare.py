@@ -10,12 +10,11 @@ import pytest
 import rgb
 
 from iakd import files
-from iakd.data import sources
-from iakd.data.raw import Raw
-from iakd.data.store import Store
+from iakd.config import SOURCES, Dataset, Params, Teacher
+from iakd.data.source_data import SourceData
+from iakd.data.store import PreparedData
 from iakd.errors import UserError
-from iakd.params import Dataset, Params, Teacher
-from iakd.plan import make_plan
+from iakd.experiment.jobs import plan_experiment
 from iakd.stages import prepare
 
 FOLDER = Path("results/rgb/data")
@@ -25,7 +24,7 @@ PAST = 10**18  # nanoseconds
 @pytest.fixture(autouse=True)
 def _project(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(sources.SOURCES, "rgb", rgb.Source())
+    monkeypatch.setitem(SOURCES, "rgb", rgb.SPEC)
 
 
 def age() -> None:
@@ -40,80 +39,80 @@ def rewritten() -> set[str]:
 
 def test_it_returns_the_manifest_of_usable_data(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        assert prepare.run(rgb.plan()) == FOLDER / "manifest.json"
-    store = Store.open(FOLDER, settings=rgb.plan().data.settings)
+        assert prepare.run(rgb.experiment()) == FOLDER / "manifest.json"
+    store = PreparedData.open(FOLDER, settings=rgb.experiment().data.settings)
     assert store.images("train").shape == (45, *rgb.SHAPE)
     assert "45 train, 15 val, 12 test images of 3×6×4, 3 classes" in caplog.text
 
 
 def test_data_that_are_up_to_date_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    prepare.run(rgb.plan())
+    prepare.run(rgb.experiment())
     age()
 
-    def refuse(self: rgb.Source, settings: Dataset) -> Raw:
+    def refuse(settings: Dataset) -> SourceData:
         raise AssertionError("the source was read again")
 
-    monkeypatch.setattr(rgb.Source, "read", refuse)
-    prepare.run(rgb.plan())
+    monkeypatch.setattr(rgb, "read", refuse)
+    prepare.run(rgb.experiment())
     assert rewritten() == set()
 
 
 @pytest.mark.parametrize("change", [{"val": 12}, {"split_seed": 1}])
 def test_other_settings_prepare_anew(change: dict[str, int]) -> None:
-    prepare.run(rgb.plan())
-    before = Store.open(FOLDER).sha256
-    prepare.run(rgb.plan(**change))
-    assert Store.open(FOLDER, settings=rgb.plan(**change).data.settings).sha256 != before
+    prepare.run(rgb.experiment())
+    before = PreparedData.open(FOLDER).sha256
+    prepare.run(rgb.experiment(**change))
+    assert PreparedData.open(FOLDER, settings=rgb.experiment(**change).data.settings).sha256 != before
 
 
 def test_another_version_of_the_reader_prepares_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    prepare.run(rgb.plan())
+    prepare.run(rgb.experiment())
     age()
-    monkeypatch.setattr("iakd.plan.source_sha", lambda module: "changed")
-    prepare.run(rgb.plan())
+    monkeypatch.setattr("iakd.experiment.jobs.source_sha", lambda *modules: "changed")
+    prepare.run(rgb.experiment())
     assert len(rewritten()) == 7
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "train.images.npy", "test.labels.npy"])
 def test_damaged_data_are_made_anew_with_the_same_bytes(name: str) -> None:
-    prepare.run(rgb.plan())
+    prepare.run(rgb.experiment())
     path = FOLDER / name
     content = path.read_bytes()
     path.write_bytes(content[:-5])
-    prepare.run(rgb.plan())
+    prepare.run(rgb.experiment())
     assert path.read_bytes() == content
     path.unlink()
-    prepare.run(rgb.plan())
+    prepare.run(rgb.experiment())
     assert path.read_bytes() == content
 
 
 def test_problems_are_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     raw = rgb.raw()
     raw.problems.append("a.txt is no image")
-    monkeypatch.setattr(rgb.Source, "read", lambda self, settings: raw)
-    prepare.run(rgb.plan())
+    monkeypatch.setattr(rgb, "read", lambda settings: raw)
+    prepare.run(rgb.experiment())
     assert [(r.levelname, r.message) for r in caplog.records if r.levelno > logging.INFO] == [
         ("WARNING", f"{FOLDER}: a.txt is no image")
     ]
 
 
 def test_two_at_once_do_not_mix() -> None:
-    plan = rgb.plan()
+    experiment = rgb.experiment()
     with (
-        files.exclusive(plan.data.state / "lock", "busy"),
+        files.exclusive(experiment.data.state / "lock", "busy"),
         pytest.raises(UserError, match="another process is preparing it"),
     ):
-        prepare.run(plan)
+        prepare.run(experiment)
     assert not FOLDER.exists()
 
 
 def test_settings_that_cannot_be_met_leave_earlier_data_untouched() -> None:
-    prepare.run(rgb.plan())
+    prepare.run(rgb.experiment())
     age()
     with pytest.raises(UserError, match=r"^dataset\.val"):
-        prepare.run(rgb.plan(val=1000))
+        prepare.run(rgb.experiment(val=1000))
     assert rewritten() == set()
-    Store.open(FOLDER)
+    PreparedData.open(FOLDER)
 
 
 def test_files_that_changed_are_read_again_and_files_that_are_gone_need_not_be(tmp_path: Path) -> None:
@@ -122,16 +121,16 @@ def test_files_that_changed_are_read_again_and_files_that_are_gone_need_not_be(t
         kinds.unpacked(images, {f"{name}/{n}.png": kinds.png(kinds.pixels(1, n)[0]) for n in range(10)})
     network = Teacher(arch="resnet8")
     dataset = Dataset.model_validate({"source": "image_folder", "name": "rgb", "path": str(images), "size": 8})
-    plan = make_plan(Params(dataset=dataset, teachers=[network], students=[network], methods={"kd": {}}))
-    prepare.run(plan)
-    first = Store.open(FOLDER).sha256
+    experiment = plan_experiment(Params(dataset=dataset, teachers=[network], students=[network], methods={"kd": {}}))
+    prepare.run(experiment)
+    first = PreparedData.open(FOLDER).sha256
     age()
-    prepare.run(plan)
+    prepare.run(experiment)
     assert rewritten() == set()
     kinds.unpacked(images, {"ant/more.png": kinds.png(kinds.pixels(1, 99)[0])})
-    prepare.run(plan)
-    assert rewritten() and Store.open(FOLDER).sha256 != first
+    prepare.run(experiment)
+    assert rewritten() and PreparedData.open(FOLDER).sha256 != first
     age()
     shutil.rmtree(images)
-    prepare.run(plan)
+    prepare.run(experiment)
     assert rewritten() == set()

@@ -8,16 +8,17 @@ import kinds
 import numpy as np
 import pytest
 
-from iakd.data.raw import Raw
-from iakd.data.sources import SOURCES, fashion_mnist
+from iakd.config import Dataset
+from iakd.data import sources
+from iakd.data.source_data import SourceData
+from iakd.data.sources import fashion_mnist
 from iakd.errors import UserError
-from iakd.params import Dataset
 
 DIGITS = np.array([3, 0, 9, 1, 1, 7], dtype=np.uint8)
 
 
-def read(source: str, path: Path, **settings: object) -> Raw:
-    return SOURCES[source].read(Dataset.model_validate({"source": source, "path": str(path), **settings}))
+def read(source: str, path: Path, **settings: object) -> SourceData:
+    return sources.read(Dataset.model_validate({"source": source, "path": str(path), **settings}))
 
 
 def fashion_files() -> dict[str, bytes]:

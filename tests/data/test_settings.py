@@ -6,11 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from iakd.data.raw import Raw
-from iakd.data.sources import SOURCES
+from iakd.config import SOURCES, Dataset, parse
+from iakd.data.source_data import SourceData
 from iakd.data.splits import amount, split
 from iakd.errors import UserError
-from iakd.params import DATASET_OPTIONS, Dataset, parse
 
 
 def dataset(**settings: Any) -> Dataset:
@@ -21,7 +20,7 @@ def dataset(**settings: Any) -> Dataset:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"source": "cifar"}, "dataset.source: Input should be 'digits', 'cifar10'"),
+        ({"source": "cifar"}, "dataset.source: unknown source 'cifar' (did you mean 'cifar10'?)"),
         ({"source": "cifar10", "size": 64}, "size is no setting of source cifar10, which has: mirror, only_test, path"),
         ({"path": "x"}, "path is no setting of source digits, which has: none of the kind"),
         ({"source": "image_folder"}, "source image_folder needs `path`"),
@@ -62,12 +61,11 @@ def test_defaults_are_those_of_the_source() -> None:
 
 
 def test_only_settings_that_matter_to_a_source_are_part_of_its_identity() -> None:
-    assert set(DATASET_OPTIONS) == set(SOURCES)
     common = {"name", "source", "val", "test", "split_seed"}
-    for source, options in DATASET_OPTIONS.items():
-        path = {"path": "x"} if "path" in options else {}
+    for source, spec in SOURCES.items():
+        path = {"path": "x"} if "path" in spec.settings else {}
         known = set(dataset(source=source, **path).model_dump(mode="json"))
-        assert known == common | options - {"mirror"}, source
+        assert known == common | spec.settings - {"mirror"}, source
 
 
 def test_where_the_bytes_come_from_is_no_part_of_an_identity() -> None:
@@ -85,12 +83,14 @@ def test_what_is_written_down_reads_back_the_same() -> None:
 def test_amounts_are_numbers_or_shares_of_the_training_images() -> None:
     assert amount(5, 100) == 5 and amount(0.25, 100) == 25 and amount(0.001, 100) == 1 and amount(1, 100) == 1
     images = np.arange(40, dtype=np.uint8).reshape(40, 1, 1, 1)
-    raw = Raw(images, np.arange(40) % 2, None, None, ["a", "b"])
+    raw = SourceData(images, np.arange(40) % 2, None, None, ["a", "b"])
     parts = split(raw, Dataset(val=0.1, test=0.25))
     assert {name: len(part.indices) for name, part in parts.items()} == {"train": 26, "val": 4, "test": 10}
     with pytest.raises(UserError, match=r"^dataset\.val \+ dataset\.test: 42 of 40 images leave none"):
         split(raw, Dataset(val=0.8, test=10))
-    own = Raw(images, np.arange(40) % 2, images[:2], np.array([0, 1]), ["a", "b"], [], images[:4], np.arange(4) % 2)
+    own = SourceData(
+        images, np.arange(40) % 2, images[:2], np.array([0, 1]), ["a", "b"], [], images[:4], np.arange(4) % 2
+    )
     parts = split(own, Dataset())
     assert {name: (len(part.indices), part.origin) for name, part in parts.items()} == {
         "train": (40, "train"),
@@ -101,12 +101,12 @@ def test_amounts_are_numbers_or_shares_of_the_training_images() -> None:
 
 def test_a_class_without_training_images_is_named_even_where_nothing_is_drawn() -> None:
     images, labels = np.zeros((4, 1, 1, 1), np.uint8), np.array([0, 0, 2, 2])
-    raw = Raw(images, labels, images, labels, ["a", "b", "c"], [], images, labels)
+    raw = SourceData(images, labels, images, labels, ["a", "b", "c"], [], images, labels)
     with pytest.raises(UserError, match="class 'b': none of its 0 images is left for training; add images, or leave"):
         split(raw, Dataset())
 
 
 def test_the_page_on_data_has_every_source_and_setting() -> None:
     page = (Path(__file__).parents[2] / "docs/data.md").read_text()
-    for name in [*DATASET_OPTIONS, *Dataset.model_fields]:
+    for name in [*SOURCES, *Dataset.model_fields]:
         assert f"`{name}" in page, name

@@ -6,10 +6,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from iakd.data.raw import Raw
+from iakd.config import Dataset
+from iakd.data.source_data import SourceData
 from iakd.data.splits import of_each, share_of_each, split, stratified
 from iakd.errors import UserError
-from iakd.params import Dataset
 
 COUNTS = [170, 3, 90, 41, 1, 200, 7]
 LABELS = np.random.default_rng(1).permutation(np.repeat(np.arange(len(COUNTS)), COUNTS)).astype(np.int64)
@@ -80,7 +80,7 @@ def test_more_of_each_class_than_there_are_is_the_users_mistake() -> None:
 
 def test_few_shot_settings_thin_out_the_training_part_alone() -> None:
     labels = LABELS[np.isin(LABELS, (0, 2, 5))] // 2
-    raw = Raw(np.zeros((len(labels), 1, 2, 2), np.uint8), labels, None, None, ["a", "b", "c"])
+    raw = SourceData(np.zeros((len(labels), 1, 2, 2), np.uint8), labels, None, None, ["a", "b", "c"])
     everything = split(raw, Dataset(val=0.1, test=0.2))
     for settings, counts in (
         ({"train_fraction": 0.1}, [round(0.1 * n) for n in everything["train"].per_class(3)]),

@@ -11,21 +11,19 @@ import photos
 import pytest
 import torch
 
-from iakd.data.batches import Batch, Resident
-from iakd.data.choice import Choice
-from iakd.data.listing import entry_at
-from iakd.data.sets import image_set
-from iakd.data.store import Store
-from iakd.data.streamed import Streamed
+from iakd.config import Augment
+from iakd.config.training import Erase, Mix
+from iakd.data.file_index import entry_at
+from iakd.data.file_loader import FileLoader, make_loader
+from iakd.data.loader import Batch, DeviceLoader, EpochSubset
+from iakd.data.store import PreparedData
 from iakd.errors import UserError
-from iakd.params import Augment
-from iakd.params.training import Erase, Mix
 
 RESIZED = Augment(crop="resized", flip=True, pad=1)
 
 
 @pytest.fixture(scope="module")
-def same_size(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Store]:
+def same_size(tmp_path_factory: pytest.TempPathFactory) -> tuple[PreparedData, PreparedData]:
     """The same images as files and as an array."""
     folder = tmp_path_factory.mktemp("same")
     root = photos.same_size(folder / "images", 30)
@@ -33,7 +31,7 @@ def same_size(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Store]:
 
 
 @pytest.fixture(scope="module")
-def mixed(tmp_path_factory: pytest.TempPathFactory) -> Store:
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
     folder = tmp_path_factory.mktemp("mixed")
     return photos.store(photos.mixed(folder / "images", 16), folder / "files", size=16)
 
@@ -53,11 +51,13 @@ def all_same(one: list[Batch], other: list[Batch]) -> bool:
     "augment",
     [Augment(), Augment(pad=2, flip=True), Augment(policy="trivialaugment", erase=Erase(), mixup=Mix(alpha=1.0))],
 )
-def test_batches_are_those_of_resident_images(same_size: tuple[Store, Store], augment: Augment, workers: int) -> None:
+def test_batches_are_those_of_resident_images(
+    same_size: tuple[PreparedData, PreparedData], augment: Augment, workers: int
+) -> None:
     files, array = same_size
     ours = photos.streamed(files, workers)
-    theirs = image_set(array, "train", "cpu")
-    assert isinstance(theirs, Resident)
+    theirs = make_loader(array, "train", "cpu")
+    assert isinstance(theirs, DeviceLoader)
     assert (len(ours), ours.image_shape) == (len(theirs), theirs.image_shape) == (54, (3, 8, 8))
     assert torch.equal(ours.labels, theirs.labels)
     for batch_size in (7, 53, 100):
@@ -69,20 +69,20 @@ def test_batches_are_those_of_resident_images(same_size: tuple[Store, Store], au
         list(ours.epoch(1, 2, 16, augment, second=second)), list(theirs.epoch(1, 2, 16, augment, second=second))
     )
     some = torch.randperm(30)
-    choice = Choice(some, some.flip(0), torch.rand(30).round(decimals=1))
+    choice = EpochSubset(some, some.flip(0), torch.rand(30).round(decimals=1))
     assert all_same(
         list(ours.epoch(1, 2, 16, augment, choice=choice)), list(theirs.epoch(1, 2, 16, augment, choice=choice))
     )
 
 
-def test_a_part_of_the_images_can_be_chosen(same_size: tuple[Store, Store]) -> None:
+def test_a_part_of_the_images_can_be_chosen(same_size: tuple[PreparedData, PreparedData]) -> None:
     chosen = torch.arange(3, 50, 7).numpy()
-    ours, theirs = (image_set(store, "train", "cpu", chosen, workers=0) for store in same_size)
-    assert isinstance(ours, Streamed)
+    ours, theirs = (make_loader(store, "train", "cpu", chosen, workers=0) for store in same_size)
+    assert isinstance(ours, FileLoader)
     assert all_same(list(ours.epoch(0, 0, 4, Augment())), list(theirs.epoch(0, 0, 4, Augment())))
 
 
-def test_batches_do_not_depend_on_the_number_of_workers_or_the_past(mixed: Store) -> None:
+def test_batches_do_not_depend_on_the_number_of_workers_or_the_past(mixed: PreparedData) -> None:
     alone = photos.streamed(mixed)
     whole = list(alone.epoch(3, 1, 5, RESIZED, second=Augment(crop="resized")))
     assert len(whole) == 6 and all(batch.views is None for batch in whole)
@@ -99,7 +99,7 @@ def test_batches_do_not_depend_on_the_number_of_workers_or_the_past(mixed: Store
             next(abandoned)
 
 
-def test_random_resized_crops_differ_by_epoch_seed_and_stream_and_leave_the_order_alone(mixed: Store) -> None:
+def test_random_resized_crops_differ_by_epoch_seed_and_stream_and_leave_the_order_alone(mixed: PreparedData) -> None:
     data = photos.streamed(mixed)
     crops = Augment(crop="resized")
     first = next(data.epoch(0, 0, 16, crops, second=crops))
@@ -113,7 +113,7 @@ def test_random_resized_crops_differ_by_epoch_seed_and_stream_and_leave_the_orde
     assert not torch.equal(whole.images, first.images)
 
 
-def test_neither_the_global_generator_nor_signal_handlers_change(mixed: Store) -> None:
+def test_neither_the_global_generator_nor_signal_handlers_change(mixed: PreparedData) -> None:
     handlers = [signal.getsignal(number) for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT)]
     state = torch.random.get_rng_state()
     for workers in (0, 2):
@@ -122,8 +122,8 @@ def test_neither_the_global_generator_nor_signal_handlers_change(mixed: Store) -
     assert handlers == [signal.getsignal(number) for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT)]
 
 
-def test_resident_images_have_no_full_size_to_crop_from(same_size: tuple[Store, Store]) -> None:
-    data = image_set(same_size[1], "train", "cpu")
+def test_resident_images_have_no_full_size_to_crop_from(same_size: tuple[PreparedData, PreparedData]) -> None:
+    data = make_loader(same_size[1], "train", "cpu")
     with pytest.raises(UserError, match=r"^augment\.crop: resized needs [^\n]* set dataset\.storage to files"):
         next(data.epoch(0, 0, 8, RESIZED))
 
@@ -173,7 +173,7 @@ def wait_until_gone(pids: list[int], seconds: float) -> bool:
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks at Linux's /proc")
-def test_workers_outlive_signals_to_the_group_and_end_with_their_set(mixed: Store) -> None:
+def test_workers_outlive_signals_to_the_group_and_end_with_their_set(mixed: PreparedData) -> None:
     data = photos.streamed(mixed, 2)
     before = workers_of(os.getpid())
     batches = data.epoch(0, 0, 5, RESIZED)
@@ -200,11 +200,11 @@ def test_workers_outlive_signals_to_the_group_and_end_with_their_set(mixed: Stor
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks at Linux's /proc")
 @pytest.mark.parametrize("how", ["killed", "ended"])
-def test_no_worker_is_left_behind(mixed: Store, how: str) -> None:
+def test_no_worker_is_left_behind(mixed: PreparedData, how: str) -> None:
     code = (
         "import os, sys, time; from pathlib import Path; sys.path.insert(0, sys.argv[1])\n"
-        "import photos; from iakd.data.store import Store; from iakd.params import Augment\n"
-        "data = photos.streamed(Store.open(Path(sys.argv[2])), 2)\n"
+        "import photos; from iakd.data.store import PreparedData; from iakd.config import Augment\n"
+        "data = photos.streamed(PreparedData.open(Path(sys.argv[2])), 2)\n"
         "batches = data.epoch(0, 0, 5, Augment()); next(batches)\n"
         "print(Path(f'/proc/{os.getpid()}/task/{os.getpid()}/children').read_text(), flush=True)\n"
         "time.sleep(60) if sys.argv[3] == 'killed' else None\n"

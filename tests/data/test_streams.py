@@ -6,12 +6,12 @@ import sys
 import numpy as np
 import pytest
 
-from iakd.data.streams import derive
+from iakd.seeding import derive
 
 
 def test_a_seed_depends_on_its_parts_and_nothing_else() -> None:
     assert derive("order", 0, 1) == derive("order", 0, 1) == 5235859805464026190
-    code = "from iakd.data.streams import derive; print(derive('order', 0, 1))"
+    code = "from iakd.seeding import derive; print(derive('order', 0, 1))"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(other.stdout) == derive("order", 0, 1)
 

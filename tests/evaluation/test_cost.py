@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from iakd import models
-from iakd.evaluation.speed import speed
-from iakd.models.cost import cost
-from iakd.params import Network
+from iakd.config import Network
+from iakd.evaluation.measure import speed
+from iakd.models.flops import model_cost
 
 
 def test_cost_of_a_small_network_by_hand():
@@ -18,17 +18,17 @@ def test_cost_of_a_small_network_by_hand():
         nn.Flatten(),
         nn.Linear(64, 5),
     )
-    found = cost(network, (3, 8, 8))
+    found = model_cost(network, (3, 8, 8))
     assert found["parameters"] == 4 * 3 * 9 + 2 * 4 + 64 * 5 + 5
     assert found["macs"] == 4 * 4 * 4 * 3 * 9 + 64 * 5
 
 
 def test_resnet20_is_the_published_size():
     network = models.build(Network(arch="resnet20", shortcut="A"), channels=3, classes=10)
-    found = cost(network, (3, 32, 32))
+    found = model_cost(network, (3, 32, 32))
     assert found["parameters"] == 269_722  # He et al. 2016, table 6: 0.27 M
     assert found["macs"] == pytest.approx(40.55e6, rel=0.001)
-    option_b = cost(models.build(Network(arch="resnet20"), 3, 10), (3, 32, 32))
+    option_b = model_cost(models.build(Network(arch="resnet20"), 3, 10), (3, 32, 32))
     assert option_b["parameters"] == 269_722 + (16 * 32 + 2 * 32) + (32 * 64 + 2 * 64)
     assert option_b["macs"] - found["macs"] == 16 * 16 * 16 * 32 + 8 * 8 * 32 * 64
 
@@ -36,7 +36,7 @@ def test_resnet20_is_the_published_size():
 def test_measuring_leaves_the_network_as_it_was():
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(72, 3)).train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    cost(network, (1, 8, 8))
+    model_cost(network, (1, 8, 8))
     found = speed(network, torch.rand(4, 1, 8, 8), latency_runs=3)
     assert network.training and network[1].training
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
@@ -55,7 +55,7 @@ def test_speed_is_the_median(monkeypatch):
             now[0] += next(gaps)
         return now[0]
 
-    monkeypatch.setattr("iakd.evaluation.speed.time.perf_counter", clock)
+    monkeypatch.setattr("iakd.evaluation.measure.time.perf_counter", clock)
     found = speed(nn.Flatten(), torch.rand(4, 1, 2, 2), latency_runs=3)
     assert found["latency_ms"] == pytest.approx(2.0)
     assert found["images_per_s"] == pytest.approx(500)

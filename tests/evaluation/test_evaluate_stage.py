@@ -8,16 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from iakd import models, runs
-from iakd.data.batches import Resident
-from iakd.data.store import Store
+from iakd import models
+from iakd.config import parse
+from iakd.data.loader import DeviceLoader
+from iakd.data.store import PreparedData
 from iakd.errors import UserError
+from iakd.experiment import run_dir
+from iakd.experiment.jobs import Experiment, TeacherJob, plan_experiment
 from iakd.models.network import initialise
-from iakd.params import parse
-from iakd.plan import Plan, TeacherJob, make_plan
 from iakd.stages import prepare
 from iakd.stages.evaluate import evaluate_run, run
-from iakd.training.evaluation import predict
+from iakd.training.validation import predict
 
 SPEEDS = ("latency_ms", "images_per_s")
 CONTRACT = {
@@ -26,7 +27,7 @@ CONTRACT = {
 }
 
 
-def small_plan(**more: object) -> Plan:
+def small_plan(**more: object) -> Experiment:
     raw = {
         "teachers": [{"arch": "resnet8", "width": 4}],
         "students": [{"arch": "resnet8", "width": 2}],
@@ -35,16 +36,19 @@ def small_plan(**more: object) -> Plan:
         "evaluate": {"latency_runs": 2},
         "compute": {"device": "cpu"},
     }
-    return make_plan(parse({**raw, **more}, "test"))
+    return plan_experiment(parse({**raw, **more}, "test"))
 
 
-def finish(plan: Plan, job: object, store: Store) -> None:
+def finish(experiment: Experiment, job: object, store: PreparedData) -> None:
     """Publish a network as its training would."""
     network = models.build(job.network if isinstance(job, TeacherJob) else job.student, 1, 10)
     initialise(network, torch.Generator().manual_seed(job.seed))
     inputs = {"data": store.sha256}
-    attempt = runs.Run(job.path, job.stage, job.key, job.settings, job.seed, {"dataset": "digits"}, inputs)
-    history: list[runs.Row] = [{"epoch": 1, "loss": 2.3, "val_top1": 10.0}, {"epoch": 2, "loss": 2.2, "val_top1": None}]
+    attempt = run_dir.Run(job.path, job.stage, job.key, job.settings, job.seed, {"dataset": "digits"}, inputs)
+    history: list[run_dir.Row] = [
+        {"epoch": 1, "loss": 2.3, "val_top1": 10.0},
+        {"epoch": 2, "loss": 2.2, "val_top1": None},
+    ]
     with attempt.open():
         attempt.finish(history, {"val_top1": 10.0}, models.save_weights(network))
 
@@ -54,16 +58,16 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        plan = small_plan()
-        prepare.run(plan)
-        store = Store.open(plan.data.folder)
-        for job in plan.trained:
-            finish(plan, job, store)
+        experiment = small_plan()
+        prepare.run(experiment)
+        store = PreparedData.open(experiment.data.folder)
+        for job in experiment.trained:
+            finish(experiment, job, store)
     return folder
 
 
 @pytest.fixture
-def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: Path) -> Plan:
+def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: Path) -> Experiment:
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return small_plan()
@@ -73,9 +77,9 @@ def read(path: Path) -> dict:
     return json.loads(path.read_text())
 
 
-def test_one_model(plan):
-    job = plan.students[-1]
-    path = evaluate_run(plan, job.folder)
+def test_one_model(experiment):
+    job = experiment.students[-1]
+    path = evaluate_run(experiment, job.folder)
     found = read(path)
     assert path == job.folder / "evaluation.json"
     assert set(found) >= CONTRACT
@@ -83,86 +87,86 @@ def test_one_model(plan):
     assert names == {
         "dataset": "digits", "teacher": "resnet8w4", "student": "resnet8w2", "method": "iakd", "seed": 1
     }  # fmt: skip
-    store = Store.open(plan.data.folder)
+    store = PreparedData.open(experiment.data.folder)
     network = models.build(job.student, 1, 10)
-    models.load_weights(network, (job.folder / runs.MODEL).read_bytes(), "")
+    models.load_weights(network, (job.folder / run_dir.MODEL).read_bytes(), "")
     logits, labels = predict(
-        network, Resident(store.images("test"), store.labels("test"), store.mean, store.std, "cpu"), 99
+        network, DeviceLoader(store.images("test"), store.labels("test"), store.mean, store.std, "cpu"), 99
     )
     assert found["n"] == len(labels) == 847
     assert found["top1"] == pytest.approx(100 * (logits.argmax(1) == labels).double().mean().item())
     assert found["data_sha256"] == store.sha256
 
 
-def test_teacher_is_named_so(plan):
-    found = read(evaluate_run(plan, plan.teachers[0].folder))
+def test_teacher_is_named_so(experiment):
+    found = read(evaluate_run(experiment, experiment.teachers[0].folder))
     assert (found["method"], found["teacher"], found["student"]) == ("teacher", "resnet8w4", None)
 
 
-def test_same_bits_but_for_the_speeds(plan):
-    path = evaluate_run(plan, plan.students[0].folder)
+def test_same_bits_but_for_the_speeds(experiment):
+    path = evaluate_run(experiment, experiment.students[0].folder)
     first = read(path)
     path.unlink()
-    second = read(evaluate_run(plan, plan.students[0].folder))
+    second = read(evaluate_run(experiment, experiment.students[0].folder))
     assert {k: v for k, v in first.items() if k not in SPEEDS} == {k: v for k, v in second.items() if k not in SPEEDS}
 
 
-def test_test_set_is_touched_once(plan, monkeypatch):
-    path = evaluate_run(plan, plan.students[0].folder)
+def test_test_set_is_touched_once(experiment, monkeypatch):
+    path = evaluate_run(experiment, experiment.students[0].folder)
     before = path.read_bytes()
 
     def touched(*_):
         raise AssertionError("the test images were read again")
 
-    monkeypatch.setattr("iakd.evaluation.model.predict", touched)
-    assert evaluate_run(plan, plan.students[0].folder.resolve()) == path  # however the folder is spelled
+    monkeypatch.setattr("iakd.evaluation.measure.predict", touched)
+    assert evaluate_run(experiment, experiment.students[0].folder.resolve()) == path  # however the folder is spelled
     assert path.read_bytes() == before
     with pytest.raises(AssertionError, match="again"):
-        evaluate_run(plan, plan.students[1].folder)
+        evaluate_run(experiment, experiment.students[1].folder)
 
 
-def test_a_new_model_is_evaluated_anew(plan):
-    job = plan.students[0]
-    old = read(evaluate_run(plan, job.folder))
-    (job.folder / runs.MODEL).write_bytes((plan.students[1].folder / runs.MODEL).read_bytes())
-    record = read(job.folder / runs.RUN)
-    record["model_sha256"] = read(plan.students[1].folder / runs.RUN)["model_sha256"]
-    (job.folder / runs.RUN).write_text(json.dumps(record))
-    new = read(evaluate_run(plan, job.folder))
+def test_a_new_model_is_evaluated_anew(experiment):
+    job = experiment.students[0]
+    old = read(evaluate_run(experiment, job.folder))
+    (job.folder / run_dir.MODEL).write_bytes((experiment.students[1].folder / run_dir.MODEL).read_bytes())
+    record = read(job.folder / run_dir.RUN)
+    record["model_sha256"] = read(experiment.students[1].folder / run_dir.RUN)["model_sha256"]
+    (job.folder / run_dir.RUN).write_text(json.dumps(record))
+    new = read(evaluate_run(experiment, job.folder))
     assert new["model_sha256"] != old["model_sha256"] and new["nll"] != old["nll"]
 
 
-def test_damaged_weights(plan):
-    path = plan.students[0].folder / runs.MODEL
+def test_damaged_weights(experiment):
+    path = experiment.students[0].folder / run_dir.MODEL
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"model\.safetensors is damaged"):
-        evaluate_run(plan, path.parent)
+        evaluate_run(experiment, path.parent)
 
 
-def test_foreign_folder(plan):
+def test_foreign_folder(experiment):
     with pytest.raises(UserError, match=r"no model of these settings \(did you mean 'results/digits/students/.*seed1"):
-        evaluate_run(plan, Path("results/digits/students/resnet8w4-resnet8w2/iakd/seed11"))
+        evaluate_run(experiment, Path("results/digits/students/resnet8w4-resnet8w2/iakd/seed11"))
 
 
-def test_model_of_other_settings(plan):
+def test_model_of_other_settings(experiment):
     changed = small_plan(distill={"seeds": [0, 1], "recipe": {"lr": 0.01}})
     with pytest.raises(
         UserError, match=r"other settings: run `iakd distill --pair resnet8w4-resnet8w2 --method iakd --seed 0`"
     ):
-        evaluate_run(changed, plan.students[2].folder)
+        evaluate_run(changed, experiment.students[2].folder)
 
 
-def test_model_of_other_data(plan):
-    path = plan.students[0].folder / runs.RUN
+def test_model_of_other_data(experiment):
+    path = experiment.students[0].folder / run_dir.RUN
     path.write_text(json.dumps({**read(path), "data_sha256": "0" * 64}))
     with pytest.raises(UserError, match="other data"):
-        evaluate_run(plan, path.parent)
+        evaluate_run(experiment, path.parent)
 
 
-def test_summary(plan):
-    folder = run(plan)
+def test_summary(experiment):
+    folder = run(experiment)
     assert folder == Path("results/digits/evaluation")
     with (folder / "runs.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -177,7 +181,7 @@ def test_summary(plan):
     assert curves[0] == "teacher,student,method,seed,epoch,val_top1,loss"
     assert len(curves) == 1 + 4  # the epoch without a validation is left out
     before = {path: path.read_bytes() for path in Path("results").rglob("*") if path.is_file()}
-    run(plan)
+    run(experiment)
     assert {path: path.read_bytes() for path in Path("results").rglob("*") if path.is_file()} == before
 
 
@@ -188,8 +192,8 @@ def test_summary(plan):
         (2, "iakd distill --pair resnet8w4-resnet8w2 --method scratch --seed 1"),
     ],
 )
-def test_missing_model_names_what_makes_it(plan, position, command):
-    (plan.trained[position].folder / runs.RUN).unlink()
+def test_missing_model_names_what_makes_it(experiment, position, command):
+    (experiment.trained[position].folder / run_dir.RUN).unlink()
     with pytest.raises(UserError, match=f"no finished model: run `{command}`"):
-        run(plan)
+        run(experiment)
     assert not list(Path("results").rglob("evaluation.json"))

@@ -3,12 +3,12 @@
 import torch
 from torch import nn
 
-from iakd import models, params
+from iakd import config, models
 from iakd.models.network import initialise
 
 
 def network(arch: str, seed: int, width: int = 4) -> models.Network:
-    net = models.build(params.Network(arch=arch, width=width), channels=1, classes=10)
+    net = models.build(config.Network(arch=arch, width=width), channels=1, classes=10)
     initialise(net, torch.Generator().manual_seed(seed))
     for module in net.modules():  # running statistics unlike those of a fresh network
         if isinstance(module, nn.BatchNorm2d):

@@ -9,25 +9,25 @@ import torch.nn.functional as F
 from small import network
 from torch import nn
 
-from iakd import models, params
-from iakd.data.batches import Resident
+from iakd import config, models
+from iakd.config import IakdOptions, LrSchedule, Schedule
+from iakd.data.loader import DeviceLoader
+from iakd.distillation import Distiller
 from iakd.errors import UserError
-from iakd.interactive.draws import ChannelDraws, SampleDraws
-from iakd.interactive.hybrid import Hybrid, mixed
-from iakd.methods import Distillation
-from iakd.models.walk import Needs
-from iakd.params import Iakd, LrSchedule, Schedule
+from iakd.interactive.hybrid import Hybrid, mix_branches
+from iakd.interactive.swap_sampler import ChannelSwapSampler, SampleSwapSampler
+from iakd.models.features import FeatureSpec
 from iakd.training.timeline import Timeline
 
 TIMELINE = Timeline(40, 25, 0.1, LrSchedule(milestones=[0.4, 0.7]), batch_size=6)
-HALF = Schedule(kind="uniform", p0=0.3, solo=0.2)
+HALF = Schedule(kind="uniform", p0=0.3, student_only=0.2)
 
 
 def test_each_image_goes_through_the_network_that_was_drawn_for_it(
     student: models.Network, teacher: models.Network, images: torch.Tensor
 ) -> None:
     """In evaluation mode images do not depend on each other, so the batch must equal images sent one by one."""
-    hybrid = Hybrid(student, teacher, Iakd(granularity="sample"), HALF, TIMELINE, seed=0)
+    hybrid = Hybrid(student, teacher, IakdOptions(granularity="sample"), HALF, TIMELINE, seed=0)
     student.eval()
     kept = torch.tensor([[1, 0, 1, 0, 0, 1], [0, 0, 1, 1, 0, 1], [1, 1, 1, 0, 0, 0]]).bool()
     together = hybrid(images, list(kept))
@@ -51,7 +51,7 @@ def test_an_image_is_computed_by_one_branch_alone() -> None:
 
     features = torch.arange(1.0, 6.0).view(5, 1)
     kept = torch.tensor([True, False, False, True, True])
-    outcome = mixed([spy("student", 10)], spy("teacher", 100), kept, features)
+    outcome = mix_branches([spy("student", 10)], spy("teacher", 100), kept, features)
     assert seen["student"].tolist() == [1, 4, 5] and seen["teacher"].tolist() == [2, 3]
     assert outcome.flatten().tolist() == [10, 200, 300, 40, 50]
 
@@ -59,12 +59,12 @@ def test_an_image_is_computed_by_one_branch_alone() -> None:
 def test_a_channel_is_the_student_s_the_teacher_s_or_the_mean(
     student: models.Network, teacher: models.Network, images: torch.Tensor
 ) -> None:
-    hybrid = Hybrid(student, teacher, Iakd(granularity="channel"), HALF, TIMELINE, seed=0)
+    hybrid = Hybrid(student, teacher, IakdOptions(granularity="channel"), HALF, TIMELINE, seed=0)
     student.eval()
     weights = torch.tensor([1.0, 0.0, 0.5, 0.0])
     stem = student.stem(images)
     ours, theirs = student.blocks[0](stem), nn.Sequential(*teacher.blocks[:3])(stem)
-    seen = hybrid.walk(images, [weights, True, True], Needs(blocks=frozenset({0}))).blocks[0]
+    seen = hybrid.walk(images, [weights, True, True], FeatureSpec(blocks=frozenset({0}))).blocks[0]
     for channel, expected in enumerate((ours, theirs, (ours + theirs) / 2, theirs)):
         assert torch.allclose(seen[:, channel], expected[:, channel], atol=1e-6), f"channel {channel}"
 
@@ -73,7 +73,7 @@ def test_a_channel_is_the_student_s_the_teacher_s_or_the_mean(
 def test_in_the_solo_phase_only_the_student_runs(
     granularity: str, student: models.Network, teacher: models.Network, images: torch.Tensor
 ) -> None:
-    hybrid = Hybrid(student, teacher, Iakd(granularity=granularity), HALF, TIMELINE, seed=0)
+    hybrid = Hybrid(student, teacher, IakdOptions(granularity=granularity), HALF, TIMELINE, seed=0)
     twin = copy.deepcopy(student).train()
     hybrid.train()
     kept = hybrid.draws.at(TIMELINE.total - 1, 6)
@@ -86,7 +86,7 @@ def test_gradients_reach_the_stem_and_the_teacher_stays(
     granularity: str, student: models.Network, teacher: models.Network, images: torch.Tensor
 ) -> None:
     before = models.save_weights(teacher)
-    hybrid = Hybrid(student, teacher, Iakd(granularity=granularity), HALF, TIMELINE, seed=0)
+    hybrid = Hybrid(student, teacher, IakdOptions(granularity=granularity), HALF, TIMELINE, seed=0)
     hybrid.train()
     F.cross_entropy(hybrid(images, hybrid.draws.at(0, 6)), torch.arange(6)).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in student.stem.parameters())
@@ -95,7 +95,7 @@ def test_gradients_reach_the_stem_and_the_teacher_stays(
 
 def test_frequencies_of_images() -> None:
     """Over 1,000 images the share kept lies within 4.5 standard errors of p, and two images are independent."""
-    draws = SampleDraws(HALF, TIMELINE, 3, seed=0, at_least_one_student=False, rows=1000)
+    draws = SampleSwapSampler(HALF, TIMELINE, 3, seed=0, at_least_one_student=False, rows=1000)
     kept = draws._uniform_and_kept(7)[1]
     assert (np.abs(kept.mean(axis=0) - 0.3) < 4.5 * np.sqrt(0.3 * 0.7 / 1000)).all()
     pairs = np.corrcoef(kept[:-1, 0], kept[1:, 0])[0, 1]
@@ -104,7 +104,7 @@ def test_frequencies_of_images() -> None:
 
 
 def test_frequencies_of_channels() -> None:
-    draws = ChannelDraws(HALF, TIMELINE, 2, 0, [4000, 1000])
+    draws = ChannelSwapSampler(HALF, TIMELINE, 2, 0, [4000, 1000])
     wide, narrow = draws.at(3, 6)
     assert isinstance(wide, torch.Tensor) and isinstance(narrow, torch.Tensor)
     assert (len(wide), len(narrow)) == (4000, 1000)
@@ -113,7 +113,7 @@ def test_frequencies_of_channels() -> None:
 
 
 def test_no_image_is_left_alone_with_batchnorm() -> None:
-    draws = SampleDraws(Schedule(kind="uniform", p0=0.15, solo=0.0), TIMELINE, 3, 0, False, rows=6)
+    draws = SampleSwapSampler(Schedule(kind="uniform", p0=0.15, student_only=0.0), TIMELINE, 3, 0, False, rows=6)
     counts = [
         6 if choice is True else 0 if choice is False else int(choice.sum())
         for step in range(300)
@@ -123,33 +123,33 @@ def test_no_image_is_left_alone_with_batchnorm() -> None:
 
 
 def test_with_a_frozen_stem_and_head_each_image_passes_a_student_s_block() -> None:
-    draws = SampleDraws(Schedule(kind="uniform", p0=0.0, solo=0.0), TIMELINE, 3, 0, True, rows=50)
+    draws = SampleSwapSampler(Schedule(kind="uniform", p0=0.0, student_only=0.0), TIMELINE, 3, 0, True, rows=50)
     assert (draws._uniform_and_kept(0)[1].sum(axis=1) == 1).all()
 
 
 def test_whole_stages_are_swapped_as_one(teacher: models.Network, images: torch.Tensor) -> None:
     student = network("resnet14", seed=2).eval()  # two blocks a stage
-    by_block = Hybrid(student, teacher, Iakd(), HALF, TIMELINE, seed=0)
-    by_stage = Hybrid(student, teacher, Iakd(unit="stage"), HALF, TIMELINE, seed=0)
+    by_block = Hybrid(student, teacher, IakdOptions(), HALF, TIMELINE, seed=0)
+    by_stage = Hybrid(student, teacher, IakdOptions(unit="stage"), HALF, TIMELINE, seed=0)
     assert (by_block.draws.blocks, by_stage.draws.blocks) == (6, 3)
     assert torch.equal(by_stage(images, [True, False, True]), by_block(images, [True, True, False, False, True, True]))
-    by_block.require(Needs(blocks=frozenset(range(6))))
-    by_stage.require(Needs(blocks=frozenset({1, 3}), preactivations=frozenset({5})))
+    by_block.require(FeatureSpec(blocks=frozenset(range(6))))
+    by_stage.require(FeatureSpec(blocks=frozenset({1, 3}), preactivations=frozenset({5})))
     with pytest.raises(
         UserError, match="looks at the student's block 3, which is swapped together with the ones after"
     ):
-        by_stage.require(Needs(blocks=frozenset({1, 2})))
+        by_stage.require(FeatureSpec(blocks=frozenset({1, 2})))
 
 
 @pytest.mark.parametrize("path", ["hybrid", "student"])
 def test_a_loss_inside_what_is_swapped_as_one_needs_the_student_s_path(teacher: models.Network, path: str) -> None:
     """hints looks at the first block of a stage here, which a swapped stage does not have."""
-    data = Resident(np.zeros((8, 1, 8, 8), np.uint8), np.arange(8) % 2, [0.5], [0.5], "cpu")
+    data = DeviceLoader(np.zeros((8, 1, 8, 8), np.uint8), np.arange(8) % 2, [0.5], [0.5], "cpu")
     iakd, hints = {"unit": "stage", "path": path}, {"points": 6, "images": 8}
-    method = params.Method.model_validate({"method": "iakd+hints", "iakd": iakd, "hints": hints})
+    method = config.Method.model_validate({"method": "iakd+hints", "iakd": iakd, "hints": hints})
 
-    def build() -> Distillation:
-        return Distillation(network("resnet14", seed=2), teacher, method, HALF, TIMELINE, 0, data)
+    def build() -> Distiller:
+        return Distiller(network("resnet14", seed=2), teacher, method, HALF, TIMELINE, 0, data)
 
     if path == "student":
         build()
@@ -161,14 +161,14 @@ def test_a_loss_inside_what_is_swapped_as_one_needs_the_student_s_path(teacher: 
 def test_the_student_s_path_is_left_out_where_nothing_looks_at_it(teacher: models.Network) -> None:
     """When ab's first phase is over, a step is that of iakd alone, normalisation's statistics included."""
     rng = np.random.default_rng(0)
-    data = Resident(rng.integers(0, 256, (12, 1, 8, 8)).astype(np.uint8), np.arange(12) % 10, [0.5], [0.5], "cpu")
+    data = DeviceLoader(rng.integers(0, 256, (12, 1, 8, 8)).astype(np.uint8), np.arange(12) % 10, [0.5], [0.5], "cpu")
     students = []
     for expression in ("iakd", "iakd+ab"):
-        method = params.Method.model_validate({"method": expression, "iakd": {"path": "student"}})
+        method = config.Method.model_validate({"method": expression, "iakd": {"path": "student"}})
         student = network("resnet8", seed=2)
-        trained = Distillation(student, teacher, method, HALF, TIMELINE, 0, data)
+        trained = Distiller(student, teacher, method, HALF, TIMELINE, 0, data)
         trained.train()
-        for batch in data.epoch(0, 0, 6, params.Augment()):
+        for batch in data.epoch(0, 0, 6, config.Augment()):
             terms, _ = trained.loss(batch, TIMELINE.total // 2)
             assert set(terms) == {"ce"}
         students.append(models.save_weights(student))

@@ -10,11 +10,11 @@ from scipy import stats
 from small import network
 
 from iakd import models
+from iakd.config import IakdOptions, LrSchedule, Normalisation, Schedule
 from iakd.errors import UserError
-from iakd.interactive.draws import Draws
 from iakd.interactive.hybrid import Hybrid, initialise_from_teacher
+from iakd.interactive.swap_sampler import SwapSampler
 from iakd.models.normalisation import adapt_input
-from iakd.params import Iakd, LrSchedule, Normalisation, Schedule
 from iakd.training.timeline import Timeline
 
 TIMELINE = Timeline(
@@ -24,7 +24,7 @@ NEVER, ALWAYS = [False] * 3, [True] * 3
 
 
 def hybrid(student: models.Network, teacher: models.Network, **settings: object) -> Hybrid:
-    net = Hybrid(student, teacher, Iakd(**settings), Schedule(), TIMELINE, seed=0)
+    net = Hybrid(student, teacher, IakdOptions(**settings), Schedule(), TIMELINE, seed=0)
     net.train()
     return net
 
@@ -180,9 +180,9 @@ def test_a_student_begun_from_the_teacher_has_its_weights_and_trains_in_train_mo
 @pytest.mark.parametrize("slope", [0.0, 0.4])
 def test_swap_counts_fit_bernoulli_in_every_phase(kind: str, slope: float) -> None:
     """Over 200 seeds the number of kept blocks in each quarter is within a binomial's 1e-5 tails."""
-    schedule = Schedule(kind=kind, p0=0.3, p1=0.9, slope=slope, solo=0.2)
+    schedule = Schedule(kind=kind, p0=0.3, p1=0.9, slope=slope, student_only=0.2)
     seeds = 200
-    draws = [Draws(schedule, TIMELINE, 3, seed, False) for seed in range(seeds)]
+    draws = [SwapSampler(schedule, TIMELINE, 3, seed, False) for seed in range(seeds)]
     for epoch in (0, 7, 15, 16, 20, 28, 31):
         planned = draws[0].planned(epoch)
         counts = np.sum([d.drawn(epoch) for d in draws], axis=(0, 1))
@@ -190,19 +190,22 @@ def test_swap_counts_fit_bernoulli_in_every_phase(kind: str, slope: float) -> No
         deviation = np.sqrt(seeds * (planned * (1 - planned)).sum(axis=0))
         limit = stats.norm.isf(1e-5)
         assert (np.abs(counts - mean) <= limit * np.maximum(deviation, 1e-9)).all(), (epoch, counts, mean)
-    assert draws[0].drawn(35).all(), "the solo phase keeps every block"
+    assert draws[0].drawn(35).all(), "the student_only phase keeps every block"
 
 
 def test_blocks_steps_and_seeds_are_independent() -> None:
     draws = np.concatenate(
-        [Draws(Schedule(kind="uniform", solo=0.0), TIMELINE, 4, seed, False).drawn(0) for seed in range(400)]
+        [
+            SwapSampler(Schedule(kind="uniform", student_only=0.0), TIMELINE, 4, seed, False).drawn(0)
+            for seed in range(400)
+        ]
     )
     correlation = np.corrcoef(np.concatenate([draws[:-1], draws[1:]], axis=1).T) - np.eye(8)
     assert np.abs(correlation).max() < 0.05
 
 
 def test_draws_can_be_replayed_and_differ_between_seeds() -> None:
-    one, again, other = (Draws(Schedule(), TIMELINE, 3, seed, False) for seed in (5, 5, 6))
+    one, again, other = (SwapSampler(Schedule(), TIMELINE, 3, seed, False) for seed in (5, 5, 6))
     steps = [0, 999, 24, 25, 500, 3]
     assert [one.at(step, 6) for step in steps] == [again.at(step, 6) for step in reversed(steps)][::-1]
     assert any(one.at(step, 6) != other.at(step, 6) for step in range(100))
@@ -212,7 +215,9 @@ def test_draws_can_be_replayed_and_differ_between_seeds() -> None:
 def test_with_a_frozen_stem_and_head_a_step_always_has_something_to_train(
     student: models.Network, teacher: models.Network
 ) -> None:
-    net = Hybrid(student, teacher, Iakd(stem="teacher", head="teacher"), Schedule(p0=0.0, p1=0.0), TIMELINE, seed=0)
+    net = Hybrid(
+        student, teacher, IakdOptions(stem="teacher", head="teacher"), Schedule(p0=0.0, p1=0.0), TIMELINE, seed=0
+    )
     kept = np.concatenate([net.draws.drawn(epoch) for epoch in range(30)])
     assert (kept.sum(axis=1) == 1).all()
     shares = kept.mean(axis=0)
@@ -220,7 +225,7 @@ def test_with_a_frozen_stem_and_head_a_step_always_has_something_to_train(
 
 
 def test_with_an_own_stem_p_0_swaps_everything(student: models.Network, teacher: models.Network) -> None:
-    net = Hybrid(student, teacher, Iakd(), Schedule(p0=0.0, p1=0.0), TIMELINE, seed=0)
+    net = Hybrid(student, teacher, IakdOptions(), Schedule(p0=0.0, p1=0.0), TIMELINE, seed=0)
     assert not any(net.draws.drawn(epoch).any() for epoch in range(30))
 
 

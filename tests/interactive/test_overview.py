@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from iakd.cli import app
 from iakd.errors import UserError
-from iakd.interactive.overview import short
+from iakd.interactive.pair_table import short
 
 
 def pairs(*arguments: str) -> str:

@@ -2,9 +2,9 @@
 
 import pytest
 
-from iakd import models, params
+from iakd import config, models
 from iakd.errors import UserError
-from iakd.interactive.pairing import group_sizes, pair_blocks
+from iakd.models.pairing import group_sizes, pair_blocks
 
 
 @pytest.mark.parametrize(
@@ -16,7 +16,7 @@ def test_sizes_of_groups(teacher: int, student: int, sizes: list[int]) -> None:
 
 
 def network(arch: str, **options: object) -> models.Network:
-    return models.build(params.Network(arch=arch, **options), channels=3, classes=10)
+    return models.build(config.Network(arch=arch, **options), channels=3, classes=10)
 
 
 @pytest.mark.parametrize(

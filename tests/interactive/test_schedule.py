@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from iakd.config import LrSchedule, Schedule
 from iakd.interactive.schedule import keep_probabilities
-from iakd.params import LrSchedule, Schedule
 from iakd.training.timeline import Timeline
 
 TOTAL = 1000
@@ -19,45 +19,45 @@ def probabilities(schedule: Schedule, drops: list[int] | None = None, blocks: in
 
 
 def test_uniform_is_p0_and_then_1_for_the_solo_phase() -> None:
-    p = probabilities(Schedule(kind="uniform", p0=0.3, solo=0.25))[:, 0]
+    p = probabilities(Schedule(kind="uniform", p0=0.3, student_only=0.25))[:, 0]
     assert (p[:750] == 0.3).all() and (p[750:] == 1.0).all()
 
 
 def test_linear_grows_from_p0_to_p1_at_t_end() -> None:
-    p = probabilities(Schedule(kind="linear", p0=0.2, p1=0.9, t_end=0.5, solo=0.1))[:, 0]
+    p = probabilities(Schedule(kind="linear", p0=0.2, p1=0.9, t_end=0.5, student_only=0.1))[:, 0]
     expected = [0.2 + 0.7 * min(1.0, (step / TOTAL) / 0.5) for step in range(900)]
     assert p[:900] == pytest.approx(expected)
     assert (p[900:] == 1.0).all()
 
 
 def test_cosine_follows_half_a_wave() -> None:
-    p = probabilities(Schedule(kind="cosine", p0=0.1, p1=0.9, t_end=1.0, solo=0.0))[:, 0]
+    p = probabilities(Schedule(kind="cosine", p0=0.1, p1=0.9, t_end=1.0, student_only=0.0))[:, 0]
     assert p == pytest.approx([0.1 + 0.8 * (1 - math.cos(math.pi * s / TOTAL)) / 2 for s in range(TOTAL)])
 
 
 def test_step_has_equal_stairs_from_p0_to_p1() -> None:
-    p = probabilities(Schedule(kind="step", p0=0.1, p1=0.7, t_end=1.0, solo=0.0, steps=4))[:, 0]
+    p = probabilities(Schedule(kind="step", p0=0.1, p1=0.7, t_end=1.0, student_only=0.0, steps=4))[:, 0]
     values, counts = np.unique(p.round(9), return_counts=True)
     assert values == pytest.approx([0.1, 0.3, 0.5, 0.7])
     assert counts.tolist() == [250, 250, 250, 250]
 
 
 def test_sigmoid_is_symmetric_and_steepest_in_the_middle() -> None:
-    p = probabilities(Schedule(kind="sigmoid", p0=0.0, p1=1.0, t_end=1.0, solo=0.0))[:, 0]
+    p = probabilities(Schedule(kind="sigmoid", p0=0.0, p1=1.0, t_end=1.0, student_only=0.0))[:, 0]
     assert p[0] == 0.0 and p[500] == pytest.approx(0.5) and p[-1] > 0.99
     assert p[250] == pytest.approx(1 - p[750])
     assert np.argmax(np.diff(p)) in (499, 500)
 
 
 def test_cyclic_has_n_waves() -> None:
-    p = probabilities(Schedule(kind="cyclic", p0=0.2, p1=0.8, solo=0.1, cycles=3))[:900, 0]
+    p = probabilities(Schedule(kind="cyclic", p0=0.2, p1=0.8, student_only=0.1, cycles=3))[:900, 0]
     assert p[[0, 300, 600]] == pytest.approx(0.2)
     assert p[[150, 450, 750]] == pytest.approx(0.8)
 
 
 def test_review_restarts_exactly_at_the_learning_rate_drops() -> None:
     timeline = Timeline(100, 10, 0.1, LrSchedule(milestones=[0.3, 0.62]), 64)
-    p = probabilities(Schedule(kind="review", p0=0.4, p1=1.0, t_end=0.5, solo=0.1), timeline.drops)[:, 0]
+    p = probabilities(Schedule(kind="review", p0=0.4, p1=1.0, t_end=0.5, student_only=0.1), timeline.drops)[:, 0]
     rates = np.array([timeline.lr(step) for step in range(TOTAL)])
     dropped = [0, *(np.flatnonzero(np.diff(rates)) + 1)]
     assert dropped == [0, 300, 620]
@@ -70,13 +70,13 @@ def test_review_restarts_exactly_at_the_learning_rate_drops() -> None:
 
 
 def test_review_under_a_smooth_learning_rate_has_its_own_cycles() -> None:
-    p = probabilities(Schedule(kind="review", p0=0.4, solo=0.0, cycles=4))[:, 0]
+    p = probabilities(Schedule(kind="review", p0=0.4, student_only=0.0, cycles=4))[:, 0]
     assert [0, *(np.flatnonzero(np.diff(p) < 0) + 1)] == [0, 250, 500, 750]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_starts_at_p0_ends_at_1_and_stays_a_probability(kind: str) -> None:
-    p = probabilities(Schedule(kind=kind, p0=0.35, slope=0.0, solo=0.2), drops=[400])
+    p = probabilities(Schedule(kind=kind, p0=0.35, slope=0.0, student_only=0.2), drops=[400])
     assert p[0, 0] == pytest.approx(0.35)
     assert (p[800:] == 1.0).all() and (p >= 0).all() and (p <= 1).all()
     assert (p[:800] < 1.0).any()
@@ -89,4 +89,4 @@ def test_depth_tilts_by_the_slope_and_is_clipped(kind: str) -> None:
     assert tilted[0] - flat[0] == pytest.approx(0.3 * (np.arange(5) / 4 - 0.5))
     steep = probabilities(Schedule(kind=kind, p0=0.5, slope=2.0), blocks=3)
     assert steep[0].tolist() == pytest.approx([0.0, 0.5, 1.0])
-    assert (steep[800:] == 1.0).all(), "the solo phase is not tilted"
+    assert (steep[800:] == 1.0).all(), "the student_only phase is not tilted"

@@ -8,15 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from iakd import models, params
-from iakd.data.batches import Batch, Resident
+from iakd import config, models
+from iakd.config import IakdOptions, LrSchedule, Recipe, Schedule
+from iakd.data.loader import Batch, DeviceLoader
+from iakd.distillation import Distiller
 from iakd.errors import UserError
 from iakd.interactive.hybrid import Hybrid, initialise_from_teacher
-from iakd.methods import Distillation
 from iakd.models.network import initialise
-from iakd.params import Iakd, LrSchedule, Recipe, Schedule
-from iakd.training.loop import make_optimizer
 from iakd.training.timeline import Timeline
+from iakd.training.trainer import make_optimizer
 
 TIMELINE = Timeline(epochs=2, steps_per_epoch=10, peak=0.1, lr_schedule=LrSchedule(), batch_size=6)
 SAME = [
@@ -40,19 +40,19 @@ LARGE = [("torchvision/resnet50", "torchvision/resnet18")]
 WITHOUT_ADAPTERS = [pair for pair in SAME if pair != ("wrn_40_2", "wrn_40_1")]
 
 
-DATA = Resident(np.zeros((2, 3, 32, 32), np.uint8), np.array([1, 2]), [0.5] * 3, [0.2] * 3, "cpu")
+DATA = DeviceLoader(np.zeros((2, 3, 32, 32), np.uint8), np.array([1, 2]), [0.5] * 3, [0.2] * 3, "cpu")
 
 
 def network(arch: str, seed: int, channels: int = 3, **options: object) -> models.Network:
-    net = models.build(params.Network(arch=arch, **options), channels, classes=10)
+    net = models.build(config.Network(arch=arch, **options), channels, classes=10)
     initialise(net, torch.Generator().manual_seed(seed))
     return net
 
 
-def one_step(teacher: models.Network, student: models.Network, size: int) -> tuple[Distillation, list[bool]]:
+def one_step(teacher: models.Network, student: models.Network, size: int) -> tuple[Distiller, list[bool]]:
     """A step in which some places are swapped and some kept; the first is kept."""
-    schedule = Schedule(kind="uniform", p0=0.5, solo=0.0)
-    method = Distillation(student, teacher, params.Method(method="iakd"), schedule, TIMELINE, 0, DATA)
+    schedule = Schedule(kind="uniform", p0=0.5, student_only=0.0)
+    method = Distiller(student, teacher, config.Method(method="iakd"), schedule, TIMELINE, 0, DATA)
     hybrid = method.hybrid
     assert hybrid is not None
     step = next(s for s in range(20) if hybrid.draws.at(s, 2)[0] and not all(hybrid.draws.at(s, 2)))
@@ -88,7 +88,7 @@ def test_one_step_of_every_pair(teacher_arch: str, student_arch: str) -> None:
 
 
 def hybrid(teacher: models.Network, student: models.Network) -> Hybrid:
-    net = Hybrid(student, teacher.eval().requires_grad_(False), Iakd(), Schedule(), TIMELINE, seed=0)
+    net = Hybrid(student, teacher.eval().requires_grad_(False), IakdOptions(), Schedule(), TIMELINE, seed=0)
     net.train()
     return net
 

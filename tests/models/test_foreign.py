@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from iakd import models, params
+from iakd import config, models
 from iakd.errors import UserError
-from iakd.models.foreign import load_foreign
-from iakd.models.matching import Ambiguous, match
+from iakd.models.checkpoint_matching import Ambiguous, match
+from iakd.models.external_weights import load_external
 
 NETWORKS: dict[str, tuple[dict[str, Any], Callable[[], nn.Module]]] = {
     "downsample behind": ({"arch": "resnet14"}, lambda: public.ThreeStages(14, "plain")),
@@ -37,8 +37,8 @@ NETWORKS: dict[str, tuple[dict[str, Any], Callable[[], nn.Module]]] = {
 UNORDERED_TOO = set(NETWORKS) - {"no names"}  # safetensors does not keep the order of definition
 
 
-def settings(**options: Any) -> params.Network:
-    return params.Network(name="mine", **options)
+def settings(**options: Any) -> config.Network:
+    return config.Network(name="mine", **options)
 
 
 def assert_same_function(original: nn.Module, imported: nn.Module) -> None:
@@ -55,17 +55,17 @@ def test_a_public_network_loads_unaided_and_computes_the_same(name: str, tmp_pat
     original = public.randomise(make())
     state = original.state_dict()
     torch.save(state, tmp_path / "model.pth")
-    assert_same_function(original, load_foreign(settings(**options), 3, 10, tmp_path / "model.pth", "the checkpoint"))
+    assert_same_function(original, load_external(settings(**options), 3, 10, tmp_path / "model.pth", "the checkpoint"))
     torch.save(dict(sorted(state.items())), tmp_path / "sorted.pth")  # layer1.10 before layer1.2
-    assert_same_function(original, load_foreign(settings(**options), 3, 10, tmp_path / "sorted.pth", "the checkpoint"))
+    assert_same_function(original, load_external(settings(**options), 3, 10, tmp_path / "sorted.pth", "the checkpoint"))
     save_file(dict(state), tmp_path / "model.safetensors")
     if name in UNORDERED_TOO:
         assert_same_function(
-            original, load_foreign(settings(**options), 3, 10, tmp_path / "model.safetensors", "the checkpoint")
+            original, load_external(settings(**options), 3, 10, tmp_path / "model.safetensors", "the checkpoint")
         )
     else:
         with pytest.raises(UserError, match="nothing says which comes first"):
-            load_foreign(settings(**options), 3, 10, tmp_path / "model.safetensors", "the checkpoint")
+            load_external(settings(**options), 3, 10, tmp_path / "model.safetensors", "the checkpoint")
 
 
 def test_a_network_of_our_own_and_one_of_torchvision(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_a_network_of_our_own_and_one_of_torchvision(tmp_path: Path) -> None:
     ):
         public.randomise(original)
         torch.save({"model": {f"module.{k}": v for k, v in original.state_dict().items()}}, tmp_path / "model.pth")
-        imported = load_foreign(settings(arch=arch), 3, 10, tmp_path / "model.pth", "the checkpoint").eval()
+        imported = load_external(settings(arch=arch), 3, 10, tmp_path / "model.pth", "the checkpoint").eval()
         images = torch.randn(1, 3, 64, 64)
         with torch.no_grad():
             assert torch.equal(imported(images), original(images))
@@ -109,7 +109,7 @@ CHECKPOINTS["parameters"] = {k.replace("/", "."): v for k, v in CHECKPOINTS["par
 def test_checkpoints_of_many_forms(name: str, tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pth.tar"
     torch.save(CHECKPOINTS[name], path)
-    found = load_foreign(settings(arch="resnet8"), 3, 10, path, "the checkpoint").state_dict()
+    found = load_external(settings(arch="resnet8"), 3, 10, path, "the checkpoint").state_dict()
     assert torch.allclose(found["stem.0.weight"], STATE["conv1.weight"], rtol=1e-3)
     assert torch.allclose(
         found["stages.2.0.shortcut.1.bias"], STATE["layer3.0.downsample.1.bias"], rtol=1e-3, atol=1e-3
@@ -119,12 +119,12 @@ def test_checkpoints_of_many_forms(name: str, tmp_path: Path) -> None:
 
 def test_old_pickles_and_exported_programs(tmp_path: Path) -> None:
     torch.save(STATE, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    load_foreign(settings(arch="resnet8"), 3, 10, tmp_path / "old.pth", "the checkpoint")
+    load_external(settings(arch="resnet8"), 3, 10, tmp_path / "old.pth", "the checkpoint")
     original = public.randomise(public.ThreeStages(8, "plain"))
     program = torch.export.export(original, (torch.randn(2, 3, 32, 32),))
     torch.export.save(program, tmp_path / "model.pt2")
     assert_same_function(
-        original, load_foreign(settings(arch="resnet8"), 3, 10, tmp_path / "model.pt2", "the checkpoint")
+        original, load_external(settings(arch="resnet8"), 3, 10, tmp_path / "model.pt2", "the checkpoint")
     )
 
 
@@ -135,7 +135,7 @@ def refusal(tmp_path: Path, content: Any, classes: int = 10, channels: int = 3, 
     path = tmp_path / "checkpoint.pth"
     torch.save(content, path)
     with pytest.raises(UserError) as caught:
-        load_foreign(settings(**options), channels, classes, path, "the checkpoint")
+        load_external(settings(**options), channels, classes, path, "the checkpoint")
     message = str(caught.value)
     assert message.startswith("the checkpoint") and "\n" not in message
     return message
@@ -237,7 +237,7 @@ class Evil:
 def test_a_file_with_other_things(content: Any, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(content, tmp_path / "odd.pth")
     with pytest.raises(UserError, match=words):
-        load_foreign(settings(arch="resnet8"), 3, 10, tmp_path / "odd.pth", "the checkpoint")
+        load_external(settings(arch="resnet8"), 3, 10, tmp_path / "odd.pth", "the checkpoint")
     assert capsys.readouterr().out == ""
 
 
@@ -252,14 +252,14 @@ def test_damaged_files_and_files_of_other_kinds(tmp_path: Path) -> None:
         for end in (20_000, len(content) // 2):  # PyTorch says an OSError of the one, a RuntimeError of the other
             path.write_bytes(content[: min(end, len(content) // 2)])
             with pytest.raises(UserError, match=r"the checkpoint is truncated or damaged \(.+\); copy it anew"):
-                load_foreign(settings(arch="resnet8"), 3, 10, path, "the checkpoint")
+                load_external(settings(arch="resnet8"), 3, 10, path, "the checkpoint")
     for content in (b"", b"<!DOCTYPE html><html>", b"hello"):
         path.write_bytes(content)
         with pytest.raises(UserError, match="the checkpoint is no checkpoint"):
-            load_foreign(settings(arch="resnet8"), 3, 10, path, "the checkpoint")
+            load_external(settings(arch="resnet8"), 3, 10, path, "the checkpoint")
     for missing in (tmp_path / "absent", tmp_path):
         with pytest.raises(UserError, match="is no file"):
-            load_foreign(settings(arch="resnet8"), 3, 10, missing, "the checkpoint")
+            load_external(settings(arch="resnet8"), 3, 10, missing, "the checkpoint")
 
 
 def test_a_scripted_program_is_named_so(tmp_path: Path) -> None:
@@ -267,4 +267,4 @@ def test_a_scripted_program_is_named_so(tmp_path: Path) -> None:
         warnings.simplefilter("ignore", DeprecationWarning)
         torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)).save(tmp_path / "script.pt")
     with pytest.raises(UserError, match="a TorchScript program and is not opened"):
-        load_foreign(settings(arch="resnet8"), 3, 10, tmp_path / "script.pt", "the checkpoint")
+        load_external(settings(arch="resnet8"), 3, 10, tmp_path / "script.pt", "the checkpoint")

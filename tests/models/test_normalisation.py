@@ -6,12 +6,12 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from iakd import models, params
+from iakd import config, models
+from iakd.config import Normalisation
 from iakd.errors import UserError
-from iakd.models.cost import cost
+from iakd.models.flops import model_cost
 from iakd.models.normalisation import Renormalise, adapt_input, entry
 from iakd.models.shapes import feature_shapes
-from iakd.params import Normalisation
 
 DATA = Normalisation(mean=[0.1, 0.2, 0.3], std=[0.5, 0.25, 0.125])
 OWN = Normalisation(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
@@ -23,23 +23,23 @@ def normalised(images: torch.Tensor, by: Normalisation) -> torch.Tensor:
 
 
 def network() -> models.Network:
-    return models.build(params.Network(arch="resnet8", width=4), 3, 5).eval()
+    return models.build(config.Network(arch="resnet8", width=4), 3, 5).eval()
 
 
 def test_from_one_normalisation_to_another() -> None:
     images = torch.rand(2, 3, 8, 8)
     found = Renormalise(DATA, OWN, 3)(normalised(images, DATA).float())
     torch.testing.assert_close(found.double(), normalised(images, OWN), rtol=1e-5, atol=1e-6)
-    raw = Renormalise(DATA, params.Teacher(arch="x", checkpoint="y", normalisation="none").own_normalisation, 3)
+    raw = Renormalise(DATA, config.Teacher(arch="x", checkpoint="y", normalisation="none").own_normalisation, 3)
     torch.testing.assert_close(raw(normalised(images, DATA).float()), images, rtol=1e-5, atol=1e-6)
 
 
 def test_the_network_does_it_before_its_stem_and_stays_a_plain_network() -> None:
     net, images = network(), torch.rand(2, 3, 16, 16)
-    plain, names, costs = net(normalised(images, OWN).float()), set(net.state_dict()), cost(net, (3, 16, 16))
+    plain, names, costs = net(normalised(images, OWN).float()), set(net.state_dict()), model_cost(net, (3, 16, 16))
     adapt_input(net, OWN, DATA.mean, DATA.std)
     torch.testing.assert_close(net(normalised(images, DATA).float()), plain, rtol=1e-4, atol=1e-5)
-    assert set(net.state_dict()) == names and cost(net, (3, 16, 16)) == costs
+    assert set(net.state_dict()) == names and model_cost(net, (3, 16, 16)) == costs
     assert len(feature_shapes(net, (3, 16, 16))) == 4
     assert net.input(torch.zeros(1, 3, 2, 2, dtype=torch.bfloat16)).dtype == torch.float32
 
@@ -75,7 +75,7 @@ def test_weights_carry_the_normalisation_for_whoever_deploys_them(tmp_path) -> N
 def test_a_swapped_first_block_without_a_stem_sees_what_its_teacher_sees() -> None:
     """VGG's first block takes the image itself."""
     images = torch.rand(2, 3, 16, 16)
-    student, teacher = (models.build(params.Network(arch="vgg8", width=4), 3, 5).eval() for _ in range(2))
+    student, teacher = (models.build(config.Network(arch="vgg8", width=4), 3, 5).eval() for _ in range(2))
     for own in (None, OWN):
         adapt_input(student, own, DATA.mean, DATA.std)
         adapt_input(teacher, OWN, DATA.mean, DATA.std)

@@ -6,16 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from iakd import models, params
+from iakd import config, models
+from iakd.config import IakdOptions, LrSchedule, Schedule
 from iakd.interactive.hybrid import Hybrid, initialise_from_teacher
 from iakd.models.network import initialise
-from iakd.models.quantised import QuantisedConv2d, Quantiser, nearest, weight_bytes
-from iakd.params import Iakd, LrSchedule, Schedule
+from iakd.models.quantisation import QuantisedConv2d, Quantiser, nearest, weight_bytes
 from iakd.training.timeline import Timeline
 
 
 def network(bits: int | None, arch: str = "resnet8", seed: int = 0) -> models.Network:
-    net = models.build(params.Network(arch=arch, bits=bits), 3, 10)
+    net = models.build(config.Network(arch=arch, bits=bits), 3, 10)
     initialise(net, torch.Generator().manual_seed(seed))
     return net
 
@@ -78,7 +78,7 @@ def test_ends_keep_eight_bits_and_names_stay() -> None:
     assert [layer.quantiser.bits for layer in layers] == [8, *[2] * (len(layers) - 2), 8]
     names = [name for name in few.state_dict() if not name.endswith(".quantiser.range")]
     assert names == list(plain.state_dict())
-    assert params.Network(arch="resnet8", bits=4).name == "resnet8_4bit"
+    assert config.Network(arch="resnet8", bits=4).name == "resnet8_4bit"
 
 
 def test_bytes_of_weights() -> None:
@@ -130,7 +130,7 @@ def test_a_network_of_few_bits_is_swapped_with_its_own_full_precision() -> None:
     """Precision swap: teacher and student are one architecture; a swapped place computes with all bits."""
     teacher, student = network(None).eval(), network(2, seed=3)
     timeline = Timeline(2, 10, 0.1, LrSchedule(), batch_size=4)
-    hybrid = Hybrid(student, teacher, Iakd(), Schedule(), timeline, seed=0)
+    hybrid = Hybrid(student, teacher, IakdOptions(), Schedule(), timeline, seed=0)
     initialise_from_teacher(student, teacher)
     hybrid.train()
     logits = hybrid(images(), [True, False, True])

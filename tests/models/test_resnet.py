@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from iakd import models, params
+from iakd import config, models
 from iakd.errors import UserError
+from iakd.models.cifar.resnet import BasicBlock
 from iakd.models.network import initialise
-from iakd.models.resnet import BasicBlock
 
 
 def network(arch: str, channels: int = 3, classes: int = 100, **options: object) -> models.Network:
-    return models.build(params.Network(arch=arch, **options), channels, classes)
+    return models.build(config.Network(arch=arch, **options), channels, classes)
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,12 @@ import sys
 import pytest
 import torch
 
-from iakd import models, params
+from iakd import config, models
 from iakd.errors import UserError
 
 
 def network(name: str, channels: int = 3) -> models.Network:
-    return models.build(params.Network(arch=f"timm/{name}"), channels, classes=5)
+    return models.build(config.Network(arch=f"timm/{name}"), channels, classes=5)
 
 
 def test_without_timm_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torchvision.models import get_model, get_model_weights
 
-from iakd import models, params
+from iakd import config, models
 from iakd.errors import UserError
-from iakd.models.cost import cost
-from iakd.models.cut import apply
-from iakd.models.from_torchvision import CUTS
+from iakd.models.external.partition import partition
+from iakd.models.external.torchvision import CUTS
+from iakd.models.flops import model_cost
 from iakd.models.network import initialise
 from iakd.models.shapes import feature_shapes
 
@@ -26,13 +26,13 @@ ONE_OF_EACH = [  # the smallest of each description
 
 
 def network(name: str, channels: int = 3, classes: int = 1000) -> models.Network:
-    return models.build(params.Network(arch=f"torchvision/{name}"), channels, classes)
+    return models.build(config.Network(arch=f"torchvision/{name}"), channels, classes)
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_the_parts_compute_what_the_model_computes(name: str) -> None:
     model = get_model(name, weights=None, num_classes=7).eval()
-    net = apply(model, CUTS[name], (3, 224, 224)).eval()
+    net = partition(model, CUTS[name], (3, 224, 224)).eval()
     side = 224 if name.startswith("vit") else 64
     images = torch.randn(1, 3, side, side)
     with torch.no_grad():
@@ -52,7 +52,7 @@ def test_the_parts_compute_what_the_model_computes(name: str) -> None:
 @pytest.mark.parametrize("name", ["resnet50", "mobilenet_v2", "efficientnet_b0", "regnet_y_400mf", "vit_b_32"])
 def test_parameters_and_multiply_accumulates_are_the_published_ones(name: str) -> None:
     published = next(iter(get_model_weights(name))).meta
-    found = cost(network(name), (3, 224, 224))
+    found = model_cost(network(name), (3, 224, 224))
     assert found["parameters"] == published["num_params"]
     assert round(found["macs"] / 1e9, 3) == published["_ops"]
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from iakd import models, params
+from iakd import config, models
 from iakd.errors import UserError
-from iakd.models.cost import block_costs, cost
+from iakd.models.cifar.shufflenet import shuffle
+from iakd.models.flops import block_costs, model_cost
 from iakd.models.network import initialise
 from iakd.models.shapes import feature_shapes
-from iakd.models.shufflenet import shuffle
 
 # Parameters with 100 classes: what RepDistiller's definitions give, which papers round to two decimals of a million.
 # WRN-28-10: 36.5 M in Zagoruyko and Komodakis, table 4.
@@ -33,7 +33,7 @@ SMALL = ["wrn_16_1", "wrn_10_2", "vgg8", "vgg11", "MobileNetV2", "ShuffleV1", "S
 
 
 def network(arch: str, channels: int = 3, classes: int = 100, **options: object) -> models.Network:
-    return models.build(params.Network(arch=arch, **options), channels, classes)
+    return models.build(config.Network(arch=arch, **options), channels, classes)
 
 
 def parameters(net: nn.Module) -> int:
@@ -58,7 +58,7 @@ def test_vggs_have_the_convolutions_of_the_paper() -> None:
     [("wrn_16_2", 101), ("wrn_40_2", 328), ("vgg8", 96), ("vgg13", 285), ("ResNet50", 1298)],
 )
 def test_multiply_accumulates_are_the_published_ones(arch: str, millions: int) -> None:
-    assert round(cost(network(arch), (3, 32, 32))["macs"] / 1e6) == millions
+    assert round(model_cost(network(arch), (3, 32, 32))["macs"] / 1e6) == millions
 
 
 @pytest.mark.parametrize("arch", SMALL)
@@ -99,7 +99,7 @@ def test_any_size_and_number_of_channels(arch: str, channels: int, size: tuple[i
 def test_block_costs_add_up_to_the_blocks_share_of_the_whole() -> None:
     net = network("wrn_16_1")
     rows = block_costs(net, (3, 32, 32))
-    whole = cost(net, (3, 32, 32))
+    whole = model_cost(net, (3, 32, 32))
     outside = 32 * 32 * 3 * 16 * 9 + 64 * 100  # stem's convolution and the linear layer
     assert sum(row["macs"] for row in rows) == whole["macs"] - outside
     assert sum(row["parameters"] for row in rows) == whole["parameters"] - parameters(net.stem) - parameters(net.head)
@@ -138,8 +138,8 @@ def test_an_unknown_architecture_names_a_near_one(wrong: str, near: str) -> None
 
 
 def test_a_name_with_a_slash_makes_no_folder() -> None:
-    assert params.Network(arch="torchvision/resnet50").name == "torchvision_resnet50"
-    assert params.Network(arch="wrn_40_2", width=8).name == "wrn_40_2w8"
+    assert config.Network(arch="torchvision/resnet50").name == "torchvision_resnet50"
+    assert config.Network(arch="wrn_40_2", width=8).name == "wrn_40_2w8"
 
 
 # --- what makes a family what it is ---

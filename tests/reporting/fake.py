@@ -11,10 +11,11 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState, create_trial
 
-from iakd import files, runs
+from iakd import files
+from iakd.config import Schedule, parse
+from iakd.experiment import run_dir
+from iakd.experiment.jobs import Experiment, StudentJob, StudyJob, TeacherJob, plan_experiment
 from iakd.interactive.schedule import keep_probabilities
-from iakd.params import Schedule, parse
-from iakd.plan import Plan, StudentJob, StudyJob, TeacherJob, make_plan
 from iakd.reporting.studies import PARAMETERS
 
 Scores = Mapping[str, Sequence[float]]  # top-1 of each seed, by method
@@ -23,14 +24,14 @@ TEST = 847
 SHA = "5f" * 32
 
 
-def plan(
+def experiment(
     methods: Mapping[str, Any],
     seeds: Sequence[int] = (0, 1, 2),
     pairs: Sequence[tuple[str, str]] = (("resnet20", "resnet8"),),
     epochs: int = 60,
     **more: Any,
-) -> Plan:
-    """The plan of an experiment with these methods; `more` are further sections of the settings."""
+) -> Experiment:
+    """The experiment of an experiment with these methods; `more` are further sections of the settings."""
     raw = {
         "teachers": [{"arch": arch} for arch in dict.fromkeys(teacher for teacher, _ in pairs)],
         "students": [{"arch": arch} for arch in dict.fromkeys(student for _, student in pairs)],
@@ -39,18 +40,18 @@ def plan(
         "distill": {"seeds": list(seeds), "transfer": 100, "recipe": {"epochs": epochs, "validate_every": 5}},
         **more,
     }
-    return make_plan(parse(raw, "test"))
+    return plan_experiment(parse(raw, "test"))
 
 
-def write(plan: Plan, scores: Scores | Callable[[StudentJob], float], teacher: float = 97.2) -> None:
-    """Write data manifest, models, studies and evaluations of `plan` below the current folder."""
-    _manifest(plan)
-    for job in plan.teachers:
+def write(experiment: Experiment, scores: Scores | Callable[[StudentJob], float], teacher: float = 97.2) -> None:
+    """Write data manifest, models, studies and evaluations of `experiment` below the current folder."""
+    _manifest(experiment)
+    for job in experiment.teachers:
         _trained(job, teacher, {"method": "teacher", "teacher": job.network.name, "student": None})
-    for study in plan.studies:
+    for study in experiment.studies:
         _study(study)
-    seeds = plan.params.distill.seeds
-    for student in plan.students:
+    seeds = experiment.params.distill.seeds
+    for student in experiment.students:
         top1 = scores(student) if callable(scores) else scores[student.label][seeds.index(student.seed)]
         about = {
             "method": student.label,
@@ -60,14 +61,14 @@ def write(plan: Plan, scores: Scores | Callable[[StudentJob], float], teacher: f
         _trained(student, top1, about)
 
 
-def _manifest(plan: Plan) -> None:
+def _manifest(experiment: Experiment) -> None:
     rng = np.random.default_rng(0)
     n = {"train": 650, "val": 300, "test": TEST}
     per_class = {split: rng.multinomial(total, np.full(CLASSES, 1 / CLASSES)).tolist() for split, total in n.items()}
     files.write_json(
-        plan.data.folder / "manifest.json",
+        experiment.data.folder / "manifest.json",
         {
-            "settings": plan.params.dataset.model_dump(mode="json"),
+            "settings": experiment.params.dataset.model_dump(mode="json"),
             "source": {"name": "digits", "about": "handwritten digits", "train": 1797, "test": None},
             "classes": [str(digit) for digit in range(CLASSES)],
             "image": {"channels": 1, "height": 8, "width": 8},
@@ -91,18 +92,18 @@ def _manifest(plan: Plan) -> None:
 def _trained(job: TeacherJob | StudentJob, top1: float, about: dict[str, Any]) -> None:
     rng = np.random.default_rng(abs(hash_of(job.path)))
     history = _history(job, top1, rng)
-    files.write_text(job.folder / runs.HISTORY, runs.history_text(history))
+    files.write_text(job.folder / run_dir.HISTORY, run_dir.history_text(history))
     metrics = {"val_top1": history[-1]["val_top1"], "val_nll": 0.3, "train_loss": 0.1}
-    files.write_json(job.folder / runs.METRICS, metrics | _hints(job))
+    files.write_json(job.folder / run_dir.METRICS, metrics | _hints(job))
     model = job.path.encode()
-    files.write_bytes(job.folder / runs.MODEL, model)
-    files.write_json(job.folder / runs.RUN, _record(job, about, files.sha256_bytes(model), rng))
+    files.write_bytes(job.folder / run_dir.MODEL, model)
+    files.write_json(job.folder / run_dir.RUN, _record(job, about, files.sha256_bytes(model), rng))
     files.write_json(job.folder / "evaluation.json", _evaluation(job, top1, about, files.sha256_bytes(model), rng))
 
 
 def _hints(job: TeacherJob | StudentJob) -> dict[str, Any]:
     """What `hints` records: blocks that are the less alike the further apart they are, and across stages even less."""
-    if not isinstance(job, StudentJob) or "hints" not in job.method.parts:
+    if not isinstance(job, StudentJob) or "hints" not in job.method.names:
         return {}
     depth = (int(job.teacher.network.arch.removeprefix("resnet")) - 2) // 2
     stage = np.arange(depth) * 3 // depth
@@ -183,7 +184,7 @@ def _evaluation(job: Any, top1: float, about: dict[str, Any], sha: str, rng: np.
     }
 
 
-def _history(job: Any, final: float, rng: np.random.Generator) -> list[runs.Row]:
+def _history(job: Any, final: float, rng: np.random.Generator) -> list[run_dir.Row]:
     epochs, every = job.recipe.epochs, job.recipe.validate_every
     t = np.arange(1, epochs + 1) / epochs
     top1 = final - (final - 12) * np.exp(-7 * t) + rng.normal(0, 1.2, epochs) * (1 - t)
@@ -191,7 +192,7 @@ def _history(job: Any, final: float, rng: np.random.Generator) -> list[runs.Row]
     swaps = _swaps(job, steps - 1, 2 * epochs, rng)
     history = []
     for i in range(epochs):
-        row: runs.Row = {
+        row: run_dir.Row = {
             "epoch": i + 1,
             "step": int(steps[i]),
             "lr": 0.05,
@@ -208,11 +209,11 @@ def _history(job: Any, final: float, rng: np.random.Generator) -> list[runs.Row]
 
 
 def _swaps(job: Any, steps: Any, total: int, rng: np.random.Generator) -> dict[str, Any]:
-    if not isinstance(job, StudentJob | StudyJob) or "iakd" not in job.method.parts:
+    if not isinstance(job, StudentJob | StudyJob) or "iakd" not in job.method.names:
         return {}
     schedule = job.method.iakd.schedule
     if not isinstance(schedule, Schedule):
-        schedule = Schedule(kind="review", p0=0.34, slope=0.4, solo=0.31)
+        schedule = Schedule(kind="review", p0=0.34, slope=0.4, student_only=0.31)
     return swap_columns(schedule, steps, total, 3, rng)
 
 
@@ -231,11 +232,13 @@ def _study(study: StudyJob) -> None:
     rows = []
     for number in range(24):
         kind = kinds[number] if number < 3 else str(rng.choice(kinds))
-        p0, slope, solo = (0.5, 0.0, 0.2) if number < 3 else rng.uniform((0.1, -0.6, 0), (0.9, 0.6, 0.5)).round(3)
-        values = {"kind": kind, "p0": float(p0), "slope": float(slope), "solo": float(solo)}
+        p0, slope, student_only = (
+            (0.5, 0.0, 0.2) if number < 3 else rng.uniform((0.1, -0.6, 0), (0.9, 0.6, 0.5)).round(3)
+        )
+        values = {"kind": kind, "p0": float(p0), "slope": float(slope), "student_only": float(student_only)}
         if kind != "uniform":
             values["p1"] = 1.0 if number < 3 else round(float(rng.uniform(0.7, 1)), 3)
-        score = round(92 - 6 * (p0 - 0.4) ** 2 - 4 * abs(solo - 0.3) + float(rng.normal(0, 0.6)), 3)
+        score = round(92 - 6 * (p0 - 0.4) ** 2 - 4 * abs(student_only - 0.3) + float(rng.normal(0, 0.6)), 3)
         state = "pruned" if number > 8 and score < 91 else "complete"
         row = {
             "number": number,
@@ -246,12 +249,12 @@ def _study(study: StudyJob) -> None:
         rows.append(row | {name: values.get(name) for name in PARAMETERS} | {"reason": None})
         epochs = np.arange(1, study.recipe.epochs + 1)[: 30 if state == "pruned" else None]
         swaps = swap_columns(Schedule(**values), 2 * epochs - 1, 2 * study.recipe.epochs, 3, rng)
-        history: list[runs.Row] = [
+        history: list[run_dir.Row] = [
             {"epoch": int(epoch), **{name: float(column[i]) for name, column in swaps.items()}}
             for i, epoch in enumerate(epochs)
         ]
-        files.write_text(study.folder / "trials" / f"{number:04d}" / runs.HISTORY, runs.history_text(history))
-    files.write_text(study.folder / "trials.csv", runs.history_text(rows))
+        files.write_text(study.folder / "trials" / f"{number:04d}" / run_dir.HISTORY, run_dir.history_text(history))
+    files.write_text(study.folder / "trials.csv", run_dir.history_text(rows))
     _journal(study.folder / "study.journal", rows)
 
 
@@ -290,10 +293,10 @@ FIELD: dict[str, Any] = {  # the field's methods, of every group
 LEVELS = [89.1, 95.6, 94.6, 93.0, 95.2, 86.8, 91.9, 92.1]
 
 
-def field(pairs: int = 1) -> Plan:
+def field(pairs: int = 1) -> Experiment:
     """Write a plausible experiment with 25 methods below the current folder; one of them has failed."""
     teachers = ["resnet20", "resnet56", "resnet110"][:pairs]
-    result = plan(FIELD, pairs=[(teacher, "resnet8") for teacher in teachers])
+    result = experiment(FIELD, pairs=[(teacher, "resnet8") for teacher in teachers])
 
     def score(job: StudentJob) -> float:
         level = 89.1 if job.label == "scratch" else 90 + 6 * (hash_of(job.label) % 97) / 97
@@ -305,15 +308,18 @@ def field(pairs: int = 1) -> Plan:
     return result
 
 
-def example(pairs: int = 1, methods: int = 8) -> Plan:
+def example(pairs: int = 1, methods: int = 8) -> Experiment:
     """Write a plausible experiment below the current folder; `methods` of METHODS, and more of the same kind."""
     teachers = ["resnet20", "resnet56", "resnet110"][:pairs]
     labels = dict(list(METHODS.items())[:methods])
     for i in range(methods - len(METHODS)):
-        solo = round(0.05 * (i % 10), 2)
+        student_only = round(0.05 * (i % 10), 2)
         p0 = round(0.1 + 0.04 * i, 2)
-        labels[f"iakd-linear-{i:02d}"] = {"method": "iakd", "iakd": {"schedule": {"p0": p0, "solo": solo}}}
-    result = plan(labels, pairs=[(teacher, "resnet8") for teacher in teachers])
+        labels[f"iakd-linear-{i:02d}"] = {
+            "method": "iakd",
+            "iakd": {"schedule": {"p0": p0, "student_only": student_only}},
+        }
+    result = experiment(labels, pairs=[(teacher, "resnet8") for teacher in teachers])
     order = list(labels)
 
     def score(job: StudentJob) -> float:

@@ -13,11 +13,11 @@ import fake
 import pytest
 import yaml
 
-from iakd import runs
+from iakd.config import parse
+from iakd.config.methods import GROUP_TITLES
 from iakd.errors import UserError
-from iakd.params import parse
-from iakd.params.methods.listing import GROUPS
-from iakd.plan import make_plan
+from iakd.experiment import run_dir
+from iakd.experiment.jobs import plan_experiment
 from iakd.reporting import comparison, tables
 from iakd.reporting.figures import hints
 from iakd.reporting.origins import settings_text
@@ -90,10 +90,10 @@ def test_another_process_writes_the_same_bytes_without_torch(example, tmp_path):
     (tmp_path / "settings.yaml").write_text(settings_text(example.params))
     code = """
 import sys, yaml
-from iakd.params import parse
-from iakd.plan import make_plan
+from iakd.config import parse
+from iakd.experiment.jobs import plan_experiment
 from iakd.stages.report import run
-run(make_plan(parse(yaml.safe_load(open("settings.yaml")), "test")))
+run(plan_experiment(parse(yaml.safe_load(open("settings.yaml")), "test")))
 print(*{"torch", "mlflow"} & set(sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -102,7 +102,7 @@ print(*{"torch", "mlflow"} & set(sys.modules))
 
 
 def test_tables_say_what_the_evaluations_say(example):
-    summary = runs.history_text(tables.summary(comparison.read(example)))  # as the evaluation stage writes it
+    summary = run_dir.history_text(tables.summary(comparison.read(example)))  # as the evaluation stage writes it
     assert (example.report / "tables.csv").read_text() == summary
     with (example.report / "tables.csv").open() as file:
         rows = {row["method"]: row for row in csv.DictReader(file)}
@@ -143,7 +143,7 @@ def test_page_shows_the_outcome_and_where_it_comes_from(example):
 
 def test_settings_on_the_page_give_the_same_plan(example):
     text = settings_text(example.params)
-    again = make_plan(parse(yaml.safe_load(text), "page"))
+    again = plan_experiment(parse(yaml.safe_load(text), "page"))
     assert again == example
 
 
@@ -173,20 +173,22 @@ def test_figures_are_well_formed_and_themeable(example):
 
 def test_without_a_study_and_without_swaps(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    plan = fake.plan({"scratch": {}, "kd": {}}, seeds=[0], epochs=5)
-    fake.write(plan, {"scratch": [80.0], "kd": [90.0]})
-    text = run(plan).read_text()
+    experiment = fake.experiment({"scratch": {}, "kd": {}}, seeds=[0], epochs=5)
+    fake.write(experiment, {"scratch": [80.0], "kd": [90.0]})
+    text = run(experiment).read_text()
     assert "kd leads by 10.0 points, but one seed proves nothing" in text
     assert "The search for a schedule" not in text
-    assert "No study in this experiment" in (plan.report / "figures" / "tuning.svg").read_text()
-    assert "No method of this experiment swaps blocks" in (plan.report / "figures" / "swaps.svg").read_text()
+    assert "No study in this experiment" in (experiment.report / "figures" / "tuning.svg").read_text()
+    assert "No method of this experiment swaps blocks" in (experiment.report / "figures" / "swaps.svg").read_text()
 
 
 def test_hint_points_are_shown_once_for_all_who_share_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    plan = fake.plan({"scratch": {}, "hints": {}, "hints+kd": {}}, epochs=5, pairs=[("resnet110", "resnet8")])
-    fake.write(plan, {"scratch": [80.0] * 3, "hints": [90.0] * 3, "hints+kd": [91.0] * 3})
-    text = run(plan).read_text()
+    experiment = fake.experiment(
+        {"scratch": {}, "hints": {}, "hints+kd": {}}, epochs=5, pairs=[("resnet110", "resnet8")]
+    )
+    fake.write(experiment, {"scratch": [80.0] * 3, "hints": [90.0] * 3, "hints+kd": [91.0] * 3})
+    text = run(experiment).read_text()
     figure = next(part for part in re.findall(r"<figure.*?</figure>", text, re.DOTALL) if "CKA" in part)
     assert figure.count("hints+kd, hints") == 1
     assert "block of the teacher → of the student: 10 → 1, 28 → 2, 45 → 3" in figure
@@ -209,14 +211,14 @@ def test_levels_of_the_heat_map_cover_each_cell_once():
 
 def test_twenty_five_methods_are_grouped_and_the_certain_gains_marked(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    plan = fake.field()
-    text = run(plan).read_text()
-    compared = comparison.read(plan)
+    experiment = fake.field()
+    text = run(experiment).read_text()
+    compared = comparison.read(experiment)
     pair = compared.pairs[0]
     table = re.search(r'<table class="key">.*?</table>', text, flags=re.DOTALL)[0]
     titles = re.findall(r'<tr class="group"><th [^>]*>([^<]*)', table)
-    assert sorted(titles) == sorted({GROUPS[method.group] for method in plan.params.methods.values()})
-    assert titles[0] == GROUPS[pair.ranked[0].method.group]
+    assert sorted(titles) == sorted({GROUP_TITLES[method.group] for method in experiment.params.methods.values()})
+    assert titles[0] == GROUP_TITLES[pair.ranked[0].method.group]
     rows = re.findall(r'<div class="method">([^<]*?) <span class="rank">(\d+)', table)
     ranks = {entry.label: position for position, entry in enumerate(pair.ranked, 1)}
     assert {label: int(rank) for label, rank in rows} == ranks and len(rows) == 25
@@ -227,7 +229,7 @@ def test_twenty_five_methods_are_grouped_and_the_certain_gains_marked(tmp_path, 
     held = {frozenset(labels) for _, labels in compared.held}
     assert 0 < marked == len(held) + (frozenset({"scratch", "kd"}) in held)  # that one is shown both ways
     assert f"{len(held)} remain, marked ✓" in text
-    curves = (plan.report / "figures" / "curves.svg").read_text()
+    curves = (experiment.report / "figures" / "curves.svg").read_text()
     places = [curves.index(f">{label}<") for label, _ in rows]
     assert places == sorted(places)  # in the order of the table
     assert len(text.encode()) < 1_000_000
@@ -241,15 +243,16 @@ def test_a_few_methods_are_one_group_without_a_title(example):
 def test_failed_method_does_not_flatten_the_others(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     labels = ["scratch", "kd", "a", "b", "c", "iakd"]
-    plan = fake.plan(
+    experiment = fake.experiment(
         {label: {} if label in ("scratch", "kd", "iakd") else {"method": "kd"} for label in labels}, epochs=5
     )
     fake.write(
-        plan, {**{label: [90 + i, 90.5 + i, 91 + i] for i, label in enumerate(labels)}, "iakd": [10.0, 11.0, 10.5]}
+        experiment,
+        {**{label: [90 + i, 90.5 + i, 91 + i] for i, label in enumerate(labels)}, "iakd": [10.0, 11.0, 10.5]},
     )
-    text = run(plan).read_text()
+    text = run(experiment).read_text()
     assert "◂" in re.search(r'<table class="key">.*?</table>', text, flags=re.DOTALL)[0]
-    assert "◂ 10.5" in (plan.report / "figures" / "accuracy.svg").read_text()
+    assert "◂ 10.5" in (experiment.report / "figures" / "accuracy.svg").read_text()
 
 
 def test_many_classes(example):

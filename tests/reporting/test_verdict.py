@@ -15,9 +15,11 @@ def told(tmp_path, monkeypatch):
 
     def tell(scores, seeds=(0, 1, 2), **methods):
         known = {"scratch": {}, "kd": {}, "iakd-linear": IAKD, "iakd-review": IAKD}
-        plan = fake.plan({label: methods.get(label, known.get(label, {})) for label in scores}, seeds=seeds, epochs=5)
-        fake.write(plan, scores)
-        result = comparison.read(plan)
+        experiment = fake.experiment(
+            {label: methods.get(label, known.get(label, {})) for label in scores}, seeds=seeds, epochs=5
+        )
+        fake.write(experiment, scores)
+        result = comparison.read(experiment)
         return verdict.verdict(result, result.pairs[0]), result
 
     return tell
@@ -129,13 +131,13 @@ def test_what_was_compared(told):
 def test_several_pairs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pairs = [("resnet20", "resnet8"), ("resnet56", "resnet8"), ("resnet110", "resnet8")]
-    plan = fake.plan({"kd": {}, "iakd": {}}, pairs=pairs, epochs=5)
+    experiment = fake.experiment({"kd": {}, "iakd": {}}, pairs=pairs, epochs=5)
     level = {"resnet20": 96.0, "resnet56": 88.0, "resnet110": 92.0}
 
     def score(job):
         return (level[job.teacher.network.name] if job.label == "iakd" else 92.0) + [0.0, 0.3, -0.2][job.seed]
 
-    fake.write(plan, score)
-    result = comparison.read(plan)
+    fake.write(experiment, score)
+    result = comparison.read(experiment)
     assert verdict.overview(result) == "IAKD won 1 and lost 1 of 3 pairs; 1 is undecided"
     assert "for 3 pairs of teacher and student" in verdict.compared(result)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from iakd.params import Method
+from iakd.config import Method
 from iakd.reporting import words
 from iakd.reporting.statistics import Difference
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from iakd.params import Params, parse
+from iakd.config import Params, parse
 
 
 @pytest.fixture

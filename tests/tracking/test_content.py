@@ -8,7 +8,7 @@ import trees
 
 from iakd import files
 from iakd.errors import UserError
-from iakd.plan import RESULTS, STATE
+from iakd.experiment.jobs import RESULTS, STATE
 from iakd.tracking import content
 from iakd.tracking.scan import scan, signature
 

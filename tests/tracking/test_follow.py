@@ -20,9 +20,9 @@ import yaml
 from test_mirror import client, only, shown, values
 
 from iakd import files
+from iakd.config import Params
 from iakd.errors import RunFailed
-from iakd.params import Params
-from iakd.plan import STATE
+from iakd.experiment.jobs import STATE
 from iakd.tracking import follow, launch, locks
 from iakd.tracking.launch import finish
 from iakd.tracking.mirror import Outcome
@@ -35,7 +35,7 @@ import sys, time
 sys.path.insert(0, {here!r})
 import trees
 from pathlib import Path
-from iakd.params import load
+from iakd.config import load
 from iakd.tracking.launch import launch
 launch(load(Path("params.yaml")))
 with trees.student().open() as run:
@@ -117,7 +117,7 @@ def test_launching_is_quick_and_imports_no_mlflow(params: Params) -> None:
     code = """
 import time, sys
 from pathlib import Path
-from iakd.params import load
+from iakd.config import load
 params = load(Path("params.yaml"))
 from iakd.tracking import launch
 launch.subprocess.Popen = lambda *a, **k: None  # what it starts is another test's matter
@@ -134,7 +134,7 @@ print(time.perf_counter() - began, "mlflow" in sys.modules, "sqlite3" in sys.mod
 def test_the_follower_gets_the_settings_as_they_were_changed(
     params: Params, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from iakd.params import load
+    from iakd.config import load
 
     def note(command: list[str], env: dict[str, str], **_: Any) -> None:
         commands.append(command)

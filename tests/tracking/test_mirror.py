@@ -12,13 +12,13 @@ import pytest
 import trees
 
 from iakd import files
+from iakd.config import Params
 from iakd.errors import RunFailed, UserError
-from iakd.params import Params
-from iakd.plan import RESULTS, STATE
+from iakd.experiment.jobs import RESULTS, STATE
 from iakd.tracking.mirror import Mirror, Replaced
 from iakd.tracking.place import Place, place_of
 from iakd.tracking.scan import scan
-from iakd.tracking.store import Store
+from iakd.tracking.store import RunStore
 from iakd.tracking.sync import sync
 
 
@@ -100,7 +100,7 @@ def test_nothing_is_sent_twice(params: Params, monkeypatch: pytest.MonkeyPatch) 
     trees.killed(trees.teacher(), 3)
     sync(params)
     for name in ("create", "upload", "set_status"):
-        monkeypatch.setattr(Store, name, lambda *_: pytest.fail("there is nothing to do"))
+        monkeypatch.setattr(RunStore, name, lambda *_: pytest.fail("there is nothing to do"))
     assert sync(params).endswith("2 runs, 0 new")
     assert values(params, shown(params)["teacher-key"], "loss") == [(1, 1.0), (2, 1 / 2), (3, 1 / 3)]
 
@@ -202,8 +202,8 @@ def test_an_evaluation_may_come_later_and_change(params: Params, monkeypatch: py
     sync(params)
     assert "test_top1" not in only(params).data.metrics
     uploaded: list[str] = []
-    upload = Store.upload
-    monkeypatch.setattr(Store, "upload", lambda self, *a: (uploaded.append(a[1].name), upload(self, *a))[1])
+    upload = RunStore.upload
+    monkeypatch.setattr(RunStore, "upload", lambda self, *a: (uploaded.append(a[1].name), upload(self, *a))[1])
     for top1 in (91.5, 90.0):
         time.sleep(0.01)
         trees.evaluated(trees.student(), top1)
@@ -283,7 +283,7 @@ def test_a_process_that_dies_half_way_leaves_nothing_double(params: Params, monk
 
     for step in ("upload", "log", "set_status"):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(Store, step, die)
+            patch.setattr(RunStore, step, die)
             sync(params)
     sync(params)
     assert len(shown(params)) == 2
@@ -295,9 +295,9 @@ def test_a_process_that_dies_half_way_leaves_nothing_double(params: Params, monk
 def test_a_run_that_mlflow_refuses_keeps_no_other_back(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
     for seed in range(3):
         trees.complete(trees.student(seed))
-    log = Store.log
+    log = RunStore.log
 
-    def refuse(self: Store, known: Any, *rest: Any) -> None:
+    def refuse(self: RunStore, known: Any, *rest: Any) -> None:
         if known.tags["iakd.seed"] == "1":
             raise ValueError("no such thing\nand more")
         log(self, known, *rest)
@@ -306,7 +306,7 @@ def test_a_run_that_mlflow_refuses_keeps_no_other_back(params: Params, monkeypat
         monkeypatch.context() as patch,
         pytest.raises(RunFailed, match=r"1 of 3 runs .*seed1: no such thing$"),
     ):
-        patch.setattr(Store, "log", refuse)
+        patch.setattr(RunStore, "log", refuse)
         sync(params)
     assert sync(params).endswith("3 runs, 0 new")
     assert [run.info.status for run in shown(params).values()] == ["FINISHED"] * 3
@@ -326,7 +326,7 @@ def test_an_outage_in_the_middle_loses_nothing(
         mirror()
         trees.show(run, 5)
         with monkeypatch.context() as patch, pytest.raises(RunFailed, match="does not answer"):
-            patch.setattr(Store, "log", refused)
+            patch.setattr(RunStore, "log", refused)
             patch.setattr(Place, "check", down)
             mirror()
         trees.show(run, 7)

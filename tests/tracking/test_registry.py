@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from iakd.config import Params
 from iakd.errors import UserError
 from iakd.models.checkpoints import read_checkpoint
-from iakd.params import Params
 from iakd.tracking.registry import download
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from iakd.config import Params
 from iakd.errors import UserError
-from iakd.params import Params
 from iakd.tracking import ui
 from iakd.tracking.place import Place, place_of
 

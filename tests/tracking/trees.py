@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from iakd import files
-from iakd.plan import RESULTS
-from iakd.runs import Row, Run, history_text
+from iakd.experiment.jobs import RESULTS
+from iakd.experiment.run_dir import Row, Run, history_text
 
 
 def rows(epochs: int) -> list[Row]:

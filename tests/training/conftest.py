@@ -8,35 +8,35 @@ import numpy as np
 import pytest
 import torch
 
-from iakd import models, params
-from iakd.data.batches import Resident
-from iakd.methods import Distillation, timeline_of
+from iakd import config, models
+from iakd.config import Compute, Recipe, Schedule
+from iakd.data.loader import DeviceLoader
+from iakd.distillation import Distiller, timeline_of
+from iakd.experiment.run_dir import Run
 from iakd.models.network import initialise
-from iakd.params import Compute, Recipe, Schedule
-from iakd.runs import Run
-from iakd.training.loop import OnValidation, Training
+from iakd.training.trainer import OnValidation, Trainer
 
 CLASSES = 4
 
 
-def images(n: int, seed: int) -> Resident:
+def images(n: int, seed: int) -> DeviceLoader:
     """Random images whose mean brightness in a quadrant tells the class."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, CLASSES, n)
     pixels = rng.integers(0, 120, (n, 1, 8, 8), dtype=np.uint8)
     for image, label in zip(pixels, labels, strict=True):
         image[0, 4 * (label // 2) :][:4, 4 * (label % 2) :][:, :4] += 100
-    return Resident(pixels, labels, [0.25], [0.2], "cpu")
+    return DeviceLoader(pixels, labels, [0.25], [0.2], "cpu")
 
 
 def network(arch: str, seed: int) -> models.Network:
-    net = models.build(params.Network(arch=arch, width=4), 1, CLASSES)
+    net = models.build(config.Network(arch=arch, width=4), 1, CLASSES)
     initialise(net, torch.Generator().manual_seed(seed))
     return net
 
 
 @pytest.fixture
-def make_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Training]:
+def make_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Trainer]:
     """`make_training(expression, recipe changes…)`: a training in the temporary folder, ready to fit.
 
     `networks`: student and teacher.
@@ -55,17 +55,17 @@ def make_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[.
         options: dict[str, Any] | None = None,
         networks: tuple[models.Network, models.Network] | None = None,
         **recipe: Any,
-    ) -> Training:
+    ) -> Trainer:
         settings = {"epochs": 4, "batch_size": 16, "lr": 0.05, "validate_every": 2, "augment": {"pad": 1}, **recipe}
         chosen = Recipe.model_validate(settings)
-        method = params.Method(method=expression, **(options or {}))
+        method = config.Method(method=expression, **(options or {}))
         student, teacher = networks or (network("resnet8", 1), network("resnet14", 2))
         train = images(n, 1)
         timeline = timeline_of(chosen, method, len(train))
-        schedule = schedule or Schedule(p0=0.3, solo=0.25)
-        distillation = Distillation(student, teacher, method, schedule, timeline, seed, train, chosen.label_smoothing)
+        schedule = schedule or Schedule(p0=0.3, student_only=0.25)
+        distillation = Distiller(student, teacher, method, schedule, timeline, seed, train, chosen.label_smoothing)
         run = Run(path, "distill", "key", {}, seed, {}, {})
         machine = Compute.model_validate({"device": "cpu", "checkpoint_seconds": 1e9, **(compute or {})})
-        return Training(run, student, distillation, train, images(40, 2), chosen, machine, on_validation)
+        return Trainer(run, student, distillation, train, images(40, 2), chosen, machine, on_validation)
 
     return make

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from iakd import models, params
-from iakd.data.batches import Resident
-from iakd.methods import Distillation, timeline_of
+from iakd import config, models
+from iakd.config import METHODS, Compute, Recipe, Schedule
+from iakd.data.loader import DeviceLoader
+from iakd.distillation import Distiller, timeline_of
+from iakd.experiment.run_dir import Run
 from iakd.models.network import initialise
-from iakd.params import METHODS, Compute, Recipe, Schedule
-from iakd.runs import Run
-from iakd.training.loop import Training
-from iakd.training.parallel import Processes, joined
+from iakd.training.distributed import ProcessGroup, joined
+from iakd.training.trainer import Trainer
 
 CLASSES = 4
 PLAIN = {"arch": "resnet8", "width": 4}
@@ -41,7 +41,7 @@ class Case:
     stop: int | None = None
 
 
-def images(n: int, size: int, seed: int) -> Resident:
+def images(n: int, size: int, seed: int) -> DeviceLoader:
     """Random images whose brightest quadrant tells the class."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, CLASSES, n)
@@ -49,33 +49,33 @@ def images(n: int, size: int, seed: int) -> Resident:
     half = size // 2
     for image, label in zip(pixels, labels, strict=True):
         image[0, half * (label // 2) :][:half, half * (label % 2) :][:, :half] += 100
-    return Resident(pixels, labels, [0.25], [0.2], "cpu")
+    return DeviceLoader(pixels, labels, [0.25], [0.2], "cpu")
 
 
 def network(described: dict[str, Any], seed: int) -> models.Network:
-    net = models.build(params.Network(**described), 1, CLASSES)
+    net = models.build(config.Network(**described), 1, CLASSES)
     initialise(net, torch.Generator().manual_seed(seed))
     return net
 
 
-def make(case: Case, path: str, processes: Processes) -> Training:
+def make(case: Case, path: str, processes: ProcessGroup) -> Trainer:
     settings = {"epochs": 2, "batch_size": 8, "lr": 0.02, "validate_every": 2, "augment": {"pad": 1}, **case.recipe}
     recipe = Recipe.model_validate(settings)
-    method = params.Method(method=case.method, **case.options)
+    method = config.Method(method=case.method, **case.options)
     train = images(case.images, case.size, 1)
     timeline = timeline_of(recipe, method, len(train))
     student, teacher = network(case.student, 1), network(case.teacher, 2)
-    schedule = Schedule(p0=case.p0, solo=0.2)
-    distillation = Distillation(
+    schedule = Schedule(p0=case.p0, student_only=0.2)
+    distillation = Distiller(
         student, teacher, method, schedule, timeline, 0, train, recipe.label_smoothing, None, processes.count
     )
     machine = Compute.model_validate({"device": "cpu", "checkpoint_seconds": 1e9})
     run = Run(path, "distill", "key", {}, 0, {}, {})
     validation = images(11, case.size, 2)
-    return Training(run, student, distillation, train, validation, recipe, machine, processes=processes)
+    return Trainer(run, student, distillation, train, validation, recipe, machine, processes=processes)
 
 
-def outcome(case: Case, path: str, processes: Processes = Processes()) -> dict[str, Any]:  # noqa: B008
+def outcome(case: Case, path: str, processes: ProcessGroup = ProcessGroup()) -> dict[str, Any]:  # noqa: B008
     """State of network and method, and history, after the whole training; which parameters moved in each step."""
     torch.manual_seed(99)  # nothing may depend on what was drawn before
     training = make(case, path, processes)

@@ -17,14 +17,14 @@ from torch._dynamo.utils import counters
 from walks import compare, walk
 
 from iakd import models
-from iakd.models.resnet import BasicBlock
-from iakd.params import Schedule
+from iakd.config import Schedule
+from iakd.models.cifar.resnet import BasicBlock
 from iakd.training import checkpoint, compiled
-from iakd.training.loop import Training
+from iakd.training.trainer import Trainer
 
-Make = Callable[..., Training]
-FitUntil = Callable[[Training, int], None]
-HALF = Schedule(kind="uniform", p0=0.5, solo=0.0)
+Make = Callable[..., Trainer]
+FitUntil = Callable[[Trainer, int], None]
+HALF = Schedule(kind="uniform", p0=0.5, student_only=0.0)
 COMPILE = {"engine": "compile"}
 
 
@@ -43,7 +43,7 @@ class Forgetful(BasicBlock):
         return nn.functional.dropout2d(super().before_activation(features), 0.3, self.training)
 
 
-def weights(training: Training) -> bytes:
+def weights(training: Trainer) -> bytes:
     return models.save_weights(training.network)  # type: ignore[arg-type]
 
 

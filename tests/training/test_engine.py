@@ -10,22 +10,22 @@ from tiny import pair
 from walks import compare, walk
 
 from iakd import models
-from iakd.params import Schedule
+from iakd.config import Schedule
+from iakd.training.cuda_graphs import StepGraphs
 from iakd.training.engine import Engine
-from iakd.training.graphs import Graphs
-from iakd.training.loop import Training
+from iakd.training.trainer import Trainer
 
-Make = Callable[..., Training]
-HALF = Schedule(kind="uniform", p0=0.5, solo=0.0)
+Make = Callable[..., Trainer]
+HALF = Schedule(kind="uniform", p0=0.5, student_only=0.0)
 
 
-def with_graphs(training: Training) -> TapeRecorder:
+def with_graphs(training: Trainer) -> TapeRecorder:
     recorder = TapeRecorder()
-    training.engine = Engine(training._work, Graphs(training._work, recorder), training.device)
+    training.engine = Engine(training._work, StepGraphs(training._work, recorder), training.device)
     return recorder
 
 
-def weights(training: Training) -> bytes:
+def weights(training: Trainer) -> bytes:
     return models.save_weights(training.network)  # type: ignore[arg-type]
 
 

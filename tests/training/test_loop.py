@@ -10,18 +10,17 @@ import torch
 import torch.nn.functional as F
 
 from iakd import models
+from iakd.config import Augment, Schedule
 from iakd.errors import RunFailed, UserError
-from iakd.params import Augment, Schedule
+from iakd.processes import Interrupt
 from iakd.training import checkpoint
-from iakd.training.interrupt import Interrupt
-from iakd.training.loop import Training
-from iakd.training.sums import Sums
+from iakd.training.trainer import EpochSums, Trainer
 
-Make = Callable[..., Training]
-FitUntil = Callable[[Training, int], None]
+Make = Callable[..., Trainer]
+FitUntil = Callable[[Trainer, int], None]
 
 
-def weights(training: Training) -> bytes:
+def weights(training: Trainer) -> bytes:
     return models.save_weights(training.network)  # type: ignore[arg-type]
 
 
@@ -29,7 +28,7 @@ def stripped(history: list[dict[str, float | int | None]]) -> list[dict[str, flo
     return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_s")} for row in history]
 
 
-def first_epoch(training: Training) -> None:
+def first_epoch(training: Trainer) -> None:
     for _ in training.epoch(Interrupt()):
         pass
 
@@ -190,7 +189,7 @@ def test_history_has_one_row_an_epoch_with_the_sums_of_its_terms(make_training: 
 
 
 def test_drawn_rates_are_those_of_the_blocks_that_ran(make_training: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    training = make_training("iakd", schedule=Schedule(kind="uniform", p0=0.4, solo=0.0), n=200)
+    training = make_training("iakd", schedule=Schedule(kind="uniform", p0=0.4, student_only=0.0), n=200)
     calls = [0, 0, 0]
     for position, block in enumerate(training.network.blocks):
 
@@ -205,9 +204,9 @@ def test_drawn_rates_are_those_of_the_blocks_that_ran(make_training: Make, monke
 
 
 def test_kd_on_the_students_path_looks_at_the_student_alone(make_training: Make) -> None:
-    hybrid = make_training("iakd+kd", schedule=Schedule(kind="uniform", p0=0.0, solo=0.0))
+    hybrid = make_training("iakd+kd", schedule=Schedule(kind="uniform", p0=0.0, student_only=0.0))
     alone = make_training(
-        "iakd+kd", schedule=Schedule(kind="uniform", p0=0.0, solo=0.0), options={"iakd": {"path": "student"}}
+        "iakd+kd", schedule=Schedule(kind="uniform", p0=0.0, student_only=0.0), options={"iakd": {"path": "student"}}
     )
     batch = next(hybrid.data.epoch(0, 0, 16, Augment()))
     for training, reached in ((hybrid, False), (alone, True)):
@@ -260,7 +259,7 @@ def test_terms_of_parts_are_computed_outside_autocast(make_training: Make, monke
     training = make_training("kd", precision="bf16", epochs=1)
     product: list[torch.Tensor] = []
     monkeypatch.setattr(
-        training.method.parts[0],
+        training.method.losses[0],
         "terms",
         lambda step: product.append(step.student_logits @ step.teacher_logits.T) or {"kd": product[0].mean()},
     )
@@ -302,11 +301,11 @@ def test_sums_go_on_where_a_checkpoint_left_them() -> None:
         (torch.rand(2, generator=generator), torch.randn(n, 3, generator=generator), torch.arange(n) % 3)
         for n in (4, 4, 2)
     ]
-    whole, part = Sums(device), Sums(device)
+    whole, part = EpochSums(device), EpochSums(device)
     for position, (values, logits, labels) in enumerate(batches):
         if position == 2:
             saved = part.state_dict()
-            part = Sums(device)
+            part = EpochSums(device)
             part.load_state_dict(saved)
         for sums in (whole, part):
             sums.add(("ce", "kd"), values, (logits.argmax(1) == labels).sum(), len(labels))

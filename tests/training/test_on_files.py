@@ -13,24 +13,24 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 import photos
 
 from iakd import files
-from iakd.params import load
-from iakd.plan import Plan, make_plan
+from iakd.config import load
+from iakd.experiment.jobs import Experiment, plan_experiment
 from iakd.stages import distill, prepare, teach
-from iakd.training.loop import Training
+from iakd.training.trainer import Trainer
 
 PRESET = Path(__file__).parents[2] / "experiments/imagenet.yaml"
 SMALL = ["compute.device=cpu", "teach.recipe.epochs=2", "teach.recipe.batch_size=6", "teach.recipe.precision=fp32"]
 
 
-def plan(name: str, *changes: str) -> Plan:
+def experiment(name: str, *changes: str) -> Experiment:
     chosen = [f"dataset.name={name}", "dataset.path=images", "dataset.val=6", *SMALL, *changes]
-    return make_plan(load(PRESET, chosen))
+    return plan_experiment(load(PRESET, chosen))
 
 
-def model_of(plan: Plan) -> str:
+def model_of(experiment: Experiment) -> str:
     """Prepare and train the teacher; the hash of its weights."""
-    prepare.run(plan)
-    folder = teach.run(plan, plan.teachers[0])
+    prepare.run(experiment)
+    folder = teach.run(experiment, experiment.teachers[0])
     return str(files.read_json(folder / "run.json", "")["model_sha256"])
 
 
@@ -46,25 +46,27 @@ def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_interrupted_equals_uninterrupted_whatever_the_number_of_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     small = ["dataset.size=16", "dataset.storage=files", "teachers=[{arch: resnet8, width: 4}]"]
-    whole = model_of(plan("whole", *small, "compute.workers=0"))
-    again = plan("again", *small, "compute.workers=2")
-    step = Training._step
+    whole = model_of(experiment("whole", *small, "compute.workers=0"))
+    again = experiment("again", *small, "compute.workers=2")
+    step = Trainer._step
 
-    def interrupted(self: Training, batch: Any) -> None:
+    def interrupted(self: Trainer, batch: Any) -> None:
         step(self, batch)
         os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Training, "_step", interrupted)
+        patch.setattr(Trainer, "_step", interrupted)
         for _ in range(4):  # of six steps; each time in the same process, whose lock no worker may keep
             with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
                 model_of(again)
     assert model_of(again) == whole
-    assert model_of(plan("other", *small, "compute.workers=1", "teach.seeds=[1]")) != whole
+    assert model_of(experiment("other", *small, "compute.workers=1", "teach.seeds=[1]")) != whole
 
 
 def test_the_preset_runs(caplog: pytest.LogCaptureFixture) -> None:
-    short = plan("imagenet", "dataset.size=32", "dataset.storage=files", "teach.recipe.epochs=1", "compute.workers=1")
+    short = experiment(
+        "imagenet", "dataset.size=32", "dataset.storage=files", "teach.recipe.epochs=1", "compute.workers=1"
+    )
     assert short.teachers[0].recipe.augment.crop == "resized"
     assert len(model_of(short)) == 64
 
@@ -75,17 +77,17 @@ def test_side_by_side_each_training_has_its_own_pass_over_the_files(monkeypatch:
     small = ["dataset.size=16", "dataset.storage=files", f"teachers={network}", f"students={network}"]
     small += ["methods={scratch: {}}", "distill.seeds=[0, 1]", "compute.workers=1"]
     small += [f"distill.recipe.{name}" for name in ("epochs=3", "batch_size=6", "precision=fp32")]
-    together, alone = plan("together", *small), plan("alone", *small)
+    together, alone = experiment("together", *small), experiment("alone", *small)
     prepare.run(together), prepare.run(alone)
-    step = Training._step
+    step = Trainer._step
 
-    def interrupted(self: Training, batch: Any) -> None:
+    def interrupted(self: Trainer, batch: Any) -> None:
         step(self, batch)
         if self.run.seed == 1 and self.step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Training, "_step", interrupted)
+        patch.setattr(Trainer, "_step", interrupted)
         with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
             distill.run(together, *together.students)
     folders = distill.run(together, *together.students)

@@ -17,9 +17,8 @@ from shared import CASES, outcome
 from torch import Tensor
 
 from iakd import cli
-from iakd.data.choice import Choice
-from iakd.data.share import ALL, Share
-from iakd.params import METHODS, Augment
+from iakd.config import METHODS, Augment
+from iakd.data.loader import UNSHARDED, EpochSubset, Shard
 
 STOPPED = {"stopped": "whole", "stopped sample": "whole sample"}
 BY_TWO = [name for name in CASES if name != "few"]
@@ -111,7 +110,7 @@ def test_interrupted_equals_uninterrupted(by_two: dict[str, Any], name: str) -> 
 @pytest.mark.parametrize("whole", [1, 2, 3, 7, 8, 64])
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 def test_shares_make_up_the_batch(whole: int, count: int) -> None:
-    cuts = [Share(rank, count).of(whole) for rank in range(count)]
+    cuts = [Shard(rank, count).of(whole) for rank in range(count)]
     places = [list(range(whole))[cut.part] for cut in cuts]
     assert [len(place) for place in places] == cuts[0].sizes
     assert sum(cut.weight for cut in cuts) == pytest.approx(1)
@@ -128,7 +127,7 @@ MIXING = Augment.model_validate({"pad": 1, "mixup": {"alpha": 1.0}, "cutmix": {"
 @pytest.mark.parametrize("augment", [Augment(pad=1, flip=True), MIXING])
 def test_shares_of_batches_are_parts_of_the_batches(augment: Augment, monkeypatch: pytest.MonkeyPatch) -> None:
     data = shared.images(21, 8, 3)
-    choice = Choice(torch.arange(21), torch.arange(21).flip(0), torch.linspace(0.3, 1, 21))
+    choice = EpochSubset(torch.arange(21), torch.arange(21).flip(0), torch.linspace(0.3, 1, 21))
     options = {"second": Augment(pad=1, policy="trivialaugment"), "choice": choice, "start": 1}
     fetched: list[int] = []
     fetch = data._fetch
@@ -139,7 +138,8 @@ def test_shares_of_batches_are_parts_of_the_batches(augment: Augment, monkeypatc
 
     monkeypatch.setattr(data, "_fetch", watched)
     expected, *shares = (
-        list(data.epoch(0, 2, 8, augment, share=share, **options)) for share in (ALL, *(Share(r, 3) for r in range(3)))
+        list(data.epoch(0, 2, 8, augment, share=share, **options))
+        for share in (UNSHARDED, *(Shard(r, 3) for r in range(3)))
     )
     for batch, *parts in zip(expected, *shares, strict=True):
         assert [part.start for part in parts] == [batch.start + part.cut.part.start for part in parts]
@@ -228,7 +228,7 @@ def test_other_commands_are_refused(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
-    monkeypatch.setattr("iakd.training.parallel.joined", contextlib.nullcontext)
+    monkeypatch.setattr("iakd.training.distributed.joined", contextlib.nullcontext)
     assert iakd("evaluate") == 2
     line = "iakd: several processes together can teach or distill; run `iakd evaluate` by itself"
     assert capfd.readouterr().err.splitlines() == [line]

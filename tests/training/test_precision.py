@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from walks import compare, walk
 
-from iakd import models, params
-from iakd.data.batches import Batch, Resident
+from iakd import config, models
+from iakd.data.loader import Batch, DeviceLoader
 from iakd.data.sources import digits
-from iakd.methods import Distillation, timeline_of
+from iakd.distillation import Distiller, timeline_of
+from iakd.experiment.run_dir import Run
 from iakd.models.network import initialise
-from iakd.runs import Run
-from iakd.training.loop import LossTerms, Training
+from iakd.training.trainer import LossTerms, Trainer
 
 SEEDS = range(5)
 
@@ -25,25 +25,25 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
 
 
-def training(precision: str, seed: int) -> Training:
+def training(precision: str, seed: int) -> Trainer:
     """A short one on 400 digits, validated on 500 others."""
-    raw = digits.read(params.Dataset())
+    raw = digits.read(config.Dataset())
     train, test = (
-        Resident(raw.train_images[part], raw.train_labels[part], [0.305], [0.376], "cpu")
+        DeviceLoader(raw.train_images[part], raw.train_labels[part], [0.305], [0.376], "cpu")
         for part in (slice(0, 400), slice(400, 900))
     )
-    recipe = params.Recipe.model_validate(
+    recipe = config.Recipe.model_validate(
         {"epochs": 8, "batch_size": 40, "lr": 0.1, "lr_schedule": {"kind": "onecycle", "warmup": 0.2}}
         | {"precision": precision}
     )
-    network = models.build(params.Network(arch="resnet8", width=8), 1, 10)
+    network = models.build(config.Network(arch="resnet8", width=8), 1, 10)
     initialise(network, torch.Generator().manual_seed(seed))
-    method = params.Method(method="scratch")
+    method = config.Method(method="scratch")
     timeline = timeline_of(recipe, method, len(train))
-    distillation = Distillation(network, None, method, None, timeline, seed, train)
-    machine = params.Compute(device="cpu", checkpoint_seconds=1e9)
+    distillation = Distiller(network, None, method, None, timeline, seed, train)
+    machine = config.Compute(device="cpu", checkpoint_seconds=1e9)
     run = Run(f"digits/{precision}/{seed}", "distill", "key", {}, seed, {}, {})
-    return Training(run, network, distillation, train, test, recipe, machine)
+    return Trainer(run, network, distillation, train, test, recipe, machine)
 
 
 def test_bf16_is_as_accurate_as_fp32_on_digits() -> None:

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
+from iakd.config import LrSchedule, Recipe
 from iakd.errors import UserError
-from iakd.params import LrSchedule, Recipe
 from iakd.training.timeline import Timeline
 
 

@@ -12,12 +12,12 @@ from torch import nn
 
 from iakd import models
 from iakd.errors import RunFailed
-from iakd.training.interrupt import Interrupt
-from iakd.training.loop import Training
-from iakd.training.together import fit_together, in_turn
+from iakd.processes import Interrupt
+from iakd.training.interleaved import fit_interleaved, in_turn
+from iakd.training.trainer import Trainer
 
-Make = Callable[..., Training]
-FitUntil = Callable[[Training, int], None]
+Make = Callable[..., Trainer]
+FitUntil = Callable[[Trainer, int], None]
 CPU = torch.device("cpu")
 
 DIFFERENT: list[dict[str, Any]] = [
@@ -29,14 +29,14 @@ DIFFERENT: list[dict[str, Any]] = [
 ]
 
 
-def made(make: Make, number: int, where: str, dropout: bool = False, **settings: Any) -> Training:
+def made(make: Make, number: int, where: str, dropout: bool = False, **settings: Any) -> Trainer:
     training = make(path=f"{where}/{number}", **settings)
     if dropout:  # draws from torch's global generator in every step
         training.network.stem.append(nn.Dropout(0.3))  # type: ignore[operator]
     return training
 
 
-def ends(training: Training, outcome: Any) -> tuple[Any, ...]:
+def ends(training: Trainer, outcome: Any) -> tuple[Any, ...]:
     """All that a training leaves, but for how long it took."""
     history, metrics = outcome
     rows = [{k: v for k, v in row.items() if k not in ("seconds", "images_per_s")} for row in history]
@@ -55,7 +55,7 @@ def alone(make_training: Make) -> list[tuple[Any, ...]]:
 def test_together_equals_one_by_one(make_training: Make, alone: list[tuple[Any, ...]]) -> None:
     trainings = [made(make_training, number, "together", **settings) for number, settings in enumerate(DIFFERENT)]
     before = torch.get_rng_state()
-    outcomes = fit_together(trainings)
+    outcomes = fit_interleaved(trainings)
     assert [ends(*pair) for pair in zip(trainings, outcomes, strict=True)] == alone
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -67,7 +67,7 @@ def test_steps_are_taken_in_turn(make_training: Make, monkeypatch: pytest.Monkey
         monkeypatch.setattr(training, "_work", lambda batch, number=number: order.append(number))
         training.engine.work = training._work
         training.sums.means = lambda: {"loss": 0.0}  # type: ignore[method-assign]
-    fit_together(trainings)
+    fit_interleaved(trainings)
     assert order == [0, 1, 2] * trainings[0].timeline.total
 
 
@@ -86,12 +86,12 @@ def test_interrupted_together_equals_uninterrupted(
 
     trainings[2]._step = step_and_signal  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
-        fit_together(trainings)
+        fit_interleaved(trainings)
     assert [training.step for training in trainings] == [10, 8, 8, 7, 7]
     last = made(make_training, 4, "part", **DIFFERENT[4])
     outcome = ends(last, last.fit())
     trainings = [made(make_training, number, "part", **settings) for number, settings in enumerate(DIFFERENT[:4])]
-    outcomes = fit_together(trainings)
+    outcomes = fit_interleaved(trainings)
     assert [*(ends(*pair) for pair in zip(trainings, outcomes, strict=True)), outcome] == alone
 
 
@@ -99,7 +99,7 @@ def test_one_that_diverges_takes_nothing_from_the_others(make_training: Make) ->
     expected = made(make_training, 0, "alone")
     wanted = ends(expected, expected.fit())
     good, bad = made(make_training, 0, "together"), made(make_training, 1, "together", lr=1e20)
-    failure, outcome = fit_together([bad, good])
+    failure, outcome = fit_interleaved([bad, good])
     assert isinstance(failure, RunFailed)
     assert "together/1: the loss is no longer finite" in str(failure)
     assert ends(good, outcome) == wanted

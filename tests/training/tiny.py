@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
+from iakd.models.cifar.resnet import BasicBlock
 from iakd.models.network import Network, initialise
-from iakd.models.resnet import BasicBlock
 
 WIDTH = 4
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from iakd.training.interrupt import Interrupt
-from iakd.training.loop import Training
+from iakd.processes import Interrupt
+from iakd.training.trainer import Trainer
 
 
 @dataclass
@@ -17,7 +17,7 @@ class Walk:
     states: list[Tensor] = field(default_factory=list)
 
 
-def walk(training: Training) -> Walk:
+def walk(training: Trainer) -> Walk:
     """Train to the end."""
     seen = Walk()
     for _ in training.steps(Interrupt()):

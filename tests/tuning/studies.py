@@ -20,22 +20,22 @@ from unittest import mock
 import optuna
 import yaml
 
-from iakd import files, runs
+from iakd import files
+from iakd.config import Params, Schedule, merged, parse
 from iakd.errors import RunFailed, UserError
-from iakd.params import Params, Schedule, merged, parse
-from iakd.plan import Plan, StudyJob, make_plan
+from iakd.experiment import run_dir
+from iakd.experiment.jobs import Experiment, StudyJob, plan_experiment
 from iakd.stages import tune
-from iakd.tuning.products import trial_path
-from iakd.tuning.proposals import Search, propose
-from iakd.tuning.shared import SharedStudy
-from iakd.tuning.study import finished_trials
+from iakd.tuning.decisions import Search, propose
+from iakd.tuning.results import finished_trials, trial_path
+from iakd.tuning.shared_study import SharedStudy
 from iakd.tuning.trial import OnValidation, carry_out
 
 KINDS = ("uniform", "linear", "review", "cosine", "step", "sigmoid", "cyclic")
 PAIR = "toy/tune/big-small"
 RESULTS, STATE = Path("results") / PAIR, Path(".state") / PAIR
 PRODUCTS = ("history.csv", "metrics.json")
-SAME_SOURCE = mock.patch("iakd.plan.source_sha", lambda module: "source")  # whoever edits files meanwhile
+SAME_SOURCE = mock.patch("iakd.experiment.jobs.source_sha", lambda *modules: "source")  # whoever edits files meanwhile
 TIMES = ("seconds", "started", "finished")
 BASE: dict[str, Any] = {
     "dataset": {"name": "toy"},
@@ -70,9 +70,9 @@ def prepare() -> None:
 
 def run(params: Params) -> Path:
     """The study of the only pair."""
-    plan = make_plan(params)
+    experiment = plan_experiment(params)
     with mock.patch.object(tune, "StudentTrainer", Trainer), SAME_SOURCE:
-        return tune.run(plan, plan.studies[0])
+        return tune.run(experiment, experiment.studies[0])
 
 
 class Trainer:
@@ -80,16 +80,16 @@ class Trainer:
 
     checkpoints = True
 
-    def __init__(self, plan: Plan, job: StudyJob, key: str) -> None:
+    def __init__(self, experiment: Experiment, job: StudyJob, key: str) -> None:
         if multiprocessing.parent_process():
             os.fsync = lambda handle: None  # a killed process loses nothing that it wrote, only a power cut would
         self.job = job
         self.key = key
         self.recipe = job.recipe
 
-    def run(self, number: int, schedule: Schedule) -> runs.Run:
+    def run(self, number: int, schedule: Schedule) -> run_dir.Run:
         settings = schedule.model_dump(mode="json")
-        return runs.Run(
+        return run_dir.Run(
             path=f"{self.job.path}/{trial_path(number)}",
             stage="trial",
             key=files.digest([self.key, number, settings]),
@@ -100,12 +100,12 @@ class Trainer:
         )
 
     def train(
-        self, run: runs.Run, schedule: Schedule, on_validation: OnValidation
-    ) -> tuple[list[runs.Row], dict[str, Any]]:
+        self, run: run_dir.Run, schedule: Schedule, on_validation: OnValidation
+    ) -> tuple[list[run_dir.Row], dict[str, Any]]:
         assert not run.finished, "trained although its files are published"
         number = run.about["trial"]
         checkpoint = run.live / "checkpoint.json"
-        history: list[runs.Row] = json.loads(checkpoint.read_text()) if checkpoint.exists() else []
+        history: list[run_dir.Row] = json.loads(checkpoint.read_text()) if checkpoint.exists() else []
         with Path("trainings.log").open("a") as log:
             log.write(f"{number} {len(history)}\n")
         for row in history:
@@ -139,20 +139,20 @@ class Trainer:
 
 
 def accuracy(schedule: Schedule, epoch: int, epochs: int) -> float:
-    """Best for sigmoid with p0 = 0.7 and no slope; grows over the epochs, sooner for a small solo part."""
+    """Best for sigmoid with p0 = 0.7 and no slope; grows over the epochs, sooner for a small student_only part."""
     final = 80 + 2 * KINDS.index(schedule.kind) % 11 - 10 * (schedule.p0 - 0.7) ** 2 - 3 * abs(schedule.slope)
-    return final * (1 - math.exp(-4 * epoch / epochs) * (0.5 + schedule.solo))
+    return final * (1 - math.exp(-4 * epoch / epochs) * (0.5 + schedule.student_only))
 
 
 def inline(params: Params, order: random.Random | None = None) -> SharedStudy:
     """The study without processes, in the current folder; the trials of a generation end in random order."""
-    job = make_plan(params).studies[0]
+    job = plan_experiment(params).studies[0]
     search = Search(params.tune, job.recipe, job.first)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = optuna.storages.InMemoryStorage()
     optuna.create_study(study_name="inline", direction="maximize", storage=storage)
     study = SharedStudy(storage, "inline")
-    trainer = Trainer(make_plan(params), job, "key")
+    trainer = Trainer(plan_experiment(params), job, "key")
     trainer.checkpoints = False
     for start in range(0, params.tune.trials, params.tune.generation):
         numbers = list(range(start, min(start + params.tune.generation, params.tune.trials)))

@@ -11,10 +11,9 @@ import studies
 from studies import RESULTS, STATE, outcome, settings
 
 from iakd import files
+from iakd.config import Schedule, merged, parse
 from iakd.errors import RunFailed, UserError
-from iakd.params import Schedule, merged, parse
-from iakd.tuning.study import finished_trials
-from iakd.tuning.winner import read_schedule
+from iakd.tuning.results import finished_trials, read_schedule
 
 
 def trained() -> list[int]:
@@ -56,10 +55,11 @@ def test_the_products_tell_one_story(finished_study: Path, monkeypatch: pytest.M
 def test_a_finished_study_is_left_alone_without_heavy_imports(finished_study: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished_study.rglob("*") if path.is_file()}
     code = (
-        "import sys, yaml, iakd.plan; from iakd.params import parse\n"
-        "iakd.plan.source_sha = lambda module: 'source'\n"
-        "from iakd.plan import make_plan; from iakd.stages import tune\n"
-        "plan = make_plan(parse(yaml.safe_load(sys.argv[1]), 'test')); print(tune.run(plan, plan.studies[0]))\n"
+        "import sys, yaml, iakd.experiment.jobs; from iakd.config import parse\n"
+        "iakd.experiment.jobs.source_sha = lambda *modules: 'source'\n"
+        "from iakd.experiment.jobs import plan_experiment; from iakd.stages import tune\n"
+        "experiment = plan_experiment(parse(yaml.safe_load(sys.argv[1]), 'test'))\n"
+        "print(tune.run(experiment, experiment.studies[0]))\n"
         "assert not {'torch', 'optuna', 'mlflow'} & set(sys.modules)"
     )
     text = studies.as_text(settings(workers=1))
@@ -179,7 +179,7 @@ def test_progress_is_a_line_per_trial(workplace: Path, caplog: pytest.LogCapture
 
 @pytest.mark.parametrize("address", ["sqlite:///study.db", "mysql://host/db", "postgresql://host/db"])
 def test_unsuitable_storages_are_refused(workplace: Path, address: str) -> None:
-    with pytest.raises(UserError, match=r"^tune\.storage: .*postgresql\+psycopg://"):
+    with pytest.raises(UserError, match=r"tune\.storage: .*postgresql\+psycopg://"):
         studies.run(settings(storage=address))
 
 

@@ -15,7 +15,7 @@ import studies
 from studies import RESULTS, STATE, outcome, settings
 
 from iakd.errors import UserError
-from iakd.tuning.study import finished_trials, load
+from iakd.tuning.results import finished_trials, load_study
 
 pytest.importorskip("psycopg", reason="iakd[postgres] is not installed")
 VERSIONS = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
@@ -75,12 +75,12 @@ def test_a_study_in_a_database_is_the_same_study(workplace: Path, database: str,
     trained = [int(line.split()[0]) for line in Path("trainings.log").read_text().splitlines()]
     assert sorted(set(trained)) == list(range(10))
     assert trained.count(2) == 2 and all(trained.count(number) == 1 for number in range(8) if number != 2)
-    assert [trial.value for trial in load(RESULTS).trials] == [row["value"] for row in finished_trials(RESULTS)]
+    assert [trial.value for trial in load_study(RESULTS).trials] == [row["value"] for row in finished_trials(RESULTS)]
 
 
 def test_a_study_has_one_owner(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from iakd.tuning import database as module
-    from iakd.tuning.shared import study_storage
+    from iakd.tuning import storage as module
+    from iakd.tuning.shared_study import study_storage
 
     monkeypatch.setattr(module, "SECONDS_TO_LET_GO", 0.3)
     journal = tmp_path / "unused"
@@ -97,7 +97,7 @@ def test_a_study_has_one_owner(database: str, tmp_path: Path, monkeypatch: pytes
 
 
 def test_studies_may_meet_in_an_empty_database(database: str, tmp_path: Path) -> None:
-    code = "import sys; from pathlib import Path; from iakd.tuning.shared import study_storage\n"
+    code = "import sys; from pathlib import Path; from iakd.tuning.shared_study import study_storage\n"
     code += "with study_storage(sys.argv[1], Path('unused'), own=sys.argv[2]): pass"
     starts = [subprocess.Popen([sys.executable, "-c", code, database, name], cwd=tmp_path) for name in "abc"]
     assert [process.wait(timeout=60) for process in starts] == [0, 0, 0]

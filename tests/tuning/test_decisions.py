@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 import studies
 
-from iakd.params import Schedule
-from iakd.plan import make_plan
-from iakd.tuning.products import best
-from iakd.tuning.proposals import Search, propose
-from iakd.tuning.records import Record
-from iakd.tuning.shared import SharedStudy
+from iakd.config import Schedule
+from iakd.experiment.jobs import plan_experiment
+from iakd.tuning.decisions import Search, propose
+from iakd.tuning.results import TrialRecord, best
+from iakd.tuning.shared_study import SharedStudy
 
 HYPERBAND = {"kind": "hyperband", "reduction": 3}
 
@@ -26,7 +25,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def records(
     monkeypatch: pytest.MonkeyPatch, name: str, order: random.Random | None = None, **tune: Any
-) -> list[Record]:
+) -> list[TrialRecord]:
     """The trials of a study that is run in a folder of its own."""
     Path(name).mkdir()
     with monkeypatch.context() as inside:
@@ -75,8 +74,8 @@ def test_a_trial_learns_from_earlier_generations_only(monkeypatch: pytest.Monkey
     """Outcomes of generation 1 change generation 2, and nothing before it."""
     one = records(monkeypatch, "one", pruner={"kind": "none"})
     usual = studies.accuracy
-    solo = one[5].values["solo"]
-    monkeypatch.setattr(studies, "accuracy", lambda s, *epoch: usual(s, *epoch) + 50 * (s.solo == solo))
+    student_only = one[5].values["student_only"]
+    monkeypatch.setattr(studies, "accuracy", lambda s, *epoch: usual(s, *epoch) + 50 * (s.student_only == student_only))
     other = records(monkeypatch, "other", pruner={"kind": "none"})
     assert [r.values for r in one[:8]] == [r.values for r in other[:8]]
     assert (other[5].value or 0) > (one[5].value or 0)
@@ -86,11 +85,13 @@ def test_a_trial_learns_from_earlier_generations_only(monkeypatch: pytest.Monkey
 def test_a_trial_keeps_away_from_what_its_generation_tries_already(monkeypatch: pytest.MonkeyPatch) -> None:
     trials = records(monkeypatch, "study")
     params = studies.settings()
-    job = make_plan(params).studies[0]
+    job = plan_experiment(params).studies[0]
     search = Search(params.tune, job.recipe, job.first)
     values, _ = propose(search, trials, 9)
     assert values == trials[9].values
-    moved = replace(trials[8], values={**trials[8].values, **{name: values[name] for name in ("p0", "slope", "solo")}})
+    moved = replace(
+        trials[8], values={**trials[8].values, **{name: values[name] for name in ("p0", "slope", "student_only")}}
+    )
     assert propose(search, [*trials[:8], moved], 9)[0] != values
 
 
@@ -109,7 +110,7 @@ def test_a_trial_that_falls_behind_in_its_last_epoch_is_complete(monkeypatch: py
 
 def test_the_earliest_of_equals_is_the_best() -> None:
     values = [70.0, 90.0, 90.0, 95.0]
-    trials = [Record(number, "complete", {}, "sampler", value) for number, value in enumerate(values)]
+    trials = [TrialRecord(number, "complete", {}, "sampler", value) for number, value in enumerate(values)]
     assert best(trials[:3]) == trials[1]
     assert best([*trials[:3], replace(trials[3], state="pruned")]) == trials[1]
     assert best([]) is None

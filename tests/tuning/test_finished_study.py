@@ -12,13 +12,13 @@ import pytest
 import studies
 from studies import RESULTS
 
+from iakd.config import Recipe, Space
 from iakd.errors import UserError
-from iakd.params import Recipe, Space
-from iakd.tuning import products
-from iakd.tuning.proposals import Search, propose
-from iakd.tuning.shared import SharedStudy, study_storage
-from iakd.tuning.space import suggest
-from iakd.tuning.study import finished_trials, importances, load
+from iakd.tuning import results
+from iakd.tuning.decisions import Search, propose
+from iakd.tuning.results import finished_trials, importances, load_study
+from iakd.tuning.search_space import suggest
+from iakd.tuning.shared_study import SharedStudy, study_storage
 
 
 def make(folder: Path, value: Callable[[dict[str, Any]], float], trials: int = 60) -> Path:
@@ -31,7 +31,7 @@ def make(folder: Path, value: Callable[[dict[str, Any]], float], trials: int = 6
             study.enqueue(*propose(search, study.records(), number))
             trial = study.claim(number)
             study.tell(trial, "complete", value(suggest(trial, Space(), Recipe())), None, {})
-        products.write_trials(folder, study.records())
+        results.write_trials(folder, study.records())
     return folder
 
 
@@ -45,7 +45,7 @@ def test_rows_are_typed(finished_study: Path) -> None:
 
 def test_the_copy_in_memory_holds_the_trials_that_count(finished_study: Path) -> None:
     rows = finished_trials(finished_study / RESULTS)
-    trials = load(finished_study / RESULTS).trials
+    trials = load_study(finished_study / RESULTS).trials
     assert [trial.value for trial in trials if trial.state.name == "COMPLETE"] == [
         row["value"] for row in rows if row["state"] == "complete"
     ]
@@ -54,8 +54,8 @@ def test_the_copy_in_memory_holds_the_trials_that_count(finished_study: Path) ->
 
 
 def test_importances_find_what_matters(tmp_path: Path) -> None:
-    shares = importances(make(tmp_path, lambda values: 80 - 20 * abs(values["solo"] - 0.3) + values["p0"]))
-    assert next(iter(shares)) == "solo" and shares["solo"] > 0.5
+    shares = importances(make(tmp_path, lambda values: 80 - 20 * abs(values["student_only"] - 0.3) + values["p0"]))
+    assert next(iter(shares)) == "student_only" and shares["student_only"] > 0.5
     assert sum(shares.values()) == pytest.approx(1)
     assert list(shares.values()) == sorted(shares.values(), reverse=True)
 
@@ -66,11 +66,11 @@ def test_importances_weigh_settings_that_only_some_kinds_use(tmp_path: Path) -> 
 
     shares = importances(make(tmp_path, value, trials=90))
     assert set(shares) >= {"steepness", "steps", "cycles"}
-    assert shares["steepness"] > shares["t_end"] and shares["kind"] > shares["solo"]
+    assert shares["steepness"] > shares["t_end"] and shares["kind"] > shares["student_only"]
 
 
 def test_importances_are_the_same_in_every_process(finished_study: Path) -> None:
-    code = "import json; from pathlib import Path; from iakd.tuning.study import importances; import sys\n"
+    code = "import json; from pathlib import Path; from iakd.tuning.results import importances; import sys\n"
     code += "print(json.dumps(importances(Path(sys.argv[1]))))"
     command = [sys.executable, "-c", code, str(finished_study / RESULTS)]
     environment = {**os.environ, "PYTHONHASHSEED": "1"}
@@ -90,7 +90,7 @@ def test_there_are_no_importances_without_differences(tmp_path: Path) -> None:
 def test_a_missing_file_is_one_line(copied: Path, missing: str) -> None:
     (RESULTS / missing).unlink()
     with pytest.raises(UserError, match=f"{missing} does not exist: run `iakd tune`"):
-        load(RESULTS)
+        load_study(RESULTS)
 
 
 def test_optunas_command_line_reads_the_study(finished_study: Path) -> None:

@@ -18,8 +18,8 @@ from studies import RESULTS, STATE, outcome, settings
 
 from iakd import files
 from iakd.errors import RunFailed
-from iakd.tuning import pool
-from iakd.tuning.journal import open_journal
+from iakd.tuning import workers
+from iakd.tuning.storage import open_journal
 
 
 @contextmanager
@@ -154,12 +154,12 @@ def test_a_study_waits_until_no_worker_of_an_earlier_one_can_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lock = tmp_path / "workers.lock"
-    monkeypatch.setattr(pool, "SECONDS_FOR_ORPHANS", 0.2)
+    monkeypatch.setattr(workers, "SECONDS_FOR_ORPHANS", 0.2)
     with lock.open("a") as worker:
         fcntl.flock(worker, fcntl.LOCK_SH)
         with pytest.raises(RunFailed, match="workers of an earlier study are still alive"):
-            pool.wait_for_orphans(lock)
-    pool.wait_for_orphans(lock)
+            workers.wait_for_orphans(lock)
+    workers.wait_for_orphans(lock)
 
 
 def test_a_worker_that_starts_too_late_does_nothing(workplace: Path) -> None:

@@ -4,11 +4,11 @@ import optuna
 import pytest
 import yaml
 
+from iakd.config import KINDS, LrSchedule, Params, Recipe, Schedule, Space, parse
 from iakd.errors import UserError
-from iakd.params import LrSchedule, Params, Recipe, Schedule, Space, parse
-from iakd.plan import make_plan
-from iakd.tuning.space import USED, first_trials, parameters, suggest
-from iakd.tuning.winner import read_schedule, write_schedule
+from iakd.experiment.jobs import plan_experiment
+from iakd.tuning.results import read_schedule, write_schedule
+from iakd.tuning.search_space import first_trials, parameters, suggest
 
 RECIPE = Recipe()
 TRIMMED = Space(p0=(0.2, 0.6), cycles=(2, 4), steps=(3, 3))
@@ -24,7 +24,7 @@ def draw(kind: str, space: Space = TRIMMED, recipe: Recipe = RECIPE, seed: int =
     return values
 
 
-@pytest.mark.parametrize("kind", USED)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_kind_is_given_what_it_uses_and_nothing_else(kind: str) -> None:
     expected = {
         "uniform": set(),
@@ -35,7 +35,7 @@ def test_a_kind_is_given_what_it_uses_and_nothing_else(kind: str) -> None:
         "sigmoid": {"p1", "t_end", "steepness"},
         "cyclic": {"p1", "cycles"},
     }[kind]
-    assert set(draw(kind)) == {"kind", "p0", "slope", "solo"} | expected
+    assert set(draw(kind)) == {"kind", "p0", "slope", "student_only"} | expected
     Schedule.model_validate(draw(kind))
 
 
@@ -63,8 +63,8 @@ def test_settings_that_a_kind_does_not_use_do_not_change_its_shape() -> None:
     def p(schedule: Schedule, drops: list[int]) -> object:
         return keep_probabilities(schedule, np.arange(100), 100, drops, 4).tolist()
 
-    changed = {"p0": 0.3, "p1": 0.7, "t_end": 0.4, "slope": 0.3, "solo": 0.4, "cycles": 5, "steps": 7}
-    for kind in USED:
+    changed = {"p0": 0.3, "p1": 0.7, "t_end": 0.4, "slope": 0.3, "student_only": 0.4, "cycles": 5, "steps": 7}
+    for kind in KINDS:
         for recipe, drops in ((Recipe(), [60, 80]), (Recipe(lr_schedule=LrSchedule(kind="cosine")), [])):
             base = Schedule.model_validate({"kind": kind})
             used = set(parameters(base, recipe)) - {"kind"}
@@ -142,6 +142,6 @@ def settings(methods: dict[str, object]) -> dict[str, object]:
 
 
 def plan_of(methods: dict[str, object]):  # type: ignore[no-untyped-def]
-    """The plan of such settings."""
+    """The experiment of such settings."""
     params: Params = parse(settings(methods), "params.yaml")
-    return make_plan(params)
+    return plan_experiment(params)

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import pytest
 import yaml
 
-from iakd.params import Schedule, parse
-from iakd.plan import Plan, make_plan
-from iakd.runs import Row
+from iakd.config import Schedule, parse
+from iakd.experiment.jobs import Experiment, plan_experiment
+from iakd.experiment.run_dir import Row
 from iakd.stages import prepare, teach, tune
 
 SETTINGS = """
@@ -21,19 +21,19 @@ tune: {seed: 5, recipe: {epochs: 3}}
 
 
 @pytest.fixture(scope="module")
-def plan(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plan]:
+def experiment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Experiment]:
     """Settings whose data and teacher are there; these tests run in the folder that has them."""
-    plan = make_plan(parse(yaml.safe_load(SETTINGS), "test"))
+    experiment = plan_experiment(parse(yaml.safe_load(SETTINGS), "test"))
     with pytest.MonkeyPatch.context() as inside:
         inside.chdir(tmp_path_factory.mktemp("trainer"))
-        prepare.run(plan)
-        teach.run(plan, plan.teachers[0])
-        yield plan
+        prepare.run(experiment)
+        teach.run(experiment, experiment.teachers[0])
+        yield experiment
 
 
-def train(plan: Plan, number: int, schedule: Schedule) -> tuple[list[Row], dict[str, float], list[int]]:
+def train(experiment: Experiment, number: int, schedule: Schedule) -> tuple[list[Row], dict[str, float], list[int]]:
     """One trial: history without times, metrics, and the epochs that were validated."""
-    trainer = tune.StudentTrainer(plan, plan.studies[0], "key-of-study")
+    trainer = tune.StudentTrainer(experiment, experiment.studies[0], "key-of-study")
     run = trainer.run(number, schedule)
     seen: list[int] = []
     with run.open():
@@ -42,22 +42,22 @@ def train(plan: Plan, number: int, schedule: Schedule) -> tuple[list[Row], dict[
     return timeless, metrics, seen
 
 
-def test_a_trial_follows_its_schedule_and_its_own_recipe(plan: Plan) -> None:
-    history, metrics, seen = train(plan, 3, Schedule(kind="uniform", p0=0.25, solo=0.0))
+def test_a_trial_follows_its_schedule_and_its_own_recipe(experiment: Experiment) -> None:
+    history, metrics, seen = train(experiment, 3, Schedule(kind="uniform", p0=0.25, student_only=0.0))
     assert seen == [1, 2, 3] and metrics["epochs"] == 3  # tune.recipe
     assert metrics["val_top1"] == history[-1]["val_top1"]
     assert [row["p_planned_0"] for row in history] == [0.25] * 3
 
 
-def test_trials_differ_in_nothing_but_their_schedules(plan: Plan) -> None:
-    schedule = Schedule(kind="uniform", p0=0.5, solo=0.0)
-    one, other = train(plan, 0, schedule), train(plan, 1, schedule)
+def test_trials_differ_in_nothing_but_their_schedules(experiment: Experiment) -> None:
+    schedule = Schedule(kind="uniform", p0=0.5, student_only=0.0)
+    one, other = train(experiment, 0, schedule), train(experiment, 1, schedule)
     assert one == other
-    assert train(plan, 2, Schedule(kind="uniform", p0=0.1, solo=0.0))[0] != one[0]
+    assert train(experiment, 2, Schedule(kind="uniform", p0=0.1, student_only=0.0))[0] != one[0]
 
 
-def test_the_run_of_a_trial_names_its_study(plan: Plan) -> None:
-    trainer = tune.StudentTrainer(plan, plan.studies[0], "key-of-study")
+def test_the_run_of_a_trial_names_its_study(experiment: Experiment) -> None:
+    trainer = tune.StudentTrainer(experiment, experiment.studies[0], "key-of-study")
     run = trainer.run(7, Schedule())
     assert run.path == "digits/tune/big-small/trials/0007"
     assert run.stage == "trial"

@@ -1,4 +1,4 @@
-"""What all rules share: the plan made from the settings, and every function."""
+"""What all rules share: the experiment made from the settings, and every function."""
 
 import atexit
 import re
@@ -7,20 +7,21 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from iakd import adoption, devices, warm
-from iakd import workflow as engine
-from iakd.adoption import EVALUATION
+from iakd.orchestration import stale_results, fork_server
+from iakd.experiment import gpus
+from iakd.orchestration import snakemake_hooks as engine
+from iakd.orchestration.stale_results import EVALUATION
 from iakd.data.store import MANIFEST
 from iakd.errors import UserError
 from iakd.files import digest
-from iakd.plan import RESULTS, STATE
-from iakd.provenance import source_sha
-from iakd.runs import HISTORY, METRICS, MODEL, RUN
+from iakd.experiment.jobs import RESULTS, STATE
+from iakd.experiment.provenance import source_sha
+from iakd.experiment.run_dir import HISTORY, METRICS, MODEL, RUN
 from iakd.tracking import launch as tracking
-from iakd.tuning.products import SCHEDULE, TRIALS
+from iakd.tuning.results import SCHEDULE, TRIALS
 
 try:
-    PLAN = engine.set_up(
+    EXPERIMENT = engine.set_up(
         config,
         workflow.config_settings.overwrite_config,
         workflow.overwrite_configfiles or workflow.configfiles,
@@ -29,13 +30,13 @@ try:
 except UserError as error:
     engine.stop(error)
 
-JOBS = {job.path: job for job in (*PLAN.teachers, *PLAN.studies, *PLAN.students)}
+JOBS = {job.path: job for job in (*EXPERIMENT.teachers, *EXPERIMENT.studies, *EXPERIMENT.students)}
 COMPARISON = ("metrics.json", "summary.csv", "runs.csv", "accuracy.csv", "curves.csv")
 FIGURES = ("accuracy", "curves", "swaps", "hints", "tuning", "calibration", "confusion")
-REPORT = PLAN.report / "report.html"
-GPU = int(PLAN.params.compute.device == "cuda" or bool(devices.gpus(PLAN.params.compute)))
-THREADS = PLAN.params.compute.threads
-PROCESSES = PLAN.params.compute.processes  # of a training
+REPORT = EXPERIMENT.report / "report.html"
+GPU = int(EXPERIMENT.params.compute.device == "cuda" or bool(gpus.gpus(EXPERIMENT.params.compute)))
+THREADS = EXPERIMENT.params.compute.threads
+PROCESSES = EXPERIMENT.params.compute.processes  # of a training
 
 
 def one_of(jobs):
@@ -45,7 +46,7 @@ def one_of(jobs):
 
 def one_of_students():
     """The same for students without their seeds."""
-    return "|".join(dict.fromkeys(re.escape(str(Path(job.path).parent)) for job in PLAN.students)) or "(?!)"
+    return "|".join(dict.fromkeys(re.escape(str(Path(job.path).parent)) for job in EXPERIMENT.students)) or "(?!)"
 
 
 def files_of(jobs, *names):
@@ -54,7 +55,7 @@ def files_of(jobs, *names):
 
 
 def key(module, settings):
-    """Identity of work that is no job of the plan: its settings and the sources of the module that does it."""
+    """Identity of work that is no job of the experiment: its settings and the sources of the module that does it."""
     return digest({"settings": settings, "source": source_sha(f"iakd.{module}")})
 
 
@@ -79,7 +80,7 @@ def folders_of_students():
 
     Seeds are the same for all students, so a rule is enough for the first few of all of them, and one for the next.
     """
-    seeds, size = PLAN.params.distill.seeds, PLAN.params.compute.seeds_together
+    seeds, size = EXPERIMENT.params.distill.seeds, EXPERIMENT.params.compute.seeds_together
     if size == 1:
         return [["{student}/seed{seed}"]]
     return [[f"{{student}}/seed{seed}" for seed in seeds[i : i + size]] for i in range(0, len(seeds), size)]
@@ -118,9 +119,9 @@ def start():
     try:
         engine.take_lock()
         if workflow.touch:
-            adoption.refuse(adoption.other_settings(PLAN))
-        elif sum(job.rule.name.split("_")[0] in warm.COMMANDS for job in workflow.dag.needrun_jobs()) > 1:
-            warm.start(STATE / "warm.socket")
+            stale_results.refuse(stale_results.other_settings(EXPERIMENT))
+        elif sum(job.rule.name.split("_")[0] in fork_server.COMMANDS for job in workflow.dag.needrun_jobs()) > 1:
+            fork_server.start(STATE / "warm.socket")
     except UserError as error:
         engine.stop(error)
 
@@ -130,7 +131,7 @@ def finish(succeeded):
     reported = any(job.rule.name == "report" for job in workflow.dag.jobs)
     if workflow.touch or (succeeded and not reported):  # a link of the chain: whoever goes on finishes this, too
         return
-    tracking.finish(PLAN.params)
+    tracking.finish(EXPERIMENT.params)
     failed = getattr(workflow.scheduler, "failed", ())
     lines = [f"The report: {REPORT}"] if succeeded else sorted(engine.last_line(job.log) for job in failed)
     atexit.register(print, *lines, sep="\n", file=sys.stderr)  # after Snakemake's own last lines

@@ -37,6 +37,6 @@ for number, folders in enumerate(folders_of_students()):
 
 rule students:
     input:
-        files_of(PLAN.students, MODEL, HISTORY, METRICS, RUN, EVALUATION),
+        files_of(EXPERIMENT.students, MODEL, HISTORY, METRICS, RUN, EVALUATION),
     message:
         "The students are there"

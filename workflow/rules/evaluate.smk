@@ -9,7 +9,7 @@ rule evaluate:
     benchmark:
         "logs/{model}.evaluate.tsv"
     wildcard_constraints:
-        model=one_of(PLAN.trained),
+        model=one_of(EXPERIMENT.trained),
     conda:
         "../../environment.yml"
     threads: THREADS
@@ -18,7 +18,7 @@ rule evaluate:
         mem_mb=4000,
         runtime=120,
     params:
-        key=key("evaluation.model", PLAN.params.evaluate.model_dump()),
+        key=key("evaluation.model", EXPERIMENT.params.evaluate.model_dump()),
     message:
         "Evaluating {wildcards.model}"
     shell:
@@ -27,19 +27,19 @@ rule evaluate:
 
 rule evaluation:
     input:
-        evaluations=files_of(PLAN.trained, EVALUATION),
-        histories=files_of(PLAN.trained, HISTORY),
+        evaluations=files_of(EXPERIMENT.trained, EVALUATION),
+        histories=files_of(EXPERIMENT.trained, HISTORY),
     output:
-        [PLAN.evaluation / name for name in COMPARISON],
+        [EXPERIMENT.evaluation / name for name in COMPARISON],
     log:
-        f"logs/{PLAN.evaluation.relative_to(RESULTS)}.log",
+        f"logs/{EXPERIMENT.evaluation.relative_to(RESULTS)}.log",
     conda:
         "../../environment.yml"
     resources:
         mem_mb=2000,
         runtime=60,
     params:
-        key=key("stages.evaluate", PLAN.params.report.model_dump()),
+        key=key("stages.evaluate", EXPERIMENT.params.report.model_dump()),
     message:
         "Comparing all models"
     shell:

@@ -1,19 +1,19 @@
 rule prepare:
     output:
-        manifest=PLAN.data.folder / MANIFEST,
-        arrays=files_of([PLAN.data], *engine.data_products(PLAN)),
+        manifest=EXPERIMENT.data.folder / MANIFEST,
+        arrays=files_of([EXPERIMENT.data], *engine.data_products(EXPERIMENT)),
     log:
-        f"logs/{PLAN.data.path}.log",
+        f"logs/{EXPERIMENT.data.path}.log",
     benchmark:
-        f"logs/{PLAN.data.path}.tsv"
+        f"logs/{EXPERIMENT.data.path}.tsv"
     conda:
         "../../environment.yml"
     resources:
         mem_mb=4000,
         runtime=120,
     params:
-        key=PLAN.data.key,
-        files=engine.data_files(PLAN),
+        key=EXPERIMENT.data.key,
+        files=engine.data_files(EXPERIMENT),
     message:
         "Reading and splitting the data set"
     shell:

@@ -1,37 +1,37 @@
 rule report:
     input:
         comparison=rules.evaluation.output,
-        evaluations=files_of(PLAN.trained, EVALUATION),
-        runs=files_of(PLAN.trained, RUN, HISTORY),
-        studies=files_of(PLAN.studies, SCHEDULE, TRIALS),
+        evaluations=files_of(EXPERIMENT.trained, EVALUATION),
+        runs=files_of(EXPERIMENT.trained, RUN, HISTORY),
+        studies=files_of(EXPERIMENT.studies, SCHEDULE, TRIALS),
     output:
         page=report(REPORT, caption="../report/page.rst", category="Results", labels={"result": "report"}),
         tables=report(
-            PLAN.report / "tables.md",
+            EXPERIMENT.report / "tables.md",
             caption="../report/tables.rst",
             category="Results",
             labels={"result": "tables"},
         ),
-        numbers=PLAN.report / "tables.csv",
+        numbers=EXPERIMENT.report / "tables.csv",
         figures=[
             report(
-                PLAN.report / "figures" / f"{name}.svg",
+                EXPERIMENT.report / "figures" / f"{name}.svg",
                 caption=f"../report/{name}.rst",
                 category="Results",
                 labels={"result": name},
             )
             for name in FIGURES
         ],
-        picture=PLAN.report / "figures" / "accuracy.png",
+        picture=EXPERIMENT.report / "figures" / "accuracy.png",
     log:
-        f"logs/{PLAN.report.relative_to(RESULTS)}.log",
+        f"logs/{EXPERIMENT.report.relative_to(RESULTS)}.log",
     conda:
         "../../environment.yml"
     resources:
         mem_mb=2000,
         runtime=60,
     params:
-        key=key("stages.report", PLAN.params.report.model_dump()),
+        key=key("stages.report", EXPERIMENT.params.report.model_dump()),
     message:
         "Writing the report"
     shell:

@@ -12,7 +12,7 @@ rule teach:
     benchmark:
         "logs/{teacher}.tsv"
     wildcard_constraints:
-        teacher=one_of(PLAN.teachers),
+        teacher=one_of(EXPERIMENT.teachers),
     priority: 2  # nearly everything else waits for it
     conda:
         "../../environment.yml"
@@ -32,6 +32,6 @@ rule teach:
 
 rule teachers:
     input:
-        files_of(PLAN.teachers, MODEL, HISTORY, METRICS, RUN, EVALUATION),
+        files_of(EXPERIMENT.teachers, MODEL, HISTORY, METRICS, RUN, EVALUATION),
     message:
         "The teachers are there"

@@ -13,18 +13,18 @@ rule tune:
     benchmark:
         "logs/{study}.tsv"
     wildcard_constraints:
-        study=one_of(PLAN.studies),
+        study=one_of(EXPERIMENT.studies),
     priority: 1  # the tuned students wait for it
     conda:
         "../../environment.yml"
-    threads: PLAN.params.tune.workers * THREADS
+    threads: EXPERIMENT.params.tune.workers * THREADS
     resources:
         gpu=GPU,
-        mem_mb=4000 * PLAN.params.tune.workers,
+        mem_mb=4000 * EXPERIMENT.params.tune.workers,
         runtime=4320,
     params:
         key=lambda wildcards: JOBS[wildcards.study].key,
-        trials=PLAN.params.tune.trials,
+        trials=EXPERIMENT.params.tune.trials,
         options=study_options,
     message:
         "Searching for a schedule: {wildcards.study}"
@@ -34,6 +34,6 @@ rule tune:
 
 rule studies:
     input:
-        files_of(PLAN.studies, SCHEDULE, TRIALS, HISTORY, METRICS, RUN),
+        files_of(EXPERIMENT.studies, SCHEDULE, TRIALS, HISTORY, METRICS, RUN),
     message:
         "The schedules are there"

@@ -4,6 +4,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
+from iakd.config import Augment
+from iakd.seeding import derive
+
 
 class Box(NamedTuple):
     """Edges in pixels, not necessarily whole ones."""
@@ -58,3 +63,24 @@ def random_box(
     tall, wide = min(height, round(width / shape)), min(width, round(height * shape))
     left, top = (width - wide) // 2, (height - tall) // 2
     return Box(left, top, left + wide, top + tall)
+
+
+class RandomCrops(NamedTuple):
+    """A stream of draws, one for each position of an epoch, and the bounds of the crops."""
+
+    stream: str
+    seed: int
+    epoch: int
+    scale: tuple[float, float]
+    ratio: tuple[float, float]
+
+    @classmethod
+    def of(cls, augment: Augment, stream: str, seed: int, epoch: int) -> "RandomCrops | None":
+        """None where `augment` has no such crops."""
+        return cls(stream, seed, epoch, augment.scale, augment.ratio) if augment.crop == "resized" else None
+
+    def at(self, position: int) -> Crop:
+        """The crop at a position of the epoch."""
+        raw = np.random.PCG64(derive(self.stream, "resized", self.seed, self.epoch, position)).random_raw(DRAWS)
+        draws = ((raw >> np.uint64(11)) * 2.0**-53).tolist()
+        return lambda height, width: random_box(draws, height, width, self.scale, self.ratio)

@@ -5,18 +5,18 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from iakd.data.raw import Labels, Pictures, Raw
-from iakd.data.streams import derive
+from iakd.config import Dataset
+from iakd.data.source_data import Labels, SourceData, SourceImages
 from iakd.errors import UserError
-from iakd.params import Dataset
+from iakd.seeding import derive
 
 Indices = NDArray[np.int64]
 
 
-class Part(NamedTuple):
+class Split(NamedTuple):
     """A part of a data set: images and labels of the source, and which of their images belong to it, ascending."""
 
-    images: Pictures
+    images: SourceImages
     labels: Labels
     indices: Indices
     origin: str = "train"  # the source's own part that they come from
@@ -80,7 +80,7 @@ def amount(wanted: int | float, total: int) -> int:
     return max(1, round(wanted * total)) if isinstance(wanted, float) else wanted
 
 
-def split(raw: Raw, settings: Dataset) -> dict[str, Part]:
+def split(raw: SourceData, settings: Dataset) -> dict[str, Split]:
     """The parts train, val and test of a data set; the source's own val and test sets whole, where it has them.
 
     Shares are of all the source's training images. With few-shot settings, some of what is left after val and test
@@ -100,7 +100,7 @@ def split(raw: Raw, settings: Dataset) -> dict[str, Part]:
     if sum(drawn.values()) >= len(labels):
         raise UserError(f"{wish}: {sum(drawn.values())} of {len(labels)} images leave none for training; ask for fewer")
     rest = np.arange(len(labels))
-    parts: dict[str, Part] = {}
+    parts: dict[str, Split] = {}
     for name, own_images, own_labels in (
         ("test", raw.test_images, raw.test_labels),
         ("val", raw.val_images, raw.val_labels),
@@ -108,10 +108,10 @@ def split(raw: Raw, settings: Dataset) -> dict[str, Part]:
         if own_images is None or own_labels is None:
             taken = rest[stratified(labels[rest], drawn[name], derive("split", name, seed))]
             rest = np.setdiff1d(rest, taken, assume_unique=True)
-            parts[name] = Part(images, labels, taken)
+            parts[name] = Split(images, labels, taken)
         else:
-            parts[name] = Part(own_images, own_labels, np.arange(len(own_labels)), origin=name)
-    train = Part(images, labels, rest)
+            parts[name] = Split(own_images, own_labels, np.arange(len(own_labels)), origin=name)
+    train = Split(images, labels, rest)
     per_class = train.per_class(len(raw.classes))
     if not all(per_class):
         position = per_class.index(0)

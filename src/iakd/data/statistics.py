@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from iakd.data.raw import ImageFiles, Pictures
-from iakd.data.splits import Indices, Part
+from iakd.data.source_data import ImageFiles, SourceImages
+from iakd.data.splits import Indices, Split
 
 PIECE = 1024  # images handled at a time, so that a large data set needs little memory
 FLOOR = 1 / 255  # least std: one grey level, so that a constant channel becomes 0 and not infinite
@@ -27,7 +27,7 @@ def moments(images: NDArray[np.uint8]) -> NDArray[np.int64]:
     return np.stack((counts @ levels, counts @ levels**2), axis=1).astype(np.int64)
 
 
-def mean_std(images: Pictures, indices: Indices) -> tuple[list[float], list[float]]:
+def mean_std(images: SourceImages, indices: Indices) -> tuple[list[float], list[float]]:
     """Mean and (population) standard deviation of each channel over the images at `indices`, in 0–1 units.
 
     Exact up to the last division, because sums are whole numbers. A std below one grey level is given as 1/255.
@@ -65,7 +65,7 @@ def missing_classes(counts: dict[str, list[int]], classes: list[str]) -> list[st
     return found
 
 
-def _keys(part: Part) -> list[bytes]:
+def _keys(part: Split) -> list[bytes]:
     """A hash of each image."""
     if isinstance(part.images, ImageFiles):
         return [row.tobytes() for row in part.images.index["hash"][part.indices]]
@@ -76,7 +76,7 @@ def _keys(part: Part) -> list[bytes]:
     ]
 
 
-def duplicates(parts: dict[str, Part]) -> list[str]:
+def duplicates(parts: dict[str, Split]) -> list[str]:
     """Sentences on images (of files: their contents) that stand in two parts, or twice with different labels."""
     seen: dict[str, set[bytes]] = {}
     label_of: dict[bytes, int] = {}

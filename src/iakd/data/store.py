@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iakd import files
-from iakd.data.listing import Index, index_dtype
+from iakd.data.file_index import Index, index_dtype
 from iakd.errors import UserError
 
 Images = NDArray[np.uint8]
@@ -35,14 +35,14 @@ def combined_sha256(splits: dict[str, Any]) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Store:
+class PreparedData:
     """A prepared data set. `open` it."""
 
     folder: Path
     manifest: dict[str, Any]
 
     @classmethod
-    def open(cls, folder: Path, check: bool = True, settings: dict[str, Any] | None = None) -> "Store":
+    def open(cls, folder: Path, check: bool = True, settings: dict[str, Any] | None = None) -> "PreparedData":
         """The data set in `folder`: the sizes of its files are checked, with `check` their hashes too.
 
         `settings`, where given, are those that it must have been prepared with. Raises UserError for whatever

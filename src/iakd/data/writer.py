@@ -8,15 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iakd import files
-from iakd.data import sources
-from iakd.data.raw import ImageFiles, Raw
-from iakd.data.splits import Indices, Part, split
+from iakd.config import SOURCES, Dataset
+from iakd.data.source_data import ImageFiles, SourceData
+from iakd.data.splits import Indices, Split, split
 from iakd.data.statistics import constant_channels, duplicates, mean_std, missing_classes, pieces
 from iakd.data.store import KINDS, MANIFEST, SPLITS, combined_sha256, file_name
-from iakd.params import Dataset
 
 
-def write(folder: Path, raw: Raw, settings: Dataset, key: str | None = None, fingerprint: str | None = None) -> Path:
+def write_store(
+    folder: Path, raw: SourceData, settings: Dataset, key: str | None = None, fingerprint: str | None = None
+) -> Path:
     """Split `raw`; write {split}.images.npy (or {split}.files.npy), {split}.labels.npy and, last of all, manifest.json.
 
     `key`, the identity of the job with its source code, and `fingerprint`, of the files that were read, are noted
@@ -63,7 +64,7 @@ def _save(path: Path, array: NDArray[Any], indices: Indices) -> str:
 
 
 def _describe(
-    raw: Raw, settings: Dataset, parts: dict[str, Part], storage: str, hashes: dict[str, str]
+    raw: SourceData, settings: Dataset, parts: dict[str, Split], storage: str, hashes: dict[str, str]
 ) -> dict[str, Any]:
     """What the manifest says of the data; `hashes`: SHA-256 of each file."""
     splits: dict[str, Any] = {}
@@ -83,7 +84,7 @@ def _describe(
     return {
         "source": {
             "name": settings.source,
-            "about": sources.describe(settings.source),
+            "about": SOURCES[settings.source].summary,
             "train": len(raw.train_images),
             "test": None if raw.test_images is None else len(raw.test_images),
             **({} if raw.val_images is None else {"val": len(raw.val_images)}),

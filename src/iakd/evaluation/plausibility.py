@@ -7,13 +7,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from iakd.data.sets import image_set
-from iakd.data.store import Store
+from iakd.config import Normalisation
+from iakd.config.networks import USUAL
+from iakd.data.file_loader import make_loader
+from iakd.data.store import PreparedData
 from iakd.models import Network
 from iakd.models.normalisation import Renormalise
-from iakd.params import Normalisation
-from iakd.params.teacher import USUAL
-from iakd.training.evaluation import predict
+from iakd.training.validation import predict
 
 LEAST = 0.05  # of the way from chance to perfection
 SIGMAS = 3.0  # that luck is allowed
@@ -37,11 +37,11 @@ def needed(labels: NDArray[np.int64], classes: int) -> float:
     return by_luck + max(LEAST * (1 - by_luck), SIGMAS * (by_luck * (1 - by_luck) / len(labels)) ** 0.5)
 
 
-def suspicion(network: Network, store: Store, device: torch.device, workers: int | None = None) -> str:
+def suspicion(network: Network, store: PreparedData, device: torch.device, workers: int | None = None) -> str:
     """What to look at first, in one line: tried out on validation images."""
     labels = store.labels("val")
     chosen = np.unique(np.linspace(0, len(labels) - 1, min(LOOKED_AT, len(labels))).astype(np.int64))
-    data = image_set(store, "val", device, chosen, workers)
+    data = make_loader(store, "val", device, chosen, workers)
     logits, truth = predict(network, data, LOOKED_AT)
     found = {"with its classes in another order": _renamed(logits, truth, len(store.classes))}
     as_it_is = network.input
@@ -61,7 +61,7 @@ class _Reversed(nn.Module):
         return images.flip(1)
 
 
-def _otherwise(network: Network, store: Store) -> Iterator[tuple[str, nn.Module]]:
+def _otherwise(network: Network, store: PreparedData) -> Iterator[tuple[str, nn.Module]]:
     """Other ways to bring the data set's images to the network, and what they are."""
     channels = store.image_shape[0]
     data = Normalisation(mean=store.mean, std=store.std)

@@ -12,28 +12,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from iakd.data.draws import moved
-from iakd.data.streams import derive
+from iakd.config import IakdOptions, Schedule
+from iakd.devices import to_device
 from iakd.errors import UserError
-from iakd.interactive.draws import ChannelDraws, Choice, Draws, SampleDraws
-from iakd.interactive.pairing import Pair, pair_blocks, whole_stages
+from iakd.interactive.swap_sampler import ChannelSwapSampler, KeepMask, SampleSwapSampler, SwapSampler
 from iakd.models import Network
+from iakd.models.features import LOGITS, BlockSlot, Features, FeatureSpec, forward_slots
 from iakd.models.network import initialise
 from iakd.models.normalisation import entry
-from iakd.models.quantised import QUANTISER
+from iakd.models.pairing import BlockPair, pair_blocks, whole_stages
+from iakd.models.quantisation import QUANTISER
 from iakd.models.shapes import Shape, channels
-from iakd.models.walk import LOGITS, Features, Needs, Place, walk_places
-from iakd.params import Iakd, Schedule
+from iakd.seeding import derive
 from iakd.training.timeline import Timeline
 
 
-class Swapped(nn.Module):
+class TeacherBranch(nn.Module):
     """A teacher's group of blocks in the place of the student's, between adapters where the numbers of channels differ.
 
     The teacher's blocks are kept out of the module tree: they are neither trained nor saved.
     """
 
-    def __init__(self, pair: Pair, blocks: nn.Module) -> None:
+    def __init__(self, pair: BlockPair, blocks: nn.Module) -> None:
         super().__init__()
         self._teacher = (blocks,)
         self.enter = _adapter(pair, pair.student[0].in_channels, pair.teacher[0].in_channels)
@@ -52,7 +52,7 @@ class Swapped(nn.Module):
         return _fitted(self.leave, features, sizes[1])
 
 
-def _adapter(pair: Pair, in_channels: int, out_channels: int) -> nn.Module:
+def _adapter(pair: BlockPair, in_channels: int, out_channels: int) -> nn.Module:
     if in_channels == out_channels:
         return nn.Identity()
     if len(pair.ours.before) == 2:  # tokens
@@ -81,7 +81,9 @@ def _frozen_copy(module: nn.Module, batch_statistics: bool) -> nn.Module:
     return module
 
 
-def mixed(student: Sequence[nn.Module], teacher: Callable[[Tensor], Tensor], kept: Tensor, features: Tensor) -> Tensor:
+def mix_branches(
+    student: Sequence[nn.Module], teacher: Callable[[Tensor], Tensor], kept: Tensor, features: Tensor
+) -> Tensor:
     """A place that both networks have a part in.
 
     `kept` bool (B,): which images go through the student's blocks; the others go through the teacher's, none through
@@ -89,12 +91,12 @@ def mixed(student: Sequence[nn.Module], teacher: Callable[[Tensor], Tensor], kep
     """
     ours = nn.Sequential(*student)
     if kept.is_floating_point():
-        weights = moved(kept, features.device)
+        weights = to_device(kept, features.device)
         theirs, own = teacher(features), ours(features)
         return theirs + (own - theirs) * (weights.view(-1, 1, 1) if own.dim() == 4 else weights)
     order = torch.cat([kept.nonzero().flatten(), (~kept).nonzero().flatten()])
     own_count = int(kept.sum())  # `kept` is on the CPU
-    there, back = moved(order, features.device), moved(order.argsort(), features.device)
+    there, back = to_device(order, features.device), to_device(order.argsort(), features.device)
     sorted_features = features.index_select(0, there)
     outcome = torch.cat([ours(sorted_features[:own_count]), teacher(sorted_features[own_count:])])
     return outcome.index_select(0, back)
@@ -104,7 +106,13 @@ class Hybrid:
     """The student with blocks of a frozen teacher swapped in; only the chosen branch of a block is computed."""
 
     def __init__(
-        self, student: Network, teacher: Network, settings: Iakd, schedule: Schedule, timeline: Timeline, seed: int
+        self,
+        student: Network,
+        teacher: Network,
+        settings: IakdOptions,
+        schedule: Schedule,
+        timeline: Timeline,
+        seed: int,
     ) -> None:
         self.student = student
         self._teacher = teacher
@@ -115,7 +123,7 @@ class Hybrid:
         groups: list[list[nn.Module]] = [list(pair.teacher) for pair in pairs]
         groups[0][:0] = entry(student, teacher)
         self._places = [
-            Swapped(pair, _frozen_copy(nn.Sequential(*group), batch_statistics))
+            TeacherBranch(pair, _frozen_copy(nn.Sequential(*group), batch_statistics))
             for pair, group in zip(pairs, groups, strict=True)
         ]
         self.swapped = nn.ModuleList(self._places)
@@ -132,35 +140,37 @@ class Hybrid:
             at_least_one = len(self.frozen) == 2  # nothing would be left to train in a step without student blocks
         self.draws = self._draws(settings.granularity, schedule, timeline, seed, at_least_one)
 
-    def _paired(self, image: Shape | None = None) -> list[Pair]:
+    def _paired(self, image: Shape | None = None) -> list[BlockPair]:
         pairs = pair_blocks(self._teacher, self.student, image)
         return whole_stages(pairs) if self._unit == "stage" else pairs
 
-    def _draws(self, granularity: str, schedule: Schedule, timeline: Timeline, seed: int, at_least_one: bool) -> Draws:
+    def _draws(
+        self, granularity: str, schedule: Schedule, timeline: Timeline, seed: int, at_least_one: bool
+    ) -> SwapSampler:
         common = (schedule, timeline, len(self._pairs), seed)
         match granularity:
             case "sample":
-                return SampleDraws(*common, at_least_one, timeline.batch_size)
+                return SampleSwapSampler(*common, at_least_one, timeline.batch_size)
             case "channel":
-                return ChannelDraws(*common, [channels(pair.ours.after) for pair in self._pairs])
+                return ChannelSwapSampler(*common, [channels(pair.ours.after) for pair in self._pairs])
             case _:
-                return Draws(*common, at_least_one)
+                return SwapSampler(*common, at_least_one)
 
-    def __call__(self, images: Tensor, kept: Sequence[Choice]) -> Tensor:
+    def __call__(self, images: Tensor, kept: Sequence[KeepMask]) -> Tensor:
         """Logits (B, classes) of head ∘ H_L ∘ … ∘ H_1 ∘ enter, H_i the student's where kept[i]."""
         logits = self.walk(images, kept, LOGITS).logits
         assert logits is not None
         return logits
 
-    def walk(self, images: Tensor, kept: Sequence[Choice], needs: Needs) -> Features:
+    def walk(self, images: Tensor, kept: Sequence[KeepMask], needs: FeatureSpec) -> Features:
         """What is needed of the hybrid's forward pass.
 
         Features after a block that is not the last of its pair are there only where the student's is kept.
         """
         sizes = self._sizes(tuple(images.shape[1:]))
-        return walk_places(self.student, images, self._chosen(kept, sizes), needs)
+        return forward_slots(self.student, images, self._chosen(kept, sizes), needs)
 
-    def require(self, needs: Needs) -> None:
+    def require(self, needs: FeatureSpec) -> None:
         """Raise UserError where a walk would not always have what is needed: features inside what is swapped as one."""
         inside = (needs.blocks | needs.preactivations) - {pair.ours.last for pair in self._pairs}
         if inside:
@@ -169,7 +179,7 @@ class Hybrid:
                 "swapped together with the ones after it; set iakd.unit: block, or iakd.path: student"
             )
 
-    def _chosen(self, kept: Sequence[Choice], sizes: list[tuple[Shape, Shape] | None]) -> Iterator[Place]:
+    def _chosen(self, kept: Sequence[KeepMask], sizes: list[tuple[Shape, Shape] | None]) -> Iterator[BlockSlot]:
         for pair, swapped, size, keep in zip(self._pairs, self._places, sizes, kept, strict=True):
             theirs = partial(swapped, sizes=size)
             if keep is True:
@@ -177,7 +187,7 @@ class Hybrid:
             elif keep is False:
                 yield pair.ours.last, theirs
             else:
-                yield pair.ours.last, partial(mixed, pair.student, theirs, keep)
+                yield pair.ours.last, partial(mix_branches, pair.student, theirs, keep)
 
     def _sizes(self, image: Shape) -> list[tuple[Shape, Shape] | None]:
         """What each place fits maps to, for images of this shape; None where both networks' maps are of one size."""

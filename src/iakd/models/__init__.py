@@ -7,29 +7,30 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from iakd import params
+from iakd import config
 from iakd.errors import UserError
-from iakd.models import bottleneck, from_timm, from_torchvision, mobilenetv2, resnet, shufflenet, vgg, wrn
+from iakd.models.cifar import mobilenetv2, resnet, shufflenet, vgg, wrn
+from iakd.models.external import timm, torchvision
 from iakd.models.network import Network
-from iakd.models.quantised import quantise
+from iakd.models.quantisation import quantise
 
 __all__ = ["ARCHITECTURES", "Network", "build", "load_weights", "save_weights"]
 
-Builder = Callable[[params.Network, int, int], Network]
+Builder = Callable[[config.Network, int, int], Network]
 
 FAMILIES: tuple[tuple[list[str], Builder, set[str]], ...] = (  # architectures, builder, the settings it has a use for
     (resnet.ARCHITECTURES, resnet.build, {"width", "shortcut"}),
-    (bottleneck.ARCHITECTURES, bottleneck.build, {"width"}),
+    (resnet.BOTTLENECK_ARCHITECTURES, resnet.build_bottleneck, {"width"}),
     (wrn.ARCHITECTURES, wrn.build, {"width"}),
     (vgg.ARCHITECTURES, vgg.build, {"width"}),
     (mobilenetv2.ARCHITECTURES, mobilenetv2.build, set()),
     (shufflenet.ARCHITECTURES, shufflenet.build, set()),
-    (from_torchvision.ARCHITECTURES, from_torchvision.build, set()),
+    (torchvision.ARCHITECTURES, torchvision.build, set()),
 )
 ARCHITECTURES = [arch for architectures, _, _ in FAMILIES for arch in architectures]
 
 
-def build(network: params.Network, channels: int, classes: int) -> Network:
+def build(network: config.Network, channels: int, classes: int) -> Network:
     """The network that the settings describe, for images of `channels` channels, not yet initialised.
 
     Raises UserError for an architecture that the zoo does not have, and for a setting that it has no use for.
@@ -40,21 +41,21 @@ def build(network: params.Network, channels: int, classes: int) -> Network:
     return built
 
 
-def _build(network: params.Network, channels: int, classes: int) -> Network:
-    if network.arch.startswith(from_timm.PREFIX):
+def _build(network: config.Network, channels: int, classes: int) -> Network:
+    if network.arch.startswith(timm.PREFIX):
         _refuse_unused(network, set())
-        return from_timm.build(network, channels, classes)
+        return timm.build(network, channels, classes)
     for architectures, builder, settings in FAMILIES:
         if network.arch in architectures:
             _refuse_unused(network, settings)
             return builder(network, channels, classes)
-    near = params.did_you_mean(network.arch, ARCHITECTURES)
+    near = config.did_you_mean(network.arch, ARCHITECTURES)
     raise UserError(
         f"network {network.name}: unknown arch {network.arch!r}{near}; docs/networks.md lists those that are known"
     )
 
 
-def _refuse_unused(network: params.Network, used: set[str]) -> None:
+def _refuse_unused(network: config.Network, used: set[str]) -> None:
     for name, default in (("width", None), ("shortcut", "B")):
         if name not in used and getattr(network, name) != default:
             raise UserError(f"network {network.name}: {network.arch} comes with one {name} only; leave it out")

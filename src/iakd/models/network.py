@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from iakd.params import Normalisation
+from iakd.config import Normalisation
 
 
 class Block(nn.Module):

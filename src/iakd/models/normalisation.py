@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from iakd.config import Normalisation
 from iakd.errors import UserError
 from iakd.models.network import Network
 from iakd.models.shapes import image_channels
-from iakd.params import Normalisation
 
 
 class Renormalise(nn.Module):

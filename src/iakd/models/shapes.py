@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from iakd.models.features import FeatureSpec, forward_features
 from iakd.models.network import Network
-from iakd.models.walk import Needs, walk
 
 Shape = tuple[int, ...]  # of one image's features: (channels, height, width), or (tokens, channels)
 
@@ -39,7 +39,7 @@ class _Unpooled(nn.Module):
         self.network = network
 
     def forward(self, images: Tensor) -> Shape:
-        maps = walk(self.network, images, Needs(unpooled=True)).unpooled
+        maps = forward_features(self.network, images, FeatureSpec(unpooled=True)).unpooled
         assert maps is not None
         return tuple(maps.shape[1:])
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from iakd import files
+from iakd.config import Method, Params
+from iakd.config.methods import GROUP_TITLES
 from iakd.errors import UserError
-from iakd.params import Method, Params
-from iakd.params.methods.listing import GROUPS
-from iakd.plan import Plan, StudentJob, TeacherJob
+from iakd.experiment.jobs import Experiment, StudentJob, TeacherJob
+from iakd.experiment.run_dir import METRICS, RUN
 from iakd.reporting.statistics import Difference, Mean, holm, mean, paired
-from iakd.runs import METRICS, RUN
 
 EVALUATION = "evaluation.json"
 TEACHER = "teacher"  # the method's name in a teacher's evaluation
@@ -42,7 +42,7 @@ class Entry:
     @property
     def is_iakd(self) -> bool:
         """Whether blocks are swapped in its training."""
-        return self.method is not None and "iakd" in self.method.parts
+        return self.method is not None and "iakd" in self.method.names
 
     @property
     def imported_from(self) -> list[str]:
@@ -108,7 +108,7 @@ class Pair:
         groups: dict[str, list[Entry]] = {}
         for entry in self.ranked:
             assert entry.method is not None
-            groups.setdefault(GROUPS[entry.method.group], []).append(entry)
+            groups.setdefault(GROUP_TITLES[entry.method.group], []).append(entry)
         return list(groups.items())
 
     @property
@@ -177,20 +177,20 @@ class Comparison:
         return {key for key, holds in zip(self.gains, kept, strict=True) if holds}
 
 
-def read(plan: Plan) -> Comparison:
-    """Read the evaluations of all models of `plan`. Raises UserError naming the first that is missing or outdated."""
+def read(experiment: Experiment) -> Comparison:
+    """Read the evaluations of all models. Raises UserError naming the first that is missing or outdated."""
     by_teacher: dict[str, list[Result]] = {}
-    for job in plan.teachers:
+    for job in experiment.teachers:
         by_teacher.setdefault(job.network.name, []).append(_result(job))
     by_pair: dict[tuple[str, str], dict[str, list[Result]]] = {}
-    for student in plan.students:
+    for student in experiment.students:
         labels = by_pair.setdefault((student.teacher.network.name, student.student.name), {})
         labels.setdefault(student.label, []).append(_result(student))
     pairs = [
-        Pair(teacher, student, Entry(TEACHER, None, by_teacher[teacher]), _entries(plan.params, labels))
+        Pair(teacher, student, Entry(TEACHER, None, by_teacher[teacher]), _entries(experiment.params, labels))
         for (teacher, student), labels in by_pair.items()
     ]
-    return Comparison(plan.params, pairs)
+    return Comparison(experiment.params, pairs)
 
 
 def _result(job: TeacherJob | StudentJob) -> Result:

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from iakd.params import Params
+from iakd.config import Params
 from iakd.reporting import words
 from iakd.reporting.comparison import Comparison
 from iakd.reporting.studies import Study

@@ -6,7 +6,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from iakd.params import METHODS
+from iakd.config import METHODS
 from iakd.reporting import keytable, verdict, words
 from iakd.reporting.comparison import Comparison
 from iakd.reporting.figures import hints
@@ -28,7 +28,7 @@ def render(
         lstrip_blocks=True,
     )
     params = comparison.params
-    parts = {part for method in params.methods.values() for part in method.parts}
+    parts = {part for method in params.methods.values() for part in method.names}
     return environment.get_template("report.html.j2").render(
         title=params.report.title,
         dataset=params.dataset.name,

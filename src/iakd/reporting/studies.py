@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from iakd.plan import StudyJob
-from iakd.runs import HISTORY, read_history
+from iakd.experiment.jobs import StudyJob
+from iakd.experiment.run_dir import HISTORY, read_history
 
-PARAMETERS = ("kind", "p0", "p1", "t_end", "slope", "solo", "cycles", "steps", "steepness")
+PARAMETERS = ("kind", "p0", "p1", "t_end", "slope", "student_only", "cycles", "steps", "steepness")
 Trial = dict[str, Any]  # a row of trials.csv
 Course = tuple[NDArray[np.float64], NDArray[np.float64]]  # progress (E,), planned p of each block (E, blocks)
 

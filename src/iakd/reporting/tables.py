@@ -2,10 +2,10 @@
 
 from typing import Any
 
+from iakd.experiment.run_dir import HISTORY, read_history
 from iakd.reporting import words
 from iakd.reporting.comparison import TEACHER, Comparison, Entry, Pair
 from iakd.reporting.statistics import Mean
-from iakd.runs import HISTORY, read_history
 
 Rows = list[dict[str, Any]]
 COST = ("parameters", "weight_bytes", "macs", "latency_ms", "images_per_s")

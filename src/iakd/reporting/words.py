@@ -2,7 +2,7 @@
 
 import re
 
-from iakd.params import METHODS, Method, Schedule
+from iakd.config import METHODS, Method, Schedule
 from iakd.reporting.statistics import Difference, Mean
 
 WHAT = {
@@ -20,7 +20,7 @@ INIT = "“From the teacher” means that the student starts with copies of some
 
 def what(part: str) -> str:
     """A part of a method expression, explained to a reader of the report."""
-    line = METHODS[part].line
+    line = METHODS[part].summary
     named = line.split()[0] in METHODS  # names of methods are written small
     return WHAT.get(part) or f"{line if named else line[:1].upper() + line[1:]}."
 
@@ -106,7 +106,7 @@ def describe(method: Method, brief: bool = False) -> str:
 
     `brief`: of most methods only what differs from the defaults, where another place says what they are.
     """
-    parts = [text for part in method.parts if (text := _part(part, method, brief))]
+    parts = [text for part in method.names if (text := _part(part, method, brief))]
     if method.init == "teacher":
         parts.append("starts from the teacher")
     if method.recipe:
@@ -119,14 +119,14 @@ def _part(part: str, method: Method, brief: bool) -> str:
         case "scratch":
             return "labels only"
         case "label_smoothing":
-            return f"ε = {method.label_smoothing.epsilon:g}"
+            return f"ε = {method.options('label_smoothing').epsilon:g}"
         case "kd":
-            return f"teacher's outputs, T = {method.kd.temperature:g}"
+            return f"teacher's outputs, T = {method.options('kd').temperature:g}"
         case "iakd":
             return _interactive(method)
     options = getattr(method, part, None)
     changed = options.model_dump(exclude_defaults=True) if options else {}
-    line = re.sub(r" \([^)]*\)$", "", METHODS[part].line)  # without its source
+    line = re.sub(r" \([^)]*\)$", "", METHODS[part].summary)  # without its source
     return ", ".join([*([] if brief else [line]), *(f"{name} = {value}" for name, value in changed.items())])
 
 

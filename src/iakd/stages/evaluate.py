@@ -5,63 +5,66 @@ results/<dataset>/evaluation/.
 import logging
 from pathlib import Path
 
-from iakd import files, runs
-from iakd.data.store import Store
+from iakd import files
+from iakd.config import did_you_mean
+from iakd.data.store import PreparedData
 from iakd.errors import UserError
-from iakd.params import did_you_mean
-from iakd.plan import Plan, StudentJob, TeacherJob
+from iakd.experiment import run_dir
+from iakd.experiment.jobs import Experiment, StudentJob, TeacherJob
 from iakd.reporting import comparison, tables
 from iakd.reporting.comparison import EVALUATION
 
 log = logging.getLogger(__name__)
 
 
-def evaluate_run(plan: Plan, folder: Path) -> Path:
+def evaluate_run(experiment: Experiment, folder: Path) -> Path:
     """Evaluate the model in `folder`; returns the path of its evaluation.json.
 
     An evaluation of the same weights on the same data is left alone: the test set is touched once. Raises UserError
-    where `folder` is none of the plan's, or its model is missing, damaged or of other settings or data.
+    where `folder` is none of the experiment's, or its model is missing, damaged or of other settings or data.
     """
-    jobs = {job.folder.resolve(): job for job in plan.trained}
+    jobs = {job.folder.resolve(): job for job in experiment.trained}
     if folder.resolve() not in jobs:
-        names = [str(job.folder) for job in plan.trained]
+        names = [str(job.folder) for job in experiment.trained]
         shown = ", ".join(names[:4]) + (f", … ({len(names)} in all)" if len(names) > 4 else "")
         raise UserError(f"--run {folder}: no model of these settings{did_you_mean(str(folder), names)}; known: {shown}")
-    return _evaluate(plan, jobs[folder.resolve()], Store.open(plan.data.folder, settings=plan.data.settings))
+    return _evaluate(
+        experiment, jobs[folder.resolve()], PreparedData.open(experiment.data.folder, settings=experiment.data.settings)
+    )
 
 
-def run(plan: Plan) -> Path:
+def run(experiment: Experiment) -> Path:
     """Evaluate every model that has not been, and write the summary folder, whose path is returned.
 
     Raises UserError naming the first missing model and the command that makes it.
     """
-    for job in plan.trained:
-        if not (job.folder / runs.RUN).exists():
+    for job in experiment.trained:
+        if not (job.folder / run_dir.RUN).exists():
             raise UserError(f"{job.folder} holds no finished model: run `{_command(job)}`")
-    store = Store.open(plan.data.folder, settings=plan.data.settings)
-    for job in plan.trained:
-        _evaluate(plan, job, store)
-    result = comparison.read(plan)
+    store = PreparedData.open(experiment.data.folder, settings=experiment.data.settings)
+    for job in experiment.trained:
+        _evaluate(experiment, job, store)
+    result = comparison.read(experiment)
     for name, rows in (
         ("runs.csv", tables.runs(result)),
         ("summary.csv", tables.summary(result)),
         ("accuracy.csv", tables.accuracy(result)),
         ("curves.csv", tables.curves(result)),
     ):
-        files.write_text(plan.evaluation / name, runs.history_text(rows))
-    files.write_json(plan.evaluation / "metrics.json", tables.metrics(result))
-    return plan.evaluation
+        files.write_text(experiment.evaluation / name, run_dir.history_text(rows))
+    files.write_json(experiment.evaluation / "metrics.json", tables.metrics(result))
+    return experiment.evaluation
 
 
-def _evaluate(plan: Plan, job: TeacherJob | StudentJob, store: Store) -> Path:
-    content, record = runs.read_model(job.folder)
+def _evaluate(experiment: Experiment, job: TeacherJob | StudentJob, store: PreparedData) -> Path:
+    content, record = run_dir.read_model(job.folder)
     if not record["params"].items() >= job.settings.items():
         raise UserError(f"{job.folder} was trained with other settings: run `{_command(job)}`")
     if record["data_sha256"] != store.sha256:
         raise UserError(f"{job.folder} was trained on other data than {store.folder} holds: run `{_command(job)}`")
     path = job.folder / EVALUATION
     about = {
-        "dataset": plan.params.dataset.name,
+        "dataset": experiment.params.dataset.name,
         "teacher": job.network.name if isinstance(job, TeacherJob) else job.teacher.network.name,
         "student": None if isinstance(job, TeacherJob) else job.student.name,
         "method": comparison.TEACHER if isinstance(job, TeacherJob) else job.label,
@@ -72,11 +75,11 @@ def _evaluate(plan: Plan, job: TeacherJob | StudentJob, store: Store) -> Path:
     if path.exists() and about.items() <= files.read_json(path, "delete it, then run `iakd evaluate`").items():
         log.info("%s: already evaluated", job.folder)
         return path
-    from iakd.evaluation.model import measure  # torch takes seconds to import, and often nothing is to be done
-    from iakd.students import network_of
+    from iakd.distillation.assembly import network_of
+    from iakd.evaluation.measure import measure  # torch takes seconds to import, and often nothing is to be done
 
     model = network_of(job, store)
-    measured = measure(plan.params, model, job.normalisation, content, str(job.folder / runs.MODEL), store)
+    measured = measure(experiment.params, model, job.normalisation, content, str(job.folder / run_dir.MODEL), store)
     files.write_json(path, {**about, **measured})
     return path
 

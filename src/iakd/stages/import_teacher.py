@@ -10,22 +10,23 @@ from pathlib import Path
 
 import torch
 
-from iakd import files, models, runs
-from iakd.data.download import fetch
-from iakd.data.sets import image_set
-from iakd.data.store import Store
+from iakd import devices as devices
+from iakd import files, models
+from iakd.config.networks import REGISTRY, TORCHVISION
+from iakd.data.file_loader import make_loader
+from iakd.data.sources.download import fetch
+from iakd.data.store import PreparedData
 from iakd.errors import UserError
 from iakd.evaluation import plausibility
+from iakd.experiment import run_dir
+from iakd.experiment.jobs import Experiment, TeacherJob
 from iakd.files import digest, sha256_file
-from iakd.models.foreign import load_foreign
-from iakd.models.from_torchvision import weights_address
+from iakd.models.external.torchvision import weights_address
+from iakd.models.external_weights import load_external
 from iakd.models.network import Network
 from iakd.models.normalisation import adapt_input
-from iakd.params.teacher import REGISTRY, TORCHVISION
-from iakd.plan import Plan, TeacherJob
-from iakd.training import device as devices
-from iakd.training.evaluation import validate
-from iakd.training.parallel import processes
+from iakd.training.distributed import processes
+from iakd.training.validation import validate
 
 CACHE = Path(".cache/weights")
 BATCH = 256
@@ -33,36 +34,36 @@ BATCH = 256
 log = logging.getLogger(__name__)
 
 
-def run(plan: Plan, job: TeacherJob) -> Path:
+def run(experiment: Experiment, job: TeacherJob) -> Path:
     """Import one teacher, see `_run`; of several processes, the first one does it."""
-    return processes().lead(lambda: _run(plan, job))
+    return processes().lead(lambda: _run(experiment, job))
 
 
-def _run(plan: Plan, job: TeacherJob) -> Path:
+def _run(experiment: Experiment, job: TeacherJob) -> Path:
     """Import one teacher, or leave it alone if this very file already is. Returns its folder.
 
     Raises UserError where the checkpoint is missing, unreadable or does not fit, and where its accuracy on the
     validation images is near chance; then nothing is written.
     """
-    store = Store.open(plan.data.folder, settings=plan.data.settings)
-    device = devices.set_up(plan.params.compute)
+    store = PreparedData.open(experiment.data.folder, settings=experiment.data.settings)
+    device = devices.set_up_device(experiment.params.compute)
     known = _recorded(job)
-    if known and _attempt(plan, job, store, known, device).finished:
+    if known and _attempt(experiment, job, store, known, device).finished:
         log.info("%s: already imported", job.folder)
         return job.folder
     downloaded = job.state / "download"
     try:
-        path = _locate(plan, job, downloaded)
-        attempt = _attempt(plan, job, store, sha256_file(path), device)
+        path = _locate(experiment, job, downloaded)
+        attempt = _attempt(experiment, job, store, sha256_file(path), device)
         if attempt.finished:
             log.info("%s: already imported", job.folder)
             return job.folder
         with attempt.open():
-            network = load_foreign(job.network, store.image_shape[0], len(store.classes), path, _named(job))
+            network = load_external(job.network, store.image_shape[0], len(store.classes), path, _named(job))
             adapt_input(network, job.normalisation, store.mean, store.std)
             network.to(device)
-            workers = plan.params.compute.workers
-            metrics = validate(network, image_set(store, "val", device, workers=workers), BATCH)
+            workers = experiment.params.compute.workers
+            metrics = validate(network, make_loader(store, "val", device, workers=workers), BATCH)
             _check(metrics["val_top1"], job, network, store, device, workers)
             log.info("%s: %.1f %% on validation", job.folder, metrics["val_top1"])
             return attempt.finish([], metrics, models.save_weights(network))
@@ -70,23 +71,25 @@ def _run(plan: Plan, job: TeacherJob) -> Path:
         shutil.rmtree(downloaded, ignore_errors=True)
 
 
-def _attempt(plan: Plan, job: TeacherJob, store: Store, sha256: str, device: torch.device) -> runs.Run:
+def _attempt(
+    experiment: Experiment, job: TeacherJob, store: PreparedData, sha256: str, device: torch.device
+) -> run_dir.Run:
     inputs = {"data": store.sha256, "checkpoint": sha256}
-    return runs.Run(
+    return run_dir.Run(
         path=job.path,
         stage="teach",
         key=digest([job.key, inputs]),
         params=job.settings,
         seed=job.seed,
         about={
-            "dataset": plan.params.dataset.name,
+            "dataset": experiment.params.dataset.name,
             "teacher": job.network.name,
             "student": None,
             "method": "teacher",
             "origin": job.network.checkpoint,
         },
         inputs=inputs,
-        device=devices.describe(device),
+        device=devices.device_name(device),
     )
 
 
@@ -96,7 +99,7 @@ def _recorded(job: TeacherJob) -> str | None:
     if not (name.startswith(TORCHVISION) or re.fullmatch(rf"{REGISTRY}[^@]*/\d+(/.*)?", name)):
         return None
     try:
-        record = files.read_json(job.folder / runs.RUN, "")
+        record = files.read_json(job.folder / run_dir.RUN, "")
     except UserError:
         return None
     return record["inputs"].get("checkpoint") if record["params"] == job.settings else None
@@ -106,13 +109,13 @@ def _named(job: TeacherJob) -> str:
     return f"teacher {job.network.name}: checkpoint {job.network.checkpoint}"
 
 
-def _locate(plan: Plan, job: TeacherJob, folder: Path) -> Path:
+def _locate(experiment: Experiment, job: TeacherJob, folder: Path) -> Path:
     """The checkpoint as a file, downloaded where need be: into `folder`, or where torchvision's are kept."""
     name = job.network.checkpoint or ""
     if name.startswith(REGISTRY):
         from iakd.tracking.registry import download
 
-        return download(name, plan.params, folder)
+        return download(name, experiment.params, folder)
     if name.startswith(TORCHVISION):
         url = weights_address(job.network.arch, name.removeprefix(TORCHVISION))
         published = re.search(r"-([0-9a-f]{8,})\.\w+$", url)  # SHA-256 in the file's name
@@ -122,7 +125,7 @@ def _locate(plan: Plan, job: TeacherJob, folder: Path) -> Path:
 
 
 def _check(
-    top1: float, job: TeacherJob, network: Network, store: Store, device: torch.device, workers: int | None
+    top1: float, job: TeacherJob, network: Network, store: PreparedData, device: torch.device, workers: int | None
 ) -> None:
     """Raise UserError where `top1` (percent, on validation images) is near chance."""
     labels, classes = store.labels("val"), len(store.classes)

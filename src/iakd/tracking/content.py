@@ -9,8 +9,8 @@ from typing import Any
 
 from iakd import files
 from iakd.errors import UserError
-from iakd.plan import RESULTS
-from iakd.runs import HISTORY, METRICS, MODEL, RUN, Row, read_history
+from iakd.experiment.jobs import RESULTS
+from iakd.experiment.run_dir import HISTORY, METRICS, MODEL, RUN, Row, read_history
 from iakd.tracking.scan import EVALUATION, FIGURES, REPORT, Found
 
 VALUE = 500  # characters of a parameter that every MLflow server takes

@@ -7,8 +7,8 @@ import time
 from typing import IO
 
 from iakd import files
+from iakd.config import Params
 from iakd.errors import RunFailed, UserError
-from iakd.params import Params
 from iakd.tracking import locks
 from iakd.tracking.launch import start
 from iakd.tracking.mirror import Mirror, Replaced

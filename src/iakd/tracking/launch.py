@@ -11,8 +11,8 @@ from typing import IO
 import yaml
 
 from iakd import files
+from iakd.config import Params
 from iakd.errors import RunFailed
-from iakd.params import Params
 from iakd.processes import PLACES, WITH_PARENT
 from iakd.tracking import locks
 from iakd.tracking.place import FOLDER, Place, place_of

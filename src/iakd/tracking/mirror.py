@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 from iakd import files
 from iakd.errors import RunFailed, UserError
-from iakd.plan import RESULTS
-from iakd.runs import HISTORY, RUN
+from iakd.experiment.jobs import RESULTS
+from iakd.experiment.run_dir import HISTORY, RUN
 from iakd.tracking import locks
 from iakd.tracking.content import FINISHED, KILLED, RUNNING, Content, Point, read
 from iakd.tracking.place import NOTE, Place
 from iakd.tracking.scan import Found, signature
-from iakd.tracking.store import FILES, PARENT, TREE, Known, Store, first_line
+from iakd.tracking.store import FILES, PARENT, TREE, Known, RunStore, first_line
 
 log = logging.getLogger(__name__)
 ATTEMPTS = 3  # at one run, before it is left out until its files change
@@ -43,7 +43,7 @@ class Mirror:
     def __init__(self, place: Place) -> None:
         self.place = place
         self.who = uuid.uuid4().hex
-        self.store: Store | None = None
+        self.store: RunStore | None = None
         self.known: dict[str, Known] | None = None  # what MLflow has, by key; None: to be asked
         self.done: dict[Where, Found] = {}
         self.current: dict[Where, tuple[str, str]] = {}  # key and status of what was found
@@ -60,7 +60,7 @@ class Mirror:
         """
         with locks.turn(self.place.folder / locks.TURN, self.who, patience) as others:
             if self.store is None:
-                self.store = Store(self.place)
+                self.store = RunStore(self.place)
             elif self.store.identity != self.place.identity:
                 raise Replaced
             if others:
@@ -79,7 +79,7 @@ class Mirror:
         keys = {key for key, _ in self.current.values()}
         return Outcome(len(keys), self.new, len(self.damaged), complete)
 
-    def _bring(self, store: Store, found: list[Found]) -> bool:
+    def _bring(self, store: RunStore, found: list[Found]) -> bool:
         if self.known is None:
             self.known = store.load()
             self.done = {where: f for where, f in self.done.items() if where in self.left_out}
@@ -119,7 +119,7 @@ class Mirror:
         self.done[where] = found
         return None
 
-    def _update(self, store: Store, known: dict[str, Known], found: Found, content: Content) -> bool:
+    def _update(self, store: RunStore, known: dict[str, Known], found: Found, content: Content) -> bool:
         """Tell MLflow about one run; False where that failed."""
         where = (found.path, found.live)
         twin = self.current.get((found.path, not found.live))  # the same run, finished and live
@@ -146,7 +146,7 @@ class Mirror:
         del self.attempts[where]
         return True
 
-    def _tell(self, store: Store, runs: dict[str, Known], content: Content, with_status: bool) -> None:
+    def _tell(self, store: RunStore, runs: dict[str, Known], content: Content, with_status: bool) -> None:
         known = runs[content.key]
         tags = {**content.tags, TREE: store.tree}
         if content.parent:
@@ -170,7 +170,7 @@ class Mirror:
         if changed:  # last: what is noted here is never sent again
             store.log(known, [], {}, {FILES: json.dumps(content.artifacts)})
 
-    def _end_abandoned(self, store: Store, runs: dict[str, Known]) -> None:
+    def _end_abandoned(self, store: RunStore, runs: dict[str, Known]) -> None:
         """No run of this tree may look as if it were running when no process is at it."""
         running = {key for key, status in self.current.values() if status == RUNNING}
         finished = {key for key, status in self.current.values() if status == FINISHED}

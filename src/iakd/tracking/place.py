@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from iakd.config import Params
 from iakd.errors import RunFailed
+from iakd.experiment.jobs import STATE
 from iakd.files import digest
-from iakd.params import Params
-from iakd.plan import STATE
 
 FOLDER = STATE / "tracking"
 NOTE = "mirrored.json"

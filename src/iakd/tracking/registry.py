@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
+from iakd.config import Params
 from iakd.errors import UserError
-from iakd.params import Params
 from iakd.tracking.place import store_of
 from iakd.tracking.store import ENVIRONMENT, first_line
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from iakd import files
-from iakd.plan import RESULTS, STATE
-from iakd.runs import HISTORY, LOCK, METRICS, MODEL, RUN
+from iakd.experiment.jobs import RESULTS, STATE
+from iakd.experiment.run_dir import HISTORY, LOCK, METRICS, MODEL, RUN
 
 EVALUATION, REPORT = "evaluation.json", "report.html"
 FIGURES = "figures"

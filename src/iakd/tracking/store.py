@@ -56,7 +56,7 @@ class Known:
         return value if isinstance(value, dict) else {}
 
 
-class Store:
+class RunStore:
     """One experiment of one MLflow; created where it does not exist yet.
 
     Raises RunFailed with one line where MLflow cannot be used, UserError where the experiment was deleted.

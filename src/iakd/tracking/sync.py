@@ -3,8 +3,8 @@
 import logging
 import time
 
+from iakd.config import Params
 from iakd.errors import RunFailed
-from iakd.params import Params
 from iakd.tracking.mirror import Mirror
 from iakd.tracking.place import place_of
 from iakd.tracking.scan import scan

@@ -8,8 +8,8 @@ import urllib.error
 import urllib.request
 from typing import NoReturn
 
+from iakd.config import Params
 from iakd.errors import UserError
-from iakd.params import Params
 from iakd.tracking.launch import finish
 from iakd.tracking.place import place_of
 

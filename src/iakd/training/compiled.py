@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
-from iakd.data.batches import Batch
+from iakd.data.loader import Batch
 from iakd.models.network import Block
-from iakd.training.graphs import Work
-from iakd.training.interrupt import signalled
+from iakd.processes import signalled
+from iakd.training.cuda_graphs import Work
 from iakd.training.toolchain import use_whole_outputs
 
 BACKEND = "inductor"

@@ -6,9 +6,9 @@ from collections.abc import Callable, Hashable, Iterable
 import torch
 from torch import Tensor, nn
 
-from iakd.data.batches import Batch
-from iakd.params import Compute
-from iakd.training.graphs import CudaRecorder, Graphs, Work
+from iakd.config import Compute
+from iakd.data.loader import Batch
+from iakd.training.cuda_graphs import CudaRecorder, StepGraphs, Work
 
 log = logging.getLogger(__name__)
 
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 class Engine:
     """Does the work of steps: as Python runs it, or by graphs where `graphs` are given."""
 
-    def __init__(self, work: Work, graphs: Graphs | None, device: torch.device) -> None:
+    def __init__(self, work: Work, graphs: StepGraphs | None, device: torch.device) -> None:
         self.work = work
         self.graphs = graphs
         self._lr = torch.zeros((), device=device) if graphs else None
@@ -52,7 +52,7 @@ def make_engine(
     elif compute.engine == "graphs" and device.type != "cuda":
         log.warning("compute.engine: graphs need a GPU; training without")
     elif compute.engine == "graphs":
-        graphs = Graphs(work, CudaRecorder(device))
+        graphs = StepGraphs(work, CudaRecorder(device))
     elif compute.engine == "compile":
         from iakd.training.compiled import CompiledBlocks, missing  # here, because it imports the compiler: seconds
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from iakd.runs import Row
+from iakd.experiment.run_dir import Row
 
 SECONDS_BETWEEN_LINES = 10.0
 

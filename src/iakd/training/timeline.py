@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 
+from iakd.config import LrSchedule, Recipe
 from iakd.errors import UserError
-from iakd.params import LrSchedule, Recipe
 
 
 @dataclass(frozen=True)

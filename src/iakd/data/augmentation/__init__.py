@@ -1,6 +1,5 @@
 """Random changes of training images: vectorised, on the device, each kind with a random stream of its own."""
 
-from iakd.data.augmentation.augmenter import Augmenter
-from iakd.data.augmentation.views import view_images
+from iakd.data.augmentation.augmenter import Augmenter, view_images
 
 __all__ = ["Augmenter", "view_images"]

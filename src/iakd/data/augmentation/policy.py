@@ -1,33 +1,170 @@
-"""RandAugment (Cubuk et al. 2020) and TrivialAugment Wide (Müller and Hutter 2021), with torchvision's ranges.
+"""Shears, translations and rotations: where each pixel comes from, and fetching it.
 
-Both change an image by operations drawn at random from the same fourteen: RandAugment by several of one magnitude,
-TrivialAugment by one of any magnitude.
+A matrix (2, 3) gives, for a pixel at (x, y, 1) from the image's centre, the place (x', y') that its level is taken
+from, in units of half the image's sides. Matrices, float32 (B, 2, 3), are made on the CPU for images of a `size`
+(height, width).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from iakd.data.augmentation import affine, colour
-from iakd.data.draws import moved
-from iakd.params import Augment
+from iakd.config import Augment
+from iakd.devices import to_device
+
+
+def shear_x(amounts: Tensor, size: tuple[int, int]) -> Tensor:
+    """Rows shifted left by `amounts`, float64 (B,), times their distance from the upper edge."""
+    return _matrices(size, xy=amounts, x1=amounts * (size[0] / 2))
+
+
+def shear_y(amounts: Tensor, size: tuple[int, int]) -> Tensor:
+    """Columns shifted up by `amounts` times their distance from the left edge."""
+    return _matrices(size, yx=amounts, y1=amounts * (size[1] / 2))
+
+
+def translate_x(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    """To the right by `pixels`, rounded towards 0."""
+    return _matrices(size, x1=-pixels.trunc())
+
+
+def translate_y(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Down by `pixels`, rounded towards 0."""
+    return _matrices(size, y1=-pixels.trunc())
+
+
+def rotate(degrees: Tensor, size: tuple[int, int]) -> Tensor:
+    """Counter-clockwise about the centre."""
+    cosine, sine = torch.cos(degrees.deg2rad()), torch.sin(degrees.deg2rad())
+    return _matrices(size, xx=cosine, xy=-sine, yx=sine, yy=cosine)
+
+
+def _matrices(size: tuple[int, int], **entries: Tensor) -> Tensor:
+    """From named entries (B,), the others being those of the identity."""
+    one = torch.ones_like(next(iter(entries.values())))
+    rows = [[entries.get(f"{row}{column}", one * (row == column)) for column in "xy1"] for row in "xy"]
+    matrices = torch.stack([torch.stack(row, 1) for row in rows], 1).float()
+    return matrices / torch.tensor([size[1] / 2, size[0] / 2]).view(1, 2, 1)
+
+
+def affine(images: Tensor, matrices: Tensor) -> Tensor:
+    """Images uint8 (B, C, H, W), each pixel taken from the nearest to where `matrices` (B, 2, 3) say; 0 from outside.
+
+    Elementwise, as a product of matrices could round an image differently in another batch.
+    """
+    height, width = images.shape[-2:]
+    x = torch.arange(width, device=images.device) - (width - 1) / 2
+    y = torch.arange(height, device=images.device) - (height - 1) / 2
+    a, b, c = matrices.unsqueeze(1).unsqueeze(1).unbind(-1)  # each (B, 1, 1, 2)
+    grid = a * x.view(1, 1, -1, 1) + b * y.view(1, -1, 1, 1) + c
+    taken = F.grid_sample(images.float(), grid, mode="nearest", padding_mode="zeros", align_corners=False)
+    return taken.to(torch.uint8)
+
+
+TOP = 255.0  # the highest level
+
+
+def brightness(images: Tensor, factors: Tensor) -> Tensor:
+    """`factors` times as bright; 1 changes nothing, 0 gives black."""
+    return _levels(images * _column(factors))
+
+
+def colour(images: Tensor, factors: Tensor) -> Tensor:
+    """Saturation `factors` times as strong; 0 gives grey. Images that are grey stay as they are."""
+    return images if images.shape[1] == 1 else _blend(images, _grey(images), factors)
+
+
+def contrast(images: Tensor, factors: Tensor) -> Tensor:
+    """Differences from the image's mean grey `factors` times as large."""
+    grey = _grey(images)
+    mean = (grey.double().sum((1, 2, 3), keepdim=True) / grey[0].numel()).float()  # of whole numbers: an exact sum
+    return _blend(images, mean, factors)
+
+
+def sharpness(images: Tensor, factors: Tensor) -> Tensor:
+    """Away from (above 1) or towards (below 1) the image smoothed by 3×3 pixels; the border stays."""
+    if min(images.shape[-2:]) <= 2:
+        return images
+    values = images.float()
+    centre = values[:, :, 1:-1, 1:-1]
+    rows = values[:, :, :-2] + values[:, :, 1:-1] + values[:, :, 2:]
+    boxes = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
+    smooth = ((boxes + 4 * centre) / 13).round_()  # the centre counts five times
+    centre += (smooth - centre) * _column(1 - factors)
+    return _levels(values)
+
+
+def posterize(images: Tensor, bits: Tensor) -> Tensor:
+    """Only the `bits` highest bits of each level."""
+    return images & _column((256 - 2.0 ** (8 - bits)).to(torch.uint8), torch.uint8)
+
+
+def solarize(images: Tensor, thresholds: Tensor) -> Tensor:
+    """Levels from `thresholds` on inverted."""
+    return images ^ (images >= _column(thresholds)).to(torch.uint8) * 255  # torch.where is far slower
+
+
+def autocontrast(images: Tensor, unused: Tensor) -> Tensor:
+    """Each channel stretched to the whole range; one of a single level stays."""
+    low, high = (edge.float() for edge in (images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)))
+    flat = low == high
+    scale = torch.where(flat, 1.0, (high - low) * (1 / TOP))
+    return _levels((images - torch.where(flat, 0.0, low)) / scale)
+
+
+def equalize(images: Tensor, unused: Tensor) -> Tensor:
+    """Each channel's levels spread as evenly as may be (by PIL's rule, in whole numbers)."""
+    flat = images.flatten(0, 1).flatten(1).long()  # (B·C, pixels)
+    counts = torch.zeros(len(flat), 256, dtype=torch.int64, device=images.device)
+    counts.scatter_add_(1, flat, torch.ones_like(flat))
+    below = counts.cumsum(1)
+    last = counts.gather(1, flat.amax(1, keepdim=True))  # pixels of the highest level
+    step = (flat.shape[1] - last) // 255
+    table = (below - counts + step // 2) // step.clamp(min=1)
+    table = torch.where(step == 0, torch.arange(256, device=images.device), table.clamp_(max=255))
+    return table.to(torch.uint8).gather(1, flat).view_as(images)
+
+
+def _blend(images: Tensor, others: Tensor, factors: Tensor) -> Tensor:
+    """factor·image + (1 - factor)·other."""
+    return _levels(images * _column(factors) + others * _column(1 - factors))
+
+
+def _grey(images: Tensor) -> Tensor:
+    """Whole grey levels float32 (B, 1, H, W), rounded down (ITU-R 601)."""
+    if images.shape[1] == 1:
+        return images.float()
+    red, green, blue = images.split(1, dim=1)
+    return (red * 0.2989 + green * 0.587 + blue * 0.114).floor_()
+
+
+def _levels(values: Tensor) -> Tensor:
+    """uint8 from floating-point levels, which are cut to 0–255 and rounded down."""
+    return values.clamp_(0, TOP).to(torch.uint8)
+
+
+def _column(values: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """(B,) as (B, 1, 1, 1)."""
+    return values.to(dtype).view(-1, 1, 1, 1)
+
 
 BINS = 31  # magnitudes of an operation
 
 Kernel = Callable[[Tensor, Tensor], Tensor]
 KERNELS: tuple[Kernel | None, ...] = (  # of images that get the same, one call does them all
     None,
-    affine.affine,
-    colour.brightness,
-    colour.colour,
-    colour.contrast,
-    colour.sharpness,
-    colour.posterize,
-    colour.solarize,
-    colour.autocontrast,
-    colour.equalize,
+    affine,
+    brightness,
+    colour,
+    contrast,
+    sharpness,
+    posterize,
+    solarize,
+    autocontrast,
+    equalize,
 )
 
 
@@ -59,11 +196,11 @@ def operations(augment: Augment, size: tuple[int, int]) -> list[Operation]:
     posterize = 8 - (torch.arange(BINS) / ((BINS - 1) / bits)).round()
     return [
         Operation(0, none),
-        Operation(1, up_to(shear), True, matrices=affine.shear_x),
-        Operation(1, up_to(shear), True, matrices=affine.shear_y),
-        Operation(1, up_to(across), True, matrices=affine.translate_x),
-        Operation(1, up_to(down), True, matrices=affine.translate_y),
-        Operation(1, up_to(turn), True, matrices=affine.rotate),
+        Operation(1, up_to(shear), True, matrices=shear_x),
+        Operation(1, up_to(shear), True, matrices=shear_y),
+        Operation(1, up_to(across), True, matrices=translate_x),
+        Operation(1, up_to(down), True, matrices=translate_y),
+        Operation(1, up_to(turn), True, matrices=rotate),
         *(Operation(kernel, up_to(blend), True, offset=1.0) for kernel in (2, 3, 4, 5)),
         Operation(6, posterize),
         Operation(7, torch.linspace(255.0, 0.0, BINS)),
@@ -97,8 +234,8 @@ class Policy:
         for kernels, amounts, matrices in self._layers:
             order = kernels[part].argsort(stable=True)
             sizes = kernels[part].bincount(minlength=len(KERNELS)).tolist()
-            back = moved(order.argsort(), self.device)
-            order = moved(order, self.device)
+            back = to_device(order.argsort(), self.device)
+            order = to_device(order, self.device)
             pieces = zip(
                 KERNELS,
                 images.index_select(0, order).split(sizes),
@@ -107,7 +244,7 @@ class Policy:
                 strict=True,
             )
             done = [
-                piece if kernel is None or not len(piece) else kernel(piece, m if kernel is affine.affine else a)
+                piece if kernel is None or not len(piece) else kernel(piece, m if kernel is affine else a)
                 for kernel, piece, a, m in pieces
             ]
             images = torch.cat(done).index_select(0, back)
@@ -128,4 +265,4 @@ def _arguments(
             matrices[there] = operation.matrices(values[there], size)
     kernels = torch.tensor([operation.kernel for operation in every])[chosen]
     amounts = values + torch.tensor([operation.offset for operation in every]).double()[chosen]
-    return kernels, moved(amounts, device), moved(matrices, device)
+    return kernels, to_device(amounts, device), to_device(matrices, device)

@@ -1,49 +1,21 @@
-"""Readers of data sets, one module each.
+"""Readers of data sets, a module for each family. `config.dataset.SOURCES` lists them.
 
-A new one is a module with `read(settings) -> Raw`, whose docstring's first line says what the data are, an
-entry in `SOURCES`, and its name in `params.Dataset.source` and `DATASET_OPTIONS`. Heavy imports belong inside `read`.
+A reader takes the settings and returns `SourceData`. Heavy imports belong inside it.
 """
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import cast
 
-from iakd.data.raw import Raw
-from iakd.data.sources import (
-    cifar10,
-    cifar100,
-    digits,
-    fashion_mnist,
-    image_folder,
-    imagenet,
-    parquet,
-    stl10,
-    svhn,
-    tiny_imagenet,
-)
-from iakd.params import Dataset
+from iakd.config import SOURCES, Dataset
+from iakd.data.source_data import SourceData
+from iakd.plugins import import_object
 
 
-class Source(Protocol):
-    """A module of this package."""
-
-    def read(self, settings: Dataset) -> Raw:
-        """All images of the data set. Raises UserError where files are missing or unusable."""
-        ...
+def reader_of(source: str) -> Callable[[Dataset], SourceData]:
+    """The function that reads this kind of data set."""
+    return cast(Callable[[Dataset], SourceData], import_object(SOURCES[source].reader))
 
 
-SOURCES: dict[str, Source] = {
-    "digits": digits,
-    "cifar10": cifar10,
-    "cifar100": cifar100,
-    "fashion_mnist": fashion_mnist,
-    "svhn": svhn,
-    "stl10": stl10,
-    "tiny_imagenet": tiny_imagenet,
-    "imagenet": imagenet,
-    "image_folder": image_folder,
-    "parquet": parquet,
-}
-
-
-def describe(name: str) -> str:
-    """What the data of a source are: the first line of its docstring."""
-    return (SOURCES[name].__doc__ or name).strip().splitlines()[0]
+def read(settings: Dataset) -> SourceData:
+    """All images of the data set. Raises UserError where files are missing or unusable."""
+    return reader_of(settings.source)(settings)

@@ -1,5 +1,6 @@
 """CIFAR-10 and CIFAR-100 in any of their forms: Python pickles, the binary version, Parquet."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from iakd.data import unpickle
-from iakd.data.archives import collect
-from iakd.data.raw import Images, Labels, Raw
-from iakd.data.reading import decode_all
-from iakd.data.tables import open_table, split_files
+from iakd.config import Dataset
+from iakd.data.decoding import decode_all
+from iakd.data.source_data import Images, Labels, SourceData
+from iakd.data.sources import archives
+from iakd.data.sources.archives import collect
+from iakd.data.sources.download import Published, locate
+from iakd.data.sources.parquet import open_table, split_files
 from iakd.errors import UserError
 
 SHAPE = (3, 32, 32)
@@ -36,7 +39,7 @@ class Cifar:
     classes: tuple[str, ...]  # where the files do not say them
 
 
-def read(path: Path, cifar: Cifar, only_test: bool) -> Raw:
+def read(path: Path, cifar: Cifar, only_test: bool) -> SourceData:
     """All images of a CIFAR set. Raises UserError where files are missing or damaged."""
     pickles = {*cifar.train, cifar.test, cifar.pickled_meta}
     binary = {f"{name}.bin" for name in (*cifar.train, cifar.test)} | {cifar.text_names}
@@ -62,8 +65,8 @@ def read(path: Path, cifar: Cifar, only_test: bool) -> Raw:
         if not 0 <= labels.min() <= labels.max() < len(classes):
             raise UserError(f"{path}: has labels from {labels.min()} to {labels.max()}: damaged, get it anew")
     if only_test:
-        return Raw(*parts["test"], None, None, classes, [*problems, "only the publisher's test files are used"])
-    return Raw(*parts["train"], *parts["test"], classes, problems)
+        return SourceData(*parts["test"], None, None, classes, [*problems, "only the publisher's test files are used"])
+    return SourceData(*parts["train"], *parts["test"], classes, problems)
 
 
 Reader = Callable[[bytes, Cifar], Arrays]
@@ -104,7 +107,7 @@ def _records(content: bytes, cifar: Cifar) -> Arrays:
 
 def _pickled(content: bytes, cifar: Cifar) -> Arrays:
     """The Python version: a dictionary with `data` uint8 (n, 3072) and lists of labels."""
-    table = _strings(unpickle.loads(content))
+    table = _strings(archives.loads(content))
     pixels = np.asarray(table["data"])
     labels = np.asarray(table[cifar.pickled_labels], dtype=np.int64)
     if pixels.dtype != np.uint8 or pixels.shape != (len(labels), PIXELS) or labels.ndim != 1 or not len(labels):
@@ -122,7 +125,7 @@ def _pickled_names(content: bytes | None, cifar: Cifar, path: Path) -> list[str]
     if content is None:
         return None
     try:
-        names = _strings(unpickle.loads(content))[cifar.pickled_names]
+        names = _strings(archives.loads(content))[cifar.pickled_names]
         return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
     except (KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
@@ -149,3 +152,73 @@ def _from_parquet(path: Path, cifar: Cifar, only_test: bool) -> tuple[list[str] 
         parts[part] = decoded.images, labels.astype(np.int64)
         names = names or table.names
     return names, parts
+
+
+CIFAR10_FILES = Published(
+    "https://www.cs.toronto.edu/~kriz", {"cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a"}
+)
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+FORM = Cifar(
+    train=tuple(f"data_batch_{batch}" for batch in range(1, 6)),
+    test="test_batch",
+    pickled_meta="batches.meta",
+    pickled_names="label_names",
+    pickled_labels="labels",
+    text_names="batches.meta.txt",
+    label_bytes=1,
+    label_at=0,
+    column=None,
+    classes=CLASSES,
+)
+
+
+def read_cifar10(settings: Dataset) -> SourceData:
+    """All images, from `dataset.path` or downloaded. Raises UserError for missing or damaged files."""
+    return read(locate(settings, CIFAR10_FILES), FORM, settings.only_test)
+
+
+CIFAR100_FILES = Published(
+    "https://www.cs.toronto.edu/~kriz", {"cifar-100-python.tar.gz": "eb9058c3a382ffc7106e4002c42a8d85"}
+)
+FINE_CLASSES = """
+    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
+    castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin
+    elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster
+    man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck
+    pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk
+    skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger
+    tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm
+"""
+COARSE_CLASSES = """
+    aquatic_mammals fish flowers food_containers fruit_and_vegetables household_electrical_devices
+    household_furniture insects large_carnivores large_man-made_outdoor_things large_natural_outdoor_scenes
+    large_omnivores_and_herbivores medium_mammals non-insect_invertebrates people reptiles small_mammals trees
+    vehicles_1 vehicles_2
+"""
+FINE = Cifar(
+    train=("train",),
+    test="test",
+    pickled_meta="meta",
+    pickled_names="fine_label_names",
+    pickled_labels="fine_labels",
+    text_names="fine_label_names.txt",
+    label_bytes=2,  # coarse, fine
+    label_at=1,
+    column="fine_label",
+    classes=tuple(FINE_CLASSES.split()),
+)
+COARSE = dataclasses.replace(
+    FINE,
+    pickled_names="coarse_label_names",
+    pickled_labels="coarse_labels",
+    text_names="coarse_label_names.txt",
+    label_at=0,
+    column="coarse_label",
+    classes=tuple(COARSE_CLASSES.split()),
+)
+
+
+def read_cifar100(settings: Dataset) -> SourceData:
+    """All images, from `dataset.path` or downloaded. Raises UserError for missing or damaged files."""
+    form = FINE if settings.labels == "fine" else COARSE
+    return read(locate(settings, CIFAR100_FILES), form, settings.only_test)

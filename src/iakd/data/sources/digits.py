@@ -5,14 +5,14 @@ from pathlib import Path
 
 import numpy as np
 
-from iakd.data.raw import Raw
+from iakd.config import Dataset
+from iakd.data.source_data import SourceData
 from iakd.errors import UserError
-from iakd.params import Dataset
 
 SIDE, LEVELS = 8, 16  # pixels per side; the grey values run from 0 to 16
 
 
-def read(settings: Dataset) -> Raw:
+def read(settings: Dataset) -> SourceData:
     """The images of `sklearn.datasets.load_digits`, grey values 0–16 stretched to 0–255.
 
     The stretched value is v·255/16, halves rounded upwards. Reads the installed file itself: importing
@@ -28,7 +28,7 @@ def read(settings: Dataset) -> Raw:
         raise UserError(f"{path} cannot be read ({error}): reinstall scikit-learn") from None
     values, labels = table[:, :-1], table[:, -1]
     images = (values * 255 + LEVELS // 2) // LEVELS
-    return Raw(
+    return SourceData(
         train_images=images.astype(np.uint8).reshape(-1, 1, SIDE, SIDE),
         train_labels=np.ascontiguousarray(labels),
         test_images=None,

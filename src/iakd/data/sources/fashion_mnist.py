@@ -3,11 +3,11 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from iakd.data.archives import collect
-from iakd.data.published import Published, locate
-from iakd.data.raw import Images, Labels, Raw
+from iakd.config import Dataset
+from iakd.data.source_data import Images, Labels, SourceData
+from iakd.data.sources.archives import collect
+from iakd.data.sources.download import Published, locate
 from iakd.errors import UserError
-from iakd.params import Dataset
 
 PUBLISHED = Published(
     "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
@@ -21,7 +21,7 @@ PUBLISHED = Published(
 CLASSES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 
 
-def read(settings: Dataset) -> Raw:
+def read(settings: Dataset) -> SourceData:
     """All images, from IDX files, compressed or not. Raises UserError for missing or damaged files."""
     path = locate(settings, PUBLISHED)
     names = {name.removesuffix(".gz") for name in PUBLISHED.files}
@@ -40,7 +40,7 @@ def read(settings: Dataset) -> Raw:
         if len(images) != len(labels) or not len(labels) or labels.max() >= len(CLASSES):
             raise UserError(f"{path}: images and labels of {part} do not fit together: get them anew")
         parts.append((images[:, None], labels.astype(np.int64)))
-    return Raw(*parts[0], *parts[1], CLASSES.copy())
+    return SourceData(*parts[0], *parts[1], CLASSES.copy())
 
 
 def idx(content: bytes, sides: int) -> NDArray[np.uint8]:

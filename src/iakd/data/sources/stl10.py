@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from iakd.data.archives import collect
-from iakd.data.published import Published, locate
-from iakd.data.raw import Images, Labels, Raw
+from iakd.config import Dataset
+from iakd.data.source_data import Images, Labels, SourceData
+from iakd.data.sources.archives import collect
+from iakd.data.sources.download import Published, locate
 from iakd.errors import UserError
-from iakd.params import Dataset
 
 PUBLISHED = Published(
     "http://ai.stanford.edu/~acoates/stl10", {"stl10_binary.tar.gz": "91f7769df0f17e558f3565bffb0c7dfb"}
@@ -16,7 +16,7 @@ SIDE = 96
 FILES = {"train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin", "class_names.txt"}
 
 
-def read(settings: Dataset) -> Raw:
+def read(settings: Dataset) -> SourceData:
     """The labelled part, from the binary version. Raises UserError for missing or damaged files."""
     path = locate(settings, PUBLISHED)
     found = collect(path, FILES.__contains__)
@@ -31,7 +31,7 @@ def read(settings: Dataset) -> Raw:
     classes = found.get("class_names.txt", b"").decode(errors="replace").split() or CLASSES.copy()
     if len(classes) != len(CLASSES):
         raise UserError(f"{path}: class_names.txt names {len(classes)} classes where there are {len(CLASSES)}")
-    return Raw(*parts[0], *parts[1], classes)
+    return SourceData(*parts[0], *parts[1], classes)
 
 
 def _images(pixels: bytes, numbers: bytes) -> tuple[Images, Labels]:

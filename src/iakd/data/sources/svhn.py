@@ -4,11 +4,11 @@ import io
 
 import numpy as np
 
-from iakd.data.archives import collect
-from iakd.data.published import Published, locate
-from iakd.data.raw import Images, Labels, Raw
+from iakd.config import Dataset
+from iakd.data.source_data import Images, Labels, SourceData
+from iakd.data.sources.archives import collect
+from iakd.data.sources.download import Published, locate
 from iakd.errors import UserError
-from iakd.params import Dataset
 
 PUBLISHED = Published(
     "http://ufldl.stanford.edu/housenumbers",
@@ -19,7 +19,7 @@ PUBLISHED = Published(
 )
 
 
-def read(settings: Dataset) -> Raw:
+def read(settings: Dataset) -> SourceData:
     """The train and test images (not the `extra` ones). Raises UserError for missing or damaged files."""
     path = locate(settings, PUBLISHED)
     found = collect(path, lambda name: name in PUBLISHED.files)
@@ -32,7 +32,7 @@ def read(settings: Dataset) -> Raw:
         except Exception as error:  # for damaged files scipy raises nearly anything
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(f"{path}: {name} is damaged ({reason}): get it anew") from None
-    return Raw(*parts[0], *parts[1], [str(digit) for digit in range(10)])
+    return SourceData(*parts[0], *parts[1], [str(digit) for digit in range(10)])
 
 
 def _images(content: bytes) -> tuple[Images, Labels]:

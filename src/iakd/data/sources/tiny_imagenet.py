@@ -9,13 +9,12 @@ from typing import IO, Protocol
 
 import numpy as np
 
-from iakd.data.archives import DAMAGED
-from iakd.data.decode import BadImage, Item, from_file
-from iakd.data.published import local
-from iakd.data.raw import Images, Labels, Raw
-from iakd.data.reading import decode_all, remarks
+from iakd.config import Dataset
+from iakd.data.decoding import BadImage, Item, decode_all, from_file, remarks
+from iakd.data.source_data import Images, Labels, SourceData
+from iakd.data.sources.archives import DAMAGED
+from iakd.data.sources.download import local
 from iakd.errors import UserError
-from iakd.params import Dataset
 
 SIDE = 64
 Labelled = list[tuple[str, int]]  # path of an image below tiny-imagenet-200/, and its class
@@ -39,7 +38,7 @@ class Tree(Protocol):
         ...
 
 
-def read(settings: Dataset) -> Raw:
+def read(settings: Dataset) -> SourceData:
     """The training images by class folder and the validation images by val_annotations.txt.
 
     Classes are those of wnids.txt, sorted, called by their first name in words.txt. Raises UserError where the
@@ -66,7 +65,7 @@ def read(settings: Dataset) -> Raw:
             raise UserError(f"{tree.where}: has no images of {part}: not Tiny-ImageNet's layout")
     problems: list[str] = [] if len(ids) == 200 else [f"{len(ids)} of Tiny-ImageNet's 200 classes"]
     arrays = [_decode(tree, files, settings, problems) for files in (train, val)]
-    return Raw(*arrays[0], *arrays[1], called(ids, tree.text("words.txt")), problems)
+    return SourceData(*arrays[0], *arrays[1], called(ids, tree.text("words.txt")), problems)
 
 
 def _decode(tree: Tree, files: Labelled, settings: Dataset, problems: list[str]) -> tuple[Images, Labels]:

@@ -5,10 +5,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from iakd.experiment.run_dir import HISTORY, read_history
 from iakd.reporting import scale, style, words
 from iakd.reporting.comparison import Comparison, Entry, Pair
 from iakd.reporting.figures.panels import small_multiples
-from iakd.runs import HISTORY, read_history
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # epochs (E,), validation accuracy (seeds, E)
 DASHES = ("--", ":", "-.")

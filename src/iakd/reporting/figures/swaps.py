@@ -9,10 +9,10 @@ from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 from numpy.typing import NDArray
 
+from iakd.experiment.run_dir import HISTORY, read_history
 from iakd.reporting import style
 from iakd.reporting.comparison import Comparison, Entry
 from iakd.reporting.figures.panels import small_multiples
-from iakd.runs import HISTORY, read_history
 
 BINS = 20  # dots of a line: single epochs have few draws
 SHOWN = 6  # blocks of a panel, at most

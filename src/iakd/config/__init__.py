@@ -1,0 +1,53 @@
+"""Every setting of an experiment, defined once: names, types, bounds, defaults and what each means.
+
+`params.yaml` is read into `Params`; `workflow/schemas/params.schema.json` is generated from it (`iakd schema`).
+"""
+
+from iakd.config.base import did_you_mean, explain, merged
+from iakd.config.dataset import SOURCES, Dataset
+from iakd.config.experiment import Compute, Distill, Evaluate, Pair, Params, Report, Teach, Tracking, network_called
+from iakd.config.loading import load, parse, schema_text
+from iakd.config.method_options import IakdOptions
+from iakd.config.methods import METHODS, Method, MethodSpec
+from iakd.config.networks import Normalisation, Teacher
+from iakd.config.schedule import KINDS, Schedule
+from iakd.config.training import Augment, Erase, LrSchedule, Mix, Network, Recipe
+from iakd.config.tuning import Pruner, Sampler, Space, Tune
+
+__all__ = [
+    "KINDS",
+    "METHODS",
+    "SOURCES",
+    "Augment",
+    "Compute",
+    "Dataset",
+    "Distill",
+    "Erase",
+    "Evaluate",
+    "IakdOptions",
+    "LrSchedule",
+    "Method",
+    "MethodSpec",
+    "Mix",
+    "Network",
+    "Normalisation",
+    "Pair",
+    "Params",
+    "Pruner",
+    "Recipe",
+    "Report",
+    "Sampler",
+    "Schedule",
+    "Space",
+    "Teach",
+    "Teacher",
+    "Tracking",
+    "Tune",
+    "did_you_mean",
+    "explain",
+    "load",
+    "merged",
+    "network_called",
+    "parse",
+    "schema_text",
+]

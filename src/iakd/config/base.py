@@ -1,0 +1,87 @@
+"""What all sections of the settings are made of."""
+
+import difflib
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticKnownError
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$")]  # no '-': it separates teacher and student
+Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.+-]+$")]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+def _amount(value: Any) -> Any:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise PydanticKnownError("int_type")
+    if not value > 0:
+        raise PydanticKnownError("greater_than", {"gt": 0})
+    if isinstance(value, float) and value >= 1:
+        raise ValueError("a share of the images lies below 1, and a number of images is a whole number")
+    return value
+
+
+Amount = Annotated[  # a number of images, or a share of them
+    Annotated[int, Field(gt=0)] | Annotated[float, Field(gt=0, lt=1)], BeforeValidator(_amount)
+]
+
+
+def _switch(value: Any) -> Any:
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
+# To YAML, a plain on or off is true or false.
+AutoOnOff = Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)]
+
+
+class Strict(BaseModel):
+    """A section that refuses unknown keys and cannot be changed after it was read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `changes` laid over it, sections joined key by key."""
+    result = dict(base)
+    for key, value in changes.items():
+        old = result.get(key)
+        result[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return result
+
+
+def did_you_mean(word: str, known: Any) -> str:
+    """' (did you mean …?)' where a known name is near, else nothing."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first mistake of a validation as one line, with the nearest known name for an unknown key."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    what = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        what = f"unknown key{did_you_mean(str(first['loc'][-1]), _keys(model, first['loc'][:-1]))}"
+    elif first["type"] != "value_error" and not isinstance(first["input"], dict | list):
+        what += f", got {first['input']!r}"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{where}: {what}{more}" if where else f"{what}{more}"
+
+
+def _keys(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    """The known keys of the section at `path` below `model`."""
+    schema = model.model_json_schema()
+    node: dict[str, Any] = schema
+    for part in path:
+        node = _resolve(node, schema)
+        by_pattern = next(iter(node.get("patternProperties", {}).values()), None)
+        node = node.get("properties", {}).get(part) or by_pattern or node.get("items") or {}
+    return list(_resolve(node, schema).get("properties", {}))
+
+
+def _resolve(node: Any, schema: dict[str, Any]) -> dict[str, Any]:
+    for choice in [node, *(node.get("anyOf", []) if isinstance(node, dict) else [])]:
+        if isinstance(choice, dict) and "$ref" in choice:
+            return schema["$defs"][choice["$ref"].rsplit("/", 1)[-1]]
+    return node if isinstance(node, dict) else {}

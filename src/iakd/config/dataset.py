@@ -1,0 +1,229 @@
+"""The data set."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+
+from iakd.config.base import Amount, Name, Seed, Strict, did_you_mean
+from iakd.plugins import discover
+
+MAX_SIDE = 4096
+Side = Annotated[int, Field(gt=0, le=MAX_SIDE)]  # pixels
+
+
+@dataclass(frozen=True)
+class SourceSpec:
+    """A kind of data set: what it is, its reader, and the settings of `dataset` that not every source uses.
+
+    `reader` refers to a function, as package.module:name, that takes the `Dataset` settings and returns all images as
+    `iakd.data.source_data.SourceData`.
+    """
+
+    summary: str
+    reader: str
+    settings: frozenset[str] = frozenset()
+
+
+def _source(summary: str, reader: str, *settings: str) -> SourceSpec:
+    return SourceSpec(summary, f"iakd.data.sources.{reader}", frozenset(settings))
+
+
+SOURCES, _UNUSABLE = discover(
+    "iakd.sources",
+    SourceSpec,
+    {
+        "digits": _source(
+            "Handwritten digits: 1,797 grey images of 8×8 pixels (UCI repository), installed with scikit-learn.",
+            "digits:read",
+        ),
+        "cifar10": _source(
+            "CIFAR-10: 60,000 colour images of 32×32 pixels in 10 classes (Krizhevsky 2009).",
+            "cifar:read_cifar10",
+            "path",
+            "mirror",
+            "only_test",
+        ),
+        "cifar100": _source(
+            "CIFAR-100: 60,000 colour images of 32×32 pixels in 100 classes of 20 kinds (Krizhevsky 2009).",
+            "cifar:read_cifar100",
+            "path",
+            "mirror",
+            "only_test",
+            "labels",
+        ),
+        "fashion_mnist": _source(
+            "Fashion-MNIST: 70,000 grey images of 28×28 pixels in 10 classes (Xiao, Rasul, Vollgraf 2017).",
+            "fashion_mnist:read",
+            "path",
+            "mirror",
+        ),
+        "svhn": _source(
+            "SVHN: 99,289 colour images of 32×32 pixels, cropped house numbers in 10 classes (Netzer et al. 2011).",
+            "svhn:read",
+            "path",
+            "mirror",
+        ),
+        "stl10": _source(
+            "STL-10: the 13,000 labelled colour images of 96×96 pixels in 10 classes (Coates, Lee, Ng 2011).",
+            "stl10:read",
+            "path",
+            "mirror",
+        ),
+        "tiny_imagenet": _source(
+            "Tiny-ImageNet: colour images of 64×64 pixels in 200 classes; its validation set serves as test set.",
+            "tiny_imagenet:read",
+            "path",
+            "on_bad_file",
+        ),
+        "imagenet": _source(
+            "ImageNet (ILSVRC 2012): photos in 1,000 classes; its published validation set serves as test set.",
+            "folders:read_imagenet",
+            "path",
+            "size",
+            "on_bad_file",
+            "storage",
+            "crop_pct",
+        ),
+        "image_folder": _source(
+            "Images in a folder for each class, below train/, val/ and test/ or not.",
+            "folders:read_image_folder",
+            "path",
+            "size",
+            "channels",
+            "on_bad_file",
+            "storage",
+            "crop_pct",
+        ),
+        "parquet": _source(
+            "Parquet files in the layout of the Hugging Face Hub: a column of images, a column of labels.",
+            "parquet:read",
+            "path",
+            "size",
+            "channels",
+            "on_bad_file",
+            "image_column",
+            "label_column",
+        ),
+    },
+)
+_SOME_SOURCES = frozenset[str]().union(*(spec.settings for spec in SOURCES.values()))  # settings that not all use
+
+
+def _known_source(name: str) -> str:
+    if name in _UNUSABLE:
+        raise ValueError(f"source {name!r}: {_UNUSABLE[name]}")
+    if name not in SOURCES:
+        raise ValueError(f"unknown source {name!r}{did_you_mean(name, SOURCES)}; known: {', '.join(SOURCES)}")
+    return name
+
+
+class Dataset(Strict):
+    """Where images come from and how they are split; read by `iakd prepare`."""
+
+    name: Name = Field("digits", description="results go to results/<name>/; default: the source")
+    source: Annotated[str, AfterValidator(_known_source)] = Field(
+        "digits",
+        json_schema_extra={"enum": [*SOURCES]},
+        description="docs/data.md describes each",
+    )
+    val: Amount = Field(
+        300,
+        description="images for validation, drawn from the training images, by class: a number, or a share such as "
+        "0.1; not used where the source has validation images; default: 300 of digits, else 0.1",
+    )
+    test: Amount = Field(
+        847,
+        description="images for the test, where the source has no test set of its own: a number, or a share; "
+        "default: 847 of digits, else 0.2",
+    )
+    split_seed: Seed = Field(0, description="fixes which image falls in which part")
+    train_fraction: float | None = Field(
+        None, gt=0, le=1, description="share of each class that is kept for training, at least one image; default: all"
+    )
+    images_per_class: int | None = Field(
+        None, gt=0, description="the same as a number of images; instead of train_fraction"
+    )
+    path: str | None = Field(None, min_length=1, description="folder or archive; default: downloaded where possible")
+    size: Side | tuple[Side, Side] | None = Field(
+        None, description="pixels, one number or [height, width]: what images are scaled and cropped to"
+    )
+    channels: Literal[1, 3] = Field(3, description="3: colour; 1: grey")
+    crop_pct: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="share of the shorter side that is kept when the centre is cut out; with size 224, 0.875 is the "
+        "customary way from a shorter side of 256; default: 1, imagenet: 0.875",
+    )
+    storage: Literal["auto", "array", "files"] = Field(
+        "auto",
+        description="files: images stay in their files and are decoded during the training; array: decoded once; "
+        "auto: array where all images take at most 2 GiB, or have no `size`",
+    )
+    on_bad_file: Literal["refuse", "skip"] = Field("refuse", description="skip: leave out, and list in the manifest")
+    labels: Literal["fine", "coarse"] = Field("fine", description="cifar100: 100 classes, or 20")
+    only_test: bool = Field(False, description="cifar10, cifar100: split the test files, and use no others")
+    image_column: str | None = Field(None, description="parquet; default: the only one that holds images")
+    label_column: str | None = Field(None, description="parquet; default: label, or the only one that it could be")
+    mirror: str | None = Field(
+        None,
+        pattern=r"^https?://",
+        exclude=True,  # where bytes come from is no part of what they are
+        description="address of a folder that is asked for the publisher's files first",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_source(cls, data: Any) -> Any:
+        source = data.get("source", "digits") if isinstance(data, dict) else "digits"
+        if source == "digits" or source not in SOURCES:
+            return data
+        more = {"size": 224, "crop_pct": 0.875} if source == "imagenet" else {}
+        return {"name": source, "val": 0.1, "test": 0.2, **more, **data}
+
+    @field_validator("size", mode="before")
+    @classmethod
+    def _size(cls, value: Any) -> Any:
+        sides = [value, value] if isinstance(value, int) else value
+        if value is not None and (
+            not isinstance(sides, list | tuple)
+            or len(sides) != 2
+            or not all(isinstance(side, int) and 1 <= side <= MAX_SIDE for side in sides)
+        ):
+            raise ValueError(f"expected one number of pixels, or [height, width], from 1 to {MAX_SIDE}")
+        return value
+
+    @model_validator(mode="after")
+    def _options_of_the_source(self) -> "Dataset":
+        known = SOURCES[self.source].settings
+        for name in sorted(self.model_fields_set & _SOME_SOURCES - known):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                can = ", ".join(sorted(known)) or "none of the kind"
+                raise ValueError(f"{name} is no setting of source {self.source}, which has: {can}")
+        if self.path is None and "path" in known and "mirror" not in known:
+            raise ValueError(f"source {self.source} needs `path`: where the files are")
+        if self.train_fraction is not None and self.images_per_class is not None:
+            raise ValueError("train_fraction and images_per_class exclude each other: set one of them")
+        if self.storage == "files" and self.size is None:
+            raise ValueError("storage files needs `size`: what images are brought to")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _used(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Settings without those that the source has no use for: new ones leave the identity of others alone."""
+        unused = set(_SOME_SOURCES - SOURCES[self.source].settings)
+        unused |= {name for name in ("train_fraction", "images_per_class") if getattr(self, name) is None}
+        return {name: value for name, value in serialise(self).items() if name not in unused}
+
+    @property
+    def height_width(self) -> tuple[int, int] | None:
+        """`size` as (height, width)."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size

@@ -1,0 +1,321 @@
+"""The registry of methods: what each is, its options and its loss. Importing it imports no torch.
+
+A method is an options class, a loss class (`iakd.distillation.losses`), an entry here and a page in docs/methods/.
+Other packages add theirs under the entry-point group `iakd.methods` (docs/extending.md).
+"""
+
+from dataclasses import dataclass, field
+from itertools import groupby, permutations
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from pydantic import Field, create_model, model_validator
+
+from iakd.config import method_options as options
+from iakd.config.base import Strict, did_you_mean
+from iakd.config.method_options import IakdOptions
+from iakd.plugins import discover
+
+Group = Literal["reference", "interactive", "logits", "features", "relations", "data"]
+GROUP_TITLES: dict[Group, str] = {
+    "interactive": "Interactive",
+    "reference": "References, without a teacher",
+    "logits": "Outputs",
+    "features": "Intermediate features",
+    "relations": "Relations between images",
+    "data": "Data",
+}
+LOSS_GROUPS: tuple[Group, ...] = ("logits", "features", "relations")  # whose methods add a loss of their own
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """A method, alone or as a term of a sum such as iakd+kd.
+
+    `loss` refers to its `DistillationLoss` as package.module:Class; without one it adds nothing to the cross-entropy.
+    `refuses` names methods that it cannot be added to, and says why; with `alone`, a reason, it goes with none. With
+    `joins` it changes what methods of that group do, so a sum with it needs one. `base` is the method that is added
+    where no other one of the sum has a loss of its own.
+    """
+
+    summary: str
+    group: Group
+    loss: str | None = None
+    options: type[Strict] | None = None
+    needs_teacher: bool = True
+    alone: str | None = None
+    refuses: dict[str, str] = field(default_factory=dict)
+    joins: Group | None = None
+    base: str | None = None
+
+
+def _loss(module_and_class: str) -> str:
+    return f"iakd.distillation.losses.{module_and_class}"
+
+
+_LOGIT_METHODS = {
+    "kd": MethodSpec(
+        "the teacher's softened outputs as targets (Hinton et al. 2015)",
+        "logits",
+        _loss("kd:KDLoss"),
+        options.KdOptions,
+    ),
+    "dkd": MethodSpec(
+        "kd with target and other classes weighed apart (Zhao et al. 2022)",
+        "logits",
+        _loss("dkd:DKDLoss"),
+        options.DkdOptions,
+    ),
+    "dist": MethodSpec(
+        "correlations of outputs, over classes and over images (Huang et al. 2022)",
+        "logits",
+        _loss("dist:DISTLoss"),
+        options.DistOptions,
+    ),
+    "ctkd": MethodSpec(
+        "kd with a temperature that learns to make it harder (Li et al. 2023)",
+        "logits",
+        _loss("ctkd:CTKDLoss"),
+        options.CtkdOptions,
+    ),
+    "lskd": MethodSpec(
+        "kd between logits standardised image by image (Sun et al. 2024)",
+        "logits",
+        _loss("lskd:LSKDLoss"),
+        options.LskdOptions,
+    ),
+    "mlkd": MethodSpec(
+        "kd at several temperatures, with Gram matrices, on two views (Jin et al. 2023)",
+        "logits",
+        _loss("mlkd:MLKDLoss"),
+        options.MlkdOptions,
+    ),
+    "mutual": MethodSpec(
+        "the student and a copy of the teacher teach each other (Zhang et al. 2018)",
+        "logits",
+        _loss("mutual:MutualLoss"),
+        options.MutualOptions,
+    ),
+    "standardize": MethodSpec(
+        "the same standardisation for every loss between outputs in a sum",
+        "logits",
+        _loss("lskd:StandardizeLogits"),
+        refuses={"lskd": "its logits are standardised already"},
+        joins="logits",
+    ),
+}
+
+BUILT_IN: dict[str, MethodSpec] = {
+    "iakd": MethodSpec(
+        "student blocks swapped at random for the teacher's while it trains", "interactive", options=IakdOptions
+    ),
+    "scratch": MethodSpec("cross-entropy alone", "reference", needs_teacher=False, alone="it adds no loss"),
+    "label_smoothing": MethodSpec(
+        "cross-entropy with smoothed labels",
+        "reference",
+        _loss("label_smoothing:LabelSmoothingLoss"),
+        options.LabelSmoothingOptions,
+        needs_teacher=False,
+    ),
+    **_LOGIT_METHODS,
+    "fitnet": MethodSpec(
+        "the teacher's maps at one level, predicted from the student's (Romero et al. 2015)",
+        "features",
+        _loss("fitnet:FitNetLoss"),
+        options.FitnetOptions,
+    ),
+    "at": MethodSpec(
+        "where in the image the features are strong (Zagoruyko and Komodakis 2017)",
+        "features",
+        _loss("at:ATLoss"),
+        options.AtOptions,
+    ),
+    "nst": MethodSpec(
+        "which places the channels select, as a distribution (Huang and Wang 2017)",
+        "features",
+        _loss("nst:NSTLoss"),
+        options.NstOptions,
+    ),
+    "vid": MethodSpec(
+        "information that the student's maps hold on the teacher's (Ahn et al. 2019)",
+        "features",
+        _loss("vid:VIDLoss"),
+        options.VidOptions,
+    ),
+    "ft": MethodSpec(
+        "the teacher's last maps, paraphrased in fewer channels (Kim et al. 2018)",
+        "features",
+        _loss("ft:FTLoss"),
+        options.FtOptions,
+    ),
+    "fsp": MethodSpec(
+        "products of successive maps, in a first phase (Yim et al. 2017)",
+        "features",
+        _loss("fsp:FSPLoss"),
+        options.FspOptions,
+    ),
+    "ab": MethodSpec(
+        "which neurons are on, in a first phase (Heo et al. 2019)", "features", _loss("ab:ABLoss"), options.AbOptions
+    ),
+    "reviewkd": MethodSpec(
+        "features fused from the last level to the first (Chen et al. 2021)",
+        "features",
+        _loss("reviewkd:ReviewKDLoss"),
+        options.ReviewkdOptions,
+    ),
+    "simkd": MethodSpec(
+        "the teacher's classifier behind a projector, which stay in the student (Chen et al. 2022)",
+        "features",
+        _loss("simkd:SimKDLoss"),
+        options.SimkdOptions,
+        refuses=dict.fromkeys(
+            ("scratch", "label_smoothing", *_LOGIT_METHODS),
+            "its outputs are the teacher's classifier's, not the student's own",
+        ),
+    ),
+    "ot": MethodSpec(
+        "an image's feature vectors, moved onto the teacher's by optimal transport (OT-KD)",
+        "features",
+        _loss("ot:OTLoss"),
+        options.OtOptions,
+    ),
+    "hints": MethodSpec(
+        "features regressed at the centres of clusters of the teacher's blocks (PURSUhInT)",
+        "features",
+        _loss("hints:HintLoss"),
+        options.HintsOptions,
+    ),
+    "sp": MethodSpec(
+        "which images of a batch look alike, by their last maps (Tung and Mori 2019)",
+        "relations",
+        _loss("sp:SPLoss"),
+        options.SpOptions,
+    ),
+    "cc": MethodSpec(
+        "differences from the teacher correlate between neighbours (Peng et al. 2019)",
+        "relations",
+        _loss("cc:CCLoss"),
+        options.CcOptions,
+    ),
+    "rkd": MethodSpec(
+        "distances and angles between images (Park et al. 2019)", "relations", _loss("rkd:RKDLoss"), options.RkdOptions
+    ),
+    "pkt": MethodSpec(
+        "each image's distribution over its neighbours (Passalis and Tefas 2018)",
+        "relations",
+        _loss("pkt:PKTLoss"),
+        options.PktOptions,
+    ),
+    "crd": MethodSpec(
+        "embeddings told apart from those of other classes' images (Tian et al. 2020)",
+        "relations",
+        _loss("crd:CRDLoss"),
+        options.CrdOptions,
+    ),
+    "kcd": MethodSpec(
+        "fewer and fewer images, those that the student learns least from dropped, by any loss (Li et al. 2022)",
+        "data",
+        _loss("kcd:KCDLoss"),
+        options.KcdOptions,
+        needs_teacher=False,
+        base="kd",
+    ),
+}
+
+METHODS, _UNUSABLE = discover("iakd.methods", MethodSpec, BUILT_IN)
+
+
+class _Method(Strict):
+    """One way to train the student."""
+
+    method: str = Field(
+        description="a name that `iakd methods` lists, or a sum of several such as iakd+kd; default: the label"
+    )
+    init: Literal["random", "teacher"] = Field(
+        "random", description="teacher: copy stem, head and first block of each group"
+    )
+    recipe: dict[str, Any] = Field({}, description="what differs from distill.recipe")
+    iakd: IakdOptions = IakdOptions()
+
+    @property
+    def names(self) -> list[str]:
+        """The methods that the expression adds up, and what comes along with them: `kcd` alone is kcd+kd."""
+        names = self.method.split("+")
+        known = [METHODS[name] for name in names if name in METHODS]
+        base = next((spec.base for spec in known if spec.base), None)
+        has_loss = any(spec.group in LOSS_GROUPS and not spec.joins for spec in known)
+        return names if base is None or has_loss else [*names, base]
+
+    @property
+    def group(self) -> Group:
+        """Where a sum belongs: with those that swap, or else with its method whose group comes last."""
+        groups = {METHODS[name].group for name in self.names}
+        return "interactive" if "interactive" in groups else max(groups, key=get_args(Group).index)
+
+    @property
+    def swaps(self) -> bool:
+        """Whether blocks are swapped."""
+        return "iakd" in self.names
+
+    @property
+    def tuned(self) -> bool:
+        """Whether the schedule comes from a study."""
+        return self.swaps and self.iakd.schedule == "tuned"
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether training looks at the teacher at all."""
+        return self.init == "teacher" or any(METHODS[name].needs_teacher for name in self.names)
+
+    def options(self, name: str) -> Any:
+        """The options of one method of the sum, of the class in its `MethodSpec`; None where it has none."""
+        return getattr(self, name, None) if METHODS[name].options else None
+
+    @model_validator(mode="after")
+    def _known_names(self) -> "_Method":
+        for name in self.names:
+            if name in _UNUSABLE:
+                raise ValueError(f"method {name!r}: {_UNUSABLE[name]}")
+            if name not in METHODS:
+                raise ValueError(f"unknown method {name!r}{did_you_mean(name, METHODS)}; known: {', '.join(METHODS)}")
+        if len(set(self.names)) < len(self.names):
+            raise ValueError(f"{self.method!r} names a method twice")
+        for name, other in permutations(self.names, 2):
+            reason = METHODS[name].alone or METHODS[name].refuses.get(other)
+            if reason:
+                raise ValueError(f"{self.method!r}: {name} cannot be added to {other}: {reason}")
+        for name in self.names:
+            group = METHODS[name].joins
+            joined = [other for other, spec in METHODS.items() if spec.group == group and not spec.joins]
+            if group and not set(joined) & set(self.names):
+                raise ValueError(f"{self.method!r}: {name} changes other methods; add one of {', '.join(joined)}")
+        for name in self.model_fields_set & set(METHODS):
+            if name not in self.names:
+                raise ValueError(f"has options for {name!r}, which {self.method!r} does not use")
+        return self
+
+    def settings(self) -> dict[str, Any]:
+        """What the training depends on: the options of the methods in use."""
+        used = {"method", "init"} | (set(self.names) & set(type(self).model_fields))
+        return self.model_dump(mode="json", include=used)
+
+
+if TYPE_CHECKING:
+    Method = _Method
+else:  # with a section for the options of each method
+    Method = create_model(
+        "Method",
+        __base__=_Method,
+        __doc__=_Method.__doc__,
+        __module__=__name__,
+        **{name: (spec.options, spec.options()) for name, spec in METHODS.items() if spec.options},
+    )
+
+
+def listing() -> str:
+    """All methods by group, a line each."""
+    ordered = sorted(METHODS.items(), key=lambda item: list(GROUP_TITLES).index(item[1].group))
+    width = max(map(len, METHODS))
+    lines = []
+    for group, members in groupby(ordered, key=lambda item: item[1].group):
+        lines += [GROUP_TITLES[group], *(f"  {name.ljust(width)}  {spec.summary}" for name, spec in members), ""]
+    return "\n".join(lines).rstrip()

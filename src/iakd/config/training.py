@@ -1,0 +1,155 @@
+"""A network and how it is trained."""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
+
+from iakd.config.base import Fraction, Name, Strict
+
+PositiveFraction = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Network(Strict):
+    """A network of the zoo; docs/networks.md lists them."""
+
+    name: Name = Field("", description="how results name it; default: the architecture, its width and its bits")
+    arch: str = Field(description="resnet56, wrn_40_2, vgg13, MobileNetV2, ShuffleV2, torchvision/resnet50, timm/…")
+    width: int | None = Field(None, gt=0, description="channels of the first stage; default: the architecture's own")
+    shortcut: Literal["A", "B"] = Field(
+        "B", description="resnet8 … resnet110x4; A: zero-padded identity; B: 1×1 convolution"
+    )
+
+    bits: int | None = Field(
+        None, ge=2, le=8, description="precision of weights and features, trained with; default: full"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_name(cls, data: Any) -> Any:
+        if isinstance(data, dict) and not data.get("name") and isinstance(data.get("arch"), str):
+            width = data.get("width")
+            plain = re.sub(r"[^A-Za-z0-9_.]", "_", data["arch"])  # torchvision/resnet50: no folder of its own
+            bits = data.get("bits")
+            plain += (f"w{width}" if width else "") + (f"_{bits}bit" if bits else "")
+            data = {**data, "name": plain}
+        return data
+
+
+class Erase(Strict):
+    """Random erasing: a rectangle of a normalised image set to 0, which is the mean colour (Zhong et al. 2020)."""
+
+    probability: Fraction = Field(0.5, description="of an image to be erased")
+    scale: tuple[Fraction, Fraction] = Field((0.02, 0.33), description="share of the area that is erased")
+    ratio: tuple[float, float] = Field((0.3, 3.3), description="height : width of the rectangle")
+
+    @model_validator(mode="after")
+    def _low_high(self) -> "Erase":
+        for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
+            if not 0 < low <= high:
+                raise ValueError(f"{name}: expected [low, high] with 0 < low ≤ high, got [{low:g}, {high:g}]")
+        return self
+
+
+class Mix(Strict):
+    """Images mixed in pairs, and their labels with them."""
+
+    alpha: float = Field(gt=0, description="shares are drawn from Beta(alpha, alpha); 1: uniform")
+    probability: Fraction = Field(1.0, description="of a batch to be mixed")
+
+
+class Augment(Strict):
+    """Random changes of a training image, drawn anew each time it is shown; docs/data.md describes them."""
+
+    pad: int = Field(0, ge=0, description="pixels of zero padding before a random crop to the old size: shifts")
+    flip: bool = Field(False, description="mirror half of the images left to right")
+    crop: Literal["none", "resized"] = Field(
+        "none",
+        description="resized: a random part of the image in its full size, scaled to the size of the data set, as is "
+        "usual on ImageNet; needs dataset.storage files",
+    )
+    scale: tuple[PositiveFraction, PositiveFraction] = Field(
+        (0.08, 1.0), description="crop resized: bounds of the part's share of the area"
+    )
+    ratio: tuple[Positive, Positive] = Field((0.75, 4 / 3), description="crop resized: bounds of width over height")
+    policy: Literal["none", "randaugment", "trivialaugment"] = Field("none", description="operations drawn at random")
+    operations: int = Field(2, gt=0, description="randaugment: how many an image goes through")
+    magnitude: int = Field(9, ge=0, le=30, description="randaugment: how strong they are")
+    erase: Erase | None = Field(None, description="random erasing")
+    cutout: int = Field(
+        0, ge=0, description="side, in pixels, of a square that is set to 0; it may reach over the border"
+    )
+    mixup: Mix | None = Field(None, description="mixup; where cutmix is set too, each batch gets one of them by lot")
+    cutmix: Mix | None = Field(None, description="CutMix")
+
+    @field_validator("scale", "ratio")
+    @classmethod
+    def _in_order(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[0] > value[1]:
+            raise ValueError(f"low {value[0]:g} is above high {value[1]:g}")
+        return value
+
+    @model_serializer(mode="wrap")
+    def _used(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Settings without those that are off: they are no part of the identity of runs that do not use them."""
+        fields = type(self).model_fields
+        off = {name for name in set(fields) - {"pad", "flip"} if getattr(self, name) == fields[name].default}
+        for names, used in (
+            ({"operations", "magnitude"}, self.policy == "randaugment"),
+            ({"scale", "ratio"}, self.crop == "resized"),
+        ):
+            off = off - names if used else off | names
+        return {name: value for name, value in serialise(self).items() if name not in off}
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed with each other."""
+        return self.mixup is not None or self.cutmix is not None
+
+    @property
+    def views(self) -> int | None:
+        """How many views there are of an image; None where there are not finitely many."""
+        if self.crop != "none" or self.policy != "none" or self.erase or self.cutout or self.mixes:
+            return None
+        return (2 * self.pad + 1) ** 2 * (2 if self.flip else 1)
+
+    @property
+    def unchanged(self) -> int:
+        """The number of the view that is the image itself."""
+        return (2 * self.pad + 1) * self.pad + self.pad
+
+
+class LrSchedule(Strict):
+    """The learning rate over a training; fractions are of its epochs."""
+
+    kind: Literal["multistep", "cosine", "onecycle", "constant"] = "multistep"
+    milestones: list[Fraction] = Field([0.625, 0.75, 0.875], description="multistep: where the rate drops")
+    gamma: float = Field(0.1, gt=0, le=1, description="multistep: factor of each drop")
+    warmup: Fraction = Field(0.0, description="linear growth from 0 (onecycle: the rising part)")
+
+    @field_validator("milestones")
+    @classmethod
+    def _ascending(cls, value: list[float]) -> list[float]:
+        if value != sorted(set(value)):
+            raise ValueError("must ascend")
+        return value
+
+
+class Recipe(Strict):
+    """How one network is trained."""
+
+    epochs: int = Field(240, gt=0)
+    batch_size: int = Field(64, gt=0)
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = Field(0.05, gt=0, description="the highest learning rate")
+    momentum: Fraction = Field(0.9, description="sgd")
+    nesterov: bool = Field(False, description="sgd")
+    weight_decay: float = Field(5e-4, ge=0)
+    lr_schedule: LrSchedule = LrSchedule()
+    label_smoothing: Fraction = Field(0.0, description="of every cross-entropy in the loss")
+    clip_norm: float | None = Field(None, gt=0, description="bound on the norm of the whole gradient")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast; losses stay in float32")
+    ema: float | None = Field(None, gt=0, lt=1, description="decay per step of a moving average of the weights")
+    augment: Augment = Augment()
+    validate_every: int = Field(10, gt=0, description="epochs between two validations; the last one always is")

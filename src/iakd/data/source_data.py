@@ -1,0 +1,85 @@
+"""What a source hands over: all images of a data set, before any split."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from iakd.data.file_index import Index
+from iakd.data.store import Images, Labels
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Images that stay in their files, each of which was decoded once.
+
+    `index` (N,) names the files below dataset.path. `moments` int64 (N, C, 2): sums over an image's pixels of their
+    values and of the squares, at `size` (height, width).
+    """
+
+    index: Index
+    moments: NDArray[np.int64]
+    size: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, which: NDArray[np.bool_] | NDArray[np.int64]) -> "ImageFiles":
+        return ImageFiles(self.index[which], self.moments[which], self.size)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(N, C, H, W) of the array that they would be."""
+        return len(self), self.moments.shape[1], *self.size
+
+
+SourceImages = Images | ImageFiles
+
+
+@dataclass(frozen=True)
+class SourceData:
+    """Images uint8 (N, C, H, W) or files, labels int64 (N,) as positions in `classes`, and problems the reader found.
+
+    Where a source has no test set of its own, `test_images` and `test_labels` are None and the test part is
+    drawn from the training images; likewise for validation. Raises ValueError where a reader breaks these rules.
+    """
+
+    train_images: SourceImages
+    train_labels: Labels
+    test_images: SourceImages | None
+    test_labels: Labels | None
+    classes: list[str]
+    problems: list[str] = field(default_factory=list)
+    val_images: SourceImages | None = None
+    val_labels: Labels | None = None
+
+    @classmethod
+    def of_parts(
+        cls, images: Mapping[str, SourceImages], labels: dict[str, Labels], classes: list[str], problems: list[str]
+    ) -> "SourceData":
+        """From images and labels by part: `train`, and `test` and `val` where the source has them."""
+        test, val = (images.get("test"), labels.get("test")), (images.get("val"), labels.get("val"))
+        return cls(images["train"], labels["train"], *test, classes, problems, *val)
+
+    def __post_init__(self) -> None:
+        self._check(self.train_images, self.train_labels)
+        for images, labels in ((self.test_images, self.test_labels), (self.val_images, self.val_labels)):
+            if images is None or labels is None:
+                if images is not labels:
+                    raise ValueError("a source gives images and labels of a part, or neither")
+                continue
+            self._check(images, labels)
+            if images.shape[1:] != self.train_images.shape[1:] or type(images) is not type(self.train_images):
+                raise ValueError(f"other images {images.shape}, training images {self.train_images.shape}")
+
+    def _check(self, images: SourceImages, labels: Labels) -> None:
+        if isinstance(images, ImageFiles):
+            if 0 in images.shape or images.moments.shape[0] != len(images):
+                raise ValueError(f"files of shape {images.shape} with moments {images.moments.shape}")
+        elif images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:
+            raise ValueError(f"images are uint8 (N, C, H, W), got {images.dtype} {images.shape}")
+        if labels.dtype != np.int64 or labels.shape != (len(images),):
+            raise ValueError(f"labels are int64 ({len(images)},), got {labels.dtype} {labels.shape}")
+        if labels.min() < 0 or labels.max() >= len(self.classes):
+            raise ValueError(f"labels run from {labels.min()} to {labels.max()} for {len(self.classes)} classes")

@@ -1,0 +1,110 @@
+"""Which GPU a process uses: one of its own among those of this machine, or one that a few share. No torch here.
+
+Snakemake counts GPUs but does not assign them. A process takes a lock file of one, in a folder shared by
+all projects of a user on a machine, and the kernel drops the lock with the process.
+"""
+
+import contextlib
+import fcntl
+import itertools
+import logging
+import os
+import random
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from iakd.config import Compute
+from iakd.errors import UserError
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+ASSIGNED = ("IAKD_GPU", "SLURM_JOB_ID")  # set where a parent process or the cluster has assigned the devices
+SECONDS_BETWEEN_LOOKS = 0.5
+
+log = logging.getLogger(__name__)
+
+
+def gpus(compute: Compute) -> list[str]:
+    """Names, as CUDA_VISIBLE_DEVICES takes them, of the GPUs that a training may use; none where it runs on the CPU."""
+    if compute.device == "cpu":
+        return []
+    listed = os.environ.get(VISIBLE)
+    if listed is not None:
+        names = [name.strip() for name in listed.split(",")]
+        return names[: next((i for i, name in enumerate(names) if name in ("", "-1")), None)]
+    return [str(index) for index in range(_installed())]
+
+
+def _installed() -> int:
+    files = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    if files or not shutil.which("nvidia-smi"):
+        return files
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    return len(re.findall("^GPU ", listed.stdout, re.MULTILINE))
+
+
+@contextlib.contextmanager
+def claim(compute: Compute, count: int = 1) -> Iterator[str | None]:
+    """Keep so many GPUs for this process and its children while the block runs; wait where too many are taken.
+
+    `compute.gpu_share` processes may keep the same one; those with the fewest are taken first.
+
+    Yields their names, None where there is nothing to choose: no GPU, or assigned already. Has to be entered before
+    torch looks for GPUs. Raises UserError where there are fewer.
+    """
+    names = gpus(compute)
+    if not names or any(name in os.environ for name in ASSIGNED):
+        yield None
+        return
+    if count > len(names):
+        raise UserError(f"compute.processes is {count}, and there are {len(names)} GPUs; each takes one of its own")
+    before = os.environ.get(VISIBLE)
+    with _lock(names, compute.gpu_share, count) as taken:
+        name = ",".join(taken)
+        os.environ[VISIBLE] = os.environ[ASSIGNED[0]] = name
+        try:
+            yield name
+        finally:
+            del os.environ[ASSIGNED[0]]
+            if before is None:
+                del os.environ[VISIBLE]
+            else:
+                os.environ[VISIBLE] = before
+
+
+@contextlib.contextmanager
+def _lock(names: list[str], share: int, count: int) -> Iterator[list[str]]:
+    folder = Path(tempfile.gettempdir(), f"iakd-gpus-{os.getuid()}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    told = False
+    while True:
+        with contextlib.ExitStack() as stack:
+            taken: list[str] = []
+            for place, name in itertools.product(range(share), names):
+                lock = re.sub(r"\W", "_", name) + (f"+{place}" if place else "")
+                if name not in taken and len(taken) < count and _locked(folder / lock, stack):
+                    taken.append(name)
+            if len(taken) == count:
+                yield taken
+                return
+        if not told:
+            log.info("waiting for a GPU: all %d are taken by other trainings", len(names))
+            told = True
+        # not in step with others that also need several, of which each might keep some
+        time.sleep(SECONDS_BETWEEN_LOOKS * (1 if count == 1 else random.uniform(0.5, 1.5)))
+
+
+def _locked(lock: Path, stack: contextlib.ExitStack) -> bool:
+    """Lock the file, until the stack is closed, if nobody else has."""
+    file = lock.open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return False
+    stack.enter_context(file)
+    return True

@@ -1,0 +1,323 @@
+"""What an experiment consists of: its data, teachers, studies and students, where each lives, and what each depends on.
+
+Snakemake's rules and the command line both ask here, so there is one answer to both questions.
+"""
+
+from dataclasses import dataclass, replace
+from itertools import chain, groupby
+from pathlib import Path
+from typing import Any
+
+from iakd.config import (
+    METHODS,
+    SOURCES,
+    Method,
+    Network,
+    Normalisation,
+    Pair,
+    Params,
+    Recipe,
+    Schedule,
+    Teacher,
+    did_you_mean,
+)
+from iakd.config.schedule import PAPER_KINDS
+from iakd.errors import UserError
+from iakd.experiment.provenance import source_sha
+from iakd.files import digest
+
+RESULTS = Path("results")
+STATE = Path(".state")  # checkpoints, live histories, locks: outside what workflow engines delete
+
+
+@dataclass(frozen=True)
+class Job:
+    """One piece of work with a folder of its own."""
+
+    path: str  # below results/ and .state/
+    stage: str
+    settings: dict[str, Any]  # all that its outcome depends on, but for data, inputs and source
+
+    @property
+    def folder(self) -> Path:
+        """Where its products go."""
+        return RESULTS / self.path
+
+    @property
+    def state(self) -> Path:
+        """Where it keeps what it needs to go on after an interruption."""
+        return STATE / self.path
+
+    @property
+    def key(self) -> str:
+        """Identity of settings and source code together."""
+        return digest({"settings": self.settings, "source": source_sha(f"iakd.stages.{self.stage}", *self.modules)})
+
+    @property
+    def modules(self) -> list[str]:
+        """Modules that the work uses, but that its stage loads by name only."""
+        return []
+
+    @property
+    def watched_key(self) -> str:
+        """What a workflow engine knows of it; it runs the job again when this changes."""
+        return self.key
+
+
+@dataclass(frozen=True)
+class DataJob(Job):
+    """The preparation of the data set."""
+
+    @property
+    def modules(self) -> list[str]:
+        """The reader."""
+        return [SOURCES[self.settings["source"]].reader.partition(":")[0]]
+
+
+@dataclass(frozen=True)
+class TeacherJob(Job):
+    """A teacher to be trained, or imported if its network has a checkpoint."""
+
+    network: Teacher
+    seed: int
+    recipe: Recipe  # of no use to an imported one, and no part of its settings
+
+    @property
+    def normalisation(self) -> Normalisation | None:
+        """Of the images that its stem knows; None: the data set's."""
+        return self.network.own_normalisation
+
+    def check_file(self) -> None:
+        """Raise UserError where the checkpoint is a file that does not exist."""
+        path = self.network.path
+        if path is not None and not path.is_file():
+            raise UserError(
+                f"teacher {self.network.name}: checkpoint {path} is no file (looked for below {Path.cwd()})"
+            )
+
+
+@dataclass(frozen=True)
+class StudyJob(Job):
+    """A search for the best schedule of one pair."""
+
+    teacher: TeacherJob
+    student: Network
+    method: Method  # the first one with a tuned schedule: the study keeps its other settings
+    recipe: Recipe
+    first: list[Schedule]  # what its first trials try
+
+    @property
+    def modules(self) -> list[str]:
+        """The losses."""
+        return _loss_modules(self.method)
+
+    @property
+    def normalisation(self) -> Normalisation | None:
+        """Of the images that its students' stems know; None: the data set's."""
+        return _normalisation_of_student(self.teacher, self.method)
+
+
+@dataclass(frozen=True)
+class StudentJob(Job):
+    """A student to be trained."""
+
+    teacher: TeacherJob
+    student: Network
+    label: str
+    method: Method
+    seed: int
+    recipe: Recipe
+    study: StudyJob | None  # where the schedule comes from, if it is tuned
+
+    @property
+    def modules(self) -> list[str]:
+        """The losses."""
+        return _loss_modules(self.method)
+
+    @property
+    def watched_key(self) -> str:
+        """Without the seed, which stands in the path: how many seeds are trained by one job changes nothing."""
+        return replace(self, settings={**self.settings, "seed": None}).key
+
+    @property
+    def normalisation(self) -> Normalisation | None:
+        """Of the images that its stem knows; None: the data set's."""
+        return _normalisation_of_student(self.teacher, self.method)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """All jobs of an experiment, each in the order in which they are listed in the settings."""
+
+    params: Params
+    data: DataJob
+    teachers: list[TeacherJob]
+    studies: list[StudyJob]
+    students: list[StudentJob]
+
+    @property
+    def trained(self) -> list[TeacherJob | StudentJob]:
+        """Every job that ends with a model."""
+        return [*self.teachers, *self.students]
+
+    @property
+    def evaluation(self) -> Path:
+        """Folder of the summary of all evaluations."""
+        return RESULTS / self.params.dataset.name / "evaluation"
+
+    @property
+    def report(self) -> Path:
+        """Folder of the report."""
+        return RESULTS / self.params.dataset.name / "report"
+
+
+def plan_experiment(params: Params) -> Experiment:
+    """Lay out the jobs of an experiment."""
+    name = params.dataset.name
+    data = DataJob(f"{name}/data", "prepare", params.dataset.model_dump(mode="json"))
+    teachers = {network.name: _teachers(params, network, data) for network in params.teachers}
+    networks = {network.name: network for network in params.students}
+    studies: list[StudyJob] = []
+    students: list[StudentJob] = []
+    for pair in params.paired:
+        network = networks[pair.student]
+        taught_by = teachers[pair.teacher]
+        methods = {label: params.method(pair, label) for label in params.methods}
+        study = _study(params, pair, taught_by[0], network, methods)
+        if study:
+            studies.append(study)
+        for label, method in methods.items():
+            for position, seed in enumerate(params.distill.seeds):
+                teacher = taught_by[position % len(taught_by)]
+                recipe = params.student_recipe(pair, method)
+                used = study if method.tuned else None
+                settings = {
+                    **_student_settings(params, teacher, network, method, recipe),
+                    "seed": seed,
+                    "study": used.settings if used else None,
+                }
+                path = f"{name}/students/{pair.teacher}-{pair.student}/{label}/seed{seed}"
+                students.append(
+                    StudentJob(path, "distill", settings, teacher, network, label, method, seed, recipe, used)
+                )
+    return Experiment(params, data, list(chain.from_iterable(teachers.values())), studies, students)
+
+
+def _teachers(params: Params, network: Teacher, data: DataJob) -> list[TeacherJob]:
+    """One teacher per seed; an imported one is the same for all seeds, and takes the folder of the first."""
+    imported = network.checkpoint is not None
+    shared: dict[str, Any] = {"data": data.settings, "network": network.model_dump(mode="json")}
+    if not imported:
+        shared["recipe"] = params.teach.recipe.model_dump(mode="json")
+    return [
+        TeacherJob(
+            path=f"{params.dataset.name}/teachers/{network.name}/seed{seed}",
+            stage="import_teacher" if imported else "teach",
+            settings={**shared, "seed": seed},
+            network=network,
+            seed=seed,
+            recipe=params.teach.recipe,
+        )
+        for seed in (params.teach.seeds[:1] if imported else params.teach.seeds)
+    ]
+
+
+def _loss_modules(method: Method) -> list[str]:
+    references = [METHODS[name].loss for name in method.names]
+    return sorted({reference.partition(":")[0] for reference in references if reference})
+
+
+def _normalisation_of_student(teacher: TeacherJob, method: Method) -> Normalisation | None:
+    """The teacher's, for a student that gets its stem."""
+    takes_stem = method.init == "teacher" or ("iakd" in method.names and method.iakd.stem == "teacher")
+    return teacher.normalisation if takes_stem else None
+
+
+def _study(
+    params: Params, pair: Pair, teacher: TeacherJob, student: Network, methods: dict[str, Method]
+) -> StudyJob | None:
+    method = next((method for method in methods.values() if method.tuned), None)
+    if method is None:
+        return None
+    recipe = params.trial_recipe(pair, method)
+    tune = params.tune.model_dump(mode="json", exclude={"trials", "workers", "storage", "recipe"})
+    first = _first_schedules(list(methods.values()))
+    settings = {
+        **_student_settings(params, teacher, student, method, recipe),
+        "tune": tune,
+        "first": [schedule.model_dump(mode="json") for schedule in first],
+    }
+    path = f"{params.dataset.name}/tune/{teacher.network.name}-{student.name}"
+    return StudyJob(path, "tune", settings, teacher, student, method, recipe, first)
+
+
+def _first_schedules(methods: list[Method]) -> list[Schedule]:
+    """The paper's three kinds, as the methods spell them out or else with their defaults, and all others of methods.
+
+    So the best trial of a study is never worse, on validation, than a schedule that stands in the settings.
+    """
+    named = [method.iakd.schedule for method in methods if "iakd" in method.names]
+    given = [schedule for schedule in named if isinstance(schedule, Schedule)]
+    result: list[Schedule] = []
+    for kind in PAPER_KINDS:
+        result += [schedule for schedule in given if schedule.kind == kind] or [Schedule.model_validate({"kind": kind})]
+    result += [schedule for schedule in given if schedule.kind not in PAPER_KINDS]
+    return [schedule for position, schedule in enumerate(result) if schedule not in result[:position]]
+
+
+def _student_settings(
+    params: Params, teacher: TeacherJob, student: Network, method: Method, recipe: Recipe
+) -> dict[str, Any]:
+    return {
+        "teacher": _as_students_see_it(teacher) if method.needs_teacher else None,
+        "data": teacher.settings["data"],
+        "network": student.model_dump(mode="json"),
+        "transfer": params.distill.transfer,
+        "method": method.settings(),
+        "recipe": recipe.model_dump(mode="json"),
+    }
+
+
+def _as_students_see_it(teacher: TeacherJob) -> dict[str, Any]:
+    """A teacher's settings, without where it came from: students know its weights by their hash."""
+    network = {name: value for name, value in teacher.settings["network"].items() if name != "checkpoint"}
+    return {**teacher.settings, "network": network}
+
+
+def select(jobs: list[Any], kind: str, **wanted: Any) -> list[Any]:
+    """The jobs whose attributes equal all `wanted`; of a list, one of it. Raises UserError where there are none.
+
+    None, or an empty list, is all.
+    """
+    asked = {name: value if isinstance(value, list) else [value] for name, value in wanted.items()}
+    asked = {name: values for name, values in asked.items() if values and values != [None]}
+    for name, values in asked.items():
+        known = {_attribute(job, name) for job in jobs}
+        for value in values:
+            if value not in known:
+                names = sorted(map(str, known))
+                near = did_you_mean(str(value), names)
+                raise UserError(f"--{name} {value}: no such {kind} in the settings{near}; known: {', '.join(names)}")
+    chosen = [job for job in jobs if all(_attribute(job, name) in values for name, values in asked.items())]
+    if not chosen:
+        words = ", ".join(f"{name} {value}" for name, values in asked.items() for value in values)
+        raise UserError(f"no {kind} in the settings has {words or 'any entry'}")
+    return chosen
+
+
+def group_seeds(jobs: list[StudentJob], size: int) -> list[list[StudentJob]]:
+    """Students that are alike but for the seed, up to `size` in a group, all in their order."""
+    alike = [list(group) for _, group in groupby(jobs, key=lambda job: Path(job.path).parent)]
+    return [group[start : start + size] for group in alike for start in range(0, len(group), size)]
+
+
+def _attribute(job: Any, name: str) -> Any:
+    match name:
+        case "teacher":
+            return job.network.name
+        case "pair":
+            return f"{job.teacher.network.name}-{job.student.name}"
+        case "method":
+            return job.label
+        case _:
+            return getattr(job, name)

@@ -1,0 +1,182 @@
+"""A training's files: live ones in .state/<path>/ while it runs, finished ones in results/<path>/, `run.json` last.
+
+Whoever watches (MLflow's view of a run) reads these files; the training itself waits for nobody.
+"""
+
+import contextlib
+import csv
+import io
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from iakd import files
+from iakd.errors import UserError
+from iakd.experiment.jobs import RESULTS, STATE
+from iakd.experiment.provenance import provenance
+
+Row = dict[str, float | int | None]
+SECONDS_BETWEEN_LOGS = 1.0
+LOCK, RUN, HISTORY, METRICS, MODEL = "lock", "run.json", "history.csv", "metrics.json", "model.safetensors"
+
+
+def now() -> str:
+    """The time as ISO 8601 in UTC."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+@dataclass
+class Run:
+    """One training, identified by `key`: a digest of all that its outcome depends on.
+
+    `about` names it for readers (dataset, teacher, student, method, trial …); `params` are its resolved settings;
+    `inputs` are hashes of what it read (the data, the teacher's weights).
+    """
+
+    path: str
+    stage: str
+    key: str
+    params: dict[str, Any]
+    seed: int
+    about: dict[str, Any]
+    inputs: dict[str, str]
+    device: str = "cpu"
+    started: str = ""
+    seconds: float = 0.0  # spent by earlier, interrupted attempts
+
+    def __post_init__(self) -> None:
+        self.folder = RESULTS / self.path
+        self.live = STATE / self.path
+        self._since = time.monotonic()
+        self._next_log = 0.0
+
+    @property
+    def finished(self) -> bool:
+        """Whether results/<path>/ already holds this very run, whole."""
+        path = self.folder / RUN
+        return path.exists() and files.read_json(path, "delete it to train anew").get("key") == self.key
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator["Run"]:
+        """Hold the run's lock and announce it as running; note the error if the block fails.
+
+        Raises UserError where another process is at the same run.
+        """
+        self.live.mkdir(parents=True, exist_ok=True)
+        with files.exclusive(self.live / LOCK, f"{self.live}: another process is at this run; wait for it to end"):
+            self.started = self.started or now()
+            self._since = time.monotonic()
+            for name in (MODEL, HISTORY, METRICS, RUN):
+                files.remove_leftovers(self.folder / name)
+            self._announce()
+            try:
+                yield self
+            except BaseException as error:
+                with contextlib.suppress(OSError):  # the error itself matters more than the note of it
+                    self._announce(error=f"{type(error).__name__}: {error}")
+                raise
+
+    def wall_seconds(self) -> float:
+        """Seconds spent on this run so far, interrupted attempts included."""
+        return round(self.seconds + time.monotonic() - self._since, 3)
+
+    def _record(self) -> dict[str, Any]:
+        return {
+            "key": self.key,
+            "stage": self.stage,
+            **self.about,
+            "seed": self.seed,
+            "params": self.params,
+            "inputs": self.inputs,
+            "data_sha256": self.inputs.get("data"),
+            **provenance(),
+            "device": self.device,
+            "started": self.started,
+        }
+
+    def _announce(self, **more: Any) -> None:
+        files.write_json(self.live / RUN, {**self._record(), "pid": os.getpid(), **more})
+
+    def log(self, history: list[Row]) -> None:
+        """Show the history so far to whoever watches, once a second at most: short epochs must not wait for disks."""
+        if time.monotonic() >= self._next_log:
+            files.write_text(self.live / HISTORY, history_text(history))
+            self._next_log = time.monotonic() + SECONDS_BETWEEN_LOGS
+
+    def finish(self, history: list[Row], metrics: dict[str, Any], model: bytes | None = None) -> Path:
+        """Publish the products and remove the live files. Returns the results folder."""
+        self.publish(history, metrics, model)
+        self.clear_live()
+        return self.folder
+
+    def publish(self, history: list[Row], metrics: dict[str, Any], model: bytes | None = None) -> None:
+        """Write the products; `run.json` goes last and makes the run finished."""
+        (self.folder / RUN).unlink(missing_ok=True)  # an older run's: until the end this folder is unfinished
+        record = {**self._record(), "finished": now(), "wall_seconds": self.wall_seconds()}
+        if model is not None:
+            files.write_bytes(self.folder / MODEL, model)
+            record["model_sha256"] = files.sha256_bytes(model)
+        files.write_text(self.folder / HISTORY, history_text(history))
+        files.write_json(self.folder / METRICS, metrics)
+        files.write_json(self.folder / RUN, record)
+
+    def clear_live(self) -> None:
+        """Remove the live files, but neither the lock nor the folders of runs below (the trials of a study).
+
+        Those of a run with other settings stay.
+        """
+        path = self.live / RUN
+        if path.exists() and files.read_json(path, "delete it").get("key") != self.key:
+            return
+        for leftover in self.live.glob("*"):
+            if leftover.is_file() and leftover.name != LOCK:
+                leftover.unlink(missing_ok=True)
+
+
+def history_text(history: list[Row]) -> str:
+    """A history as CSV; a value that was not measured in an epoch stays empty."""
+    columns = list(dict.fromkeys(name for row in history for name in row))
+    out = io.StringIO()
+    writer = csv.DictWriter(out, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    return out.getvalue()
+
+
+def read_history(path: Path) -> list[Row]:
+    """The rows of a history.csv, numbers as numbers, empty values as None. Raises UserError if it is missing."""
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: train it again") from None
+    return [{k: _number(v) for k, v in row.items()} for row in csv.DictReader(io.StringIO(text))]
+
+
+def _number(text: str) -> float | int | None:
+    if text == "":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
+
+
+def read_model(folder: Path) -> tuple[bytes, dict[str, Any]]:
+    """The weights in `folder`, checked against the hash that its run.json recorded, and that record.
+
+    Raises UserError where one is missing or damaged.
+    """
+    hint = "train it again (delete the folder and rerun)"
+    record = files.read_json(folder / RUN, hint)
+    path = folder / MODEL
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: {hint}") from None
+    if files.sha256_bytes(content) != record.get("model_sha256"):
+        raise UserError(f"{path} is damaged (its SHA-256 is not the one in {RUN}): {hint}")
+    return content, record

@@ -1,0 +1,138 @@
+"""Why a checkpoint does not fit: what else it would fit, or a table of what differs."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator
+
+import torch
+
+from iakd import config, models
+from iakd.errors import UserError
+from iakd.models.checkpoint_matching import (
+    BOOKKEEPING,
+    COUNTER,
+    Ambiguous,
+    Layer,
+    Names,
+    Shapes,
+    by_name,
+    layers,
+    match,
+)
+
+ROWS = 12  # that are shown of the table
+NOTHING = "–"
+MismatchRow = tuple[str, str, str, str]  # name and shape here, name and shape in the file
+
+log = logging.getLogger(__name__)
+
+
+def explain(settings: config.Network, channels: int, classes: int, theirs: Shapes, ordered: bool) -> str:
+    """In one line, why tensors of these shapes are no weights of the network that `settings` describe.
+
+    Where no other setting explains it, a table is logged before.
+    """
+    its_classes = next((shape[0] for shape in reversed(list(theirs.values())) if len(shape) == 2), classes)
+    depths = {shape[1] for shape in theirs.values() if len(shape) == 4}
+    its_channels = next((depth for depth in (3, 4, 1) if depth in depths), channels)
+    for other in _near(settings, theirs):
+        if _fits(other, its_channels, its_classes, theirs, ordered):
+            return _difference(settings, other, (channels, its_channels), (classes, its_classes))
+    with torch.device("meta"):
+        network = models.build(settings, channels, classes)
+    ours = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    rows = _rows(ours, theirs, network.original_names)
+    if not rows:
+        return f"has the layers of {settings.arch}, but its blocks are put together otherwise; nothing was loaded"
+    log.error("%s", "\n".join(_table(rows)))
+    return f"does not fit {settings.arch}, {len(rows)} tensors differ (table above); nothing was loaded"
+
+
+def _near(settings: config.Network, theirs: Shapes) -> Iterator[config.Network]:
+    """The network that was asked for, then others, the likeliest first."""
+    yield settings
+    widths = sorted({shape[0] for shape in theirs.values() if len(shape) == 4})[:2]
+    for width in (settings.width, None, *widths):
+        for shortcut in ("B", "A"):
+            yield settings.model_copy(update={"width": width, "shortcut": shortcut})
+    for arch in models.ARCHITECTURES:
+        if "/" not in arch:
+            yield settings.model_copy(update={"arch": arch, "width": None, "shortcut": "B"})
+            yield settings.model_copy(update={"arch": arch, "width": None, "shortcut": "A"})
+
+
+def _fits(settings: config.Network, channels: int, classes: int, theirs: Shapes, ordered: bool) -> bool:
+    try:
+        with torch.device("meta"):
+            network = models.build(settings, channels, classes)
+        ours = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+        return match(ours, theirs, network.original_names, ordered) is not None
+    except Ambiguous:
+        return True
+    except UserError:  # a setting that the family has no use for
+        return False
+
+
+def _difference(
+    settings: config.Network, other: config.Network, channels: tuple[int, int], classes: tuple[int, int]
+) -> str:
+    """What would have to be set otherwise, or is otherwise in the data (here, in the file)."""
+    changes = [
+        f"without {name}" if getattr(other, name) is None else f"with {name}: {getattr(other, name)}"
+        for name in ("arch", "width", "shortcut")
+        if getattr(other, name) != getattr(settings, name)
+    ]
+    reasons = []
+    if other.arch == settings.arch and other.shortcut != settings.shortcut:
+        has = "no convolutions" if other.shortcut == "A" else "convolutions"
+        reasons.append(f"this checkpoint has {has} in its shortcuts")
+    if changes:
+        reasons.append(f"it fits a teacher {', '.join(changes)}")
+    if classes[0] != classes[1]:
+        reasons.append(f"it tells {classes[1]} classes apart, and the data set has {classes[0]}")
+    if channels[0] != channels[1]:
+        reasons.append(f"it takes images of {channels[1]} channels, and the data set's have {channels[0]}")
+    return "; ".join(reasons)
+
+
+def _rows(ours: Shapes, theirs: Shapes, original_names: Names) -> list[MismatchRow]:
+    """What does not fit: by name where most names are the same, else the layers of which only one side has the kind."""
+    named = by_name(ours, theirs, original_names)
+    if len(named) > len(ours) / 2:
+        used = set(named.values())
+        rows = [
+            (name, _text(shape), named[name], _text(theirs[named[name]]))
+            for name, shape in ours.items()
+            if name in named and theirs[named[name]] != shape
+        ]
+        here = [name for name in ours if name not in named and not name.endswith(COUNTER)]
+        there = [name for name in theirs if name not in used and name.rpartition(".")[2] not in {COUNTER, *BOOKKEEPING}]
+    else:
+        rows = []
+        here = _unpaired(layers(ours), layers(theirs))
+        there = _unpaired(layers(theirs), layers(ours))
+    rows += [(name, _text(ours[name]), NOTHING, "") for name in here]
+    return rows + [(NOTHING, "", name, _text(theirs[name])) for name in there]
+
+
+def _unpaired(some: list[Layer], others: list[Layer]) -> list[str]:
+    """The tensors of layers of a kind that the others have fewer of."""
+    left = Counter(layer.kind for layer in others)
+    names = []
+    for layer in some:
+        left[layer.kind] -= 1
+        if left[layer.kind] < 0:
+            names += [layer.tensor(leaf) for leaf, _ in layer.kind]
+    return names
+
+
+def _table(rows: list[MismatchRow]) -> list[str]:
+    head = ("here", "shape", "in the file", "shape")
+    shown = [head, *rows[:ROWS]]
+    widths = [max(len(row[i]) for row in shown) for i in range(len(head))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in shown]
+    return lines + ([f"… and {len(rows) - ROWS} more"] if len(rows) > ROWS else [])
+
+
+def _text(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape)) or "number"

@@ -1,0 +1,124 @@
+"""Cutting a finished model of another library into stem, stages of blocks and head, by module paths.
+
+The pieces are the model's own modules, so the parts put together again compute what the model computes.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from iakd.models.network import Block, Network
+from iakd.models.shapes import Shape, channels, feature_shapes
+
+ModulePath = str | Callable[[nn.Module], nn.Module]  # a module's path in the model, or what makes a module of the model
+
+
+@dataclass(frozen=True)
+class Partition:
+    """How a family of models is cut.
+
+    `stem` and `head` are parts in the order in which they are applied. `blocks` are paths of modules, in order; `*` in
+    a path stands for all children of the module before it. A path in `reducers` is not a block of its own: it is
+    applied just before the block that follows it.
+    """
+
+    stem: tuple[ModulePath, ...]
+    blocks: tuple[str, ...]
+    head: tuple[ModulePath, ...]
+    reducers: tuple[str, ...] = ()
+
+
+class ExternalBlock(Block):
+    """A module of another library as a block; its name is `body`."""
+
+    def __init__(self, body: nn.Module, in_channels: int, out_channels: int, kind: type[nn.Module]) -> None:
+        super().__init__(in_channels, out_channels)
+        self.body = body
+        self._kind = kind
+
+    @property
+    def kind(self) -> type[nn.Module]:
+        """The class of the other library's block."""
+        return self._kind
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.body(features)
+
+
+def partition(model: nn.Module, cut: Partition, image: Shape) -> Network:
+    """`model` as a network; `image` is the shape that it was designed for, by which blocks are sorted into stages."""
+    stem = nn.Sequential(*(_module_at(model, part) for part in cut.stem))
+    head = nn.Sequential(*(_module_at(model, part) for part in cut.head))
+    bodies = list(_bodies(model, cut))
+    kinds = [type(body[-1]) if isinstance(body, nn.Sequential) else type(body) for body in bodies]
+    loose = Network(stem, [[ExternalBlock(body, 0, 0, kind) for body, kind in zip(bodies, kinds, strict=True)]], head)
+    shapes = feature_shapes(loose, image)
+    stages: list[list[Block]] = []
+    size: Shape = ()
+    for body, kind, (before, after) in zip(bodies, kinds, pairwise(shapes), strict=True):
+        spatial = after[1:] if len(after) == 3 else after[:1]
+        if spatial != size or not stages:
+            stages.append([])
+            size = spatial
+        stages[-1].append(ExternalBlock(body, channels(before), channels(after), kind))
+    network = Network(stem, stages, head, size=image[-1])
+    ours = {id(tensor): name for name, tensor in network.state_dict(keep_vars=True).items()}
+    theirs = model.state_dict(keep_vars=True)
+    network.original_names = {name: ours[id(tensor)] for name, tensor in theirs.items() if id(tensor) in ours}
+    return network
+
+
+def can_partition(model: nn.Module, cut: Partition) -> bool:
+    """Whether the model has all modules that the cut names."""
+    paths = [part for part in (*cut.stem, *cut.blocks, *cut.reducers, *cut.head) if isinstance(part, str)]
+    try:
+        for path in paths:
+            model.get_submodule(path.partition(".*")[0])
+    except AttributeError:
+        return False
+    return True
+
+
+def change_channels(model: nn.Module, count: int) -> None:
+    """Give the model's first convolution another number of input channels."""
+    path, first = next((path, module) for path, module in model.named_modules() if isinstance(module, nn.Conv2d))
+    if first.in_channels == count:
+        return
+    parent, _, name = path.rpartition(".")
+    new = nn.Conv2d(
+        count,
+        first.out_channels,
+        first.kernel_size,  # type: ignore[arg-type]
+        first.stride,  # type: ignore[arg-type]
+        first.padding,  # type: ignore[arg-type]
+        first.dilation,  # type: ignore[arg-type]
+        bias=first.bias is not None,
+    )
+    setattr(model.get_submodule(parent), name, new)
+
+
+def _module_at(model: nn.Module, part: ModulePath) -> nn.Module:
+    return model.get_submodule(part) if isinstance(part, str) else part(model)
+
+
+def _bodies(model: nn.Module, cut: Partition) -> Iterator[nn.Module]:
+    waiting: list[nn.Module] = []
+    for path, module in (found for pattern in cut.blocks for found in _expand(model, pattern)):
+        if path in cut.reducers:
+            waiting.append(module)
+        else:
+            yield nn.Sequential(*waiting, module) if waiting else module
+            waiting = []
+
+
+def _expand(model: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
+    """Paths and modules that a path with `*` stands for."""
+    before, star, after = path.partition(".*")
+    module = model.get_submodule(before)
+    if not star:
+        yield path, module
+        return
+    for name, _ in module.named_children():
+        yield from _expand(model, f"{before}.{name}{after}")

@@ -1,0 +1,75 @@
+"""What one image costs a network."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from iakd.models.network import Network
+from iakd.models.quantisation import weight_bytes
+from iakd.models.shapes import Shape, hollow
+
+
+def model_cost(network: nn.Module, shape: Shape) -> dict[str, int]:
+    """`parameters` (how many numbers they hold), `weight_bytes` (what they take), and `macs` (multiply–accumulate
+    operations on one image).
+
+    `shape` is (channels, height, width). Counted are convolutions and matrix products, as is usual in the field;
+    normalisation, activations and additions are not. The network's mode is put back.
+    """
+    first = next(network.parameters())
+    training = network.training
+    network.eval()
+    with torch.no_grad(), _counter() as counter:
+        network(torch.zeros(1, *shape, device=first.device, dtype=first.dtype))
+    network.train(training)
+    return {
+        "parameters": _parameters(network),
+        "weight_bytes": weight_bytes(network),
+        "macs": counter.get_total_flops() // 2,
+    }
+
+
+def block_costs(network: Network, shape: Shape) -> list[dict[str, int]]:
+    """The same for each block by itself, in order; nothing is computed."""
+    macs = functional_call(_BlockMacs(network), hollow(network, "network."), (torch.empty(2, *shape, device="meta"),))
+    return [
+        {"parameters": _parameters(block), "macs": number // 2}
+        for block, number in zip(network.blocks, macs, strict=True)
+    ]
+
+
+class _BlockMacs(nn.Module):
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> list[int]:
+        macs = []
+        with torch.no_grad():
+            features = self.network.stem(images)
+            for block in self.network.blocks:
+                with _counter() as counter:
+                    features = block(features)
+                macs.append(counter.get_total_flops() // 2)
+        return macs
+
+
+@contextmanager
+def _counter() -> Iterator[FlopCounterMode]:
+    """A counter of floating-point operations, two per multiply–accumulate."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # the counter does not see into fused attention
+    try:
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            yield counter
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -1,0 +1,183 @@
+"""Which teacher blocks stand in for which student blocks; docs/networks.md gives the rules with examples."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, chain, groupby
+
+from iakd.errors import UserError
+from iakd.models import Network
+from iakd.models.network import Block
+from iakd.models.shapes import Shape, feature_shapes, image_channels
+
+
+def group_sizes(blocks: int, groups: int) -> list[int]:
+    """Sizes of `groups` contiguous groups of a stage's blocks, as even as possible, smaller first."""
+    size, larger = divmod(blocks, groups)
+    return [size] * (groups - larger) + [size + 1] * larger
+
+
+@dataclass(frozen=True)
+class BlockGroup:
+    """Consecutive blocks of one network, and the shapes of one image's features before and after them."""
+
+    first: int  # position of its first block in the network
+    blocks: Sequence[Block]
+    before: Shape
+    after: Shape
+
+    @property
+    def last(self) -> int:
+        """Position of its last block in the network."""
+        return self.first + len(self.blocks) - 1
+
+
+@dataclass(frozen=True)
+class BlockPair:
+    """What is kept or swapped as one: student blocks, mostly a single one, and the teacher's that do its work."""
+
+    stage: int  # of the student
+    ours: BlockGroup
+    theirs: BlockGroup
+
+    @property
+    def student(self) -> Sequence[Block]:
+        """The student's blocks."""
+        return self.ours.blocks
+
+    @property
+    def teacher(self) -> Sequence[Block]:
+        """The teacher's blocks."""
+        return self.theirs.blocks
+
+    @property
+    def same_shape(self) -> bool:
+        """Whether the teacher's group fits the student's place without an adapter."""
+        return (self.ours.before, self.ours.after) == (self.theirs.before, self.theirs.after)
+
+    @property
+    def same_size(self) -> bool:
+        """Whether maps have the same height and width in both networks, whatever their channels."""
+        return (_size(self.ours.before), _size(self.ours.after)) == (
+            _size(self.theirs.before),
+            _size(self.theirs.after),
+        )
+
+
+def pair_blocks(teacher: Network, student: Network, image: Shape | None = None) -> list[BlockPair]:
+    """Pair the networks stage by stage, from the first student block to the last.
+
+    Shapes are those of an image of shape `image` (channels, height, width); without it, of an image as large as the
+    networks were designed for. Raises UserError, saying why, where a pair is impossible.
+    """
+    side = max(teacher.size, student.size)
+    image = image or (image_channels(student), side, side)
+    their_shapes, our_shapes = feature_shapes(teacher, image), feature_shapes(student, image)
+    _check_kinds(their_shapes[-1], our_shapes[-1])
+    their_stages, our_stages = _stages(teacher, their_shapes), _stages(student, our_shapes)
+    pairs = []
+    for stage, theirs, ours in _aligned(their_stages, our_stages):
+        if len(theirs) < len(ours) and teacher.blocks[theirs[0]].kind is student.blocks[ours[0]].kind:
+            raise UserError(
+                f"impossible pair: stage {stage + 1} of the teacher has {len(theirs)} blocks and the student's "
+                f"{len(ours)}; choose a deeper teacher or a shallower student"
+            )
+        places = min(len(theirs), len(ours))
+        for their_group, our_group in zip(_groups(theirs, places), _groups(ours, places), strict=True):
+            pairs.append(
+                BlockPair(stage, _part(student, our_group, our_shapes), _part(teacher, their_group, their_shapes))
+            )
+    return pairs
+
+
+def levels(pairs: Sequence[BlockPair]) -> list[BlockPair]:
+    """The pairs that end a stage of the student: where both networks' features are best compared."""
+    return [
+        pair for pair, after in zip(pairs, [*pairs[1:], None], strict=True) if not after or after.stage != pair.stage
+    ]
+
+
+def whole_stages(pairs: Sequence[BlockPair]) -> list[BlockPair]:
+    """All pairs of a stage of the student as one."""
+    stages = [list(members) for _, members in groupby(pairs, key=lambda pair: pair.stage)]
+    return [
+        BlockPair(
+            members[0].stage, _joined([pair.ours for pair in members]), _joined([pair.theirs for pair in members])
+        )
+        for members in stages
+    ]
+
+
+def _joined(parts: list[BlockGroup]) -> BlockGroup:
+    blocks = [block for part in parts for block in part.blocks]
+    return BlockGroup(parts[0].first, blocks, parts[0].before, parts[-1].after)
+
+
+def _check_kinds(theirs: Shape, ours: Shape) -> None:
+    if len(theirs) != len(ours):
+        maps, tokens = ("teacher", "student") if len(theirs) == 3 else ("student", "teacher")
+        raise UserError(
+            f"impossible pair: the {maps}'s blocks give maps and the {tokens}'s tokens; "
+            "choose two convolutional networks or two transformers"
+        )
+    if len(theirs) == 2 and theirs[0] != ours[0]:
+        raise UserError(
+            f"impossible pair: the teacher sees {theirs[0]} tokens and the student {ours[0]}; "
+            "choose transformers with patches of the same size"
+        )
+
+
+Stage = tuple[Sequence[int], int]  # positions of a stage's blocks in the network, and the height of its maps
+
+
+def _stages(network: Network, shapes: list[Shape]) -> list[Stage]:
+    ends = list(accumulate(len(stage) for stage in network.stages))  # type: ignore[arg-type]
+    starts = [0, *ends[:-1]]
+    return [(range(start, end), _size(shapes[end])[0]) for start, end in zip(starts, ends, strict=True)]
+
+
+def _aligned(teacher: list[Stage], student: list[Stage]) -> list[tuple[int, Sequence[int], Sequence[int]]]:
+    """Stage of the student, teacher blocks, student blocks, for each two stages that belong together.
+
+    As many stages: the first with the first, and so on. Otherwise the stages of the network that has more of them are
+    put together: each goes with the first stage of the other whose maps are no larger, the smallest ones with the last.
+    """
+    if len(teacher) == len(student):
+        return [(i, *both) for i, both in enumerate(zip(_blocks(teacher), _blocks(student), strict=True))]
+    more, fewer = (teacher, student) if len(teacher) > len(student) else (student, teacher)
+    names = ("teacher", "student") if more is teacher else ("student", "teacher")
+    partners: list[list[int]] = [[] for _ in fewer]
+    for position, (_, size) in enumerate(more):
+        fitting = [i for i, (_, other) in enumerate(fewer) if other <= size]
+        partners[fitting[0] if fitting else -1].append(position)
+    for stage, positions in enumerate(partners):
+        if not positions:
+            raise UserError(
+                f"impossible pair: the {names[0]} has {len(more)} stages and the {names[1]} {len(fewer)}, and none of "
+                f"the {names[0]}'s has maps for stage {stage + 1} of the {names[1]} "
+                f"(sizes {', '.join(str(size) for _, size in more)} and {', '.join(str(size) for _, size in fewer)}); "
+                "choose networks with equally many stages"
+            )
+    merged = [list(chain.from_iterable(more[p][0] for p in positions)) for positions in partners]
+    if more is teacher:
+        return [(i, *both) for i, both in enumerate(zip(merged, _blocks(student), strict=True))]
+    return [(p[0], *both) for p, both in zip(partners, zip(_blocks(teacher), merged, strict=True), strict=True)]
+
+
+def _blocks(stages: list[Stage]) -> list[Sequence[int]]:
+    return [blocks for blocks, _ in stages]
+
+
+def _groups(blocks: Sequence[int], count: int) -> list[Sequence[int]]:
+    ends = list(accumulate(group_sizes(len(blocks), count)))
+    return [blocks[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+
+
+def _part(network: Network, positions: Sequence[int], shapes: list[Shape]) -> BlockGroup:
+    blocks = network.blocks
+    first, last = positions[0], positions[-1]
+    return BlockGroup(first, [blocks[position] for position in positions], shapes[first], shapes[last + 1])
+
+
+def _size(shape: Shape) -> Shape:
+    """Height and width of a map; the number of tokens."""
+    return shape[1:] if len(shape) == 3 else shape[:1]

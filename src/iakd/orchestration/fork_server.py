@@ -1,0 +1,188 @@
+"""Short trainings without their start-up: a process that has torch loaded already forks itself for each command.
+
+Importing torch and what its optimisers need takes five seconds of a core, as long as the training of a small student.
+A workflow starts one server (`python -m iakd.orchestration.fork_server SOCKET`); `iakd` hands its command line to
+it, passes signals on and ends with the same exit code. Where no server answers, the command runs in its own process.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from iakd.processes import end_with_parent
+
+VARIABLE = "IAKD_WARM"  # the socket, a path below the working directory
+COMMANDS = ("teach", "distill", "evaluate")
+STAGES = (*COMMANDS, "import_teacher")
+PRELOAD = ("torch._dynamo", *(f"iakd.stages.{stage}" for stage in STAGES), "iakd.evaluation.measure")
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+NUMBER_BYTES = 4  # of a message's length, a process number, an exit code
+
+
+def hand_over(arguments: list[str]) -> int | None:
+    """Have the server run `iakd ARGUMENTS` with this process's files, folder and environment; returns its exit code.
+
+    None where there is no server, or nothing to gain: then the caller runs the command itself.
+    """
+    path = os.environ.pop(VARIABLE, None)
+    if path is None or not arguments or arguments[0] not in COMMANDS:
+        return None
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        try:
+            connection.connect(path)
+        except OSError:
+            return None
+        request = {"arguments": arguments, "folder": str(Path.cwd()), "environment": dict(os.environ)}
+        message = json.dumps(request).encode()
+        socket.send_fds(connection, [_number(len(message))], [0, 1, 2])
+        connection.sendall(message)
+        worker = int.from_bytes(_receive(connection), "big")
+        for number in FORWARDED:
+            signal.signal(number, lambda number, frame: _pass_on(worker, number))
+        answer = _receive(connection)
+    if not answer:
+        print("iakd: the worker process died; run the same command again", file=sys.stderr)
+        return 1
+    return int.from_bytes(answer, "big")
+
+
+def _number(value: int) -> bytes:
+    return value.to_bytes(NUMBER_BYTES, "big")
+
+
+def _receive(connection: socket.socket, size: int = NUMBER_BYTES) -> bytes:
+    """`size` bytes; fewer where the other side is gone."""
+    with contextlib.suppress(ConnectionResetError):
+        return connection.recv(size, socket.MSG_WAITALL)
+    return b""
+
+
+def _pass_on(worker: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(worker, number)
+
+
+def start(path: Path) -> subprocess.Popen[bytes]:
+    """Start a server that ends with this process, and name it to the commands started from here."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    # One thread: a process with several cannot be forked safely. The trainings set their own number.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "iakd.orchestration.fork_server", str(path)]
+    server = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
+    os.environ[VARIABLE] = str(path)
+    return server
+
+
+def _preload() -> tuple[str, ...]:
+    """The modules that commands need, the losses of all methods among them."""
+    from iakd.config import METHODS
+
+    losses = {spec.loss.partition(":")[0] for spec in METHODS.values() if spec.loss}
+    return (*PRELOAD, *sorted(losses))
+
+
+def serve(path: Path, preload: tuple[str, ...]) -> None:
+    """Fork a worker for each command that comes in, until this process is ended."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(path))
+    listener.listen()  # commands wait here while the modules are loaded
+    for module in preload:
+        importlib.import_module(module)
+    _remember_sources(preload)
+    clients: dict[int, tuple[socket.socket, int]] = {}  # by the worker's pidfd
+    with selectors.DefaultSelector() as selector:
+        selector.register(listener, selectors.EVENT_READ, "command")
+        while True:
+            for key, _ in selector.select():
+                if key.data == "command":
+                    client, _ = listener.accept()
+                    worker = _fork(client, [listener, *(other for other, _ in clients.values())])
+                    if worker is None:
+                        client.close()
+                        continue
+                    descriptor = os.pidfd_open(worker)
+                    clients[descriptor] = (client, worker)
+                    selector.register(descriptor, selectors.EVENT_READ, "ended")
+                    selector.register(client, selectors.EVENT_READ, worker)
+                elif key.data == "ended":
+                    client, worker = clients.pop(key.fd)
+                    status = os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1])
+                    with contextlib.suppress(KeyError):
+                        selector.unregister(client)
+                    with contextlib.suppress(OSError):
+                        client.sendall(_number(status if status >= 0 else 128 - status))
+                    client.close()
+                    selector.unregister(key.fd)
+                    os.close(key.fd)
+                else:  # the command was killed: end its work, too
+                    selector.unregister(key.fileobj)
+                    _pass_on(key.data, signal.SIGTERM)
+
+
+def _remember_sources(modules: tuple[str, ...]) -> None:
+    """What the loaded modules are is what they were when they were loaded, whoever edits the files meanwhile."""
+    from iakd.experiment.provenance import provenance, source_sha
+
+    for module in modules:
+        if not module.startswith("torch"):
+            source_sha(module)
+    provenance()
+
+
+def _fork(client: socket.socket, others: list[socket.socket]) -> int | None:
+    """Fork a worker for the command that `client` sends; its process number, None if the client is gone."""
+    size, descriptors, _, _ = socket.recv_fds(client, NUMBER_BYTES, 3)
+    expected = int.from_bytes(size, "big")
+    message = _receive(client, expected)
+    worker = None
+    if len(size) == NUMBER_BYTES and len(message) == expected:
+        worker = os.fork()
+        if worker == 0:
+            for connection in (client, *others):
+                connection.close()
+            _work(json.loads(message), descriptors)
+        with contextlib.suppress(OSError):
+            client.sendall(_number(worker))
+    for descriptor in descriptors:
+        os.close(descriptor)
+    return worker
+
+
+def _work(request: dict[str, Any], descriptors: list[int]) -> None:
+    """Be `iakd ARGUMENTS` from here on; never returns."""
+    code = 1
+    try:
+        end_with_parent()
+        for number, descriptor in enumerate(descriptors):
+            os.dup2(descriptor, number)
+        os.chdir(request["folder"])
+        os.environ.clear()
+        os.environ.update(request["environment"])
+        sys.argv = ["iakd", *request["arguments"]]
+        from iakd.cli import main
+
+        main()
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    end_with_parent()
+    serve(Path(sys.argv[1]), _preload())

@@ -1,0 +1,378 @@
+"""What an epoch adds up: on the device, so that no step waits for the host."""
+
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
+from typing import Any, NoReturn, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from iakd.config import Augment, Compute, Recipe
+from iakd.data.loader import Batch, EpochSubset, ImageLoader
+from iakd.devices import set_memory_format, use_channels_last
+from iakd.errors import RunFailed, UserError
+from iakd.experiment.run_dir import Row, Run
+from iakd.processes import Interrupt
+from iakd.seeding import derive
+from iakd.training import checkpoint
+from iakd.training.distributed import ALONE, Exchange, ProcessGroup, exchanging
+from iakd.training.engine import make_engine
+from iakd.training.optimizer import WeightAverage, load_state, make_optimizer, set_lr
+from iakd.training.progress import Progress
+from iakd.training.timeline import Timeline
+from iakd.training.validation import validate
+
+
+class EpochSums:
+    """Sums over the images of an epoch: of each term of the loss, and of right answers."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.images = 0
+        self._terms: dict[tuple[str, ...], Tensor] = {}  # float32 (terms,), by their names
+        self._correct = torch.zeros((), dtype=torch.int64, device=device)
+
+    def add(self, names: tuple[str, ...], values: Tensor, right: Tensor, images: int) -> None:
+        """Add a batch of so many images: means `values` (terms,), number of `right` answers. Changed in place."""
+        if names not in self._terms:
+            self._terms[names] = torch.zeros_like(values)
+        self._terms[names].add_(values, alpha=images)
+        self._correct.add_(right)
+
+    def loss(self) -> float:
+        """The sum of all terms; waits for the device."""
+        return sum(total.sum().item() for total in self._terms.values())
+
+    def means(self) -> dict[str, float]:
+        """`loss`, `loss_<term>` and `train_top1` (percent), over the images so far; waits for the device."""
+        totals: dict[str, float] = {}
+        for names, values in self._terms.items():
+            for name, value in zip(names, values.tolist(), strict=True):
+                totals[f"loss_{name}"] = totals.get(f"loss_{name}", 0.0) + value
+        means = {name: total / self.images for name, total in totals.items()}
+        return {"loss": sum(means.values()), **means, "train_top1": 100.0 * self._correct.item() / self.images}
+
+    def reset(self) -> None:
+        """Begin an epoch."""
+        self.images = 0
+        for tensor in (*self._terms.values(), self._correct):
+            tensor.zero_()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All sums, for a checkpoint."""
+        return {
+            "images": self.images,
+            "correct": self._correct,
+            "terms": [[list(k), v] for k, v in self._terms.items()],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self.images = state["images"]
+        self._correct.copy_(state["correct"])
+        self._terms = {tuple(names): values.to(self.device) for names, values in state["terms"]}
+
+
+LossTerms = dict[str, Tensor]
+TrainingResult = tuple[list[Row], dict[str, Any]]  # history and final metrics
+OnValidation = Callable[[int, Row], None]
+VALIDATION_BATCH = 512  # images: more are no faster, and set the peak of a CPU training's memory
+VALIDATION_VALUES = 1 << 24  # and fewer where they are large: values of a batch
+
+log = logging.getLogger(__name__)
+
+
+class TrainingMethod(Protocol):
+    """What distinguishes one way of training from another."""
+
+    timeline: Timeline
+
+    def choose(self, epoch: int) -> EpochSubset | None:
+        """The images of an epoch, where these are not all as they are; asked when it begins or is gone on with."""
+        ...
+
+    def second_view(self, augment: Augment) -> Augment | None:
+        """The augmentation for `Batch.second`, where the method looks at a second view; the first has `augment`."""
+        ...
+
+    def loss(self, batch: Batch, step: int) -> tuple[LossTerms, Tensor]:
+        """Named scalars whose sum is minimised, and the logits (B, classes) that the training accuracy is read from.
+
+        Of mixed images, the accuracy counts the own label.
+        """
+        ...
+
+    def parameters(self) -> Iterable[nn.Parameter]:
+        """What is trained: the network's parameters and those that the method needs and then discards."""
+        ...
+
+    def modules(self) -> Iterable[nn.Module]:
+        """All networks and parts that a step computes with, trained or frozen."""
+        ...
+
+    def pattern(self, step: int) -> Hashable | None:
+        """What a step computes, given its batch: the same for two steps that can replay each other, None for no other.
+
+        Steps are alike if all that differs is in tensors that stay where they are.
+        """
+        ...
+
+    def train(self) -> None:
+        """Put every part into the mode in which it is trained or used."""
+        ...
+
+    def epoch_record(self, epoch: int) -> dict[str, float]:
+        """What the method adds to an epoch's row in the history."""
+        ...
+
+    def record(self) -> dict[str, Any]:
+        """What the method adds to the final metrics."""
+        ...
+
+    def finish(self, data: ImageLoader, batch_size: int) -> None:
+        """Last work on the network, after the last step."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the method needs to go on exactly, beside the network."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        ...
+
+
+class Trainer:
+    """One training of `network` by `method`, from wherever its last checkpoint left it."""
+
+    def __init__(
+        self,
+        run: Run,
+        network: nn.Module,
+        method: TrainingMethod,
+        data: ImageLoader,
+        validation: ImageLoader,
+        recipe: Recipe,
+        compute: Compute,
+        on_validation: OnValidation | None = None,
+        processes: ProcessGroup = ALONE,
+    ) -> None:
+        self.run = run
+        self.network = network
+        self.method = method
+        self.data = data
+        self.validation = validation
+        self.recipe = recipe
+        self.checkpoint_seconds = compute.checkpoint_seconds
+        self.on_validation = on_validation or (lambda epoch, row: None)
+        self.processes = processes
+        self.exchange: Exchange | None = None  # between several processes
+        self.timeline = method.timeline
+        self.device = next(network.parameters()).device
+        modules = list(method.modules())
+        self.channels_last = use_channels_last(compute, recipe, self.device, modules)
+        for module in modules:
+            set_memory_format(module, self.channels_last)
+        self.engine = make_engine(
+            compute, self.device, modules, recipe.batch_size, self._work, several=processes.count > 1
+        )
+        self.optimizer = make_optimizer(list(method.parameters()), recipe, capturable=bool(self.engine.graphs))
+        self.average = WeightAverage(network, recipe.ema) if recipe.ema else None
+        self.history: list[Row] = []
+        self.step = 0  # of the whole training
+        self.sums = EpochSums(self.device)  # of the epoch
+        self.epoch_seconds = 0.0
+        self._resumed = self._saved = time.monotonic()
+
+    def fit(self) -> TrainingResult:
+        """Train to the end; returns the history and the final metrics.
+
+        Raises RunFailed where the loss is no longer finite, KeyboardInterrupt (after a checkpoint) at a signal.
+        """
+        with Interrupt() as interrupt:
+            steps = self.steps(interrupt)
+            while True:
+                try:
+                    next(steps)
+                except StopIteration as end:
+                    outcome: TrainingResult = end.value
+                    return outcome
+
+    def steps(self, interrupt: Interrupt) -> Generator[None, None, TrainingResult]:
+        """`fit`, a step at a time, so that others can take theirs in between (`training.together`)."""
+        with contextlib.ExitStack() as stack:
+            for images in (self.data, self.validation):
+                stack.enter_context(contextlib.closing(images))
+            if self.processes.count > 1:
+                self.exchange = stack.enter_context(exchanging(self.method.modules(), self.method.parameters()))
+            return (yield from self._fit(interrupt))
+
+    def _fit(self, interrupt: Interrupt) -> Generator[None, None, TrainingResult]:
+        torch.manual_seed(derive("global", self.run.seed))
+        self._restore()
+        for row in self.history:
+            if "val_top1" in row:
+                self.on_validation(int(row["epoch"] or 0), row)
+        with Progress(self.run.path, self.timeline.epochs) as progress:
+            while self.step < self.timeline.total:
+                yield from self.epoch(interrupt)
+                row = self.history[-1]
+                if self.processes.first:
+                    self.run.log(self.history)
+                progress.show(row)
+                if "val_top1" in row:
+                    self.on_validation(int(row["epoch"] or 0), row)
+        if self.average:
+            self.network.load_state_dict(self.average.module.state_dict())
+        self.method.finish(self.data, self.recipe.batch_size)
+        last = self.history[-1]
+        final = self._validate(self.network)
+        metrics = {**final, "train_loss": last["loss"], "epochs": self.timeline.epochs, "steps": self.timeline.total}
+        return self.history, metrics | self.method.record()
+
+    def epoch(self, interrupt: Interrupt) -> Iterator[None]:
+        """The rest of the epoch that `self.step` is in, a step at a time, and its row in the history."""
+        epoch, first = self.timeline.place(self.step)
+        end = self.timeline.first_step(epoch + 1)
+        recipe = self.recipe
+        self._resumed = time.monotonic()
+        self.method.train()
+        for batch in self.data.epoch(
+            self.run.seed,
+            epoch,
+            recipe.batch_size,
+            recipe.augment,
+            start=first,
+            channels_last=self.channels_last,
+            second=self.method.second_view(recipe.augment),
+            choice=self.method.choose(epoch),
+            share=self.processes.share,
+        ):
+            self._step(batch)
+            self.step += 1
+            yield
+            if self.step < end:  # the epoch's last checkpoint has its row, see below
+                self._checkpoint_if_due(interrupt)
+        self._check_finite()
+        self.epoch_seconds += time.monotonic() - self._resumed
+        images = self.sums.images
+        row: Row = {"epoch": epoch + 1, "step": self.step, "lr": self.timeline.lr(self.step - 1), **self.sums.means()}
+        if (epoch + 1) % recipe.validate_every == 0 or epoch + 1 == self.timeline.epochs:
+            row |= self._validate(self.average.module if self.average else self.network)
+        row |= self.method.epoch_record(epoch)
+        row["images_per_s"] = round(images / max(self.epoch_seconds, 1e-9), 1)
+        row["seconds"] = round(self.epoch_seconds, 4)
+        self.history.append(row)
+        self.sums.reset()
+        self.epoch_seconds = 0.0
+        self._resumed = time.monotonic()
+        self._checkpoint_if_due(interrupt)
+
+    def _checkpoint_if_due(self, interrupt: Interrupt) -> None:
+        """Save the state every `checkpoint_seconds` and at a signal, which then ends the training.
+
+        All processes of a training do so after the same step.
+        """
+        moment = time.monotonic()
+        due, ending = 1, 2
+        wanted = ending if interrupt.name else due * (moment - self._saved > self.checkpoint_seconds)
+        wanted = self.processes.highest(wanted)
+        if wanted:
+            self.epoch_seconds += moment - self._resumed
+            self._save()
+            self._resumed = self._saved = time.monotonic()
+        if wanted == ending:
+            raise KeyboardInterrupt(interrupt.name)
+
+    def _step(self, batch: Batch) -> None:
+        if batch.cut:  # each draws for its own images
+            torch.manual_seed(derive("step", self.run.seed, self.step, batch.cut.rank if batch.cut.divided else 0))
+        set_lr(self.optimizer, self.engine.lr(self.timeline.lr(self.step)))
+        self.engine.step(batch, lambda: self.method.pattern(self.step))
+        self.sums.images += batch.whole
+
+    def _work(self, batch: Batch) -> None:
+        """All that a step does on the device. Nothing here may wait for it, or graphs could not be recorded."""
+        if self.exchange:
+            self.exchange.begin(batch)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
+            terms, logits = self.method.loss(batch, self.step)
+        values = torch.stack(list(terms.values()))
+        right = (logits.detach().argmax(1) == batch.labels).sum()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.exchange:
+            values, right = self.exchange.backward(values, right, batch)
+        else:
+            values.sum().backward()
+        if self.recipe.clip_norm:
+            nn.utils.clip_grad_norm_(self.method.parameters(), self.recipe.clip_norm)
+        self.optimizer.step()
+        if self.average:
+            self.average.update()
+        self.sums.add(tuple(terms), values.detach(), right, batch.whole)
+
+    def _check_finite(self) -> None:
+        if not math.isfinite(self.sums.loss()):
+            self._diverged("loss")
+
+    def _validate(self, network: nn.Module) -> dict[str, float]:
+        batch_size = min(VALIDATION_BATCH, VALIDATION_VALUES // math.prod(self.validation.image_shape))
+        metrics = validate(network, self.validation, max(1, batch_size), self.channels_last, self.processes.share)
+        if not math.isfinite(metrics["val_nll"]):  # BatchNorm's statistics can overflow before the weights do
+            self._diverged("validation loss")
+        return metrics
+
+    def _diverged(self, what: str) -> NoReturn:
+        epoch = self.timeline.place(self.step - 1)[0] + 1
+        raise RunFailed(
+            f"{self.run.path}: the {what} is no longer finite in epoch {epoch} (by step {self.step}); "
+            "lower recipe.lr, or bound the gradient with recipe.clip_norm"
+        )
+
+    def _save(self) -> None:
+        self._check_finite()
+        self.processes.lead(self._write)  # nobody goes on, or ends, before it is there
+
+    def _write(self) -> None:
+        state = {
+            "key": self.run.key,
+            "step": self.step,
+            "history": self.history,
+            "sums": self.sums.state_dict(),
+            "epoch_seconds": self.epoch_seconds,
+            "started": self.run.started,
+            "wall_seconds": self.run.wall_seconds(),
+            "network": self.network.state_dict(),
+            "method": self.method.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.state_dict() if self.average else None,
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+        }
+        checkpoint.save(self.run.live, state)
+
+    def _restore(self) -> None:
+        state = checkpoint.load(self.run.live, self.run.key)
+        step = state["step"] if state else 0
+        if self.processes.lead(lambda: step) != step:
+            raise UserError(f"{self.run.live}: all processes of a training have to see the same files")
+        if state is None:
+            return
+        self.step = state["step"]
+        self.history = state["history"]
+        self.sums.load_state_dict(state["sums"])
+        self.epoch_seconds = state["epoch_seconds"]
+        self.run.started = state["started"]
+        self.run.seconds = state["wall_seconds"]
+        self.network.load_state_dict(state["network"])
+        self.method.load_state_dict(state["method"])
+        load_state(self.optimizer, state["optimizer"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
+        torch.set_rng_state(state["rng"])
+        if state["cuda_rng"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+        log.info("%s: going on at step %d of %d", self.run.path, self.step, self.timeline.total)

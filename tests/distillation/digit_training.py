@@ -1,0 +1,86 @@
+"""Small trainings on real images: scikit-learn's digits, from a teacher that knows something of them."""
+
+from functools import cache
+from typing import Any
+
+import torch
+
+from iakd import config, models
+from iakd.config import Compute, Recipe, Schedule
+from iakd.data.loader import Batch, DeviceLoader
+from iakd.data.sources import digits
+from iakd.distillation import Distiller, timeline_of
+from iakd.distillation.teacher_cache import CacheDir
+from iakd.experiment.run_dir import Run
+from iakd.models.network import initialise
+from iakd.training.trainer import Trainer
+
+STUDENT, TEACHER = config.Network(arch="resnet8", width=8), config.Network(arch="resnet14", width=8)
+IMAGES = 5 * 32 + 2  # the last batch of an epoch has two images
+EPOCHS = 5  # of six steps
+
+
+@cache
+def digit_images(first: int, n: int) -> DeviceLoader:
+    """`n` digits, from the `first` on."""
+    raw = digits.read(config.Dataset())
+    part = slice(first, first + n)
+    return DeviceLoader(raw.train_images[part], raw.train_labels[part], [0.305], [0.376], "cpu")
+
+
+def network(chosen: config.Network, seed: int) -> models.Network:
+    net = models.build(chosen, 1, 10)
+    initialise(net, torch.Generator().manual_seed(seed))
+    return net
+
+
+@cache
+def teacher_weights() -> bytes:
+    """A teacher after a hundred steps of plain training: good enough to be worth imitating."""
+    torch.set_num_threads(1)
+    net, data = network(TEACHER, 2).train(), digit_images(500, 640)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    for epoch in range(10):
+        for batch in data.epoch(0, epoch, 64, config.Augment()):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(net(batch.images), batch.labels).backward()
+            optimizer.step()
+    return models.save_weights(net)
+
+
+def teacher() -> models.Network:
+    """The frozen teacher of the tests."""
+    net = network(TEACHER, 2).eval().requires_grad_(False)
+    models.load_weights(net, teacher_weights(), "the teacher of the tests")
+    return net
+
+
+def make_training(
+    expression: str,
+    path: str = "digits/students/run",
+    options: dict[str, Any] | None = None,
+    cache_dir: CacheDir | None = None,
+    **recipe: Any,
+) -> Trainer:
+    """A training of a tiny student by a sum of methods, ready to fit; its files go below the working folder."""
+    torch.set_num_threads(1)
+    settings = {"epochs": EPOCHS, "batch_size": 32, "lr": 0.1, "validate_every": 5, **recipe}
+    chosen = Recipe.model_validate(settings)
+    method = config.Method(method=expression, **(options or {}))
+    student = network(STUDENT, 1)
+    train = digit_images(0, IMAGES)
+    timeline = timeline_of(chosen, method, len(train))
+    schedule = Schedule(p0=0.5, student_only=0.2)
+    distillation = Distiller(
+        student, teacher(), method, schedule, timeline, 0, train, chosen.label_smoothing, cache_dir
+    )
+    run = Run(path, "distill", "key", {}, 0, {}, {})
+    machine = Compute(device="cpu", checkpoint_seconds=1e9)
+    return Trainer(run, student, distillation, train, digit_images(1200, 40), chosen, machine)
+
+
+def fixed_batch(training: Trainer, epoch: int = 0) -> Batch:
+    """The first batch of an epoch, as the training sees it."""
+    recipe = training.recipe
+    second = training.method.second_view(recipe.augment)
+    return next(training.data.epoch(0, epoch, recipe.batch_size, recipe.augment, second=second))

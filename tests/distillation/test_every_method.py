@@ -1,0 +1,196 @@
+"""What every method has to do, whichever it is: each name that `iakd methods` lists is tried on real images.
+
+A method that needs other settings to be quick on tiny networks has them in OPTIONS.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from digit_training import STUDENT, fixed_batch, make_training
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from iakd import config, models
+from iakd.config import METHODS
+from iakd.training.trainer import Trainer
+
+Make = Callable[..., Trainer]
+FitUntil = Callable[[Trainer, int], None]
+
+OPTIONS: dict[str, dict[str, Any]] = {  # by method
+    # its loss rises until the memories are no longer random, at its own temperature for longer than these trainings
+    "crd": {"negatives": 128, "temperature": 0.2},
+    "kcd": {"every": 2},
+}
+RECIPE: dict[str, dict[str, Any]] = {  # by method, where the common one is too hard on it
+    "sp": {"clip_norm": 5.0},  # their weights are made for batches of 64, and grow as batches shrink
+    "pkt": {"clip_norm": 5.0},
+}
+OWN_TERMS_MAY_RISE: dict[str, str] = {}  # method: why
+STUDENT_GROWS: set[str] = {"simkd"}  # methods whose student keeps something beside its own network
+
+
+def options(name: str) -> dict[str, Any]:
+    return {name: OPTIONS[name]} if name in OPTIONS else {}
+
+
+def alone(name: str) -> str:
+    """The method by itself, or what it changes with it."""
+    return f"kd+{name}" if METHODS[name].joins else name
+
+
+@dataclass
+class Whole:
+    """A training that ran from its first step to its last."""
+
+    name: str
+    training: Trainer
+    history: list[dict[str, float | int | None]]
+    metrics: dict[str, Any]
+    teacher: bytes  # before
+    before: dict[str, float]  # terms of a fixed batch, weighted as in the last step
+    after: dict[str, float]
+
+
+def terms_at_the_end(training: Trainer) -> dict[str, float]:
+    training.method.train()
+    terms, _ = training.method.loss(fixed_batch(training), training.timeline.total - 1)
+    return {name: float(term.detach()) for name, term in terms.items()}
+
+
+def train(name: str, path: str = "digits/students/run") -> Trainer:
+    return make_training(alone(name), path, options(name), **RECIPE.get(name, {}))
+
+
+@pytest.fixture(scope="module", params=list(METHODS))
+def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Whole]:
+    """One training per method, which the tests below look at from several sides. It leaves them in its folder."""
+    name = request.param
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("method"))
+        before = terms_at_the_end(train(name))
+        training = train(name)
+        teacher = models.save_weights(training.method.teacher)
+        history, metrics = training.fit()
+        yield Whole(name, training, history, metrics, teacher, before, terms_at_the_end(train_again(training, name)))
+
+
+def train_again(training: Trainer, name: str) -> Trainer:
+    """A copy to be looked at, so that looking does not change what the method remembers."""
+    copy = train(name, "digits/students/copy")
+    copy.network.load_state_dict(training.network.state_dict())
+    copy.method.load_state_dict(training.method.state_dict())
+    return copy
+
+
+def test_thirty_steps_lower_its_loss(whole: Whole) -> None:
+    assert whole.training.step == whole.training.timeline.total <= 30
+    assert sum(whole.after.values()) < 0.9 * sum(whole.before.values())
+    own = [term for term in whole.before if term != "ce"]
+    if not (METHODS[whole.name].joins or METHODS[whole.name].base):  # so that no part of a sum takes another's place
+        assert all(term == whole.name or term.startswith(f"{whole.name}_") for term in own)
+    if own and whole.name not in OWN_TERMS_MAY_RISE:
+        assert sum(whole.after[term] for term in own) < sum(whole.before[term] for term in own)
+
+
+def tensors(state: Any) -> Iterator[Tensor]:
+    """All tensors in nested dictionaries and lists."""
+    match state:
+        case Tensor():
+            yield state
+        case dict():
+            for value in state.values():
+                yield from tensors(value)
+        case list():
+            for value in state:
+                yield from tensors(value)
+
+
+def test_interrupted_equals_uninterrupted(whole: Whole, fit_until: FitUntil) -> None:
+    """Killed in the middle of an epoch, then at the end of one: same student, same history, same memories."""
+    torch.manual_seed(1234)  # nothing may depend on what the process drew before
+    for stop in (4, 18):
+        part = train(whole.name, "digits/students/part")
+        fit_until(part, stop)
+    resumed = train(whole.name, "digits/students/part")
+    history, metrics = resumed.fit()
+    assert models.save_weights(resumed.network) == models.save_weights(whole.training.network)
+    assert metrics == whole.metrics
+    for row in (*history, *whole.history):
+        del row["seconds"], row["images_per_s"]
+    assert history == whole.history
+    remembered = list(tensors(whole.training.method.state_dict()))
+    assert all(map(torch.equal, tensors(resumed.method.state_dict()), remembered))
+
+
+def test_the_student_is_a_plain_student_afterwards(whole: Whole) -> None:
+    plain = models.build(STUDENT, 1, 10)
+    student = whole.training.network
+    if whole.name not in STUDENT_GROWS:
+        shapes = {key: value.shape for key, value in student.state_dict().items()}
+        assert shapes == {key: value.shape for key, value in plain.state_dict().items()}
+        assert [type(module) for module in student.modules()] == [type(module) for module in plain.modules()]
+    for module in [*student.modules(), *whole.training.method.teacher.modules()]:
+        assert not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+        assert "forward" not in vars(module)
+
+
+def test_the_teacher_is_left_byte_identical(whole: Whole) -> None:
+    teacher: nn.Module = whole.training.method.teacher
+    assert models.save_weights(teacher) == whole.teacher
+    assert not any(module.training for module in teacher.modules())
+    assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
+
+
+def test_losses_are_float32_and_finite_under_bf16_and_huge_weights(whole: Whole) -> None:
+    training = train_again(whole.training, whole.name)
+    training.method.train()
+    with torch.no_grad():
+        for parameter in training.network.head.parameters():
+            parameter.mul_(1000)
+    with torch.autocast("cpu", torch.bfloat16):
+        terms, _ = training.method.loss(fixed_batch(training), 20)
+    assert {term.dtype for term in terms.values()} == {torch.float32}
+    assert all(torch.isfinite(term) and term.shape == () for term in terms.values())
+    torch.stack(list(terms.values())).sum().backward()
+    gradients = [p.grad for p in training.method.parameters() if p.grad is not None]
+    assert gradients and all(torch.isfinite(gradient).all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("path", ["hybrid", "student"])
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "iakd"])
+def test_it_can_be_added_to_iakd_or_says_why_not(make_training: Make, name: str, path: str) -> None:
+    expression = f"iakd+{alone(name)}"
+    try:
+        config.Method(method=expression)
+    except ValidationError as error:
+        assert METHODS[name].alone or METHODS[name].refuses.get("iakd") or METHODS["iakd"].refuses.get(name)
+        assert "cannot be added" in str(error)
+        return
+    training = make_training(expression, options={**options(name), "iakd": {"path": path}})
+    training.method.train()
+    for epoch in range(3):
+        training._step(fixed_batch(training, epoch))
+        training.step += training.timeline.steps_per_epoch
+    means = training.sums.means()
+    assert math.isfinite(means["loss"])
+    own = make_training(alone(name), options=options(name))
+    own.method.train()
+    terms, _ = own.method.loss(fixed_batch(own), 0)
+    assert {f"loss_{term}" for term in terms} <= set(means)
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_it_has_a_page(name: str) -> None:
+    """And the index of docs/methods leads there, with the line that `iakd methods` shows."""
+    folder = Path(__file__).parents[2] / "docs" / "methods"
+    line = re.search(rf"^\| \[`{name}`\]\((.+?)\) \| (.+) \|$", (folder / "README.md").read_text(), re.MULTILINE)
+    assert line, f"docs/methods/README.md does not list {name}"
+    assert (folder / line[1]).exists()
+    assert line[2] == METHODS[name].summary
