@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from iakd import config, models
-from iakd.data.loader import DeviceLoader
-from iakd.distillation import Distiller
+from iakd.data.loader import DeviceLoader, steps_per_epoch
+from iakd.distillation.distiller import make_distiller
 from iakd.distillation.teacher_cache import CacheDir
 from iakd.experiment.run_dir import Run
 from iakd.models.network import initialise
@@ -69,15 +69,17 @@ def training(
     if not isinstance(images, DeviceLoader):
         images = DeviceLoader(*(images or random_images(steps * BATCH, side)), MEAN, STD, device)
     data = images
-    timeline = Timeline.of(recipe, data.steps(BATCH))
+    timeline = Timeline.of(recipe, steps_per_epoch(len(data), BATCH))
     schedule = config.Schedule(kind="uniform", p0=p, student_only=0.0)
     teacher = network(pair[0], device) if method.needs_teacher else None
     student = network(pair[1], device)
     kept = CacheDir(cache_dir, "random", recipe.augment, 2**33) if cache_dir else None
-    distillation = Distiller(student, teacher, method, schedule, timeline, 0, data, cache_dir=kept)
+    distillation = make_distiller(
+        student, teacher, method, schedule=schedule, timeline=timeline, seed=0, data=data, cache_dir=kept
+    )
     run = Run("bench", "distill", "key", {}, 0, {}, {})
     machine = config.Compute.model_validate({"device": device.type, "checkpoint_seconds": 1e9, **compute})
-    return Trainer(run, student, distillation, data, data, recipe, machine)
+    return Trainer(run, distillation, data, data, recipe, machine)
 
 
 def epoch(made: Trainer) -> None:

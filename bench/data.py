@@ -23,7 +23,7 @@ from torchvision.transforms.v2 import MixUp
 
 import common
 from iakd import config
-from iakd.data.loader import DeviceLoader
+from iakd.data.loader import BatchFormat, DeviceLoader
 from iakd.data.sources.cifar import COARSE_CLASSES, FINE_CLASSES
 from iakd.experiment.jobs import plan_experiment
 from iakd.stages import prepare
@@ -139,7 +139,7 @@ def resident(recipe: Recipe) -> Callable[[int], int]:
 
     def epoch(threads: int) -> int:
         torch.set_num_threads(threads)
-        batches = itertools.islice(data.epoch(0, 0, BATCH, recipe.ours), recipe.images[0] // BATCH)
+        batches = itertools.islice(data.epoch(0, 0, BatchFormat(BATCH, recipe.ours)), recipe.images[0] // BATCH)
         return sum(len(batch.labels) for batch in batches)
 
     return epoch

@@ -51,7 +51,7 @@ def walk(expression: str, device: torch.device, **settings: Any) -> tuple[list[f
     """The mean loss of the epoch so far after every step, and all floating-point state in the end."""
     made = training(expression, device, STEPS, p=KEPT, **{"channels_last": True, **settings})
     losses = [made.sums.means()["loss"] for _ in range(EPOCHS) for _ in made.epoch(Interrupt())]
-    state = [value for value in made.network.state_dict().values() if value.is_floating_point()]
+    state = [value for value in made.objective.student.state_dict().values() if value.is_floating_point()]
     return losses, torch.cat([value.double().flatten() for value in state])
 
 

@@ -169,7 +169,7 @@ def agreement(device: torch.device) -> dict[str, float]:
             )
             for _ in range(5):
                 contestants.epoch(made)
-            states[engine] = made.network.state_dict()
+            states[engine] = made.objective.student.state_dict()
         for engine in ("graphs", "eager again"):
             differences = [
                 (value.float() - states["eager"][name].float()).abs().max().item()

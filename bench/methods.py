@@ -26,7 +26,7 @@ from contestants import BATCH, MEAN, STD, Contestant, ours, random_images, train
 from iakd import devices as devices
 from iakd import files
 from iakd.config import METHODS, Compute
-from iakd.data.loader import Batch, DeviceLoader
+from iakd.data.loader import Batch, BatchFormat, DeviceLoader
 from iakd.training.trainer import Trainer
 
 IMAGES = 50_000  # as CIFAR-100 has: some methods remember each
@@ -96,7 +96,7 @@ def steps(made: Trainer) -> Contestant:
     """Some steps from the middle of a training on, where every method is past its beginnings; goes on every turn."""
     made.step = made.timeline.total // 2
     batches = forever(made)
-    made.method.train()
+    made.objective.train()
 
     def turn() -> int:
         for batch in islice(batches, STEPS):
@@ -109,9 +109,10 @@ def steps(made: Trainer) -> Contestant:
 
 def forever(made: Trainer) -> Iterator[Batch]:
     """A training's batches, epoch after epoch."""
-    augment, layout = made.recipe.augment, made.channels_last
+    form = BatchFormat(BATCH, made.recipe.augment, made.channels_last)
     for epoch in count():
-        yield from made.data.epoch(0, epoch, BATCH, augment, 0, layout, made.method.second_view(augment))
+        wanted = made.objective.epoch_data(epoch, made.recipe.augment)
+        yield from made.data.epoch(0, epoch, form, data=wanted)
 
 
 def peak_mib(device: torch.device, settings: dict[str, Any]) -> float:

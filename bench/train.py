@@ -25,6 +25,7 @@ import limit
 from contestants import BATCH, Contestant, floor, ours
 from iakd import devices as devices
 from iakd.config import Compute
+from iakd.data.loader import BatchFormat
 from iakd.training.trainer import VALIDATION_BATCH
 from iakd.training.validation import predict
 
@@ -150,11 +151,11 @@ def peak() -> float:
     Run first: torch and all data are included, and whatever ran before would be.
     """
     made = contestants.training("iakd+kd", torch.device("cpu"), IMAGES // BATCH, p=0.5)
-    made.method.train()
-    batches = made.data.epoch(0, 0, BATCH, made.recipe.augment, channels_last=made.channels_last)
+    made.objective.train()
+    batches = made.data.epoch(0, 0, BatchFormat(BATCH, made.recipe.augment, channels_last=made.channels_last))
     for batch in islice(batches, 3):
         made._step(batch)
-    predict(made.network, made.data, VALIDATION_BATCH, made.channels_last)
+    predict(made.objective.student, made.data, VALIDATION_BATCH, made.channels_last)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 

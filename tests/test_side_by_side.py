@@ -110,8 +110,8 @@ def test_teacher_and_images_are_there_once(tree: dict[str, dict[str, Any]], monk
         distill.run(experiment, *of(experiment, "iakd"))
     first, second, third = seen
     assert first.data is second.data is third.data and first.validation is third.validation
-    assert first.method.teacher is third.method.teacher is not second.method.teacher  # type: ignore[attr-defined]
-    assert len({id(training.network) for training in seen}) == 3
+    assert first.objective.teacher is third.method.teacher is not second.objective.teacher  # type: ignore[attr-defined]
+    assert len({id(training.objective.student) for training in seen}) == 3
 
 
 def test_one_that_fails_leaves_the_others_published_and_able_to_go_on(

@@ -2,7 +2,6 @@
 
 import ctypes
 import os
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +61,7 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
-def use_channels_last(compute: Compute, recipe: Recipe, device: torch.device, modules: Iterable[nn.Module]) -> bool:
+def use_channels_last(compute: Compute, recipe: Recipe, device: torch.device, module: nn.Module) -> bool:
     """Whether images and weights lie in memory channel by channel for each pixel (docs/performance.md).
 
     By default on the CPU, where it was measured to be quicker in both precisions, and on a GPU in bf16, which its
@@ -72,7 +71,7 @@ def use_channels_last(compute: Compute, recipe: Recipe, device: torch.device, mo
         wanted = device.type == "cpu" or recipe.precision == "bf16"
     else:
         wanted = compute.channels_last
-    return wanted and not (device.type == "cpu" and any(map(_overruns, modules)))
+    return wanted and not (device.type == "cpu" and _overruns(module))
 
 
 def _overruns(module: nn.Module) -> bool:

@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional as vision
 from iakd.config import Augment, Erase, Mix, Recipe
 from iakd.data.augmentation import Augmenter
 from iakd.data.augmentation.augmenter import Mixing, blank, cutout_boxes, erasing_boxes
-from iakd.data.loader import Batch, DeviceLoader
+from iakd.data.loader import Batch, BatchFormat, DeviceLoader, EpochData
 
 CPU = torch.device("cpu")
 N, SHAPE = 39, (3, 8, 10)
@@ -37,13 +37,12 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def epoch(augment: Augment, start: int = 0, seed: int = 3, number: int = 7) -> list[Batch]:
-    return list(DATA.epoch(seed, number, 8, augment, start))
+    return list(DATA.epoch(seed, number, BatchFormat(8, augment), start))
 
 
 def same(a: Batch, b: Batch) -> bool:
-    names = ("images", "labels", "indices", "views", "other", "share", "second")
-    pairs = [(getattr(a, name), getattr(b, name)) for name in names]
-    return all(x is y is None or torch.equal(x, y) for x, y in pairs)
+    ours, theirs = a.tensors(), b.tensors()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 @pytest.mark.parametrize("settings", [*KINDS.values(), EVERYTHING], ids=[*KINDS, "everything"])
@@ -186,22 +185,26 @@ def test_each_batch_gets_one_of_mixup_and_cutmix_or_neither() -> None:
 
 def test_a_mixed_batch_tells_both_labels_and_their_weight() -> None:
     for batch, plain in zip(epoch(Augment(mixup=Mix(alpha=1.0))), epoch(Augment()), strict=True):
-        assert batch.other is not None and batch.share is not None
-        assert torch.equal(batch.labels, plain.labels) and batch.other.dtype == torch.int64
-        own = batch.share.view(-1, 1, 1, 1)
+        assert batch.mixed is not None
+        assert torch.equal(batch.labels, plain.labels) and batch.mixed.labels.dtype == torch.int64
+        own = batch.mixed.weight.view(-1, 1, 1, 1)
         torch.testing.assert_close(batch.images, own * plain.images + (1 - own) * plain.images.roll(1, 0))
-        assert torch.equal(batch.other, plain.labels.roll(1))
-        assert plain.other is plain.share is None
+        assert torch.equal(batch.mixed.labels, plain.labels.roll(1))
+        assert plain.mixed is None
 
 
 def test_a_second_view_is_changed_but_never_mixed() -> None:
     strong = Augment(pad=1, policy="randaugment", erase=Erase(), cutout=2)
     mixed, plain = Augment(mixup=Mix(alpha=1.0)), Augment()
-    for a, b in zip(DATA.epoch(0, 0, 8, mixed, second=strong), DATA.epoch(0, 0, 8, plain, second=strong), strict=True):
-        assert a.second is not None and b.second is not None and torch.equal(a.second, b.second)
-        assert not torch.equal(a.second, b.images) and not torch.equal(a.images, b.images)
+    for a, b in zip(
+        DATA.epoch(0, 0, BatchFormat(8, mixed), data=EpochData(second_view=strong)),
+        DATA.epoch(0, 0, BatchFormat(8, plain), data=EpochData(second_view=strong)),
+        strict=True,
+    ):
+        assert a.second_view is not None and b.second_view is not None and torch.equal(a.second_view, b.second_view)
+        assert not torch.equal(a.second_view, b.images) and not torch.equal(a.images, b.images)
     with pytest.raises(ValueError, match="mixed"):
-        next(DATA.epoch(0, 0, 8, plain, second=mixed))
+        next(DATA.epoch(0, 0, BatchFormat(8, plain), data=EpochData(second_view=mixed)))
 
 
 def test_what_is_off_leaves_the_identity_of_a_run_alone() -> None:
@@ -238,7 +241,11 @@ def test_views_are_finitely_many_only_without_the_rest() -> None:
 
 def test_layout_does_not_matter() -> None:
     augment = Augment(pad=1, flip=True, **EVERYTHING)
-    for a, b in zip(DATA.epoch(0, 0, 8, augment), DATA.epoch(0, 0, 8, augment, channels_last=True), strict=True):
+    for a, b in zip(
+        DATA.epoch(0, 0, BatchFormat(8, augment)),
+        DATA.epoch(0, 0, BatchFormat(8, augment, channels_last=True)),
+        strict=True,
+    ):
         assert torch.equal(a.images, b.images) and b.images.is_contiguous(memory_format=torch.channels_last)
 
 

@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as vision
 from iakd.config import Augment
 from iakd.data.augmentation import policy
 from iakd.data.augmentation.policy import BINS, KERNELS, Operation, Policy, operations
-from iakd.data.loader import DeviceLoader
+from iakd.data.loader import BatchFormat, DeviceLoader
 
 NAMES = ["Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast"]
 NAMES += ["Sharpness", "Posterize", "Solarize", "AutoContrast", "Equalize"]
@@ -165,7 +165,7 @@ def test_starting_later_gives_the_very_batches_of_the_whole_epoch(start: int) ->
     images = np.random.default_rng(1).integers(0, 256, (39, 3, 8, 8), dtype=np.uint8)
     data = DeviceLoader(images, np.zeros(39, dtype=np.int64), [0.5] * 3, [0.2] * 3, CPU)
     augment = Augment(pad=1, flip=True, policy="randaugment")
-    whole = list(data.epoch(0, 1, 8, augment))
-    for a, b in zip(whole[start:], data.epoch(0, 1, 8, augment, start), strict=True):
+    whole = list(data.epoch(0, 1, BatchFormat(8, augment)))
+    for a, b in zip(whole[start:], data.epoch(0, 1, BatchFormat(8, augment), start), strict=True):
         assert torch.equal(a.images, b.images) and a.views is b.views is None
-    assert not torch.equal(whole[0].images, next(data.epoch(0, 2, 8, augment)).images)
+    assert not torch.equal(whole[0].images, next(data.epoch(0, 2, BatchFormat(8, augment))).images)

@@ -8,7 +8,7 @@ import torch
 import torchvision.transforms.functional as vision
 
 from iakd.config import Augment
-from iakd.data.loader import Batch, DeviceLoader, EpochSubset
+from iakd.data.loader import Batch, BatchFormat, DeviceLoader, EpochData, EpochSubset, steps_per_epoch
 from iakd.seeding import derive
 
 NOTHING = Augment()
@@ -30,12 +30,12 @@ def bare(images: np.ndarray) -> DeviceLoader:
 
 
 def same(a: Batch, b: Batch) -> bool:
-    names = ("images", "labels", "indices", "views", "second")
-    return all(x is y is None or torch.equal(x, y) for x, y in ((getattr(a, name), getattr(b, name)) for name in names))
+    ours, theirs = a.tensors(), b.tensors()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_an_epoch_shows_every_image_once_with_its_label_and_normalised() -> None:
-    batches = list(resident().epoch(0, 0, 8, NOTHING))
+    batches = list(resident().epoch(0, 0, BatchFormat(8, NOTHING)))
     assert [len(batch.labels) for batch in batches] == [8] * 5  # 41 = 5·8 + 1: one image cannot be normalised
     indices = torch.cat([batch.indices for batch in batches])
     assert len(set(indices.tolist())) == 40 and indices.tolist() != sorted(indices.tolist())
@@ -61,15 +61,15 @@ def test_an_epoch_shows_every_image_once_with_its_label_and_normalised() -> None
 )
 def test_only_a_remainder_of_one_image_is_left_out(n: int, batch_size: int, sizes: list[int]) -> None:
     data = resident(n)
-    assert data.steps(batch_size) == len(sizes)
-    assert [len(batch.labels) for batch in data.epoch(0, 0, batch_size, NOTHING)] == sizes
+    assert steps_per_epoch(len(data), batch_size) == len(sizes)
+    assert [len(batch.labels) for batch in data.epoch(0, 0, BatchFormat(batch_size, NOTHING))] == sizes
 
 
 def test_the_image_that_is_left_out_changes_from_epoch_to_epoch() -> None:
     data = resident()
     left = set()
     for epoch in range(8):
-        shown = torch.cat([batch.indices for batch in data.epoch(0, epoch, 8, NOTHING)])
+        shown = torch.cat([batch.indices for batch in data.epoch(0, epoch, BatchFormat(8, NOTHING))])
         left |= set(range(N)) - set(shown.tolist())
     assert len(left) > 3
 
@@ -94,8 +94,8 @@ def test_the_training_set_has_mean_0_and_std_1_under_its_own_statistics() -> Non
 @pytest.mark.parametrize("augment", [NOTHING, Augment(pad=2), Augment(flip=True), Augment(pad=2, flip=True)])
 @pytest.mark.parametrize("start", [0, 1, 3, 5, 6])
 def test_starting_later_gives_the_very_batches_of_the_whole_epoch(augment: Augment, start: int) -> None:
-    whole = list(resident(39).epoch(3, 7, 8, augment))
-    rest = list(resident(39).epoch(3, 7, 8, augment, start=start))
+    whole = list(resident(39).epoch(3, 7, BatchFormat(8, augment)))
+    rest = list(resident(39).epoch(3, 7, BatchFormat(8, augment), start=start))
     assert len(rest) == max(5 - start, 0)
     assert all(same(a, b) for a, b in zip(whole[start:], rest, strict=True))
 
@@ -103,16 +103,16 @@ def test_starting_later_gives_the_very_batches_of_the_whole_epoch(augment: Augme
 def test_draws_depend_on_seed_and_epoch_and_on_nothing_before() -> None:
     augment = Augment(pad=2, flip=True)
     data = resident()
-    first = next(data.epoch(0, 1, 8, augment))
+    first = next(data.epoch(0, 1, BatchFormat(8, augment)))
     torch.manual_seed(5)
-    list(data.epoch(9, 9, 8, augment))
+    list(data.epoch(9, 9, BatchFormat(8, augment)))
     state = torch.random.get_rng_state()
-    assert same(first, next(data.epoch(0, 1, 8, augment)))
+    assert same(first, next(data.epoch(0, 1, BatchFormat(8, augment))))
     assert torch.equal(state, torch.random.get_rng_state())  # the global generator is left alone
     for seed, epoch in ((1, 1), (0, 2), (1, 0)):
-        assert not torch.equal(first.indices, next(data.epoch(seed, epoch, 8, augment)).indices)
+        assert not torch.equal(first.indices, next(data.epoch(seed, epoch, BatchFormat(8, augment))).indices)
     for other in (NOTHING, Augment(pad=1)):
-        assert torch.equal(first.indices, next(data.epoch(0, 1, 8, other)).indices)  # streams are separate
+        assert torch.equal(first.indices, next(data.epoch(0, 1, BatchFormat(8, other))).indices)  # streams are separate
 
 
 @pytest.mark.parametrize("shape", [(3, 6, 4), (1, 8, 8), (2, 5, 9)])
@@ -129,7 +129,7 @@ def test_augmentation_is_what_torchvision_does_image_by_image(shape: tuple[int, 
         image = vision.pad(torch.from_numpy(images[index]), [augment.pad])
         image = vision.crop(image, int(top[position]), int(left[position]), height, width)
         expected.append(vision.hflip(image) if augment.flip and flips[position] else image)
-    shown = torch.cat([batch.images for batch in bare(images).epoch(4, 2, 7, augment)])
+    shown = torch.cat([batch.images for batch in bare(images).epoch(4, 2, BatchFormat(7, augment))])
     assert torch.equal(shown.round().to(torch.uint8), torch.stack(expected))
 
 
@@ -143,13 +143,14 @@ def test_an_image_and_the_number_of_its_view_give_the_very_image_that_was_shown(
     data = DeviceLoader(images, np.zeros(30, dtype=np.int64), mean, mean, "cpu")
     assert augment.views is not None
     for epoch in range(2):
-        for batch in data.epoch(5, epoch, 7, augment, channels_last=True):
+        for batch in data.epoch(5, epoch, BatchFormat(7, augment, channels_last=True)):
             assert batch.views is not None and batch.views.dtype == torch.int64
             assert int(batch.views.min()) >= 0 and int(batch.views.max()) < augment.views
             again = data.view_images(batch.indices, batch.views, augment, channels_last=True)
             assert torch.equal(again, batch.images) and again.stride() == batch.images.stride()
-    for batch in data.plain(7, augment=augment):
-        assert torch.equal(data.view_images(batch.indices, batch.views, augment), batch.images)
+    for batch in data.plain(7):
+        unchanged = torch.full_like(batch.indices, augment.unchanged)
+        assert torch.equal(data.view_images(batch.indices, unchanged, augment), batch.images)
 
 
 def test_views_are_numbered_by_flip_top_and_left() -> None:
@@ -169,22 +170,24 @@ def test_a_second_view_is_of_the_same_images_and_drawn_independently() -> None:
     augment = Augment(pad=1)
     images = np.zeros((200, 1, 5, 5), dtype=np.uint8)
     images[:, 0, 2, 2] = np.arange(1, 201)
-    whole = list(bare(images).epoch(0, 3, 50, Augment(pad=1, flip=True), second=augment))
-    rest = bare(images).epoch(0, 3, 50, Augment(pad=1, flip=True), 2, second=augment)
+    whole = list(
+        bare(images).epoch(0, 3, BatchFormat(50, Augment(pad=1, flip=True)), data=EpochData(second_view=augment))
+    )
+    rest = bare(images).epoch(0, 3, BatchFormat(50, Augment(pad=1, flip=True)), 2, data=EpochData(second_view=augment))
     assert all(same(a, b) for a, b in zip(whole[2:], rest, strict=True))
     agree = 0
-    for batch, alone in zip(whole, bare(images).epoch(0, 3, 50, Augment(pad=1, flip=True)), strict=True):
-        assert torch.equal(batch.images, alone.images) and alone.second is None
-        assert batch.second is not None
-        assert torch.equal(batch.second.amax((1, 2, 3)), batch.images.amax((1, 2, 3)))  # the dot tells the image
-        agree += int((batch.second.flatten(1).argmax(1) == batch.images.flatten(1).argmax(1)).sum())
+    for batch, alone in zip(whole, bare(images).epoch(0, 3, BatchFormat(50, Augment(pad=1, flip=True))), strict=True):
+        assert torch.equal(batch.images, alone.images) and alone.second_view is None
+        assert batch.second_view is not None
+        assert torch.equal(batch.second_view.amax((1, 2, 3)), batch.images.amax((1, 2, 3)))  # the dot tells the image
+        agree += int((batch.second_view.flatten(1).argmax(1) == batch.images.flatten(1).argmax(1)).sum())
     assert 0.04 < agree / 200 < 0.2  # 1/9 by chance
 
 
 def test_padding_is_black_before_normalisation() -> None:
     white = np.full((64, 3, 6, 4), 255, dtype=np.uint8)
     data = DeviceLoader(white, np.zeros(64, dtype=np.int64), MEAN, STD, "cpu")
-    shown = torch.cat([batch.images for batch in data.epoch(0, 0, 16, Augment(pad=2))])
+    shown = torch.cat([batch.images for batch in data.epoch(0, 0, BatchFormat(16, Augment(pad=2)))])
     for channel, (mean, std) in enumerate(zip(MEAN, STD, strict=True)):
         values = shown[:, channel].unique()
         np.testing.assert_allclose(values, [-mean / std, (1 - mean) / std], rtol=1e-5)
@@ -196,7 +199,7 @@ def test_shifts_and_flips_are_uniform_and_independent() -> None:
     images[:, 0, 3, 4] = 200  # a dot in the middle shows the shift,
     images[:, 0, 3, 5] = 100  # its neighbour the side that was right
     counts: Counter[tuple[int, int, bool]] = Counter()
-    for batch in bare(images).epoch(0, 0, 500, Augment(pad=pad, flip=True)):
+    for batch in bare(images).epoch(0, 0, BatchFormat(500, Augment(pad=pad, flip=True))):
         for image in batch.images[:, 0].round():
             row, column = divmod(int(image.argmax()), 9)
             flipped = bool(column and image[row, column - 1] == 100)
@@ -212,7 +215,7 @@ def test_neighbours_in_a_batch_and_epochs_are_augmented_independently() -> None:
     def shifts(epoch: int) -> list[int]:
         images = np.zeros((200, 1, 5, 5), dtype=np.uint8)
         images[:, 0, 2, 2] = 200
-        batches = bare(images).epoch(0, epoch, 50, Augment(pad=1))
+        batches = bare(images).epoch(0, epoch, BatchFormat(50, Augment(pad=1)))
         return [int(image.argmax()) for batch in batches for image in batch.images]
 
     a, b = shifts(0), shifts(1)
@@ -224,8 +227,8 @@ def test_neighbours_in_a_batch_and_epochs_are_augmented_independently() -> None:
 def test_channels_last_changes_the_layout_only() -> None:
     augment = Augment(pad=1, flip=True)
     for usual, last in zip(
-        resident().epoch(0, 0, 8, augment),
-        resident().epoch(0, 0, 8, augment, channels_last=True),
+        resident().epoch(0, 0, BatchFormat(8, augment)),
+        resident().epoch(0, 0, BatchFormat(8, augment, channels_last=True)),
         strict=True,
     ):
         assert same(usual, last)
@@ -239,7 +242,7 @@ def test_the_set_is_a_copy_and_batches_do_not_share_its_memory() -> None:
     data = DeviceLoader(images, LABELS, MEAN, STD, "cpu")
     before = data.images.clone()
     images[:] = 0
-    for batch in [*data.epoch(0, 0, 8, NOTHING), *data.plain(8)]:
+    for batch in [*data.epoch(0, 0, BatchFormat(8, NOTHING)), *data.plain(8)]:
         batch.images.zero_()
     assert torch.equal(data.images, before) and len(data) == N
 
@@ -251,24 +254,24 @@ def test_an_epoch_of_chosen_images_with_others_mixed_in() -> None:
     choice = EpochSubset(indices, partners, weights)
     data, augment = bare(IMAGES), Augment(pad=1, flip=True)
     seen: dict[int, np.ndarray] = {}
-    for batch in data.epoch(0, 3, 4, NOTHING, choice=choice):
-        assert batch.shown is not None
-        part = slice(batch.start, batch.start + len(batch.indices))
-        assert torch.equal(batch.shown.indices[part], batch.indices)
+    for batch in data.epoch(0, 3, BatchFormat(4, NOTHING), data=EpochData(choice)):
+        assert batch.position is not None
+        part = slice(batch.position.start, batch.position.start + len(batch.indices))
+        assert torch.equal(batch.position.views.indices[part], batch.indices)
         seen |= dict(zip(batch.indices.tolist(), batch.images.numpy(), strict=True))
     assert sorted(seen) == sorted(indices.tolist())
     for index, partner, weight in zip(indices.tolist(), partners.tolist(), weights.tolist(), strict=True):
         expected = np.round(weight * IMAGES[index].astype(float) + (1 - weight) * IMAGES[partner].astype(float))
         np.testing.assert_allclose(seen[index], expected, atol=1.001 if weight < 1 else 1e-3)
-    for batch in data.epoch(0, 3, 4, augment, choice=choice):
+    for batch in data.epoch(0, 3, BatchFormat(4, augment), data=EpochData(choice)):
         assert batch.views is not None
         mixed = torch.tensor([weights[indices == index].item() < 1 for index in batch.indices])
         assert ((batch.views == -1) == mixed).all()  # they are no views of an image of the set
         plain = ~mixed
         again = data.view_images(batch.indices[plain], batch.views[plain], augment)
         assert torch.equal(again, batch.images[plain])
-    whole = list(data.epoch(0, 3, 2, augment, choice=choice))
-    rest = data.epoch(0, 3, 2, augment, start=2, choice=choice)
+    whole = list(data.epoch(0, 3, BatchFormat(2, augment), data=EpochData(choice)))
+    rest = data.epoch(0, 3, BatchFormat(2, augment), start=2, data=EpochData(choice))
     assert all(same(a, b) for a, b in zip(whole[2:], rest, strict=True))
 
 
@@ -276,5 +279,8 @@ def test_choosing_all_images_changes_nothing() -> None:
     everything = torch.arange(N)
     choice = EpochSubset(everything, everything, torch.ones(N))
     augment = Augment(pad=1, flip=True)
-    whole = resident().epoch(0, 3, 8, augment)
-    assert all(same(a, b) for a, b in zip(whole, resident().epoch(0, 3, 8, augment, choice=choice), strict=True))
+    whole = resident().epoch(0, 3, BatchFormat(8, augment))
+    assert all(
+        same(a, b)
+        for a, b in zip(whole, resident().epoch(0, 3, BatchFormat(8, augment), data=EpochData(choice)), strict=True)
+    )

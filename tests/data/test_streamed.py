@@ -15,7 +15,7 @@ from iakd.config import Augment
 from iakd.config.training import Erase, Mix
 from iakd.data.file_index import entry_at
 from iakd.data.file_loader import FileLoader, make_loader
-from iakd.data.loader import Batch, DeviceLoader, EpochSubset
+from iakd.data.loader import Batch, BatchFormat, DeviceLoader, EpochData, EpochSubset
 from iakd.data.store import PreparedData
 from iakd.errors import UserError
 
@@ -37,9 +37,8 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
 
 
 def same(a: Batch, b: Batch) -> bool:
-    names = ("images", "labels", "indices", "views", "other", "share", "second")
-    pairs = [(getattr(a, name), getattr(b, name)) for name in names]
-    return all(x is y is None or (x is not None and y is not None and torch.equal(x, y)) for x, y in pairs)
+    ours, theirs = a.tensors(), b.tensors()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def all_same(one: list[Batch], other: list[Batch]) -> bool:
@@ -61,17 +60,22 @@ def test_batches_are_those_of_resident_images(
     assert (len(ours), ours.image_shape) == (len(theirs), theirs.image_shape) == (54, (3, 8, 8))
     assert torch.equal(ours.labels, theirs.labels)
     for batch_size in (7, 53, 100):
-        assert ours.steps(batch_size) == theirs.steps(batch_size)
-        assert all_same(list(ours.epoch(1, 2, batch_size, augment)), list(theirs.epoch(1, 2, batch_size, augment)))
-        assert all_same(list(ours.plain(batch_size, augment=augment)), list(theirs.plain(batch_size, augment=augment)))
+        assert len(ours) == len(theirs)
+        assert all_same(
+            list(ours.epoch(1, 2, BatchFormat(batch_size, augment))),
+            list(theirs.epoch(1, 2, BatchFormat(batch_size, augment))),
+        )
+        assert all_same(list(ours.plain(batch_size)), list(theirs.plain(batch_size)))
     second = Augment(pad=1)
     assert all_same(
-        list(ours.epoch(1, 2, 16, augment, second=second)), list(theirs.epoch(1, 2, 16, augment, second=second))
+        list(ours.epoch(1, 2, BatchFormat(16, augment), data=EpochData(second_view=second))),
+        list(theirs.epoch(1, 2, BatchFormat(16, augment), data=EpochData(second_view=second))),
     )
     some = torch.randperm(30)
     choice = EpochSubset(some, some.flip(0), torch.rand(30).round(decimals=1))
     assert all_same(
-        list(ours.epoch(1, 2, 16, augment, choice=choice)), list(theirs.epoch(1, 2, 16, augment, choice=choice))
+        list(ours.epoch(1, 2, BatchFormat(16, augment), data=EpochData(choice))),
+        list(theirs.epoch(1, 2, BatchFormat(16, augment), data=EpochData(choice))),
     )
 
 
@@ -79,21 +83,24 @@ def test_a_part_of_the_images_can_be_chosen(same_size: tuple[PreparedData, Prepa
     chosen = torch.arange(3, 50, 7).numpy()
     ours, theirs = (make_loader(store, "train", "cpu", chosen, workers=0) for store in same_size)
     assert isinstance(ours, FileLoader)
-    assert all_same(list(ours.epoch(0, 0, 4, Augment())), list(theirs.epoch(0, 0, 4, Augment())))
+    assert all_same(list(ours.epoch(0, 0, BatchFormat(4))), list(theirs.epoch(0, 0, BatchFormat(4))))
 
 
 def test_batches_do_not_depend_on_the_number_of_workers_or_the_past(mixed: PreparedData) -> None:
     alone = photos.streamed(mixed)
-    whole = list(alone.epoch(3, 1, 5, RESIZED, second=Augment(crop="resized")))
+    whole = list(alone.epoch(3, 1, BatchFormat(5, RESIZED), data=EpochData(second_view=Augment(crop="resized"))))
     assert len(whole) == 6 and all(batch.views is None for batch in whole)
     for workers in (1, 2):
         several = photos.streamed(mixed, workers)
-        assert all_same(list(several.epoch(3, 1, 5, RESIZED, second=Augment(crop="resized"))), whole)
-        abandoned = several.epoch(9, 9, 5, RESIZED)
+        assert all_same(
+            list(several.epoch(3, 1, BatchFormat(5, RESIZED), data=EpochData(second_view=Augment(crop="resized")))),
+            whole,
+        )
+        abandoned = several.epoch(9, 9, BatchFormat(5, RESIZED))
         next(abandoned)
-        first_alone = [Batch(b.images, b.labels, b.indices, b.views) for b in whole]
+        first_alone = [Batch(b.images, b.labels, b.indices) for b in whole]
         for start in (0, 1, 4, 6):
-            assert all_same(list(several.epoch(3, 1, 5, RESIZED, start=start)), first_alone[start:])
+            assert all_same(list(several.epoch(3, 1, BatchFormat(5, RESIZED), start=start)), first_alone[start:])
         assert all_same(list(several.plain(10)), list(alone.plain(10)))
         with pytest.raises(RuntimeError, match="this pass over the images is over"):
             next(abandoned)
@@ -102,14 +109,14 @@ def test_batches_do_not_depend_on_the_number_of_workers_or_the_past(mixed: Prepa
 def test_random_resized_crops_differ_by_epoch_seed_and_stream_and_leave_the_order_alone(mixed: PreparedData) -> None:
     data = photos.streamed(mixed)
     crops = Augment(crop="resized")
-    first = next(data.epoch(0, 0, 16, crops, second=crops))
-    plain = next(data.epoch(0, 0, 16, Augment()))
+    first = next(data.epoch(0, 0, BatchFormat(16, crops), data=EpochData(second_view=crops)))
+    plain = next(data.epoch(0, 0, BatchFormat(16)))
     assert torch.equal(first.indices, plain.indices)
-    assert first.second is not None
-    shown = first.images, plain.images, first.second
+    assert first.second_view is not None
+    shown = first.images, plain.images, first.second_view
     for a, b in ((0, 1), (0, 2), (1, 2)):
         assert (shown[a] - shown[b]).abs().mean((1, 2, 3)).min() > 0.01  # each image is another
-    whole = next(data.epoch(0, 0, 16, Augment(crop="resized", scale=(1, 1), ratio=(1, 1))))
+    whole = next(data.epoch(0, 0, BatchFormat(16, Augment(crop="resized", scale=(1, 1), ratio=(1, 1)))))
     assert not torch.equal(whole.images, first.images)
 
 
@@ -117,7 +124,7 @@ def test_neither_the_global_generator_nor_signal_handlers_change(mixed: Prepared
     handlers = [signal.getsignal(number) for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT)]
     state = torch.random.get_rng_state()
     for workers in (0, 2):
-        list(photos.streamed(mixed, workers).epoch(0, 0, 8, RESIZED))
+        list(photos.streamed(mixed, workers).epoch(0, 0, BatchFormat(8, RESIZED)))
     assert torch.equal(state, torch.random.get_rng_state())
     assert handlers == [signal.getsignal(number) for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT)]
 
@@ -125,7 +132,7 @@ def test_neither_the_global_generator_nor_signal_handlers_change(mixed: Prepared
 def test_resident_images_have_no_full_size_to_crop_from(same_size: tuple[PreparedData, PreparedData]) -> None:
     data = make_loader(same_size[1], "train", "cpu")
     with pytest.raises(UserError, match=r"^augment\.crop: resized needs [^\n]* set dataset\.storage to files"):
-        next(data.epoch(0, 0, 8, RESIZED))
+        next(data.epoch(0, 0, BatchFormat(8, RESIZED)))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -142,7 +149,7 @@ def test_a_file_that_changed_is_one_clear_line(harm: object, words: str, workers
     root = photos.same_size(tmp_path / "images", 10)
     found = photos.store(root, tmp_path / "store")
     data = photos.streamed(found, workers)
-    batches = data.epoch(0, 0, 6, Augment())
+    batches = data.epoch(0, 0, BatchFormat(6))
     next(batches)
     path = root / entry_at(found.files("train"), 8).path
     harm(path)  # type: ignore[operator]
@@ -176,7 +183,7 @@ def wait_until_gone(pids: list[int], seconds: float) -> bool:
 def test_workers_outlive_signals_to_the_group_and_end_with_their_set(mixed: PreparedData) -> None:
     data = photos.streamed(mixed, 2)
     before = workers_of(os.getpid())
-    batches = data.epoch(0, 0, 5, RESIZED)
+    batches = data.epoch(0, 0, BatchFormat(5, RESIZED))
     next(batches)
     workers = [pid for pid in workers_of(os.getpid()) if pid not in before]
     assert len(workers) == 2
@@ -188,10 +195,10 @@ def test_workers_outlive_signals_to_the_group_and_end_with_their_set(mixed: Prep
     os.kill(workers[0], signal.SIGKILL)
     with pytest.raises(UserError, match=r"^a process that decodes images died[^\n]*compute.workers[^\n]*$"):
         for epoch in range(9):
-            list(data.epoch(0, epoch, 5, RESIZED))
+            list(data.epoch(0, epoch, BatchFormat(5, RESIZED)))
     data.close()
     assert not set(workers_of(os.getpid())) - set(before)
-    assert len(list(data.epoch(0, 0, 5, RESIZED))) == 6  # by new ones
+    assert len(list(data.epoch(0, 0, BatchFormat(5, RESIZED)))) == 6  # by new ones
     workers += [pid for pid in workers_of(os.getpid()) if pid not in before]
     assert len(workers) == 4
     del data, batches
@@ -203,9 +210,9 @@ def test_workers_outlive_signals_to_the_group_and_end_with_their_set(mixed: Prep
 def test_no_worker_is_left_behind(mixed: PreparedData, how: str) -> None:
     code = (
         "import os, sys, time; from pathlib import Path; sys.path.insert(0, sys.argv[1])\n"
-        "import photos; from iakd.data.store import PreparedData; from iakd.config import Augment\n"
+        "import photos; from iakd.data.store import PreparedData; from iakd.data.loader import BatchFormat\n"
         "data = photos.streamed(PreparedData.open(Path(sys.argv[2])), 2)\n"
-        "batches = data.epoch(0, 0, 5, Augment()); next(batches)\n"
+        "batches = data.epoch(0, 0, BatchFormat(5)); next(batches)\n"
         "print(Path(f'/proc/{os.getpid()}/task/{os.getpid()}/children').read_text(), flush=True)\n"
         "time.sleep(60) if sys.argv[3] == 'killed' else None\n"
     )

@@ -7,9 +7,10 @@ import torch
 
 from iakd import config, models
 from iakd.config import Compute, Recipe, Schedule
-from iakd.data.loader import Batch, DeviceLoader
+from iakd.data.loader import Batch, BatchFormat, DeviceLoader, EpochData
 from iakd.data.sources import digits
-from iakd.distillation import Distiller, timeline_of
+from iakd.distillation.distiller import make_distiller
+from iakd.distillation.registry import timeline_of
 from iakd.distillation.teacher_cache import CacheDir
 from iakd.experiment.run_dir import Run
 from iakd.models.network import initialise
@@ -41,7 +42,7 @@ def teacher_weights() -> bytes:
     net, data = network(TEACHER, 2).train(), digit_images(500, 640)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
     for epoch in range(10):
-        for batch in data.epoch(0, epoch, 64, config.Augment()):
+        for batch in data.epoch(0, epoch, BatchFormat(64)):
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(net(batch.images), batch.labels).backward()
             optimizer.step()
@@ -71,16 +72,24 @@ def make_training(
     train = digit_images(0, IMAGES)
     timeline = timeline_of(chosen, method, len(train))
     schedule = Schedule(p0=0.5, student_only=0.2)
-    distillation = Distiller(
-        student, teacher(), method, schedule, timeline, 0, train, chosen.label_smoothing, cache_dir
+    distillation = make_distiller(
+        student,
+        teacher(),
+        method,
+        schedule=schedule,
+        timeline=timeline,
+        seed=0,
+        data=train,
+        label_smoothing=chosen.label_smoothing,
+        cache_dir=cache_dir,
     )
     run = Run(path, "distill", "key", {}, 0, {}, {})
     machine = Compute(device="cpu", checkpoint_seconds=1e9)
-    return Trainer(run, student, distillation, train, digit_images(1200, 40), chosen, machine)
+    return Trainer(run, distillation, train, digit_images(1200, 40), chosen, machine)
 
 
 def fixed_batch(training: Trainer, epoch: int = 0) -> Batch:
     """The first batch of an epoch, as the training sees it."""
     recipe = training.recipe
-    second = training.method.second_view(recipe.augment)
-    return next(training.data.epoch(0, epoch, recipe.batch_size, recipe.augment, second=second))
+    wanted = EpochData(second_view=training.objective.epoch_data(0, recipe.augment).second_view)
+    return next(training.data.epoch(0, epoch, BatchFormat(recipe.batch_size, recipe.augment), data=wanted))

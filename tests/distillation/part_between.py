@@ -27,7 +27,7 @@ def part_between(
     ours, theirs = (network(config.Network(arch=arch), seed) for seed, arch in enumerate((student, teacher)))
     method = config.Method(method=name, **({name: options} if options else {}))
     timeline = Timeline.of(config.Recipe(), 10)
-    part = loss_class(name)(LossContext(ours, theirs.eval(), method.options(name), Images(side), timeline, 0))  # type: ignore[arg-type]
+    part = loss_class(name)(LossContext(method.options(name), ours, theirs.eval(), Images(side), timeline, 0))  # type: ignore[arg-type]
     part.initialise(torch.Generator().manual_seed(0))
     batch = next(digit_images(0, 2).plain(2))
     images = F.interpolate(batch.images, size=(side, side))

@@ -116,9 +116,9 @@ def test_only_its_batch_s_memories_change_and_they_are_in_the_checkpoint(
     make_training: Callable[..., Trainer],
 ) -> None:
     training = make_training("crd")
-    (part,), batch = training.method.losses, fixed_batch(training)
+    (part,), batch = training.objective.losses.values(), fixed_batch(training)
     before = part.student_bank.clone(), part.teacher_bank.clone()
-    terms, _ = training.method.loss(batch, 0)
+    terms, _ = training.objective(batch, 0)
     for bank, old in zip((part.student_bank, part.teacher_bank), before, strict=True):
         changed = (bank != old).any(1).nonzero().flatten()
         assert torch.equal(changed, batch.indices.sort().values)
@@ -126,20 +126,20 @@ def test_only_its_batch_s_memories_change_and_they_are_in_the_checkpoint(
     assert part.student_constant > 0 and part.teacher_constant > 0
     terms["crd"].backward()
     assert all(parameter.grad is not None for parameter in part.parameters())
-    saved = training.method.state_dict()["parts"][0]
+    saved = training.objective.losses["crd"].state_dict()
     assert {"student_bank", "teacher_bank", "student_constant", "teacher_constant"} <= set(saved)
     assert not any("labels" in name or "order" in name for name in saved)
 
 
 def test_the_sum_with_kd_adds_both(make_training: Callable[..., Trainer]) -> None:
     both, alone, kd = (make_training(expression) for expression in ("crd+kd", "crd", "kd"))
-    terms = both.method.loss(fixed_batch(both), 0)[0]
-    assert terms["crd"].item() == alone.method.loss(fixed_batch(alone), 0)[0]["crd"].item()
-    assert terms["kd"].item() == kd.method.loss(fixed_batch(kd), 0)[0]["kd"].item()
+    terms = both.objective(fixed_batch(both), 0)[0]
+    assert terms["crd"].item() == alone.objective(fixed_batch(alone), 0)[0]["crd"].item()
+    assert terms["kd"].item() == kd.objective(fixed_batch(kd), 0)[0]["kd"].item()
 
 
 def test_bf16(make_training: Callable[..., Trainer]) -> None:
     training = make_training("crd", precision="bf16", options={"crd": {"negatives": 30}})
     with torch.autocast("cpu", torch.bfloat16):
-        terms, _ = training.method.loss(fixed_batch(training), 0)
+        terms, _ = training.objective(fixed_batch(training), 0)
     assert terms["crd"].dtype == torch.float32 and terms["crd"].isfinite()

@@ -59,8 +59,8 @@ class Whole:
 
 
 def terms_at_the_end(training: Trainer) -> dict[str, float]:
-    training.method.train()
-    terms, _ = training.method.loss(fixed_batch(training), training.timeline.total - 1)
+    training.objective.train()
+    terms, _ = training.objective(fixed_batch(training), training.timeline.total - 1)
     return {name: float(term.detach()) for name, term in terms.items()}
 
 
@@ -76,7 +76,7 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         patch.chdir(tmp_path_factory.mktemp("method"))
         before = terms_at_the_end(train(name))
         training = train(name)
-        teacher = models.save_weights(training.method.teacher)
+        teacher = models.save_weights(training.objective.teacher)
         history, metrics = training.fit()
         yield Whole(name, training, history, metrics, teacher, before, terms_at_the_end(train_again(training, name)))
 
@@ -84,8 +84,8 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def train_again(training: Trainer, name: str) -> Trainer:
     """A copy to be looked at, so that looking does not change what the method remembers."""
     copy = train(name, "digits/students/copy")
-    copy.network.load_state_dict(training.network.state_dict())
-    copy.method.load_state_dict(training.method.state_dict())
+    copy.objective.student.load_state_dict(training.objective.student.state_dict())
+    copy.objective.load_state_dict(training.objective.state_dict())
     return copy
 
 
@@ -120,29 +120,29 @@ def test_interrupted_equals_uninterrupted(whole: Whole, fit_until: FitUntil) -> 
         fit_until(part, stop)
     resumed = train(whole.name, "digits/students/part")
     history, metrics = resumed.fit()
-    assert models.save_weights(resumed.network) == models.save_weights(whole.training.network)
+    assert models.save_weights(resumed.objective.student) == models.save_weights(whole.training.objective.student)
     assert metrics == whole.metrics
     for row in (*history, *whole.history):
         del row["seconds"], row["images_per_s"]
     assert history == whole.history
-    remembered = list(tensors(whole.training.method.state_dict()))
-    assert all(map(torch.equal, tensors(resumed.method.state_dict()), remembered))
+    remembered = list(tensors(whole.training.objective.state_dict()))
+    assert all(map(torch.equal, tensors(resumed.objective.state_dict()), remembered))
 
 
 def test_the_student_is_a_plain_student_afterwards(whole: Whole) -> None:
     plain = models.build(STUDENT, 1, 10)
-    student = whole.training.network
+    student = whole.training.objective.student
     if whole.name not in STUDENT_GROWS:
         shapes = {key: value.shape for key, value in student.state_dict().items()}
         assert shapes == {key: value.shape for key, value in plain.state_dict().items()}
         assert [type(module) for module in student.modules()] == [type(module) for module in plain.modules()]
-    for module in [*student.modules(), *whole.training.method.teacher.modules()]:
+    for module in [*student.modules(), *whole.training.objective.teacher.modules()]:
         assert not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
         assert "forward" not in vars(module)
 
 
 def test_the_teacher_is_left_byte_identical(whole: Whole) -> None:
-    teacher: nn.Module = whole.training.method.teacher
+    teacher: nn.Module = whole.training.objective.teacher
     assert models.save_weights(teacher) == whole.teacher
     assert not any(module.training for module in teacher.modules())
     assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
@@ -150,16 +150,16 @@ def test_the_teacher_is_left_byte_identical(whole: Whole) -> None:
 
 def test_losses_are_float32_and_finite_under_bf16_and_huge_weights(whole: Whole) -> None:
     training = train_again(whole.training, whole.name)
-    training.method.train()
+    training.objective.train()
     with torch.no_grad():
-        for parameter in training.network.head.parameters():
+        for parameter in training.objective.student.head.parameters():
             parameter.mul_(1000)
     with torch.autocast("cpu", torch.bfloat16):
-        terms, _ = training.method.loss(fixed_batch(training), 20)
+        terms, _ = training.objective(fixed_batch(training), 20)
     assert {term.dtype for term in terms.values()} == {torch.float32}
     assert all(torch.isfinite(term) and term.shape == () for term in terms.values())
     torch.stack(list(terms.values())).sum().backward()
-    gradients = [p.grad for p in training.method.parameters() if p.grad is not None]
+    gradients = [p.grad for p in training.objective.parameters() if p.grad is not None]
     assert gradients and all(torch.isfinite(gradient).all() for gradient in gradients)
 
 
@@ -174,15 +174,15 @@ def test_it_can_be_added_to_iakd_or_says_why_not(make_training: Make, name: str,
         assert "cannot be added" in str(error)
         return
     training = make_training(expression, options={**options(name), "iakd": {"path": path}})
-    training.method.train()
+    training.objective.train()
     for epoch in range(3):
         training._step(fixed_batch(training, epoch))
         training.step += training.timeline.steps_per_epoch
     means = training.sums.means()
     assert math.isfinite(means["loss"])
     own = make_training(alone(name), options=options(name))
-    own.method.train()
-    terms, _ = own.method.loss(fixed_batch(own), 0)
+    own.objective.train()
+    terms, _ = own.objective(fixed_batch(own), 0)
     assert {f"loss_{term}" for term in terms} <= set(means)
 
 

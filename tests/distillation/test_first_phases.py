@@ -76,7 +76,7 @@ def test_fsp_is_the_squared_difference_of_flows_from_the_stem_on() -> None:
         maps = [each.double().detach().numpy() for each in (network.stem, *(network.blocks[i] for i in places))]
         both.append([flow_reference(*pair) for pair in pairwise(maps)])
     expected = sum(((s - t) ** 2).mean() for s, t in zip(*both, strict=True))
-    assert part.terms(step)["fsp"].item() == pytest.approx(expected, rel=1e-3)
+    assert part(step)["fsp"].item() == pytest.approx(expected, rel=1e-3)
 
 
 def test_ab_weighs_later_levels_more() -> None:
@@ -85,7 +85,7 @@ def test_ab_weighs_later_levels_more() -> None:
     for weight, ours, theirs in ((0.25, 0, 1), (0.5, 1, 3), (1.0, 2, 5)):
         maps = step.student.preactivations[ours], step.teacher.preactivations[theirs]
         expected += 0.003 * weight * ab_reference(*(each.double().detach().numpy() for each in maps))
-    assert part.terms(step)["ab"].item() == pytest.approx(expected, rel=1e-4)
+    assert part(step)["ab"].item() == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("name", ["ft", "ab"])
@@ -96,7 +96,7 @@ def test_ab_weighs_later_levels_more() -> None:
 def test_networks_of_different_kinds(name: str, teacher: str, student: str) -> None:
     part, step = part_between(name, student, teacher)
     for number in (0, 1999):
-        terms = part.terms(type(step)(**{**vars(step), "number": number}))
+        terms = part(type(step)(**{**vars(step), "step": number}))
         loss = torch.stack(list(terms.values())).sum()
         assert torch.isfinite(loss) and loss.dtype == torch.float32
         loss.backward(retain_graph=True)
@@ -106,7 +106,7 @@ def test_networks_of_different_kinds(name: str, teacher: str, student: str) -> N
 def test_fsp_of_networks_without_a_stem_starts_at_the_first_stage() -> None:
     part, step = part_between("fsp", "vgg8", "vgg11")
     assert step.student.stem is None
-    assert torch.isfinite(part.terms(step)["fsp"])
+    assert torch.isfinite(part(step)["fsp"])
 
 
 @pytest.mark.parametrize(
@@ -132,12 +132,12 @@ def test_finite_at_the_edges() -> None:
 @pytest.mark.parametrize("name", ["fsp", "ab"])
 def test_labels_wait_for_the_first_phase(name: str) -> None:
     training = make_training(name, options={name: {"pretrain": 0.5}})
-    head = {key: value.clone() for key, value in training.network.head.state_dict().items()}
-    training.method.train()
+    head = {key: value.clone() for key, value in training.objective.student.head.state_dict().items()}
+    training.objective.train()
     training._step(fixed_batch(training))
-    assert all(torch.equal(head[key], value) for key, value in training.network.head.state_dict().items())
-    assert set(training.method.loss(fixed_batch(training), 14)[0]) == {"ce", name}
-    terms, _ = training.method.loss(fixed_batch(training), 15)
+    assert all(torch.equal(head[key], value) for key, value in training.objective.student.head.state_dict().items())
+    assert set(training.objective(fixed_batch(training), 14)[0]) == {"ce", name}
+    terms, _ = training.objective(fixed_batch(training), 15)
     assert set(terms) == {"ce"} and terms["ce"] > 0
 
 
@@ -145,25 +145,25 @@ def test_labels_wait_for_the_first_phase(name: str) -> None:
 def test_the_teacher_is_not_run_when_the_first_phase_is_over(name: str) -> None:
     training = make_training(name, options={name: {"pretrain": 0.5}})
     called: list[int] = []
-    training.method.teacher.blocks[0].register_forward_hook(lambda *_: called.append(1))
-    training.method.teacher.stem.register_forward_hook(lambda *_: called.append(1))
-    training.method.loss(fixed_batch(training), 15)
+    training.objective.teacher.blocks[0].register_forward_hook(lambda *_: called.append(1))
+    training.objective.teacher.stem.register_forward_hook(lambda *_: called.append(1))
+    training.objective(fixed_batch(training), 15)
     assert not called
-    training.method.loss(fixed_batch(training), 14)
+    training.objective(fixed_batch(training), 14)
     assert called
 
 
 def test_another_part_s_labels_do_not_wait() -> None:
     training = make_training("ab+kd", options={"ab": {"pretrain": 0.5}})
-    terms, _ = training.method.loss(fixed_batch(training), 0)
-    alone, _ = make_training("kd").method.loss(fixed_batch(training), 0)
+    terms, _ = training.objective(fixed_batch(training), 0)
+    alone, _ = make_training("kd").objective(fixed_batch(training), 0)
     assert terms["ce"].item() == pytest.approx(alone["ce"].item(), rel=1e-4)
 
 
 def test_the_paraphraser_learns_first_and_then_rests() -> None:
     training = make_training("ft", options={"ft": {"pretrain": 0.5}})
-    (part,) = training.method.losses
-    training.method.train()
+    (part,) = training.objective.losses.values()
+    training.objective.train()
 
     def changed(step: int) -> tuple[bool, bool]:
         before = {key: value.clone() for key, value in part.state_dict().items()}

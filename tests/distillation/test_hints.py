@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from iakd import config, models
+from iakd.data.loader import BatchFormat
 from iakd.distillation.losses.hints import block_similarity, centres, cluster, hint_loss, nearest
 from iakd.errors import UserError
 from iakd.models.features import FeatureSpec, forward_features
@@ -116,9 +117,9 @@ def test_loss() -> None:
 
 def test_the_points_are_those_of_the_teacher_and_in_the_record(make_training: Callable[..., Trainer]) -> None:
     training = make_training("hints+kd", options={"hints": {"points": 2, "images": 64}})
-    part = training.method.losses[0]
-    (record,) = training.method.record().values()
-    batch = next(training.data.epoch(0, 0, 64, config.Augment()))
+    part = next(iter(training.objective.losses.values()))
+    (record,) = training.objective.record().values()
+    batch = next(training.data.epoch(0, 0, BatchFormat(64)))
     expected = block_similarity(teacher(), [batch.images]).numpy()
     assert np.array(record["cka"]) == pytest.approx(expected, abs=1e-4)
     assert record["clusters"] == cluster(expected, 2)
@@ -126,13 +127,13 @@ def test_the_points_are_those_of_the_teacher_and_in_the_record(make_training: Ca
     assert len(part.adapters) == len(record["points"]) == len(record["student"]) == 2
     again = make_training("hints", options={"hints": {"points": 2, "images": 64}}, path="digits/students/again")
     again.run.seed = 5
-    assert again.method.record() == training.method.record()
-    terms, _ = training.method.loss(fixed_batch(training), 0)
+    assert again.objective.record() == training.objective.record()
+    terms, _ = training.objective(fixed_batch(training), 0)
     assert set(terms) == {"ce", "hints", "kd"}
 
 
 def test_a_checkpoint_with_other_points_is_refused(make_training: Callable[..., Trainer]) -> None:
-    part = make_training("hints").method.losses[0]
+    part = next(iter(make_training("hints").objective.losses.values()))
     state = part.state_dict()
     part.load_state_dict(state)
     with pytest.raises(UserError, match="other clusters than where the run began"):
@@ -147,5 +148,5 @@ def test_more_points_than_blocks(make_training: Callable[..., Trainer]) -> None:
 def test_the_record_is_among_the_final_metrics(make_training: Callable[..., Trainer]) -> None:
     training = make_training("hints", epochs=1)
     _, metrics = training.fit()
-    assert metrics["hints"] == training.method.record()["hints"]
+    assert metrics["hints"] == training.objective.record()["hints"]
     assert np.shape(metrics["hints"]["cka"]) == (6, 6)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from iakd import config, models
 from iakd.config import Method
+from iakd.config.method_options import KcdOptions
 from iakd.data.loader import Batch, steps_per_epoch
 from iakd.distillation.losses.kcd import KCDLoss, entropy, mixing_weights, rank
 from iakd.distillation.teacher_cache import CacheDir
@@ -60,10 +61,10 @@ def test_mixing_weights_go_down_evenly() -> None:
 
 
 def test_the_published_setting_keeps_95_90_85_80_and_75_percent() -> None:
-    counts = [KCDLoss.images(Method(method="kcd"), 50_000, epoch) for epoch in range(240)]
+    counts = [KCDLoss.images_per_epoch(KcdOptions(), 50_000, epoch) for epoch in range(240)]
     assert counts == [n for n in (50_000, 47_500, 45_000, 42_500, 40_000, 37_500) for _ in range(40)]
-    assert KCDLoss.images(Method(method="kcd"), 50_000, 400) == 35_000
-    assert KCDLoss.images(Method.model_validate({"method": "kcd", "kcd": {"keep": 0.1, "drop": 1.0}}), 3, 40) == 2
+    assert KCDLoss.images_per_epoch(KcdOptions(), 50_000, 400) == 35_000
+    assert KCDLoss.images_per_epoch(KcdOptions(keep=0.1, drop=1.0), 3, 40) == 2
 
 
 def test_alone_it_is_kcd_with_kd() -> None:
@@ -101,17 +102,17 @@ def test_epochs_show_the_images_that_are_kept_and_mix_the_dropped_into_them(make
     training = make(make_training, epochs=8)
     sums, counts = np.zeros(IMAGES), np.zeros(IMAGES)
     snapshots: dict[int, NDArray[np.float64]] = {}
-    part = training.method.losses[0]
-    original = part.terms
+    part = next(iter(training.objective.losses.values()))
+    original = part.forward
 
     def terms(step: Any) -> Any:
-        epoch = training.timeline.place(step.number)[0]
+        epoch = training.timeline.place(step.step)[0]
         snapshots.setdefault(epoch, sums / np.maximum(counts, 1) * (counts / 2) ** 0.03)
         sums[step.batch.indices.numpy()] += reference_entropy(step.student.logits.detach().double().numpy())
         counts[step.batch.indices.numpy()] += 1
         return original(step)
 
-    part.terms = terms
+    part.forward = terms
     seen = watch(training)
     sizes = [162, 162, 146, 146, 130, 130, 122, 122]  # 0.1·162 ≈ 16 fewer, down to 0.75·162 ≈ 122
     assert [len(seen[epoch]) for epoch in range(8)] == [steps_per_epoch(n, 16) for n in sizes]
@@ -142,7 +143,7 @@ def test_the_labels_of_mixed_images_are_those_of_the_kept(make_training: Make) -
 def test_before_the_first_ranking_it_is_kd_bit_by_bit(make_training: Make) -> None:
     kcd, kd = make(make_training, epochs=2), make_training("kd", "digits/students/kd", batch_size=16, epochs=2)
     kcd.fit(), kd.fit()
-    assert models.save_weights(kcd.network) == models.save_weights(kd.network)  # type: ignore[arg-type]
+    assert models.save_weights(kcd.objective.student) == models.save_weights(kd.objective.student)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("expression", ["kcd", "iakd+kcd", "kcd+crd"])
@@ -162,7 +163,7 @@ def test_interrupted_in_shorter_epochs_equals_uninterrupted(
     for row in (*history, *expected):
         del row["seconds"], row["images_per_s"]
     assert history == expected and again == metrics
-    assert models.save_weights(resumed.network) == models.save_weights(whole.network)  # type: ignore[arg-type]
+    assert models.save_weights(resumed.objective.student) == models.save_weights(whole.objective.student)  # type: ignore[arg-type]
     assert [row["step"] for row in history] == starts[1:]
 
 
@@ -176,11 +177,11 @@ def test_the_learning_rate_drops_where_its_epoch_begins(make_training: Make) -> 
 
 def test_swaps_are_drawn_for_the_steps_that_there_are(make_training: Make) -> None:
     training = make(make_training, "iakd+kcd")
-    draws = training.method.hybrid.draws
+    draws = training.objective.sampler
     for epoch in range(5):
         first, n = training.timeline.first_step(epoch), training.timeline.steps_in(epoch)
         assert len(draws.drawn(epoch)) == len(draws.planned(epoch)) == n
-        assert [list(draws.at(first + i, 16)) for i in range(n)] == draws.drawn(epoch).tolist()
+        assert [list(draws.masks(first + i, 16)) for i in range(n)] == draws.drawn(epoch).tolist()
 
 
 def test_mixed_batches_come_from_the_table_where_they_can(make_training: Make) -> None:
@@ -193,6 +194,6 @@ def test_mixed_batches_come_from_the_table_where_they_can(make_training: Make) -
             make_training, path=f"digits/students/{path}", augment=augment.model_dump(), cache_dir=cache_dir
         )
         training.fit()
-        assert models.save_weights(training.network) == models.save_weights(plain.network)  # type: ignore[arg-type]
-    outputs = training.method._outputs
+        assert models.save_weights(training.objective.student) == models.save_weights(plain.objective.student)  # type: ignore[arg-type]
+    outputs = training.objective._outputs
     assert 0 < outputs.computed < 0.2 * outputs.taken

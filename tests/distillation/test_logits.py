@@ -143,19 +143,19 @@ def test_standardised_logits_have_mean_0_and_deviation_1_whatever_their_scale() 
 
 def test_dkd_is_warmed_up_by_epochs() -> None:
     training = make_training("dkd", options={"dkd": {"warmup_epochs": 4}})
-    method, batch = training.method.train() or training.method, fixed_batch(training)
+    method, batch = training.objective.train() or training.objective, fixed_batch(training)
     steps = training.timeline.steps_per_epoch
-    weighted = [method.loss(batch, epoch * steps)[0]["dkd_others"].item() for epoch in range(5)]
+    weighted = [method(batch, epoch * steps)[0]["dkd_others"].item() for epoch in range(5)]
     assert weighted == pytest.approx([weighted[-1] * share for share in (0.25, 0.5, 0.75, 1, 1)], rel=1e-4)
-    at_once = make_training("dkd", options={"dkd": {"warmup_epochs": 0}}).method
+    at_once = make_training("dkd", options={"dkd": {"warmup_epochs": 0}}).objective
     at_once.train()
-    assert at_once.loss(batch, 0)[0]["dkd_others"].item() == pytest.approx(weighted[-1], rel=1e-4)
+    assert at_once(batch, 0)[0]["dkd_others"].item() == pytest.approx(weighted[-1], rel=1e-4)
 
 
 def test_ctkd_climbs_what_the_student_descends() -> None:
     """θ's gradient is reversed, and grows by half a cosine; the student's is what kd would give at that temperature."""
     training = make_training("ctkd", options={"ctkd": {"epochs": 4}})
-    part, method, batch = training.method.losses[0], training.method, fixed_batch(training)
+    part, method, batch = next(iter(training.objective.losses.values())), training.objective, fixed_batch(training)
     temperature = 1 + 20 / (1 + np.exp(-1.0))
     assert part.temperature.item() == pytest.approx(temperature)
     factors = [part.factor(epoch) for epoch in range(6)]
@@ -164,11 +164,11 @@ def test_ctkd_climbs_what_the_student_descends() -> None:
     gradients = []
     for epoch in (1, 5):
         part.theta.grad = None
-        terms, _ = method.loss(batch, epoch * training.timeline.steps_per_epoch)
+        terms, _ = method(batch, epoch * training.timeline.steps_per_epoch)
         terms["ctkd"].backward()
         gradients.append(part.theta.grad.item())
     with torch.no_grad():
-        logits = [network(batch.images).double().numpy() for network in (training.network, method.teacher)]
+        logits = [network(batch.images).double().numpy() for network in (training.objective.student, method.teacher)]
     up, down = (kd(*logits, batch.labels.numpy(), 1 + 20 / (1 + np.exp(-1 - h))) for h in (1e-5, -1e-5))
     slope = 0.9 * (up - down) / 2e-5
     assert gradients == pytest.approx([-0.5 * slope, -slope], rel=1e-3)
@@ -189,16 +189,17 @@ def test_standardize_changes_every_loss_between_outputs(other: str) -> None:
     plain, changed = make_training(other), make_training(f"{other}+standardize")
     batch = fixed_batch(plain)
     for training in (plain, changed):
-        training.method.train()
+        training.objective.train()
     step = plain.timeline.total - 1
-    part, steps = plain.method.losses[0], []
-    plain_terms = part.terms
-    part.terms = lambda seen: steps.append(seen) or plain_terms(seen)
-    before, after = plain.method.loss(batch, step)[0], changed.method.loss(batch, step)[0]
+    part, steps = next(iter(plain.objective.losses.values())), []
+    plain_terms = part.forward
+    part.forward = lambda seen: steps.append(seen) or plain_terms(seen)
+    before, after = plain.objective(batch, step)[0], changed.objective(batch, step)[0]
     assert before["ce"].item() == after["ce"].item()
     assert all(before[term].item() != after[term].item() for term in before if term != "ce")
     ours, theirs = standardised(steps[0].student_logits), standardised(steps[0].teacher_logits)
-    expected = plain_terms(replace(steps[0], student_logits=ours, teacher_logits=theirs))
+    features = replace(steps[0].student, logits=ours), replace(steps[0].teacher, logits=theirs)
+    expected = plain_terms(replace(steps[0], student=features[0], teacher=features[1]))
     assert set(after) == {"ce", *expected}
     assert {k: after[k].item() for k in expected} == pytest.approx({k: v.item() for k, v in expected.items()})
 
@@ -207,8 +208,8 @@ def test_lskd_is_standardised_kd() -> None:
     options = {"temperature": 2.0, "ce_weight": 0.1, "kd_weight": 9.0}
     one, other = make_training("lskd"), make_training("kd+standardize", options={"kd": options})
     batch = fixed_batch(one)
-    one.method.train(), other.method.train()
-    assert one.method.loss(batch, 0)[0]["lskd"].item() == other.method.loss(batch, 0)[0]["kd"].item()
+    one.objective.train(), other.objective.train()
+    assert one.objective(batch, 0)[0]["lskd"].item() == other.objective(batch, 0)[0]["kd"].item()
 
 
 @pytest.mark.parametrize(
@@ -231,7 +232,7 @@ def test_impossible_sums_say_why(expression: str, words: str) -> None:
 )
 def test_sums_add_up_all_their_terms(expression: str) -> None:
     training = make_training(expression)
-    training.method.train()
-    terms, _ = training.method.loss(fixed_batch(training), 0)
+    training.objective.train()
+    terms, _ = training.objective(fixed_batch(training), 0)
     for name in set(expression.split("+")) - {"iakd", "standardize"}:
         assert any(term.split("_")[0] == name for term in terms)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from references import kd, softmax
 
+from iakd.data.loader import MixedLabels
 from iakd.distillation.loss import cross_entropy
 from iakd.distillation.losses.kd import kd_divergence
 
@@ -62,5 +63,7 @@ def test_cross_entropy_of_mixed_images_is_that_of_their_mixed_labels(smoothing: 
     target[np.arange(6), labels] += (1 - smoothing) * share
     target[np.arange(6), other] += (1 - smoothing) * (1 - share)
     expected = -np.mean(np.sum(target * np.log(softmax(logits)), axis=1))
-    value = cross_entropy(*map(torch.tensor, (logits, labels)), smoothing, *map(torch.tensor, (other, share)))
+    value = cross_entropy(
+        *map(torch.tensor, (logits, labels)), smoothing, MixedLabels(torch.tensor(other), torch.tensor(share))
+    )
     assert value.item() == pytest.approx(expected, rel=1e-5)

@@ -166,7 +166,7 @@ def test_a_regressor_gives_the_teacher_s_channels_and_its_size_where_it_can(
 def test_networks_of_different_kinds(name: str, teacher: str, student: str) -> None:
     """The pairs of the benchmark, with shallower teachers."""
     chosen, step = part_between(name, student, teacher)
-    terms = chosen.terms(step)
+    terms = chosen(step)
     loss = torch.stack(list(terms.values())).sum()
     assert torch.isfinite(loss) and loss.dtype == torch.float32
     loss.backward()
@@ -178,7 +178,7 @@ def test_fitnet_looks_at_the_level_that_it_is_told() -> None:
     assert (list(step.student.blocks), list(step.teacher.blocks)) == ([2], [5])
     guess = chosen.regressor(step.student.blocks[2])
     expected = 100 * (guess - step.teacher.blocks[5]).square().mean()
-    assert chosen.terms(step)["fitnet"].item() == pytest.approx(expected.item(), rel=1e-4)
+    assert chosen(step)["fitnet"].item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_a_level_that_is_not_there_is_one_clear_line(tmp_path: object) -> None:

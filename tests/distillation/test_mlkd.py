@@ -21,12 +21,12 @@ Make = Callable[..., Trainer]
 def test_the_loss_is_its_formula(make_training: Make) -> None:
     """Of the four outputs that it is made of, in float64, with the weights that docs/methods/mlkd.md gives."""
     training = make_training("mlkd")
-    method, batch = training.method, fixed_batch(training)
+    method, batch = training.objective, fixed_batch(training)
     method.train()
     with torch.no_grad():
-        terms, weak = method.loss(batch, 0)
-        strong = training.network(batch.second)
-        outputs = weak, method.teacher(batch.images), strong, method.teacher(batch.second)
+        terms, weak = method(batch, 0)
+        strong = training.objective.student(batch.second_view)
+        outputs = weak, method.teacher(batch.images), strong, method.teacher(batch.second_view)
     s, t, strong_s, strong_t = (logits.double().numpy() for logits in outputs)
     y = batch.labels.numpy()
     own = np.arange(len(y)), y
@@ -44,13 +44,13 @@ def test_the_loss_is_its_formula(make_training: Make) -> None:
 
 def seen_batches(training: Trainer, monkeypatch: pytest.MonkeyPatch) -> list[Batch]:
     seen: list[Batch] = []
-    original = training.method.loss
+    original = training.objective.forward
 
     def loss(batch: Batch, step: int) -> Any:
         seen.append(batch)
         return original(batch, step)
 
-    monkeypatch.setattr(training.method, "loss", loss)
+    monkeypatch.setattr(training.objective, "forward", loss)
     training.fit()
     return seen
 
@@ -61,18 +61,18 @@ def test_the_loop_shows_a_second_view_to_who_asks_for_it(make_training: Make, mo
     one = seen_batches(make_training("kd", epochs=1, augment=augment), monkeypatch)
     assert len(two) == len(one) == 6
     for batch, other in zip(two, one, strict=True):
-        assert other.second is None
+        assert other.second_view is None
         assert torch.equal(batch.images, other.images)  # the first view is that of every other method
-        assert batch.second is not None and batch.second.shape == batch.images.shape
-        assert not torch.equal(batch.second, batch.images)
+        assert batch.second_view is not None and batch.second_view.shape == batch.images.shape
+        assert not torch.equal(batch.second_view, batch.images)
 
 
 def test_the_strong_view_is_the_recipe_s_with_more_on_top(make_training: Make) -> None:
     options = {"mlkd": {"operations": 3, "magnitude": 7, "erase": None}}
-    part = make_training("mlkd", options=options).method.losses[0]
+    part = next(iter(make_training("mlkd", options=options).objective.losses.values()))
     mixed = Augment.model_validate({"pad": 2, "flip": True, "cutout": 3, "cutmix": {"alpha": 1.0}})
     strong = Augment(pad=2, flip=True, cutout=3, policy="randaugment", operations=3, magnitude=7)
-    assert part.second_view(mixed) == strong
+    assert part.epoch_data(0, mixed).second_view == strong
 
 
 def test_the_second_view_takes_the_path_that_is_taught(make_training: Make) -> None:
@@ -80,11 +80,11 @@ def test_the_second_view_takes_the_path_that_is_taught(make_training: Make) -> N
     for path, reached in (("hybrid", False), ("student", True)):
         schedule = {"kind": "uniform", "p0": 0.0, "student_only": 0.0}
         training = make_training("iakd+mlkd", options={"iakd": {"path": path, "schedule": schedule}})
-        training.method.hybrid.draws.schedule = config.Schedule.model_validate(schedule)
-        training.method.train()
-        terms, _ = training.method.loss(fixed_batch(training), 0)
+        training.objective.sampler.schedule = config.Schedule.model_validate(schedule)
+        training.objective.train()
+        terms, _ = training.objective(fixed_batch(training), 0)
         terms["mlkd_ce"].backward()
-        assert any(p.grad is not None for p in training.network.blocks[0].parameters()) == reached
+        assert any(p.grad is not None for p in training.objective.student.blocks[0].parameters()) == reached
 
 
 def test_a_strong_temperature_is_one_of_the_temperatures() -> None:

@@ -127,20 +127,20 @@ def test_a_student_s_own_features_cost_nothing(make_training: Callable[..., Trai
     """Features equal to the teacher's, that is."""
     training = make_training("ot")
     batch = fixed_batch(training)
-    (part,) = training.method.losses
+    (part,) = training.objective.losses.values()
     assert isinstance(part.project, torch.nn.Identity)
-    seen = training.method.loss(batch, 0)[0]["ot"]
+    seen = training.objective(batch, 0)[0]["ot"]
     assert seen > 0
     mapped = torch.randn(len(batch.labels), 16, 4, 4)
     step = type("Seen", (), {})()
     step.student = step.teacher = type("Features", (), {"blocks": {part.ours: mapped, part.theirs: mapped}})()
-    assert part.terms(step)["ot"].item() == pytest.approx(0, abs=1e-5)
+    assert part(step)["ot"].item() == pytest.approx(0, abs=1e-5)
 
 
 def setting(teacher: str, student: str, side: int) -> LossContext:
     data = DeviceLoader(np.zeros((4, 3, side, side), np.uint8), np.arange(4), [0.5] * 3, [0.5] * 3, "cpu")
     ours, theirs = (models.build(config.Network(arch=arch), 3, 4) for arch in (student, teacher))
-    return LossContext(ours, theirs, config.Method(method="ot"), data, Timeline.of(Recipe(), 1), 0)
+    return LossContext(config.Method(method="ot").options("ot"), ours, theirs, data, Timeline.of(Recipe(), 1), 0)
 
 
 def test_other_widths_and_sizes() -> None:
@@ -151,7 +151,7 @@ def test_other_widths_and_sizes() -> None:
     step = type("Seen", (), {})()
     step.student = type("Features", (), {"blocks": {part.ours: torch.randn(2, 64, 4, 4)}})()
     step.teacher = type("Features", (), {"blocks": {part.theirs: torch.randn(2, 256, 3, 3)}})()
-    part.terms(step)["ot"].backward()
+    part(step)["ot"].backward()
     assert part.project.weight.grad is not None and part.project.weight.grad.abs().sum() > 0
 
 

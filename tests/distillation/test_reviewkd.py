@@ -87,7 +87,7 @@ def test_the_last_level_has_nothing_to_join() -> None:
 )
 def test_networks_of_different_kinds(teacher: str, student: str) -> None:
     part, step = part_between("reviewkd", student, teacher, warmup_epochs=0)
-    loss = part.terms(step)["reviewkd"]
+    loss = part(step)["reviewkd"]
     assert torch.isfinite(loss) and loss > 0
     loss.backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in part.parameters())
@@ -113,9 +113,9 @@ def test_the_first_level_learns_from_the_last_one_s_features() -> None:
 
 def test_the_weight_grows_over_the_first_epochs() -> None:
     training = make_training("reviewkd", options={"reviewkd": {"warmup_epochs": 4, "weight": 3.0}})
-    training.method.teacher.eval()
+    training.objective.teacher.eval()
     per_epoch = training.timeline.steps_per_epoch
     batch = fixed_batch(training)
-    terms = [training.method.loss(batch, epoch * per_epoch)[0]["reviewkd"].item() for epoch in (0, 1, 2, 4, 4)]
+    terms = [training.objective(batch, epoch * per_epoch)[0]["reviewkd"].item() for epoch in (0, 1, 2, 4, 4)]
     assert terms[0] == 0
     assert terms == pytest.approx([share * terms[-1] for share in (0, 0.25, 0.5, 1, 1)], rel=1e-3)

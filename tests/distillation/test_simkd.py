@@ -68,7 +68,7 @@ def test_logits_are_the_teacher_s_classifier_on_projected_maps(teacher: str, stu
 
 def test_a_perfect_projector_gives_the_teacher_s_logits_and_no_loss() -> None:
     training = make_training("simkd")
-    student, teacher = training.network, training.method.teacher
+    student, teacher = training.objective.student, training.objective.teacher
     batch = fixed_batch(training)
     with torch.no_grad():
         maps = forward_features(teacher, batch.images, FeatureSpec(unpooled=True)).unpooled
@@ -78,17 +78,17 @@ def test_a_perfect_projector_gives_the_teacher_s_logits_and_no_loss() -> None:
             return maps
 
     student.head.projector = Perfect()
-    terms, logits = training.method.loss(batch, 0)
+    terms, logits = training.objective(batch, 0)
     assert terms["simkd"] == 0 and terms["ce"] == 0
     assert torch.equal(logits, teacher(batch.images))
 
 
 def test_the_loss_is_the_mean_squared_difference_of_maps() -> None:
     training = make_training("simkd", options={"simkd": {"weight": 3.0}})
-    student, teacher = training.network.eval(), training.method.teacher
+    student, teacher = training.objective.student.eval(), training.objective.teacher
     batch = fixed_batch(training)
     with torch.no_grad():
-        terms, _ = training.method.loss(batch, 0)
+        terms, _ = training.objective(batch, 0)
         features = student.enter(batch.images)
         for block in student.blocks:
             features = block(features)
@@ -111,24 +111,24 @@ def test_larger_maps_are_pooled_before_the_projector_and_smaller_ones_compared_a
 
 def test_the_classifier_is_a_frozen_copy_that_no_training_moves(make_training: object) -> None:
     training = make_training("simkd", weight_decay=0.1, momentum=0.9)
-    before = copy.deepcopy(training.network.head.classifier.state_dict())
+    before = copy.deepcopy(training.objective.student.head.classifier.state_dict())
     training.fit()
-    head = training.network.head
+    head = training.objective.student.head
     assert isinstance(head, ReusedHead) and not head.classifier.training
     for (key, ours), theirs in zip(
-        head.classifier.state_dict().items(), training.method.teacher.head.state_dict().values(), strict=True
+        head.classifier.state_dict().items(), training.objective.teacher.head.state_dict().values(), strict=True
     ):
         assert torch.equal(ours, before[key]) and torch.equal(ours, theirs)
-    trained = {id(parameter) for parameter in training.method.parameters()}
+    trained = {id(parameter) for parameter in training.objective.trained_parameters()}
     assert not trained & {id(parameter) for parameter in head.classifier.parameters()}
     assert trained >= {id(parameter) for parameter in head.projector.parameters()}
 
 
 def test_the_projector_is_drawn_from_the_seed_alone() -> None:
     torch.manual_seed(1)
-    first = make_training("simkd").network.head.projector.state_dict()
+    first = make_training("simkd").objective.student.head.projector.state_dict()
     torch.manual_seed(2)
-    second = make_training("simkd").network.head.projector.state_dict()
+    second = make_training("simkd").objective.student.head.projector.state_dict()
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
@@ -209,6 +209,6 @@ def test_it_is_evaluated_as_it_is_deployed(tmp_path: Path, monkeypatch: pytest.M
 def test_the_student_in_the_tests_of_all_methods_is_what_is_deployed() -> None:
     plain = models.build(STUDENT, 1, 10)
     training = make_training("simkd")
-    deploy(plain, training.method.teacher, METHOD, digit_images(0, 2).image_shape)
+    deploy(plain, training.objective.teacher, METHOD, digit_images(0, 2).image_shape)
     shapes = {key: value.shape for key, value in plain.state_dict().items()}
-    assert {key: value.shape for key, value in training.network.state_dict().items()} == shapes
+    assert {key: value.shape for key, value in training.objective.student.state_dict().items()} == shapes

@@ -16,9 +16,8 @@ from digit_training import digit_images, teacher
 
 from iakd import config, models
 from iakd.config import METHODS, Augment, Params
-from iakd.data.loader import Batch, EpochSubset
-from iakd.distillation import Distiller
-from iakd.distillation.distiller import features_of_losses
+from iakd.data.loader import Batch, BatchFormat, EpochData, EpochSubset
+from iakd.distillation.distiller import Distiller
 from iakd.distillation.teacher_cache import CacheDir, CachedTeacherOutputs, TeacherOutputs, outputs_suffice
 from iakd.distillation.teacher_cache.policy import cache_dir_for, expected_share
 from iakd.distillation.teacher_cache.row_file import RowFile
@@ -46,7 +45,11 @@ def outputs(
 
 def epochs(count: int = 2, seed: int = 0, choice: EpochSubset | None = None, start: int = 0) -> list[Batch]:
     data = digit_images(0, N)
-    return [b for e in range(count) for b in data.epoch(seed, e, BATCH, AUGMENT, start=start, choice=choice)]
+    return [
+        b
+        for e in range(count)
+        for b in data.epoch(seed, e, BatchFormat(BATCH, AUGMENT), start=start, data=EpochData(choice))
+    ]
 
 
 def same(
@@ -248,7 +251,7 @@ FitUntil = Callable[[Trainer, int], None]
 def finished(training: Trainer) -> tuple[bytes, list[dict[str, float | int | None]]]:
     history, _ = training.fit()
     rows = [{k: v for k, v in row.items() if k not in ("seconds", "images_per_s")} for row in history]
-    return models.save_weights(training.network), rows  # type: ignore[arg-type]
+    return models.save_weights(training.objective.student), rows  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("expression", "precision"), [("kd", "fp32"), ("kd", "bf16"), ("iakd+kd", "fp32")])
@@ -262,7 +265,7 @@ def test_a_training_comes_out_the_same_with_and_without(
     assert finished(train("cold", cache_dir())) == expected
     warm = train("warm", cache_dir())
     assert finished(warm) == expected
-    assert isinstance(warm.method._outputs, CachedTeacherOutputs) and warm.method._outputs.computed == 0
+    assert isinstance(warm.objective._outputs, CachedTeacherOutputs) and warm.objective._outputs.computed == 0
     on = cache_dir(Path("another"))
     for stop in (4, 9):  # in the middle of an epoch
         part = train("part", on)
@@ -277,16 +280,17 @@ def test_two_trainings_side_by_side_share_one_table(make_training: Make) -> None
         make_training("kd", path, cache_dir=cache_dir(), augment=AUGMENT.model_dump()) for path in ("one", "two")
     )
     for training in (one, two):
-        training.method.train()
+        training.objective.train()
     for epoch in range(one.timeline.epochs):
         for batches in zip(
-            *(t.data.epoch(t.run.seed, epoch, t.recipe.batch_size, t.recipe.augment) for t in (one, two)), strict=True
+            *(t.data.epoch(t.run.seed, epoch, BatchFormat(t.recipe.batch_size, t.recipe.augment)) for t in (one, two)),
+            strict=True,
         ):
             for training, batch in zip((one, two), batches, strict=True):
                 training._step(batch)
                 training.step += 1
-    assert models.save_weights(one.network) == models.save_weights(two.network) == alone[0]
-    assert two.method._outputs.computed <= BATCH  # its first batch is compared
+    assert models.save_weights(one.objective.student) == models.save_weights(two.objective.student) == alone[0]
+    assert two.objective._outputs.computed <= BATCH  # its first batch is compared
 
 
 def test_killed_writers_leave_whole_rows_only(tmp_path: Path) -> None:
@@ -328,9 +332,12 @@ def experiment(**changes: object) -> tuple[Experiment, StudentJob]:
 @pytest.mark.parametrize("expression", [f"kd+{name}" if entry.joins else name for name, entry in METHODS.items()])
 def test_it_is_known_before_there_are_networks_who_uses_a_table(make_training: Make, expression: str) -> None:
     """And it is true: the experiment counts those that do, and no others."""
-    method = make_training(expression, options={"crd": {"negatives": 64}} if expression == "crd" else {}).method
+    method = make_training(expression, options={"crd": {"negatives": 64}} if expression == "crd" else {}).objective
     assert isinstance(method, Distiller)
-    uses = outputs_suffice(features_of_losses(method.parts)[1])
+    read = FeatureSpec()
+    for loss in method.losses.values():
+        read |= loss.teacher_features
+    uses = outputs_suffice(read)
     twice = experiment(methods={"one": {"method": expression}, "other": {"method": expression}})
     assert (expected_share(*twice) > 0) == uses
 

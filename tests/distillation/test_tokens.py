@@ -59,7 +59,9 @@ def transformer(depth: int, width: int) -> Network:
 def setting(name: str, widths: tuple[int, int]) -> LossContext:
     student, teacher = transformer(2, widths[0]), transformer(4, widths[1])
     timeline = Timeline.of(config.Recipe(), 10)
-    return LossContext(student, teacher.eval(), config.Method(method=name), digit_images(0, 4), timeline, 0)
+    return LossContext(
+        config.Method(method=name).options(name), student, teacher.eval(), digit_images(0, 4), timeline, 0
+    )
 
 
 @pytest.mark.parametrize("name", WORK)
@@ -70,7 +72,7 @@ def test_tokens_are_places(name: str) -> None:
     student = forward_features(chosen.student, batch.images, part.student_features)
     with torch.no_grad():
         teacher = forward_features(chosen.teacher, batch.images, part.teacher_features)
-    terms = part.terms(ForwardOutputs(0, batch, student, teacher, torch.zeros(4, 10), None))
+    terms = part(ForwardOutputs(0, batch, student, teacher, torch.zeros(4, 10), None))
     loss = torch.stack(list(terms.values())).sum()
     assert torch.isfinite(loss)
     loss.backward()
@@ -82,5 +84,5 @@ def test_methods_that_need_maps_say_so(name: str) -> None:
     chosen = setting(name, (6, 8))
     with pytest.raises(UserError, match=rf"{name} .*maps.*tokens; choose") as caught:
         loss_class(name)(chosen)
-        deploy(chosen.student, chosen.teacher, chosen.method, (1, 8, 8))
+        deploy(chosen.student, chosen.teacher, config.Method(method=name), (1, 8, 8))
     assert "\n" not in str(caught.value)

@@ -11,11 +11,11 @@ from torch import nn
 
 from iakd import config, models
 from iakd.config import IakdOptions, LrSchedule, Schedule
-from iakd.data.loader import DeviceLoader
-from iakd.distillation import Distiller
+from iakd.data.loader import BatchFormat, DeviceLoader
+from iakd.distillation.distiller import Distiller, make_distiller
 from iakd.errors import UserError
 from iakd.interactive.hybrid import Hybrid, mix_branches
-from iakd.interactive.swap_sampler import ChannelSwapSampler, SampleSwapSampler
+from iakd.interactive.swap_sampler import ChannelSwapSampler, SampleSwapSampler, SwapSampler, make_swap_sampler
 from iakd.models.features import FeatureSpec
 from iakd.training.timeline import Timeline
 
@@ -23,11 +23,15 @@ TIMELINE = Timeline(40, 25, 0.1, LrSchedule(milestones=[0.4, 0.7]), batch_size=6
 HALF = Schedule(kind="uniform", p0=0.3, student_only=0.2)
 
 
+def sampler(granularity: str) -> SwapSampler:
+    return make_swap_sampler(IakdOptions(granularity=granularity), HALF, TIMELINE, [4, 8, 16], 0, False)
+
+
 def test_each_image_goes_through_the_network_that_was_drawn_for_it(
     student: models.Network, teacher: models.Network, images: torch.Tensor
 ) -> None:
     """In evaluation mode images do not depend on each other, so the batch must equal images sent one by one."""
-    hybrid = Hybrid(student, teacher, IakdOptions(granularity="sample"), HALF, TIMELINE, seed=0)
+    hybrid = Hybrid(student, teacher, IakdOptions(granularity="sample"), seed=0)
     student.eval()
     kept = torch.tensor([[1, 0, 1, 0, 0, 1], [0, 0, 1, 1, 0, 1], [1, 1, 1, 0, 0, 0]]).bool()
     together = hybrid(images, list(kept))
@@ -59,12 +63,12 @@ def test_an_image_is_computed_by_one_branch_alone() -> None:
 def test_a_channel_is_the_student_s_the_teacher_s_or_the_mean(
     student: models.Network, teacher: models.Network, images: torch.Tensor
 ) -> None:
-    hybrid = Hybrid(student, teacher, IakdOptions(granularity="channel"), HALF, TIMELINE, seed=0)
+    hybrid = Hybrid(student, teacher, IakdOptions(granularity="channel"), seed=0)
     student.eval()
     weights = torch.tensor([1.0, 0.0, 0.5, 0.0])
     stem = student.stem(images)
     ours, theirs = student.blocks[0](stem), nn.Sequential(*teacher.blocks[:3])(stem)
-    seen = hybrid.walk(images, [weights, True, True], FeatureSpec(blocks=frozenset({0}))).blocks[0]
+    seen = hybrid.forward_features(images, [weights, True, True], FeatureSpec(blocks=frozenset({0}))).blocks[0]
     for channel, expected in enumerate((ours, theirs, (ours + theirs) / 2, theirs)):
         assert torch.allclose(seen[:, channel], expected[:, channel], atol=1e-6), f"channel {channel}"
 
@@ -73,10 +77,10 @@ def test_a_channel_is_the_student_s_the_teacher_s_or_the_mean(
 def test_in_the_solo_phase_only_the_student_runs(
     granularity: str, student: models.Network, teacher: models.Network, images: torch.Tensor
 ) -> None:
-    hybrid = Hybrid(student, teacher, IakdOptions(granularity=granularity), HALF, TIMELINE, seed=0)
+    hybrid = Hybrid(student, teacher, IakdOptions(granularity=granularity), seed=0)
     twin = copy.deepcopy(student).train()
     hybrid.train()
-    kept = hybrid.draws.at(TIMELINE.total - 1, 6)
+    kept = sampler(granularity).masks(TIMELINE.total - 1, 6)
     assert kept == [True] * 3
     assert torch.equal(hybrid(images, kept), twin(images))
 
@@ -86,9 +90,9 @@ def test_gradients_reach_the_stem_and_the_teacher_stays(
     granularity: str, student: models.Network, teacher: models.Network, images: torch.Tensor
 ) -> None:
     before = models.save_weights(teacher)
-    hybrid = Hybrid(student, teacher, IakdOptions(granularity=granularity), HALF, TIMELINE, seed=0)
+    hybrid = Hybrid(student, teacher, IakdOptions(granularity=granularity), seed=0)
     hybrid.train()
-    F.cross_entropy(hybrid(images, hybrid.draws.at(0, 6)), torch.arange(6)).backward()
+    F.cross_entropy(hybrid(images, sampler(granularity).masks(0, 6)), torch.arange(6)).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in student.stem.parameters())
     assert models.save_weights(teacher) == before
 
@@ -105,7 +109,7 @@ def test_frequencies_of_images() -> None:
 
 def test_frequencies_of_channels() -> None:
     draws = ChannelSwapSampler(HALF, TIMELINE, 2, 0, [4000, 1000])
-    wide, narrow = draws.at(3, 6)
+    wide, narrow = draws.masks(3, 6)
     assert isinstance(wide, torch.Tensor) and isinstance(narrow, torch.Tensor)
     assert (len(wide), len(narrow)) == (4000, 1000)
     for weight, p in ((1.0, 0.3), (0.0, 0.35), (0.5, 0.35)):
@@ -117,7 +121,7 @@ def test_no_image_is_left_alone_with_batchnorm() -> None:
     counts = [
         6 if choice is True else 0 if choice is False else int(choice.sum())
         for step in range(300)
-        for choice in draws.at(step, 6)
+        for choice in draws.masks(step, 6)
     ]
     assert 1 not in counts and {0, 2} <= set(counts)
 
@@ -129,14 +133,14 @@ def test_with_a_frozen_stem_and_head_each_image_passes_a_student_s_block() -> No
 
 def test_whole_stages_are_swapped_as_one(teacher: models.Network, images: torch.Tensor) -> None:
     student = network("resnet14", seed=2).eval()  # two blocks a stage
-    by_block = Hybrid(student, teacher, IakdOptions(), HALF, TIMELINE, seed=0)
-    by_stage = Hybrid(student, teacher, IakdOptions(unit="stage"), HALF, TIMELINE, seed=0)
-    assert (by_block.draws.blocks, by_stage.draws.blocks) == (6, 3)
+    by_block = Hybrid(student, teacher, IakdOptions(), seed=0)
+    by_stage = Hybrid(student, teacher, IakdOptions(unit="stage"), seed=0)
+    assert (len(by_block.pairs), len(by_stage.pairs)) == (6, 3)
     assert torch.equal(by_stage(images, [True, False, True]), by_block(images, [True, True, False, False, True, True]))
     by_block.require(FeatureSpec(blocks=frozenset(range(6))))
     by_stage.require(FeatureSpec(blocks=frozenset({1, 3}), preactivations=frozenset({5})))
     with pytest.raises(
-        UserError, match="looks at the student's block 3, which is swapped together with the ones after"
+        UserError, match="reads the features of student block 3, which is swapped together with the blocks after it"
     ):
         by_stage.require(FeatureSpec(blocks=frozenset({1, 2})))
 
@@ -149,7 +153,9 @@ def test_a_loss_inside_what_is_swapped_as_one_needs_the_student_s_path(teacher: 
     method = config.Method.model_validate({"method": "iakd+hints", "iakd": iakd, "hints": hints})
 
     def build() -> Distiller:
-        return Distiller(network("resnet14", seed=2), teacher, method, HALF, TIMELINE, 0, data)
+        return make_distiller(
+            network("resnet14", seed=2), teacher, method, schedule=HALF, timeline=TIMELINE, seed=0, data=data
+        )
 
     if path == "student":
         build()
@@ -166,10 +172,10 @@ def test_the_student_s_path_is_left_out_where_nothing_looks_at_it(teacher: model
     for expression in ("iakd", "iakd+ab"):
         method = config.Method.model_validate({"method": expression, "iakd": {"path": "student"}})
         student = network("resnet8", seed=2)
-        trained = Distiller(student, teacher, method, HALF, TIMELINE, 0, data)
+        trained = make_distiller(student, teacher, method, schedule=HALF, timeline=TIMELINE, seed=0, data=data)
         trained.train()
-        for batch in data.epoch(0, 0, 6, config.Augment()):
-            terms, _ = trained.loss(batch, TIMELINE.total // 2)
+        for batch in data.epoch(0, 0, BatchFormat(6)):
+            terms, _ = trained(batch, TIMELINE.total // 2)
             assert set(terms) == {"ce"}
         students.append(models.save_weights(student))
     assert students[0] == students[1]

@@ -11,7 +11,7 @@ from torch import nn
 from iakd import config, models
 from iakd.config import IakdOptions, LrSchedule, Recipe, Schedule
 from iakd.data.loader import Batch, DeviceLoader
-from iakd.distillation import Distiller
+from iakd.distillation.distiller import Distiller, make_distiller
 from iakd.errors import UserError
 from iakd.interactive.hybrid import Hybrid, initialise_from_teacher
 from iakd.models.network import initialise
@@ -52,18 +52,20 @@ def network(arch: str, seed: int, channels: int = 3, **options: object) -> model
 def one_step(teacher: models.Network, student: models.Network, size: int) -> tuple[Distiller, list[bool]]:
     """A step in which some places are swapped and some kept; the first is kept."""
     schedule = Schedule(kind="uniform", p0=0.5, student_only=0.0)
-    method = Distiller(student, teacher, config.Method(method="iakd"), schedule, TIMELINE, 0, DATA)
-    hybrid = method.hybrid
-    assert hybrid is not None
-    step = next(s for s in range(20) if hybrid.draws.at(s, 2)[0] and not all(hybrid.draws.at(s, 2)))
+    method = make_distiller(
+        student, teacher, config.Method(method="iakd"), schedule=schedule, timeline=TIMELINE, seed=0, data=DATA
+    )
+    sampler = method.sampler
+    assert sampler is not None
+    step = next(s for s in range(20) if sampler.masks(s, 2)[0] and not all(sampler.masks(s, 2)))
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
-    optimizer = make_optimizer(list(method.parameters()), Recipe(lr=0.01))
+    optimizer = make_optimizer(method.trained_parameters(), Recipe(lr=0.01))
     method.train()
-    terms, logits = method.loss(Batch(images, torch.tensor([1, 2]), torch.arange(2)), step)
+    terms, logits = method(Batch(images, torch.tensor([1, 2]), torch.arange(2)), step)
     assert logits.shape == (2, 10)
     terms["ce"].backward()
     optimizer.step()
-    return method, hybrid.draws.at(step, 2)
+    return method, sampler.masks(step, 2)
 
 
 @pytest.mark.parametrize(("teacher_arch", "student_arch"), SAME + CROSS + LARGE)
@@ -73,13 +75,14 @@ def test_one_step_of_every_pair(teacher_arch: str, student_arch: str) -> None:
     method, kept = one_step(teacher, student, 224 if "/" in teacher_arch else 32)
     assert method.hybrid is not None
     # the gradient passes the teacher's blocks on its way to the student's; what is swapped out has none
-    for pair, keep in zip(method.hybrid._pairs, kept, strict=True):
+    for pair, keep in zip(method.hybrid.pairs, kept, strict=True):
         for block in pair.student:
             for parameter in block.parameters():
                 assert (parameter.grad is not None) == keep
     assert all(parameter.grad is not None for parameter in student.stem.parameters())
     assert any(parameter.grad is not None and parameter.grad.any() for parameter in student.blocks[0].parameters())
-    assert (not list(method.hybrid.parameters())) == ((teacher_arch, student_arch) in WITHOUT_ADAPTERS)
+    adapters = set(method.trained_parameters()) - set(student.parameters())
+    assert (not adapters) == ((teacher_arch, student_arch) in WITHOUT_ADAPTERS)
     assert models.save_weights(teacher) == before
     plain = network(student_arch, seed=3)
     assert list(student.state_dict()) == list(plain.state_dict())
@@ -88,7 +91,7 @@ def test_one_step_of_every_pair(teacher_arch: str, student_arch: str) -> None:
 
 
 def hybrid(teacher: models.Network, student: models.Network) -> Hybrid:
-    net = Hybrid(student, teacher.eval().requires_grad_(False), IakdOptions(), Schedule(), TIMELINE, seed=0)
+    net = Hybrid(student, teacher.eval().requires_grad_(False), IakdOptions(), seed=0)
     net.train()
     return net
 
@@ -97,10 +100,10 @@ def hybrid(teacher: models.Network, student: models.Network) -> Hybrid:
 def test_every_place_can_be_swapped_or_kept_at_any_size_of_image(size: tuple[int, int]) -> None:
     net = hybrid(network("vgg8", seed=1, width=8), network("MobileNetV2", seed=2))
     images = torch.randn(4, 3, *size)
-    places = len(net._pairs)
+    places = len(net.pairs)
     for kept in ([False] * places, [i % 2 == 0 for i in range(places)], [i % 2 == 1 for i in range(places)]):
         F.cross_entropy(net(images, kept), torch.arange(4)).backward()
-    assert all(parameter.grad is not None for parameter in net.parameters())
+    assert all(parameter.grad is not None for parameter in net.parameters() if parameter.requires_grad)
     assert all(parameter.grad is not None for parameter in net.student.parameters())
 
 
@@ -108,37 +111,37 @@ def test_the_teachers_blocks_see_maps_of_their_own_size_and_the_students_of_thei
     teacher, student = network("resnet8x4", seed=1), network("ShuffleV2", seed=2)
     net = hybrid(teacher, student)
     images = torch.randn(2, 3, 32, 32)
-    net(images, [True] * len(net._pairs))
-    for place, pair in enumerate(net._pairs):
+    net(images, [True] * len(net.pairs))
+    for place, pair in enumerate(net.pairs):
         seen: list[torch.Tensor] = []
-        blocks = net._places[place]._teacher[0]
+        blocks = net.branches[place].teacher
         handle = blocks.register_forward_hook(lambda module, args, out, seen=seen: seen.extend([args[0], out]))
-        after = student.blocks[pair.ours.first + len(pair.student)] if place + 1 < len(net._pairs) else student.head
+        after = student.blocks[pair.ours.first + len(pair.student)] if place + 1 < len(net.pairs) else student.head
         entering = after.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(args[0]))
-        net(images, [i != place for i in range(len(net._pairs))])
+        net(images, [i != place for i in range(len(net.pairs))])
         handle.remove()
         entering.remove()
         assert [tuple(x.shape[1:]) for x in seen] == [pair.theirs.before, pair.theirs.after, pair.ours.after]
 
 
 def test_a_map_is_made_smaller_by_means_and_larger_by_repetition() -> None:
-    from iakd.interactive.hybrid import _fitted
+    from iakd.interactive.hybrid import _resized
 
     features = torch.arange(16.0).view(1, 1, 4, 4)
-    smaller = _fitted(nn.Identity(), features, (2, 2))
+    smaller = _resized(nn.Identity(), features, (2, 2))
     assert smaller.flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
-    larger = _fitted(nn.Identity(), smaller, (4, 4))
+    larger = _resized(nn.Identity(), smaller, (4, 4))
     assert torch.equal(larger, smaller.repeat_interleave(2, 2).repeat_interleave(2, 3))
-    assert _fitted(nn.Identity(), features, (3, 5)).shape == (1, 1, 3, 5)
+    assert _resized(nn.Identity(), features, (3, 5)).shape == (1, 1, 3, 5)
 
 
 def test_kept_groups_are_the_student() -> None:
     student = network("MobileNetV2", seed=2)
     net = hybrid(network("vgg13", seed=1), student)
-    assert any(len(pair.student) > 1 for pair in net._pairs)
+    assert any(len(pair.student) > 1 for pair in net.pairs)
     student.eval()
     images = torch.randn(2, 3, 32, 32)
-    assert torch.equal(net(images, [True] * len(net._pairs)), student(images))
+    assert torch.equal(net(images, [True] * len(net.pairs)), student(images))
 
 
 def test_transformers_of_unequal_width_swap_through_linear_adapters() -> None:
@@ -157,7 +160,7 @@ def test_initialising_from_a_teacher_of_fewer_blocks_is_refused() -> None:
 
 
 def test_places_follow_one_another() -> None:
-    pairs = hybrid(network("wrn_40_2", seed=1), network("ShuffleV1", seed=2))._pairs
+    pairs = hybrid(network("wrn_40_2", seed=1), network("ShuffleV1", seed=2)).pairs
     for before, after in pairwise(pairs):
         assert before.ours.after == after.ours.before
         assert before.theirs.after == after.theirs.before

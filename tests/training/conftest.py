@@ -11,7 +11,8 @@ import torch
 from iakd import config, models
 from iakd.config import Compute, Recipe, Schedule
 from iakd.data.loader import DeviceLoader
-from iakd.distillation import Distiller, timeline_of
+from iakd.distillation.distiller import make_distiller
+from iakd.distillation.registry import timeline_of
 from iakd.experiment.run_dir import Run
 from iakd.models.network import initialise
 from iakd.training.trainer import OnValidation, Trainer
@@ -63,9 +64,18 @@ def make_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[.
         train = images(n, 1)
         timeline = timeline_of(chosen, method, len(train))
         schedule = schedule or Schedule(p0=0.3, student_only=0.25)
-        distillation = Distiller(student, teacher, method, schedule, timeline, seed, train, chosen.label_smoothing)
+        distillation = make_distiller(
+            student,
+            teacher,
+            method,
+            schedule=schedule,
+            timeline=timeline,
+            seed=seed,
+            data=train,
+            label_smoothing=chosen.label_smoothing,
+        )
         run = Run(path, "distill", "key", {}, seed, {}, {})
         machine = Compute.model_validate({"device": "cpu", "checkpoint_seconds": 1e9, **(compute or {})})
-        return Trainer(run, student, distillation, train, images(40, 2), chosen, machine, on_validation)
+        return Trainer(run, distillation, train, images(40, 2), chosen, machine, on_validation)
 
     return make

@@ -15,7 +15,8 @@ import torch
 from iakd import config, models
 from iakd.config import METHODS, Compute, Recipe, Schedule
 from iakd.data.loader import DeviceLoader
-from iakd.distillation import Distiller, timeline_of
+from iakd.distillation.distiller import make_distiller
+from iakd.distillation.registry import timeline_of
 from iakd.experiment.run_dir import Run
 from iakd.models.network import initialise
 from iakd.training.distributed import ProcessGroup, joined
@@ -66,13 +67,22 @@ def make(case: Case, path: str, processes: ProcessGroup) -> Trainer:
     timeline = timeline_of(recipe, method, len(train))
     student, teacher = network(case.student, 1), network(case.teacher, 2)
     schedule = Schedule(p0=case.p0, student_only=0.2)
-    distillation = Distiller(
-        student, teacher, method, schedule, timeline, 0, train, recipe.label_smoothing, None, processes.count
+    distillation = make_distiller(
+        student,
+        teacher,
+        method,
+        schedule=schedule,
+        timeline=timeline,
+        seed=0,
+        data=train,
+        label_smoothing=recipe.label_smoothing,
+        cache_dir=None,
+        processes=processes.count,
     )
     machine = Compute.model_validate({"device": "cpu", "checkpoint_seconds": 1e9})
     run = Run(path, "distill", "key", {}, 0, {}, {})
     validation = images(11, case.size, 2)
-    return Trainer(run, student, distillation, train, validation, recipe, machine, processes=processes)
+    return Trainer(run, distillation, train, validation, recipe, machine, processes=processes)
 
 
 def outcome(case: Case, path: str, processes: ProcessGroup = ProcessGroup()) -> dict[str, Any]:  # noqa: B008
@@ -82,9 +92,9 @@ def outcome(case: Case, path: str, processes: ProcessGroup = ProcessGroup()) -> 
     original, moved = training._step, []
 
     def step(batch: Any) -> None:
-        before = {name: value.clone() for name, value in training.network.named_parameters()}
+        before = {name: value.clone() for name, value in training.objective.student.named_parameters()}
         original(batch)
-        now = training.network.named_parameters()
+        now = training.objective.student.named_parameters()
         moved.append([name for name, value in now if not torch.equal(value, before[name])])
         if training.step + 1 == case.stop and processes.share.rank == processes.count - 1:
             os.kill(os.getpid(), signal.SIGTERM)  # one process is told; all have to stop
@@ -97,11 +107,10 @@ def outcome(case: Case, path: str, processes: ProcessGroup = ProcessGroup()) -> 
         training = make(case, path, processes)
         history, metrics = training.fit()
         metrics["stopped"] = stopped
-    assert not any(hasattr(layer, "switch") for layer in training.network.modules())
+    assert not any(hasattr(layer, "switch") for layer in training.objective.student.modules())
     rows = [{k: v for k, v in row.items() if k not in ("seconds", "images_per_s")} for row in history]
     return {
-        "network": training.network.state_dict(),
-        "method": training.method.state_dict(),
+        "objective": training.objective.state_dict(),
         "history": rows,
         "metrics": metrics,
         "moved": moved,

@@ -44,7 +44,7 @@ class Forgetful(BasicBlock):
 
 
 def weights(training: Trainer) -> bytes:
-    return models.save_weights(training.network)  # type: ignore[arg-type]
+    return models.save_weights(training.objective.student)  # type: ignore[arg-type]
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -115,10 +115,10 @@ def test_only_steps_on_full_batches_are_compiled(make_training: Make, traced: No
 
 
 def test_compiled_blocks_leave_names_and_copies_as_they_were(make_training: Make, traced: None) -> None:
-    names = list(make_training("iakd").network.state_dict())
+    names = list(make_training("iakd").objective.student.state_dict())
     training = make_training("iakd", compute=COMPILE)
-    assert list(training.network.state_dict()) == names
-    block = training.network.blocks[0]
+    assert list(training.objective.student.state_dict()) == names
+    block = training.objective.student.blocks[0]
     assert copy.deepcopy(block)._compiled_call_impl is None  # else a copy would compute with the original's weights
     assert block._compiled_call_impl is not None
 
@@ -132,7 +132,7 @@ def test_a_block_that_cannot_be_compiled_runs_as_it_was(
     assert weights(eager) == weights(asked)
     (line,) = warnings(caplog)  # for both of the student's blocks
     assert line.startswith("compute.engine: Odd cannot be compiled (")
-    assert all(block._compiled_call_impl is None for block in asked.network.blocks)
+    assert all(block._compiled_call_impl is None for block in asked.objective.student.blocks)
     assert counters["stats"]["unique_graphs"] > 0  # the teacher's
 
 

@@ -8,7 +8,7 @@ import pytest
 
 FAULTS = """
 import resource, torch
-from iakd.training import device
+from iakd import devices
 
 def steps(n):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -17,7 +17,7 @@ def steps(n):
         del tensors
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-device.keep_freed_memory()
+devices.keep_freed_memory()
 print(steps(1), steps(2), steps(10))
 """
 

@@ -26,7 +26,7 @@ def with_graphs(training: Trainer) -> TapeRecorder:
 
 
 def weights(training: Trainer) -> bytes:
-    return models.save_weights(training.network)  # type: ignore[arg-type]
+    return models.save_weights(training.objective.student)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -71,14 +71,14 @@ def test_a_step_that_cannot_be_recorded_is_done_all_the_same(
     make_training: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     eager, played = make_training(networks=pair()), make_training(networks=pair())
-    original = played.method.loss
+    original = played.objective.forward
 
     def loss(batch: Any, step: int) -> Any:
         terms, logits = original(batch, step)
         terms["ce"].item()
         return terms, logits
 
-    monkeypatch.setattr(played.method, "loss", loss)
+    monkeypatch.setattr(played.objective, "forward", loss)
     recorder = with_graphs(played)
     losses, states = compare(walk(eager), walk(played))
     assert max(losses) < 1e-5 and max(states) < 1e-5

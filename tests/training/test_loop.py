@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from iakd import models
-from iakd.config import Augment, Schedule
+from iakd.config import Schedule
+from iakd.data.loader import BatchFormat
 from iakd.errors import RunFailed, UserError
 from iakd.processes import Interrupt
 from iakd.training import checkpoint
@@ -21,7 +22,7 @@ FitUntil = Callable[[Trainer, int], None]
 
 
 def weights(training: Trainer) -> bytes:
-    return models.save_weights(training.network)  # type: ignore[arg-type]
+    return models.save_weights(training.objective.student)  # type: ignore[arg-type]
 
 
 def stripped(history: list[dict[str, float | int | None]]) -> list[dict[str, float | int | None]]:
@@ -38,11 +39,11 @@ def test_the_loop_is_plain_sgd_written_out(make_training: Make) -> None:
     training = make_training(epochs=3, augment={}, label_smoothing=0.1)
     plain = make_training(epochs=3, augment={}, label_smoothing=0.1)
     training.fit()
-    net, data, timeline = plain.network.train(), plain.data, plain.timeline
+    net, data, timeline = plain.objective.student.train(), plain.data, plain.timeline
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4, fused=True)
     step = 0
     for epoch in range(3):
-        for batch in data.epoch(0, epoch, 16, Augment(), channels_last=True):
+        for batch in data.epoch(0, epoch, BatchFormat(16, channels_last=True)):
             optimizer.param_groups[0]["lr"] = timeline.lr(step)
             optimizer.zero_grad()
             F.cross_entropy(net(batch.images), batch.labels, label_smoothing=0.1).backward()
@@ -152,8 +153,8 @@ def test_modes_in_every_step(make_training: Make, monkeypatch: pytest.MonkeyPatc
     original = training._step
 
     def check(batch: object) -> None:
-        assert all(module.training for module in training.network.modules())
-        assert not any(module.training for module in training.method.teacher.modules())
+        assert all(module.training for module in training.objective.student.modules())
+        assert not any(module.training for module in training.objective.teacher.modules())
         original(batch)
 
     monkeypatch.setattr(training, "_step", check)
@@ -163,9 +164,9 @@ def test_modes_in_every_step(make_training: Make, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("expression", ["kd", "iakd", "iakd+kd"])
 def test_a_training_leaves_its_teacher_byte_identical(make_training: Make, expression: str) -> None:
     training = make_training(expression)
-    before = models.save_weights(training.method.teacher)
+    before = models.save_weights(training.objective.teacher)
     training.fit()
-    assert models.save_weights(training.method.teacher) == before
+    assert models.save_weights(training.objective.teacher) == before
 
 
 @pytest.mark.parametrize("expression", ["scratch", "label_smoothing", "kd", "iakd", "iakd+kd"])
@@ -191,7 +192,7 @@ def test_history_has_one_row_an_epoch_with_the_sums_of_its_terms(make_training: 
 def test_drawn_rates_are_those_of_the_blocks_that_ran(make_training: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     training = make_training("iakd", schedule=Schedule(kind="uniform", p0=0.4, student_only=0.0), n=200)
     calls = [0, 0, 0]
-    for position, block in enumerate(training.network.blocks):
+    for position, block in enumerate(training.objective.student.blocks):
 
         def count(module: object, inputs: object, output: object, position: int = position) -> None:
             if torch.is_grad_enabled():
@@ -208,12 +209,12 @@ def test_kd_on_the_students_path_looks_at_the_student_alone(make_training: Make)
     alone = make_training(
         "iakd+kd", schedule=Schedule(kind="uniform", p0=0.0, student_only=0.0), options={"iakd": {"path": "student"}}
     )
-    batch = next(hybrid.data.epoch(0, 0, 16, Augment()))
+    batch = next(hybrid.data.epoch(0, 0, BatchFormat(16)))
     for training, reached in ((hybrid, False), (alone, True)):
-        training.method.train()
-        terms, _ = training.method.loss(batch, 0)
+        training.objective.train()
+        terms, _ = training.objective(batch, 0)
         terms["kd"].backward()
-        assert any(p.grad is not None for p in training.network.blocks[0].parameters()) == reached
+        assert any(p.grad is not None for p in training.objective.student.blocks[0].parameters()) == reached
 
 
 def test_ema_is_the_moving_average_of_the_weights(make_training: Make) -> None:
@@ -224,47 +225,47 @@ def test_ema_is_the_moving_average_of_the_weights(make_training: Make) -> None:
     def step(batch: object) -> None:
         nonlocal expected
         original(batch)
-        now = training.network.state_dict()[name].clone()
+        now = training.objective.student.state_dict()[name].clone()
         expected = now if expected is None else 0.5 * expected + 0.5 * now
 
     training._step = step
     training.fit()
-    assert torch.allclose(training.network.state_dict()[name], expected, atol=1e-6)
+    assert torch.allclose(training.objective.student.state_dict()[name], expected, atol=1e-6)
 
 
 def test_clipping_bounds_the_whole_gradient(make_training: Make) -> None:
     training = make_training(clip_norm=0.01, momentum=0.0, weight_decay=0.0, lr=1.0, epochs=1)
-    before = [p.detach().clone() for p in training.network.parameters()]
-    training.method.train()
-    training._step(next(training.data.epoch(0, 0, 16, Augment())))
+    before = [p.detach().clone() for p in training.objective.student.parameters()]
+    training.objective.train()
+    training._step(next(training.data.epoch(0, 0, BatchFormat(16))))
     moved = math.sqrt(
-        sum(((p - q) ** 2).sum().item() for p, q in zip(training.network.parameters(), before, strict=True))
+        sum(((p - q) ** 2).sum().item() for p, q in zip(training.objective.student.parameters(), before, strict=True))
     )
     assert moved == pytest.approx(0.01, rel=1e-3)
 
 
 def test_bf16_keeps_weights_and_losses_in_float32(make_training: Make) -> None:
     training = make_training("kd", precision="bf16", epochs=1)
-    training.method.train()
-    batch = next(training.data.epoch(0, 0, 16, Augment()))
+    training.objective.train()
+    batch = next(training.data.epoch(0, 0, BatchFormat(16)))
     with torch.autocast("cpu", torch.bfloat16):
-        terms, logits = training.method.loss(batch, 0)
+        terms, logits = training.objective(batch, 0)
     assert logits.dtype == torch.bfloat16
     assert {term.dtype for term in terms.values()} == {torch.float32}
     training.fit()
-    assert {p.dtype for p in training.network.parameters()} == {torch.float32}
+    assert {p.dtype for p in training.objective.student.parameters()} == {torch.float32}
 
 
 def test_terms_of_parts_are_computed_outside_autocast(make_training: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     training = make_training("kd", precision="bf16", epochs=1)
     product: list[torch.Tensor] = []
     monkeypatch.setattr(
-        training.method.losses[0],
-        "terms",
+        next(iter(training.objective.losses.values())),
+        "forward",
         lambda step: product.append(step.student_logits @ step.teacher_logits.T) or {"kd": product[0].mean()},
     )
     with torch.autocast("cpu", torch.bfloat16):
-        training.method.loss(next(training.data.epoch(0, 0, 16, Augment())), 0)
+        training.objective(next(training.data.epoch(0, 0, BatchFormat(16))), 0)
     assert product[0].dtype == torch.float32
 
 
@@ -272,11 +273,11 @@ def test_batchnorm_statistics_can_be_gathered_anew(make_training: Make) -> None:
     training = make_training("iakd", options={"iakd": {"bn_reestimate": True}}, batch_size=70, epochs=1)
     training.fit()
     captured: list[torch.Tensor] = []
-    training.network.stem[0].register_forward_hook(lambda module, inputs, output: captured.append(output))
-    training.network.eval()
+    training.objective.student.stem[0].register_forward_hook(lambda module, inputs, output: captured.append(output))
+    training.objective.student.eval()
     order = next(training.data.plain(70)).images
-    training.network(order)
-    bn = training.network.stem[1]
+    training.objective.student(order)
+    bn = training.objective.student.stem[1]
     assert torch.allclose(bn.running_mean, captured[0].mean((0, 2, 3)), atol=1e-5)
     assert bn.momentum == 0.1
 
@@ -290,9 +291,9 @@ def test_a_training_may_go_on_in_another_memory_layout(make_training: Make, reci
     first_epoch(make_training("iakd", path="part", compute=before, **recipe))
     part = make_training("iakd", path="part", compute={"channels_last": True}, **recipe)
     part.fit()
-    assert part.network.stem[0].weight.is_contiguous(memory_format=torch.channels_last)
-    for name, value in whole.network.state_dict().items():
-        torch.testing.assert_close(part.network.state_dict()[name], value, rtol=1e-3, atol=1e-4)
+    assert part.objective.student.stem[0].weight.is_contiguous(memory_format=torch.channels_last)
+    for name, value in whole.objective.student.state_dict().items():
+        torch.testing.assert_close(part.objective.student.state_dict()[name], value, rtol=1e-3, atol=1e-4)
 
 
 def test_sums_go_on_where_a_checkpoint_left_them() -> None:

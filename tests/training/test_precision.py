@@ -11,7 +11,8 @@ from walks import compare, walk
 from iakd import config, models
 from iakd.data.loader import Batch, DeviceLoader
 from iakd.data.sources import digits
-from iakd.distillation import Distiller, timeline_of
+from iakd.distillation.distiller import make_distiller
+from iakd.distillation.registry import timeline_of
 from iakd.experiment.run_dir import Run
 from iakd.models.network import initialise
 from iakd.training.trainer import LossTerms, Trainer
@@ -40,10 +41,10 @@ def training(precision: str, seed: int) -> Trainer:
     initialise(network, torch.Generator().manual_seed(seed))
     method = config.Method(method="scratch")
     timeline = timeline_of(recipe, method, len(train))
-    distillation = Distiller(network, None, method, None, timeline, seed, train)
+    distillation = make_distiller(network, None, method, timeline=timeline, seed=seed, data=train)
     machine = config.Compute(device="cpu", checkpoint_seconds=1e9)
     run = Run(f"digits/{precision}/{seed}", "distill", "key", {}, seed, {}, {})
-    return Trainer(run, network, distillation, train, test, recipe, machine)
+    return Trainer(run, distillation, train, test, recipe, machine)
 
 
 def test_bf16_is_as_accurate_as_fp32_on_digits() -> None:
@@ -72,21 +73,21 @@ def test_only_products_are_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
         if layer.training:
             products.add(outcome.dtype)
 
-    for layer in made.network.modules():
+    for layer in made.objective.student.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             layer.register_forward_hook(note)
-    original, terms = made.method.loss, []
+    original, terms = made.objective.forward, []
 
     def loss(batch: Batch, step: int) -> tuple[LossTerms, Tensor]:
         outcome = original(batch, step)
         terms.extend(outcome[0].values())
         return outcome
 
-    monkeypatch.setattr(made.method, "loss", loss)
+    monkeypatch.setattr(made.objective, "forward", loss)
     made.fit()
     assert products == {torch.bfloat16}
     assert {term.dtype for term in terms} == {torch.float32}
-    momenta = [made.optimizer.state[parameter]["momentum_buffer"] for parameter in made.network.parameters()]
-    for tensor in (*made.network.parameters(), *momenta):
+    momenta = [made.optimizer.state[parameter]["momentum_buffer"] for parameter in made.objective.student.parameters()]
+    for tensor in (*made.objective.student.parameters(), *momenta):
         assert tensor.dtype == torch.float32
         assert (tensor != tensor.bfloat16().float()).float().mean() > 0.5

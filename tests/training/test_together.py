@@ -32,7 +32,7 @@ DIFFERENT: list[dict[str, Any]] = [
 def made(make: Make, number: int, where: str, dropout: bool = False, **settings: Any) -> Trainer:
     training = make(path=f"{where}/{number}", **settings)
     if dropout:  # draws from torch's global generator in every step
-        training.network.stem.append(nn.Dropout(0.3))  # type: ignore[operator]
+        training.objective.student.stem.append(nn.Dropout(0.3))  # type: ignore[operator]
     return training
 
 
@@ -40,7 +40,7 @@ def ends(training: Trainer, outcome: Any) -> tuple[Any, ...]:
     """All that a training leaves, but for how long it took."""
     history, metrics = outcome
     rows = [{k: v for k, v in row.items() if k not in ("seconds", "images_per_s")} for row in history]
-    return models.save_weights(training.network), rows, metrics  # type: ignore[arg-type]
+    return models.save_weights(training.objective.student), rows, metrics  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ def walk(training: Trainer) -> Walk:
     """Train to the end."""
     seen = Walk()
     for _ in training.steps(Interrupt()):
-        state = [value for value in training.network.state_dict().values() if value.is_floating_point()]
+        state = [value for value in training.objective.student.state_dict().values() if value.is_floating_point()]
         seen.losses.append(training.sums.means()["loss"])
         seen.states.append(torch.cat([value.double().flatten() for value in state]))
     return seen

@@ -1,11 +1,11 @@
-"""From uint8 images to what networks see."""
+"""Image loaders: from uint8 images on the device to shuffled, augmented, normalised batches."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -36,10 +36,10 @@ class Normaliser:
 
 @dataclass(frozen=True, eq=False)
 class EpochSubset:
-    """The images that an epoch is made of, where these are not simply all; on the CPU.
+    """The images of an epoch that does not show all of them, on the CPU.
 
-    `indices` int64 (n,) into the set. What is shown of each is `weights` float32 (n,) of it and the rest of the image
-    at `partners` int64 (n,), rounded to whole levels: where the weight is 1, the image as it is.
+    `indices` int64 (n,) into the set. Each image is blended with the one at `partners` int64 (n,): `weights` float32
+    (n,) is its own weight, and the result is rounded to whole grey levels. Weight 1 leaves the image as it is.
     """
 
     indices: Tensor
@@ -51,17 +51,34 @@ class EpochSubset:
         return EpochSubset(self.indices[order], self.partners[order], self.weights[order])
 
 
+@dataclass(frozen=True)
+class EpochData:
+    """What a method asks of an epoch: fewer images than all, and the augmentation of a second view of each image."""
+
+    subset: EpochSubset | None = None
+    second_view: Augment | None = None
+
+
+EVERYTHING = EpochData()
+
+
 @dataclass(frozen=True, eq=False)
 class EpochViews:
-    """An epoch, position by position, known before its first batch is made; on the CPU.
+    """What an epoch shows, position by position; known before its first batch is made, on the CPU.
 
-    `indices` int64 (n,) into the set; `views` int64 (n,): the number of the view (`Augment.views`), -1 where the image
-    is mixed with another, None where views have no numbers. All batches but the last have `batch_size` images.
+    `indices` int64 (n,) into the set. `views` int64 (n,) are view numbers (`Augment.views`), -1 where the image is
+    blended with another one; None where the augmentation has no finite number of views.
     """
 
     indices: Tensor
     views: Tensor | None
-    batch_size: int
+
+
+class EpochPosition(NamedTuple):
+    """Where in an epoch a batch starts."""
+
+    views: EpochViews
+    start: int
 
 
 def blend(images: Tensor, partners: Tensor, weights: Tensor) -> Tensor:
@@ -72,9 +89,9 @@ def blend(images: Tensor, partners: Tensor, weights: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class BatchShard:
-    """What process `rank` of `count` computes of a batch of `whole` images: a stretch of it, the first ones first.
+    """The share of a batch of `whole` images that process `rank` of `count` computes: consecutive images.
 
-    Where there are fewer images than processes the batch is not `divided`: each process computes all of it.
+    A batch with fewer images than processes is not `divided`: each process computes all of it.
     """
 
     rank: int
@@ -83,12 +100,12 @@ class BatchShard:
 
     @property
     def divided(self) -> bool:
-        """Whether each process has other images."""
+        """Whether each process has images of its own."""
         return self.whole >= self.count
 
     @cached_property
     def sizes(self) -> list[int]:
-        """How many images each process has; at most one more than any other."""
+        """Number of images of each process; they differ by one at most."""
         if not self.divided:
             return [self.whole] * self.count
         ends = [rank * self.whole // self.count for rank in range(self.count + 1)]
@@ -96,80 +113,116 @@ class BatchShard:
 
     @property
     def part(self) -> slice:
-        """Where in the batch the own images are."""
+        """Where in the batch this process's images are."""
         start = sum(self.sizes[: self.rank]) if self.divided else 0
         return slice(start, start + self.sizes[self.rank])
 
     @property
     def weight(self) -> float:
-        """Of the mean over the own images: the sum over all processes is then the mean over the batch."""
+        """Weight of the mean over this process's images; weighted so, all processes' means sum to the batch's."""
         return self.sizes[self.rank] / self.whole if self.divided else 1 / self.count
 
 
 @dataclass(frozen=True)
 class Shard:
-    """The part that process `rank` of `count` has of every batch."""
+    """The share of every batch that process `rank` of `count` computes."""
 
     rank: int = 0
     count: int = 1
 
     def of(self, whole: int) -> BatchShard:
-        """Of a batch of so many images."""
+        """Of a batch of `whole` images."""
         return BatchShard(self.rank, self.count, whole)
 
 
 UNSHARDED = Shard()
+NO_AUGMENTATION = Augment()
+
+
+@dataclass(frozen=True)
+class BatchFormat:
+    """The form of all batches of a training: size, augmentation, memory layout, and this process's share of each."""
+
+    size: int
+    augment: Augment = NO_AUGMENTATION
+    channels_last: bool = False
+    shard: Shard = UNSHARDED
+
+
+class MixedLabels(NamedTuple):
+    """Second labels of mixed images (mixup, CutMix), int64 (B,), and the `weight` float32 (B,) of the first labels."""
+
+    labels: Tensor
+    weight: Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """`images` float32 (B, C, H, W), normalised; `labels` int64 (B,); `indices` int64 (B,) into the set.
 
-    `views` int64 (B,): which of its image's `Augment.views` each one is, None where these are not finitely many.
-    Where images are mixed, `other` int64 (B,) are the labels of those mixed in, and `share` float32 (B,) is the
-    weight of the own label; both are None where they are not. `second`: the same images under another augmentation,
-    where one was asked for; they are not mixed. `shown`: the epoch, in which this batch begins at the position `start`.
-    `cut`: which part of a batch these are, where several processes share it.
+    `mixed` has the second labels of mixed images; `second_view` the same images under a second augmentation, not mixed,
+    where the method asks for one. `position` is the batch's place in its epoch; `shard` says which part of a batch this
+    is where several processes share it.
     """
 
     images: Tensor
     labels: Tensor
     indices: Tensor
-    views: Tensor | None = None
-    other: Tensor | None = None
-    share: Tensor | None = None
-    second: Tensor | None = None
-    shown: EpochViews | None = None
-    start: int = 0
-    cut: BatchShard | None = None
+    mixed: MixedLabels | None = None
+    second_view: Tensor | None = None
+    position: EpochPosition | None = None
+    shard: BatchShard | None = None
 
     @property
-    def whole(self) -> int:
-        """How many images the batch has, those of other processes included."""
-        return self.cut.whole if self.cut else len(self.labels)
+    def whole_size(self) -> int:
+        """Number of images of the batch, including those of other processes."""
+        return self.shard.whole if self.shard else len(self.labels)
 
-    def cut_to(self, cut: BatchShard) -> "Batch":
-        """That part of this batch."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        parts: dict[str, Any] = {name: value[cut.part] for name, value in values.items() if isinstance(value, Tensor)}
-        return replace(self, **parts, start=self.start + cut.part.start, cut=cut)
+    @property
+    def views(self) -> Tensor | None:
+        """View numbers of the images, int64 (B,) on the CPU, -1 for blended ones; None where there are no numbers."""
+        if self.position is None or self.position.views.views is None:
+            return None
+        return self.position.views.views[self.position.start :][: len(self.labels)]
+
+    def map_tensors(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        """This batch with `function` applied to each of its tensors."""
+        return replace(
+            self,
+            images=function(self.images),
+            labels=function(self.labels),
+            indices=function(self.indices),
+            mixed=MixedLabels(*map(function, self.mixed)) if self.mixed else None,
+            second_view=None if self.second_view is None else function(self.second_view),
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors of the batch, by name."""
+        named = {"images": self.images, "labels": self.labels, "indices": self.indices}
+        if self.mixed:
+            named |= {f"mixed.{name}": value for name, value in self.mixed._asdict().items()}
+        return named if self.second_view is None else {**named, "second_view": self.second_view}
+
+    def take(self, shard: BatchShard) -> "Batch":
+        """The part of this batch that `shard` names."""
+        position = self.position and self.position._replace(start=self.position.start + shard.part.start)
+        return replace(self.map_tensors(lambda tensor: tensor[shard.part]), position=position, shard=shard)
 
 
 def steps_per_epoch(n: int, batch_size: int) -> int:
-    """Batches of an epoch of `n` images; see `ImageLoader.steps`."""
+    """Number of batches of an epoch of `n` images.
+
+    The last one may be short, but a single leftover image is left out: BatchNorm cannot normalise one image.
+    """
     full, rest = divmod(n, batch_size)
     return full + (rest > 1)
 
 
 class FetchRequest(NamedTuple):
-    """Which image each position of an epoch shows, int64 (n,) on the CPU, and in which crop; None: the usual one."""
+    """The image at each position of an epoch, int64 (n,) on the CPU, and its random crop; None: the centre crop."""
 
     indices: Tensor
     crops: RandomCrops | None
-
-
-def _within(part: slice, cut: BatchShard) -> slice:
-    return slice(part.start + cut.part.start, part.start + cut.part.stop)
 
 
 class ImageLoader(ABC):
@@ -190,121 +243,96 @@ class ImageLoader(ABC):
         self.device = torch.device(device)
         self.image_shape = image_shape
         self.labels = torch.from_numpy(np.array(labels)).to(self.device)
-        self.normalised = Normaliser(mean, std, self.device)
+        self.normalise = Normaliser(mean, std, self.device)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def close(self) -> None:
-        """End what runs beside this process for these batches, if anything does. The next batch starts it again."""
+        """Stop the processes that work for this loader, if any. The next batch starts them again."""
         return
 
     @abstractmethod
-    def _fetch(self, wanted: list[FetchRequest], parts: list[slice]) -> Iterator[list[Tensor]]:
-        """For each of the `parts` of an epoch the images of each of `wanted`, uint8 (B, C, H, W), on the device."""
-
-    def steps(self, batch_size: int) -> int:
-        """Batches of an epoch. The last may be short, but a single leftover image is left out.
-
-        BatchNorm cannot normalise one image.
-        """
-        return steps_per_epoch(len(self), batch_size)
+    def _fetch(self, requests: list[FetchRequest], parts: list[slice]) -> Iterator[list[Tensor]]:
+        """For each of the `parts` of an epoch, the images of each request, uint8 (B, C, H, W), on the device."""
 
     def epoch(
-        self,
-        seed: int,
-        epoch: int,
-        batch_size: int,
-        augment: Augment,
-        start: int = 0,
-        channels_last: bool = False,
-        second: Augment | None = None,
-        choice: EpochSubset | None = None,
-        share: Shard = UNSHARDED,
+        self, seed: int, epoch: int, form: BatchFormat, start: int = 0, data: EpochData = EVERYTHING
     ) -> Iterator[Batch]:
-        """Training batches `start`, `start` + 1, … of an epoch, or a share of each: shuffled, augmented, normalised.
+        """Training batches `start`, `start` + 1, … of an epoch, or a shard of each: shuffled, augmented, normalised.
 
-        Order and augmentation are streams of their own, drawn for the whole epoch on the CPU, so that a batch
-        depends on (seed, epoch, batch_size) and its position alone: not on `start`, the device or the past. `second`
-        is an augmentation for `Batch.second`, drawn independently of the first, and mixes no images; `choice` says
-        which images there are.
+        The order and the augmentation have random streams of their own, drawn for the whole epoch on the CPU. So a
+        batch depends on (seed, epoch, size) and its position only: not on `start`, the device or earlier batches.
+        The second view is drawn independently of the first and mixes no images.
         """
+        subset, second = data.subset, data.second_view
         if second and second.mixes:
             raise ValueError("a second view has its image's label, so it cannot be mixed with another image")
-        n, size = len(choice.indices) if choice else len(self), self.image_shape[1:]
+        n, size = len(subset.indices) if subset else len(self), self.image_shape[1:]
         order = torch.randperm(n, generator=generator("order", seed, epoch))
-        chosen = choice.at(order) if choice else None
+        chosen = subset.at(order) if subset else None
+        augment, shard = form.augment, form.shard
         first = Augmenter(augment, size, n, seed, epoch, self.device)
         extra = Augmenter(second, size, n, seed, epoch, self.device, stream="second") if second else None
         views = first.views
         if chosen and views is not None:
             views = views.where(chosen.weights == 1, -1)
-        shown = EpochViews(chosen.indices if chosen else order, views, batch_size)
+        epoch_views = EpochViews(chosen.indices if chosen else order, views)
         crops = [RandomCrops.of(augment, "augment", seed, epoch)]
         if second:
             crops.append(RandomCrops.of(second, "second", seed, epoch))
-        different = list(dict.fromkeys(crops))  # what is wanted twice is fetched once
-        wanted = [FetchRequest(shown.indices, some) for some in different]
+        different = list(dict.fromkeys(crops))  # what both views need is fetched once
+        requests = [FetchRequest(epoch_views.indices, some) for some in different]
         if chosen and bool((chosen.weights < 1).any()):
-            wanted.append(FetchRequest(chosen.partners, RandomCrops.of(augment, "partner", seed, epoch)))
-        order = to_device(shown.indices, self.device)
-        numbers = None if views is None else to_device(views, self.device)
-        parts = [
-            slice(i * batch_size, min((i + 1) * batch_size, n)) for i in range(start, steps_per_epoch(n, batch_size))
-        ]
-        cuts = [share.of(part.stop - part.start) for part in parts]
-        if not augment.mixes:  # else the images of the others are needed, too
-            parts = [_within(part, cut) for part, cut in zip(parts, cuts, strict=True)]
-        for part, cut, fetched in zip(parts, cuts, self._fetch(wanted, parts), strict=True):
+            requests.append(FetchRequest(chosen.partners, RandomCrops.of(augment, "partner", seed, epoch)))
+        order = to_device(epoch_views.indices, self.device)
+        parts = [slice(i * form.size, min((i + 1) * form.size, n)) for i in range(start, steps_per_epoch(n, form.size))]
+        shards = [shard.of(part.stop - part.start) for part in parts]
+        if not augment.mixes:  # mixing needs the images of the other processes, too
+            parts = [_within(part, own) for part, own in zip(parts, shards, strict=True)]
+        for part, own, fetched in zip(parts, shards, self._fetch(requests, parts), strict=True):
             indices = order[part]
-            seen = fetched[: len(different)]
+            raw = fetched[: len(different)]
             if chosen and bool((chosen.weights[part] < 1).any()):
                 weights = to_device(chosen.weights[part], self.device)
-                seen = [blend(images, fetched[-1], weights) for images in seen]
+                raw = [blend(images, fetched[-1], weights) for images in raw]
             labels = self.labels.index_select(0, indices)
-            main, other, weight_of_own = self._shown(first, seen[0], labels, part, channels_last)
-            again = seen[different.index(crops[-1])]
+            images, mixed = self._finished(first, raw[0], labels, part, form)
+            again = raw[different.index(crops[-1])]
             batch = Batch(
-                images=main,
+                images=images,
                 labels=labels,
                 indices=indices,
-                views=None if numbers is None else numbers[part],
-                other=other,
-                share=weight_of_own,
-                second=self._shown(extra, again, labels, part, channels_last)[0] if extra else None,
-                shown=shown,
-                start=part.start,
-                cut=cut if share.count > 1 else None,
+                mixed=mixed,
+                second_view=self._finished(extra, again, labels, part, form)[0] if extra else None,
+                position=EpochPosition(epoch_views, part.start),
+                shard=own if shard.count > 1 else None,
             )
-            yield batch.cut_to(cut) if augment.mixes and share.count > 1 else batch
+            yield batch.take(own) if augment.mixes and shard.count > 1 else batch
 
-    def _shown(
-        self, by: Augmenter, images: Tensor, labels: Tensor, part: slice, channels_last: bool
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        return by.finish(self.normalised(by.apply(images, part), channels_last), labels, part)
+    def _finished(
+        self, augmenter: Augmenter, images: Tensor, labels: Tensor, part: slice, form: BatchFormat
+    ) -> tuple[Tensor, MixedLabels | None]:
+        normalised = self.normalise(augmenter.apply(images, part), form.channels_last)
+        images, other, weight = augmenter.finish(normalised, labels, part)
+        return images, None if other is None or weight is None else MixedLabels(other, weight)
 
-    def plain(
-        self,
-        batch_size: int,
-        channels_last: bool = False,
-        augment: Augment = Augment(),  # noqa: B008 - never changed
-        share: Shard = UNSHARDED,
-    ) -> Iterator[Batch]:
-        """All images, or a share of them, in their order, unchanged but normalised; the last batch may be short.
-
-        `augment` says how the unchanged view is numbered.
-        """
+    def plain(self, batch_size: int, channels_last: bool = False, shard: Shard = UNSHARDED) -> Iterator[Batch]:
+        """All images, or a shard of them, in order, normalised but not augmented; the last batch may be short."""
         indices = torch.arange(len(self), device=self.device)
-        views = torch.full_like(indices, augment.unchanged)
-        own = share.of(len(self)).part
+        own = shard.of(len(self)).part
         parts = [slice(at, min(at + batch_size, own.stop)) for at in range(own.start, own.stop, batch_size)]
-        for part, fetched in zip(parts, self._fetch([FetchRequest(torch.arange(len(self)), None)], parts), strict=True):
-            images = self.normalised(fetched[0], channels_last)
-            yield Batch(images, self.labels[part], indices[part], views[part])
+        request = FetchRequest(torch.arange(len(self)), None)
+        for part, fetched in zip(parts, self._fetch([request], parts), strict=True):
+            yield Batch(self.normalise(fetched[0], channels_last), self.labels[part], indices[part])
+
+
+def _within(part: slice, shard: BatchShard) -> slice:
+    return slice(part.start + shard.part.start, part.start + shard.part.stop)
 
 
 class DeviceLoader(ImageLoader):
-    """A set held on the device: `images` uint8 (N, C, H, W), the rest as of `ImageLoader`."""
+    """A set that lies on the device: `images` uint8 (N, C, H, W), the rest as in `ImageLoader`."""
 
     def __init__(
         self,
@@ -318,20 +346,20 @@ class DeviceLoader(ImageLoader):
         super().__init__((channels, height, width), labels, mean, std, device)
         self.images = torch.from_numpy(np.array(images)).to(self.device)  # a copy: memory-mapped arrays are read-only
 
-    def _fetch(self, wanted: list[FetchRequest], parts: list[slice]) -> Iterator[list[Tensor]]:
-        if any(some.crops for some in wanted):
+    def _fetch(self, requests: list[FetchRequest], parts: list[slice]) -> Iterator[list[Tensor]]:
+        if any(request.crops for request in requests):
             raise UserError(
                 "augment.crop: resized needs the images in their full size: set dataset.storage to files "
                 "(sources image_folder and imagenet), then run `iakd prepare`"
             )
-        orders = [to_device(some.indices, self.device) for some in wanted]
+        orders = [to_device(request.indices, self.device) for request in requests]
         for part in parts:
             yield [self.images.index_select(0, order[part]) for order in orders]
 
     def view_images(self, indices: Tensor, views: Tensor, augment: Augment, channels_last: bool = False) -> Tensor:
-        """Views int64 (B,) of the images at `indices` (B,), as float32 (B, C, H, W), normalised.
+        """The views with numbers `views` int64 (B,) of the images at `indices` (B,): float32 (B, C, H, W), normalised.
 
-        They are, bit by bit, the images of a batch of `epoch` with these `indices` and `views`.
+        Bit for bit what `epoch` gives for the same indices and views.
         """
         images = self.images.index_select(0, indices)
-        return self.normalised(view_images(images, views, augment), channels_last)
+        return self.normalise(view_images(images, views, augment), channels_last)

@@ -1,22 +1,21 @@
 """Parts that look across the images of a batch which several processes share: each computes their terms of it all."""
 
 from dataclasses import replace
-from typing import Any
 
 from torch import Tensor
 
-from iakd.data.loader import Batch, BatchShard
+from iakd.data.loader import Batch, BatchShard, MixedLabels
 from iakd.distillation.loss import DistillationLoss, ForwardOutputs
 from iakd.models.features import Features, FeatureSpec
 from iakd.training.distributed import gathered
 
 
-def terms(part: DistillationLoss, outputs: ForwardOutputs) -> dict[str, Tensor]:
+def terms_of(part: DistillationLoss, outputs: ForwardOutputs) -> dict[str, Tensor]:
     """The part's terms of the batch that `outputs` shows a share of; all of them, where it is not shared.
 
     They are weighed so that, like means over the own images, they add up to the batch's over the processes.
     """
-    cut = outputs.batch.cut
+    cut = outputs.batch.shard
     if cut is None or not cut.divided or not part.cross_sample:
         return part(outputs)
     factor = 1 / (cut.count * cut.weight)
@@ -26,19 +25,19 @@ def terms(part: DistillationLoss, outputs: ForwardOutputs) -> dict[str, Tensor]:
 def _whole(outputs: ForwardOutputs, part: DistillationLoss, cut: BatchShard) -> ForwardOutputs:
     """The outputs as one process would see it, but for the images themselves, as far as the part looks at it."""
     batch = outputs.batch
-    named = {name: getattr(batch, name) for name in ("labels", "indices", "other", "share")}
-    theirs: dict[str, Any] = {name: None if value is None else gathered(value, cut) for name, value in named.items()}
     student = _features(outputs.student, part.student_features | FeatureSpec(logits=True), cut)
     teacher = _features(outputs.teacher, part.teacher_features, cut)
-    assert student.logits is not None
     return replace(
         outputs,
-        batch=Batch(images=batch.images[:0], **theirs),
+        batch=Batch(
+            batch.images[:0],
+            gathered(batch.labels, cut),
+            gathered(batch.indices, cut),
+            MixedLabels(*(gathered(value, cut) for value in batch.mixed)) if batch.mixed else None,
+        ),
         student=student,
         teacher=teacher,
-        student_logits=outputs.transform_logits(student.logits),
-        teacher_logits=None if teacher.logits is None else outputs.transform_logits(teacher.logits),
-        second=None if outputs.second is None else _whole(outputs.second, part, cut),
+        second_view=None if outputs.second_view is None else _whole(outputs.second_view, part, cut),
     )
 
 

@@ -1,4 +1,7 @@
-"""The training of one student, be it a row of the comparison or a trial of a study."""
+"""From a job to its training: builds the networks, the loaders, the distiller and the trainer, and runs them.
+
+For teachers, for the students of the comparison and for those of a study's trials.
+"""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -7,13 +10,13 @@ import torch
 
 from iakd import config, models
 from iakd import devices as devices
-from iakd.config import Schedule
+from iakd.config import Method, Schedule
 from iakd.data.file_loader import make_loader
-from iakd.data.loader import ImageLoader
+from iakd.data.loader import ImageLoader, steps_per_epoch
 from iakd.data.splits import Indices, share_of_each, stratified
 from iakd.data.store import PreparedData
-from iakd.distillation import Distiller, timeline_of
-from iakd.distillation.registry import changes_student, deploy
+from iakd.distillation.distiller import Distiller, make_distiller
+from iakd.distillation.registry import changes_student, deploy, timeline_of
 from iakd.distillation.teacher_cache.policy import cache_dir_for
 from iakd.errors import UserError
 from iakd.experiment import run_dir
@@ -26,6 +29,7 @@ from iakd.models.normalisation import adapt_input
 from iakd.seeding import derive
 from iakd.training.distributed import processes
 from iakd.training.interleaved import fit_interleaved
+from iakd.training.timeline import Timeline
 from iakd.training.trainer import OnValidation, Trainer
 
 
@@ -81,99 +85,119 @@ def student_run(
 class StudentTask(NamedTuple):
     """A student to be trained: its run, its job, and the schedule of its swaps, where it has one."""
 
-    attempt: run_dir.Run
+    run: run_dir.Run
     job: StudentJob | StudyJob
     schedule: Schedule | None
 
 
 Trained = tuple[list[run_dir.Row], dict[str, Any], Network]
-"""History, final metrics, and the student as it will be deployed."""
+"""History, final metrics, and the network that was trained."""
+
+
+def train_teacher(run: run_dir.Run, experiment: Experiment, job: TeacherJob, store: PreparedData) -> Trained:
+    """Train a teacher by cross-entropy, from wherever its run was left."""
+    several, compute = processes(), experiment.params.compute
+    device = devices.set_up_device(compute)
+    network = _initialised(job.network, job, run.seed, store).to(device)
+    train, validation = _loaders(store, device, None, several.workers(compute.workers))
+    timeline = Timeline.of(job.recipe, steps_per_epoch(len(train), job.recipe.batch_size))
+    objective = make_distiller(
+        network,
+        None,
+        Method(method="scratch"),
+        data=train,
+        timeline=timeline,
+        seed=run.seed,
+        label_smoothing=job.recipe.label_smoothing,
+    )
+    trainer = Trainer(run, objective, train, validation, job.recipe, compute, processes=several)
+    return (*trainer.fit(), network)
 
 
 def train_student(
     task: StudentTask, experiment: Experiment, store: PreparedData, on_validation: OnValidation | None = None
 ) -> Trained:
-    """Train from wherever the run was left."""
-    ((training, student),) = _trainings(experiment, [task], store, on_validation)
-    return (*training.fit(), student)
+    """Train a student, from wherever its run was left."""
+    (trainer,) = _student_trainers(experiment, [task], store, on_validation)
+    return (*trainer.fit(), trainer.objective.student)
 
 
 def train_students(
     experiment: Experiment, tasks: Sequence[StudentTask], store: PreparedData
 ) -> list[Trained | Exception]:
-    """The same with several students side by side; of one that fails, what `train_student` would raise."""
-    made = _trainings(experiment, tasks, store)
-    ended = fit_interleaved([training for training, _ in made])
+    """Train several students side by side; for one that fails, the error that `train_student` would raise."""
+    trainers = _student_trainers(experiment, tasks, store)
     return [
-        outcome if isinstance(outcome, Exception) else (*outcome, student)
-        for outcome, (_, student) in zip(ended, made, strict=True)
+        result if isinstance(result, Exception) else (*result, trainer.objective.student)
+        for result, trainer in zip(fit_interleaved(trainers), trainers, strict=True)
     ]
 
 
-def _trainings(
-    experiment: Experiment, tasks: Sequence[StudentTask], store: PreparedData, on_validation: OnValidation | None = None
-) -> list[tuple[Trainer, Network]]:
-    """The trainings and their students. Teachers, which are frozen, and images that lie on the device are shared."""
+def _student_trainers(
+    experiment: Experiment,
+    tasks: Sequence[StudentTask],
+    store: PreparedData,
+    on_validation: OnValidation | None = None,
+) -> list[Trainer]:
+    """Trainers that share their frozen teachers, and the images that lie on the device."""
     compute, several = experiment.params.compute, processes()
     device = devices.set_up_device(compute)
-    chosen = transfer_set(experiment, store)
-    images = digest([store.sha256, store.mean, store.std, None if chosen is None else chosen.tolist()])
+    subset = transfer_set(experiment, store)
+    images = digest([store.sha256, store.mean, store.std, None if subset is None else subset.tolist()])
     teachers: dict[str, Network] = {}
-    sets: list[tuple[ImageLoader, ImageLoader]] = []
-    methods: list[Distiller] = []
-    for attempt, job, schedule in tasks:
-        teacher = None
-        if job.method.needs_teacher:
-            if job.teacher.path not in teachers:
-                teachers[job.teacher.path] = read_teacher(job.teacher, store)
-            teacher = teachers[job.teacher.path]
-        student = _student(attempt, job, store, teacher).to(device)
+    loaders: list[tuple[ImageLoader, ImageLoader]] = []
+    distillers: list[Distiller] = []
+    for run, job, schedule in tasks:
+        if job.method.needs_teacher and job.teacher.path not in teachers:
+            teachers[job.teacher.path] = read_teacher(job.teacher, store)
+        teacher = teachers[job.teacher.path] if job.method.needs_teacher else None
+        student = _initialised(job.student, job, run.seed, store)
+        if job.method.init == "teacher":
+            assert teacher is not None
+            initialise_from_teacher(student, teacher)
+        student.to(device)
         if teacher:
             teacher.to(device)
-        shared = sets[0] if sets and store.storage == "array" else None  # a pass over files cannot be shared
-        sets.append(shared or _image_sets(store, device, chosen, several.workers(compute.workers)))
-        train = sets[-1][0]
-        recipe: config.Recipe = job.recipe
-        timeline = timeline_of(recipe, job.method, len(train))
-        cache_dir = cache_dir_for(experiment, job, images) if several.count == 1 else None
-        methods.append(
-            Distiller(
+        shared = loaders[0] if loaders and store.storage == "array" else None  # a pass over files cannot be shared
+        loaders.append(shared or _loaders(store, device, subset, several.workers(compute.workers)))
+        train = loaders[-1][0]
+        distillers.append(
+            make_distiller(
                 student,
                 teacher,
                 job.method,
-                schedule,
-                timeline,
-                attempt.seed,
-                train,
-                recipe.label_smoothing,
-                cache_dir,
-                several.count,
+                data=train,
+                timeline=timeline_of(job.recipe, job.method, len(train)),
+                seed=run.seed,
+                schedule=schedule,
+                label_smoothing=job.recipe.label_smoothing,
+                cache_dir=cache_dir_for(experiment, job, images) if several.count == 1 else None,
+                processes=several.count,
             )
         )
-    # Only now: a training brings its teacher into another memory layout, in which what methods find out about it when
-    # they are made would round differently.
+    # Only now: a trainer changes the memory layout of its teacher, in which what losses compute of it when they are
+    # built would round differently.
     return [
-        (Trainer(attempt, method.network, method, *both, job.recipe, compute, on_validation, several), method.network)
-        for (attempt, job, _), method, both in zip(tasks, methods, sets, strict=True)
+        Trainer(task.run, distiller, *both, task.job.recipe, compute, on_validation, several)
+        for task, distiller, both in zip(tasks, distillers, loaders, strict=True)
     ]
 
 
-def _student(attempt: run_dir.Run, job: StudentJob | StudyJob, store: PreparedData, teacher: Network | None) -> Network:
-    """With its first weights."""
-    student = models.build(job.student, store.image_shape[0], len(store.classes))
-    initialise(student, torch.Generator().manual_seed(derive("initialise", attempt.seed)))
-    adapt_input(student, job.normalisation, store.mean, store.std)
-    if job.method.init == "teacher":
-        assert teacher is not None
-        initialise_from_teacher(student, teacher)
-    return student
+def _initialised(
+    network: config.Network, job: TeacherJob | StudentJob | StudyJob, seed: int, store: PreparedData
+) -> Network:
+    """A newly built network with random weights."""
+    built = models.build(network, store.image_shape[0], len(store.classes))
+    initialise(built, torch.Generator().manual_seed(derive("initialise", seed)))
+    adapt_input(built, job.normalisation, store.mean, store.std)
+    return built
 
 
-def _image_sets(
-    store: PreparedData, device: torch.device, chosen: Indices | None, workers: int | None
+def _loaders(
+    store: PreparedData, device: torch.device, subset: Indices | None, workers: int | None
 ) -> tuple[ImageLoader, ImageLoader]:
     """For training and for validation."""
-    return make_loader(store, "train", device, chosen, workers), make_loader(store, "val", device, workers=workers)
+    return make_loader(store, "train", device, subset, workers), make_loader(store, "val", device, workers=workers)
 
 
 def transfer_set(experiment: Experiment, store: PreparedData) -> Indices | None:

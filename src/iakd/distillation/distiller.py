@@ -1,234 +1,250 @@
-"""Every method of this project: a sum of parts, with the hybrid network in front where `iakd` is among them."""
+"""The distiller: computes the loss of a batch for every method, from the forward passes that its losses ask for.
 
-from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import replace
+A method is a sum of losses; where `iakd` is among its names, the hybrid network takes the student's place.
+"""
+
+import dataclasses
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from iakd import config
-from iakd.data.loader import Batch, DeviceLoader, EpochSubset, ImageLoader
-from iakd.distillation.all_gather import terms as terms_of
+from iakd.data.loader import Batch, BatchFormat, DeviceLoader, EpochData, ImageLoader
+from iakd.distillation.all_gather import terms_of
 from iakd.distillation.loss import DistillationLoss, ForwardOutputs, LossContext, cross_entropy
 from iakd.distillation.registry import changes_student, deploy, loss_class
 from iakd.distillation.teacher_cache import CacheDir, CachedTeacherOutputs, TeacherOutputs, outputs_suffice
 from iakd.interactive.hybrid import Hybrid
-from iakd.interactive.swap_sampler import WHOLE_BATCH
-from iakd.interactive.swap_sampler import KeepMask as Drawn
+from iakd.interactive.swap_sampler import WHOLE_BATCH, SwapSampler, make_swap_sampler
 from iakd.models import Network
 from iakd.models.features import LOGITS, Features, FeatureSpec, forward_features
+from iakd.models.network import Frozen
+from iakd.models.shapes import channels
 from iakd.seeding import derive
 from iakd.training.timeline import Timeline
-from iakd.training.trainer import LossTerms
+from iakd.training.trainer import LossTerms, Objective
 
 
-class Distiller:
-    """Trains `network` by `method`; implements `training.loop.Method`. `teacher` is frozen and never changed.
+class Distiller(Objective):
+    """What a student's training minimises. Build it with `make_distiller`.
 
-    `network` becomes what is deployed, which is mostly what it is (`methods.deployment`).
-    `cache_dir`: where its outputs are kept for other trainings; they change nothing but the time that it takes.
-    `processes`: how many share the batches.
+        batch ─┬─ student, or hybrid ─ Features ─┬─ cross-entropy ───────────────┬─ sum of terms
+               └─ teacher (frozen) ── Features ──┴─ losses(ForwardOutputs) ──────┘
+
+    Its parameters are those of the student, of the hybrid's adapters and of the losses; its state_dict leaves the
+    teacher out. With `two_paths`, the hybrid learns the labels only, and the added losses see the student alone.
     """
 
     def __init__(
         self,
-        network: Network,
-        teacher: Network | None,
-        method: config.Method,
-        schedule: config.Schedule | None,
+        student: Network,
+        losses: Mapping[str, DistillationLoss],
         timeline: Timeline,
-        seed: int,
-        data: ImageLoader,
-        smoothing: float = 0.0,
-        cache_dir: CacheDir | None = None,
-        processes: int = 1,
+        teacher: Network | None = None,
+        hybrid: Hybrid | None = None,
+        sampler: SwapSampler | None = None,
+        options: config.IakdOptions | None = None,
+        label_smoothing: float = 0.0,
     ) -> None:
-        self.network = network
+        super().__init__()
         self.timeline = timeline
-        self.teacher = teacher.eval().requires_grad_(False) if teacher else None
-        if teacher and changes_student(method):
-            deploy(network, teacher, method, data.image_shape, seed)
-        self.options = method.iakd
-        self.hybrid: Hybrid | None = None
-        if "iakd" in method.names:
-            assert teacher is not None and schedule is not None
-            self.hybrid = Hybrid(network, teacher, method.iakd, schedule, timeline, seed)
-        self.names = method.names
-        self.losses = [
-            loss_class(name)(LossContext(network, self.teacher, method.options(name), data, timeline, seed))
-            for name in self.names
-        ]
-        for name, part in zip(self.names, self.losses, strict=True):
-            part.initialise(torch.Generator().manual_seed(derive("part", name, seed)))
-            part.to(data.labels.device)
-        self.smoothing = max(smoothing, *(part.smoothing for part in self.losses))
-        self._with_terms = [part for part in self.losses if type(part).forward is not DistillationLoss.forward]
-        self._two_paths = bool(self.hybrid and self.options.path == "student" and self._with_terms)
-        student_features, teacher_features = features_of_losses(self._with_terms)
-        if self.hybrid and not self._two_paths:
-            self.hybrid.require(student_features)
+        self.path: nn.Module = hybrid or student  # the hybrid holds the student
+        self.losses = nn.ModuleDict(losses)
+        self.frozen_teacher = Frozen(teacher) if teacher else None
+        self.sampler = sampler
+        self.options = options or config.IakdOptions()
+        self.label_smoothing = max(label_smoothing, *(loss.label_smoothing for loss in losses.values()))
+        self._with_terms = [loss for loss in losses.values() if type(loss).forward is not DistillationLoss.forward]
+        self._two_paths = hybrid is not None and self.options.path == "student" and bool(self._with_terms)
+        if hybrid and not self._two_paths:
+            hybrid.require(_features_of(self._with_terms)[0])
         self._outputs: TeacherOutputs | CachedTeacherOutputs | None = None
-        if self.teacher and outputs_suffice(teacher_features):
-            self._outputs = TeacherOutputs(self.teacher, teacher_features, -(-timeline.batch_size // processes))
-            if cache_dir and isinstance(data, DeviceLoader):
-                self._outputs = CachedTeacherOutputs(self._outputs, data, cache_dir)
 
-    def choose(self, epoch: int) -> EpochSubset | None:
-        """The images of an epoch as the parts want them; at most one part does."""
-        return next((choice for part in self.losses if (choice := part.choose(epoch))), None)
+    @property
+    def student(self) -> Network:
+        """The network that is trained and deployed."""
+        path = self.path
+        assert isinstance(path, Hybrid | Network)
+        return path.student if isinstance(path, Hybrid) else path
 
-    def second_view(self, augment: config.Augment) -> config.Augment | None:
-        """The augmentation of a second view of each image, if a part wants one; at most one part does."""
-        return next((second for part in self.losses if (second := part.second_view(augment))), None)
+    @property
+    def teacher(self) -> Network | None:
+        """The frozen teacher, where the method needs one."""
+        if self.frozen_teacher is None:
+            return None
+        network = self.frozen_teacher.module
+        assert isinstance(network, Network)
+        return network
 
-    def loss(self, batch: Batch, step: int) -> tuple[LossTerms, Tensor]:
-        """The weighted cross-entropy and all terms; the logits returned are those that the cross-entropy sees."""
-        active = [part for part in self._with_terms if part.active(step)]
-        student_features, teacher_features = features_of_losses(active)
-        labelled, taught = self._walks(batch, step, student_features, two=self._two_paths and bool(active))
+    @property
+    def hybrid(self) -> Hybrid | None:
+        """The student with teacher blocks swapped in, where the method swaps."""
+        return self.path if isinstance(self.path, Hybrid) else None
+
+    def use_teacher_outputs(self, batch_size: int, data: ImageLoader, cache_dir: CacheDir | None) -> None:
+        """Compute the teacher's outputs in batches of one size, and take them from `cache_dir` where there is one.
+
+        Only where the losses read nothing else of the teacher. The cache changes the time, not the results.
+        """
+        spec = _features_of(self._with_terms)[1]
+        if self.teacher is None or not outputs_suffice(spec):
+            return
+        self._outputs = TeacherOutputs(self.teacher, spec, batch_size)
+        if cache_dir and isinstance(data, DeviceLoader):
+            self._outputs = CachedTeacherOutputs(self._outputs, data, cache_dir)
+
+    def epoch_data(self, epoch: int, augment: config.Augment) -> EpochData:
+        asked = [loss.epoch_data(epoch, augment) for loss in self._losses()]
+        return EpochData(
+            next((data.subset for data in asked if data.subset), None),
+            next((data.second_view for data in asked if data.second_view), None),
+        )
+
+    def forward(self, batch: Batch, step: int) -> tuple[LossTerms, Tensor]:
+        """The weighted cross-entropy and all terms, and the logits (B, classes) that the cross-entropy sees."""
+        active = [loss for loss in self._with_terms if loss.active(step)]
+        student_spec, teacher_spec = _features_of(active)
+        if self._two_paths:
+            labelled = self._forward_hybrid(batch, step, LOGITS)
+            taught = self._forward_taught(batch, step, student_spec) if active else labelled
+        else:
+            labelled = taught = self._forward_taught(batch, step, student_spec)
         assert labelled.logits is not None
-        ce = cross_entropy(labelled.logits, batch.labels, self.smoothing, batch.other, batch.share)
-        weight = max(part.ce_weight_at(step) for part in self.losses)
-        terms = {"ce": weight * ce if weight else torch.zeros_like(ce)}  # at 0 the head has no gradient, so it rests
+        ce = cross_entropy(labelled.logits, batch.labels, self.label_smoothing, batch.mixed)
+        weight = max(loss.ce_weight_at(step) for loss in self._losses())
+        terms = {"ce": weight * ce if weight else torch.zeros_like(ce)}  # at 0 the head gets no gradient, so it rests
         if active:
-            seen = self._step(batch, step, taught, teacher_features)
-            if batch.second is not None:
-                other = Batch(batch.second, batch.labels, batch.indices, cut=batch.cut)
-                taught = self._taught(other, step, student_features)
-                seen = replace(seen, second=self._step(other, step, taught, teacher_features))
+            outputs = self._forward_outputs(batch, step, taught, teacher_spec)
+            if batch.second_view is not None:
+                second = Batch(batch.second_view, batch.labels, batch.indices, shard=batch.shard)
+                taught = self._forward_taught(second, step, student_spec)
+                second_outputs = self._forward_outputs(second, step, taught, teacher_spec)
+                outputs = dataclasses.replace(outputs, second_view=second_outputs)
             with torch.autocast(batch.images.device.type, enabled=False):
-                for part in active:
-                    terms |= terms_of(part, seen)
+                for loss in active:
+                    terms |= terms_of(loss, outputs)
         return terms, labelled.logits
 
-    def _walks(self, batch: Batch, step: int, needs: FeatureSpec, two: bool) -> tuple[Features, Features]:
-        """The forward pass whose output learns the labels, and the one that learns from the teacher; mostly one."""
-        if self.hybrid and self._two_paths:
-            labelled = self.hybrid.walk(batch.images, self._kept(batch, step), LOGITS)
-            return labelled, self._taught(batch, step, needs) if two else labelled
-        features = self._taught(batch, step, needs)
-        return features, features
-
-    def _taught(self, batch: Batch, step: int, needs: FeatureSpec) -> Features:
+    def _forward_taught(self, batch: Batch, step: int, spec: FeatureSpec) -> Features:
+        """The path that the added losses teach: the hybrid's, or the student's alone."""
         if self.hybrid and not self._two_paths:
-            return self.hybrid.walk(batch.images, self._kept(batch, step), needs)
-        return forward_features(self.network, batch.images, needs)
+            return self._forward_hybrid(batch, step, spec)
+        return forward_features(self.student, batch.images, spec)
 
-    def _kept(self, batch: Batch, step: int) -> Sequence[Drawn]:
-        """Which way the images go; drawn for the whole batch, of which these may be a part."""
-        assert self.hybrid is not None
-        part = batch.cut.part if batch.cut else WHOLE_BATCH
-        return self.hybrid.draws.at(step, batch.whole, part)
+    def _forward_hybrid(self, batch: Batch, step: int, spec: FeatureSpec) -> Features:
+        assert self.hybrid is not None and self.sampler is not None
+        part = batch.shard.part if batch.shard else WHOLE_BATCH  # swaps are drawn for the whole batch
+        return self.hybrid.forward_features(batch.images, self.sampler.masks(step, batch.whole_size, part), spec)
 
-    def _step(self, batch: Batch, step: int, student: Features, teacher_features: FeatureSpec) -> ForwardOutputs:
+    def _forward_outputs(self, batch: Batch, step: int, student: Features, teacher_spec: FeatureSpec) -> ForwardOutputs:
         teacher = Features()
         if self._outputs:
             teacher = self._outputs(batch)
-        elif self.teacher and teacher_features != FeatureSpec():
+        elif self.teacher and teacher_spec != FeatureSpec():
             with torch.no_grad():
-                teacher = forward_features(self.teacher, batch.images, teacher_features)
-        assert student.logits is not None
+                teacher = forward_features(self.teacher, batch.images, teacher_spec)
         return ForwardOutputs(
             step,
             batch,
             student,
             teacher,
-            self._seen(student.logits),
-            None if teacher.logits is None else self._seen(teacher.logits),
-            self._seen,
-            self.smoothing,
+            self._transform_logits,
+            self.label_smoothing,
             torch.is_autocast_enabled(batch.images.device.type),
         )
 
-    def _seen(self, logits: Tensor) -> Tensor:
+    def _transform_logits(self, logits: Tensor) -> Tensor:
         logits = logits.float()
-        for part in self.losses:
-            logits = part.transform_logits(logits)
+        for loss in self._losses():
+            logits = loss.transform_logits(logits)
         return logits
 
-    def parameters(self) -> Iterable[nn.Parameter]:
-        """Trainable parameters of the network, then those of the adapters and of the parts."""
-        yield from (parameter for parameter in self.network.parameters() if parameter.requires_grad)
-        if self.hybrid:
-            yield from self.hybrid.parameters()
-        for part in self.losses:
-            yield from (parameter for parameter in part.parameters() if parameter.requires_grad)
+    def _losses(self) -> Iterable[DistillationLoss]:
+        return self.losses.values()  # type: ignore[return-value]  # torch's annotation: modules
 
-    def modules(self) -> Iterable[nn.Module]:
-        """Network, teacher, parts, and the teacher's blocks that are swapped in with their adapters."""
-        yield self.network
-        if self.teacher:
-            yield self.teacher
-        if self.hybrid:
-            yield from self.hybrid.modules()
-        yield from self.losses
-
-    def pattern(self, step: int) -> Hashable | None:
-        """Which blocks are swapped; None where a part or the swapping itself does something else in every step."""
-        if isinstance(self._outputs, CachedTeacherOutputs) or not all(part.graph_safe for part in self._with_terms):
+    def graph_key(self, step: int) -> Hashable | None:
+        if isinstance(self._outputs, CachedTeacherOutputs) or not all(loss.graph_safe for loss in self._with_terms):
             return None
-        kept = self.hybrid.draws.at(step, self.timeline.batch_size) if self.hybrid else ()
-        return None if any(isinstance(choice, Tensor) for choice in kept) else tuple(kept)
-
-    def train(self) -> None:
-        """Network in training mode; teacher and whatever was copied from it, frozen, in evaluation mode."""
-        if self.hybrid:
-            self.hybrid.train()
-        else:
-            self.network.train()
-        for part in self.losses:
-            part.train()
+        masks = self.sampler.masks(step, self.timeline.batch_size) if self.sampler else ()
+        return None if any(isinstance(mask, Tensor) for mask in masks) else tuple(masks)
 
     def epoch_record(self, epoch: int) -> dict[str, float]:
-        """Planned and drawn share of steps in which each student block was kept: `p_planned_<i>`, `p_drawn_<i>`."""
-        if not self.hybrid:
+        """Mean planned and drawn keep probability of each block slot: `p_planned_<i>`, `p_drawn_<i>`."""
+        if self.sampler is None:
             return {}
-        planned = self.hybrid.draws.planned(epoch).mean(axis=0)
-        drawn = self.hybrid.draws.drawn(epoch).mean(axis=0)
+        planned, drawn = (values.mean(axis=0) for values in (self.sampler.planned(epoch), self.sampler.drawn(epoch)))
         record = {f"p_planned_{i}": round(float(p), 6) for i, p in enumerate(planned)}
         return record | {f"p_drawn_{i}": round(float(p), 6) for i, p in enumerate(drawn)}
 
     def record(self) -> dict[str, Any]:
-        """What parts found out that a reader should know, by part."""
-        found = {name: part.record() for name, part in zip(self.names, self.losses, strict=True)}
+        """What the losses found out, by method."""
+        found = {name: loss.record() for name, loss in zip(self.losses, self._losses(), strict=True)}
         return {name: record for name, record in found.items() if record}
 
     @torch.no_grad()
     def finish(self, data: ImageLoader, batch_size: int) -> None:
-        """Gather the student's BatchNorm statistics anew on its own activations, where asked for."""
+        """Release the teacher cache; re-estimate BatchNorm statistics on the student's own activations, if asked."""
         if self._outputs:
             self._outputs.finish()
         if not (self.hybrid and self.options.bn_reestimate):
             return
         self.train()
-        layers = [m for m in self.network.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
+        layers = [m for m in self.student.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
         momenta = [layer.momentum for layer in layers]
         for layer in layers:
             layer.reset_running_stats()
             layer.momentum = None  # the mean over all batches instead of a moving average
-        for batch in data.epoch(0, 0, batch_size, config.Augment()):
-            self.network(batch.images)
+        for batch in data.epoch(0, 0, BatchFormat(batch_size)):
+            self.student(batch.images)
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
 
-    def state_dict(self) -> dict[str, Any]:
-        """What lives beside the network: the adapters around swapped blocks, and what the parts train or remember."""
-        state: dict[str, Any] = {"parts": [part.state_dict() for part in self.losses]}
-        return state | ({"swapped": self.hybrid.swapped.state_dict()} if self.hybrid else {})
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
-        for part, content in zip(self.losses, state["parts"], strict=True):
-            part.load_state_dict(content)
-        if self.hybrid:
-            self.hybrid.swapped.load_state_dict(state["swapped"])
+def make_distiller(
+    student: Network,
+    teacher: Network | None,
+    method: config.Method,
+    *,
+    data: ImageLoader,
+    timeline: Timeline,
+    seed: int,
+    schedule: config.Schedule | None = None,
+    label_smoothing: float = 0.0,
+    cache_dir: CacheDir | None = None,
+    processes: int = 1,
+) -> Distiller:
+    """The distiller that trains `student` by `method`. `student` is turned into what the method deploys.
+
+    `teacher` becomes frozen and is never changed; `schedule` is that of the swaps. `processes` share every batch.
+    Raises UserError for networks that the method cannot be used with.
+    """
+    if teacher:
+        teacher.eval().requires_grad_(False)
+        if changes_student(method):
+            deploy(student, teacher, method, data.image_shape, seed)
+    hybrid = sampler = None
+    if method.swaps:
+        assert teacher is not None and schedule is not None
+        hybrid = Hybrid(student, teacher, method.iakd, seed)
+        widths = [channels(pair.ours.after) for pair in hybrid.pairs]
+        sampler = make_swap_sampler(method.iakd, schedule, timeline, widths, seed, hybrid.only_blocks_train)
+    losses: dict[str, DistillationLoss] = {}
+    for name in method.names:
+        context = LossContext(method.options(name), student, teacher, data, timeline, seed)
+        losses[name] = loss = loss_class(name)(context)
+        loss.initialise(torch.Generator().manual_seed(derive("part", name, seed)))
+        loss.to(data.labels.device)
+    distiller = Distiller(student, losses, timeline, teacher, hybrid, sampler, method.iakd, label_smoothing)
+    distiller.use_teacher_outputs(-(-timeline.batch_size // processes), data, cache_dir)
+    return distiller
 
 
-def features_of_losses(parts: Iterable[DistillationLoss]) -> tuple[FeatureSpec, FeatureSpec]:
-    """What they look at together, of the student, whose logits are always looked at, and of the teacher."""
-    ours, theirs = LOGITS, FeatureSpec()
-    for part in parts:
-        ours |= part.student_features
-        theirs |= part.teacher_features
-    return ours, theirs
+def _features_of(losses: Iterable[DistillationLoss]) -> tuple[FeatureSpec, FeatureSpec]:
+    """What losses read together of the student, whose logits are always computed, and of the teacher."""
+    student, teacher = LOGITS, FeatureSpec()
+    for loss in losses:
+        student |= loss.student_features
+        teacher |= loss.teacher_features
+    return student, teacher

@@ -1,4 +1,8 @@
-"""The loss of the labels, in float32 whatever the autocast."""
+"""The base class of all distillation losses, and what a loss gets to see.
+
+A method's loss is a subclass in `distillation/losses/`. It declares which features of student and teacher it reads;
+the `Distiller` computes these in one forward pass each and hands them over as `ForwardOutputs`.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iakd import config
-from iakd.data.loader import Batch, EpochSubset, ImageLoader
+from iakd.data.loader import Batch, EpochData, ImageLoader, MixedLabels
 from iakd.models import Network
 from iakd.models.features import Features, FeatureSpec, classifier
 from iakd.models.network import initialise
@@ -19,29 +23,27 @@ from iakd.models.shapes import Shape, feature_shapes
 from iakd.training.timeline import Timeline
 
 
-def cross_entropy(
-    logits: Tensor, labels: Tensor, smoothing: float, other: Tensor | None = None, share: Tensor | None = None
-) -> Tensor:
-    """Mean cross-entropy in nats; logits (B, classes), labels (B,).
+def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float, mixed: MixedLabels | None = None) -> Tensor:
+    """Mean cross-entropy in nats, in float32 whatever the autocast; logits (B, classes), labels (B,).
 
-    Of mixed images, share·CE(labels) + (1 - share)·CE(other): `other` and `share` (B,) are those of `Batch`.
+    For mixed images: weight·CE(labels) + (1 - weight)·CE(mixed labels).
     """
     logits = logits.float()
-    if other is None or share is None:
+    if mixed is None:
         return F.cross_entropy(logits, labels, label_smoothing=smoothing)
-    own, mixed_in = (
-        F.cross_entropy(logits, each, label_smoothing=smoothing, reduction="none") for each in (labels, other)
+    first, second = (
+        F.cross_entropy(logits, each, label_smoothing=smoothing, reduction="none") for each in (labels, mixed.labels)
     )
-    return (share * own + (1 - share) * mixed_in).mean()
+    return (mixed.weight * first + (1 - mixed.weight) * second).mean()
 
 
 @dataclass(frozen=True)
 class LossContext:
-    """Where a part works: the two networks, its options in `method`, the training images and the time."""
+    """What a loss is built from: its options, the two networks, the training images, the timeline and the seed."""
 
+    options: Any  # of the options class of its `MethodSpec`
     student: Network
     frozen_teacher: Network | None
-    options: Any
     data: ImageLoader
     timeline: Timeline
     seed: int
@@ -49,7 +51,7 @@ class LossContext:
     @property
     def teacher(self) -> Network:
         """The frozen teacher."""
-        assert self.frozen_teacher is not None, "a part that looks at the teacher says so in config.methods"
+        assert self.frozen_teacher is not None, "a method whose loss reads the teacher has needs_teacher=True"
         return self.frozen_teacher
 
     @property
@@ -69,110 +71,116 @@ class LossContext:
 
     @cached_property
     def stem_shapes(self) -> tuple[Shape, Shape]:
-        """Shapes of one image's features after the student's stem, and after the teacher's."""
+        """Shapes of one image's features after the student's stem and after the teacher's."""
         return feature_shapes(self.student, self.image)[0], feature_shapes(self.teacher, self.image)[0]
 
     @property
     def pooled_sizes(self) -> tuple[int, int]:
-        """Lengths of the student's pooled features, and of the teacher's."""
+        """Lengths of the student's and the teacher's pooled features."""
         return classifier(self.student).in_features, classifier(self.teacher).in_features
 
 
 @dataclass(frozen=True)
 class ForwardOutputs:
-    """What the terms of one step look at. Student and teacher have seen the same images.
+    """What the losses of one step read: the features of student and teacher on the same images.
 
-    `student` is of the path that is taught: the hybrid's, or the student's alone. `student_logits` and
-    `teacher_logits` (B, classes) float32 are for losses between outputs: standardised, where the method says so.
+    `student` is the taught path: the hybrid network, or the student alone.
     """
 
-    step: int  # of the step in the training, from 0
+    step: int  # of the training, from 0
     batch: Batch
     student: Features
     teacher: Features
-    student_logits: Tensor
-    teacher_logits: Tensor | None
-    transform_logits: Callable[[Tensor], Tensor] = (
-        Tensor.float
-    )  # how losses between outputs see the logits of any other network
-    smoothing: float = 0.0  # of the labels
-    autocast: bool = False  # whether networks are run in bfloat16
-    second: "ForwardOutputs | None" = None  # the same of `batch.second`
+    transform_logits: Callable[[Tensor], Tensor] = Tensor.float  # what logit losses compare; float32, or standardised
+    label_smoothing: float = 0.0
+    autocast: bool = False  # whether networks run in bfloat16
+    second_view: "ForwardOutputs | None" = None  # the same for `batch.second_view`
+
+    @cached_property
+    def student_logits(self) -> Tensor:
+        """Transformed logits (B, classes), float32, of the student."""
+        assert self.student.logits is not None
+        return self.transform_logits(self.student.logits)
+
+    @cached_property
+    def teacher_logits(self) -> Tensor:
+        """The same of the teacher; for losses whose `teacher_features` include the logits."""
+        assert self.teacher.logits is not None
+        return self.transform_logits(self.teacher.logits)
 
     def cross_entropy(self, logits: Tensor) -> Tensor:
-        """Of logits (B, classes) for this batch's images, smoothed and mixed as in the rest of the loss."""
-        return cross_entropy(logits, self.batch.labels, self.smoothing, self.batch.other, self.batch.share)
+        """Cross-entropy of logits (B, classes) for this batch's labels, smoothed and mixed like the main one."""
+        return cross_entropy(logits, self.batch.labels, self.label_smoothing, self.batch.mixed)
 
     def logits_of(self, network: Network) -> Tensor:
-        """Logits (B, classes), float32, of a network of the part's own, run like the student and the teacher."""
+        """Logits (B, classes), float32, of a network that the loss brings itself, run like student and teacher."""
         images = self.batch.images
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.autocast):
             return network(images).float()
 
 
 class DistillationLoss(nn.Module):
-    """One part of a method expression, such as kd in `iakd+kd`.
+    """The loss of one method, such as kd in `iakd+kd`: it weights the cross-entropy and may add terms of its own.
 
-    It weighs the cross-entropy and may add terms. What it trains along are its parameters, what it remembers its
-    buffers: both are in the checkpoint and gone from the student afterwards. What is to stay, `deploy` says.
+    What it trains besides the student are its parameters, what it remembers its buffers. Both are in the checkpoint,
+    and discarded when the training ends. A method that adds layers to the student for good implements `deploy`.
     """
 
-    ce_weight = 1.0  # of every step, unless `ce_weight_at` says otherwise
-    smoothing = 0.0  # of the labels; in a sum the largest counts
-    student_features = FeatureSpec()
+    ce_weight = 1.0  # weight of the cross-entropy in every step, unless `ce_weight_at` says otherwise
+    label_smoothing = 0.0  # in a sum the largest counts
+    student_features = FeatureSpec()  # what `forward` reads besides the student's logits
     teacher_features = FeatureSpec()
-    uses_hidden_features = False  # whether the teacher's needs are more than outputs; known before there are networks
-    cross_sample = False  # whether it looks across the images of a batch, or remembers something of each
-    graph_safe = False  # whether `terms` computes the same in every step, given tensors that stay where they are
+    uses_hidden_features = False  # whether teacher_features are more than outputs; known without building networks
+    cross_sample = False  # whether it relates the images of a batch to each other, or remembers them
+    graph_safe = False  # whether `forward` does the same in every step, so that it can be replayed as a CUDA graph
 
     def __init__(self, context: LossContext) -> None:
         super().__init__()
 
     def initialise(self, generator: torch.Generator) -> None:
-        """Draw the part's weights."""
+        """Draw the weights of its layers."""
         initialise(self, generator)
 
     @staticmethod
     def deploy(student: Network, teacher: Network, options: Any, image: Shape, generator: torch.Generator) -> None:
-        """Make of a built student what is trained and deployed: for nearly all methods it stays as it is.
+        """Turn a newly built student into the network that is trained and deployed; most methods leave it as it is.
 
         New layers are drawn from `generator`.
         """
 
     @staticmethod
-    def images(options: Any, n: int, epoch: int) -> int:
+    def images_per_epoch(options: Any, n: int, epoch: int) -> int:
         """How many of `n` images an epoch shows."""
         return n
 
-    def choose(self, epoch: int) -> EpochSubset | None:
-        """Which ones, where these are not all as they are; asked when the epoch begins or is gone on with."""
-        return None
+    def epoch_data(self, epoch: int, augment: config.Augment) -> EpochData:
+        """What it asks of an epoch's images, whose first view has the augmentation `augment`.
+
+        Called when the epoch starts or resumes. In a sum, one method at most asks for a subset or for a second view.
+        """
+        return EpochData()
 
     def ce_weight_at(self, step: int) -> float:
         """Weight of the cross-entropy at a step; in a sum the largest counts."""
         return self.ce_weight
 
     def active(self, step: int) -> bool:
-        """Whether there are terms at a step; if not, nothing is looked at for them."""
+        """Whether it adds terms at a step; if not, no features are computed for it."""
         return True
 
-    def second_view(self, augment: config.Augment) -> config.Augment | None:
-        """The augmentation for a second view of each image (`ForwardOutputs.second`), given the first view's."""
-        return None
-
     def transform_logits(self, logits: Tensor) -> Tensor:
-        """How losses between outputs see logits (B, classes), the student's and the teacher's alike."""
+        """What all logit losses of the sum compare instead of logits (B, classes), student's and teacher's alike."""
         return logits
 
     def forward(self, outputs: ForwardOutputs) -> dict[str, Tensor]:
-        """Named scalars in float32, weighted, to be added to the loss.
+        """Named terms of the loss: weighted scalars in float32.
 
-        Called outside autocast. Features are as the networks gave them: make them `float()` first.
+        Called outside autocast. Features have the dtype that the networks gave them: call `float()` first.
         """
         return {}
 
     def record(self) -> dict[str, Any]:
-        """What a reader of the finished run should know, as JSON; empty for most parts."""
+        """What a reader of the finished run should know, as JSON."""
         return {}
 
 

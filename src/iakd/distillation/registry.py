@@ -30,7 +30,7 @@ def loss_class(name: str) -> type[DistillationLoss]:
 def timeline_of(recipe: config.Recipe, method: config.Method, n: int) -> Timeline:
     """The timeline of a training on `n` images. Raises UserError where an epoch would have no step."""
     images = [
-        min(loss_class(name).images(method.options(name), n, epoch) for name in method.names)
+        min(loss_class(name).images_per_epoch(method.options(name), n, epoch) for name in method.names)
         for epoch in range(recipe.epochs)
     ]
     lengths = [steps_per_epoch(count, recipe.batch_size) for count in images]

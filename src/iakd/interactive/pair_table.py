@@ -1,5 +1,7 @@
 """The pairing of two networks as a table to be read."""
 
+from torch import nn
+
 from iakd import config
 from iakd.errors import UserError
 from iakd.interactive.hybrid import TeacherBranch
@@ -32,7 +34,8 @@ def overview(teacher: config.Network, student: config.Network, size: int | None,
 
     rows = []
     for pair in pairs:
-        adapters = sum(parameter.numel() for parameter in TeacherBranch(pair, pair.teacher[0]).parameters())
+        branch = TeacherBranch(pair, nn.Identity())
+        adapters = sum(parameter.numel() for parameter in branch.parameters())
         rows.append(
             (
                 str(pair.stage + 1),

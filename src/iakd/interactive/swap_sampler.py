@@ -1,6 +1,7 @@
-"""Which branch computes what at every step: keep variables drawn from the schedule's probabilities.
+"""Which branch of each block slot computes, step by step: swaps drawn from the schedule's keep probabilities.
 
-Functions of (seed, epoch) or (seed, step) alone, so any draw can be replayed, and there is nothing to resume.
+Draws are functions of (seed, epoch) or (seed, step) only. So any of them can be repeated, and a resumed training needs
+no state.
 """
 
 from collections.abc import Sequence
@@ -11,127 +12,155 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from iakd.config import Schedule
+from iakd.config import IakdOptions, Schedule
 from iakd.interactive.schedule import keep_probabilities
 from iakd.seeding import derive
 from iakd.training.timeline import Timeline
 
 WHOLE_BATCH = slice(None)
 KeepMask = bool | Tensor
-"""What a place computes in a step: the student's blocks (True) or the teacher's; bool (B,): the student's for these
-images; float (C,): the student's weight in each channel."""
+"""What a block slot computes in a step: the student's blocks (True) or the teacher's (False); bool (B,): the student's
+for these images; float (C,): the student's weight in each channel."""
 
 
 class SwapSampler:
-    """Which student blocks are kept, at every step: a function of (seed, epoch), so any draw can be replayed."""
+    """Draws a_i ~ Bernoulli(p_i) for each step and block slot: 1 keeps the student's blocks, 0 swaps in the teacher's.
+
+    One draw holds for the whole batch.
+    """
 
     def __init__(
-        self, schedule: Schedule, timeline: Timeline, blocks: int, seed: int, at_least_one_student: bool
+        self, schedule: Schedule, timeline: Timeline, slots: int, seed: int, at_least_one_student: bool = False
     ) -> None:
         self.schedule = schedule
         self.timeline = timeline
-        self.blocks = blocks
+        self.slots = slots
         self.seed = seed
         self.at_least_one_student = at_least_one_student
         self._epoch = -1
         self._kept: list[list[bool]] = []
 
     def planned(self, epoch: int) -> NDArray[np.float64]:
-        """p_i at each step of an epoch, (steps, blocks)."""
+        """p_i at each step of an epoch, (steps, slots)."""
         steps = np.arange(self.timeline.first_step(epoch), self.timeline.first_step(epoch + 1))
-        return keep_probabilities(self.schedule, steps, self.timeline.total, self.timeline.drops, self.blocks)
+        return keep_probabilities(self.schedule, steps, self.timeline.total, self.timeline.drops, self.slots)
 
-    def drawn(self, epoch: int) -> NDArray[np.bool_]:
-        """a_i ~ Bernoulli(p_i) at each step of an epoch, (steps, blocks).
+    def drawn(self, epoch: int) -> NDArray[Any]:
+        """a_i at each step of an epoch, (steps, slots).
 
-        With `at_least_one_student`, a step without any student block keeps one, drawn uniformly.
+        With `at_least_one_student`, a step that would swap every slot keeps one of them, drawn uniformly.
         """
         rng = np.random.Generator(np.random.PCG64(derive("swap", self.seed, epoch)))
-        uniform = rng.random((self.timeline.steps_in(epoch), self.blocks + 1))
-        return self._kept_of(uniform, self.planned(epoch))
+        uniform = rng.random((self.timeline.steps_in(epoch), self.slots + 1))
+        return self._kept_where(uniform, self.planned(epoch))
 
-    def _kept_of(self, uniform: NDArray[np.float64], p: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Where numbers drawn for the blocks, (n, blocks + 1), lie below p; the last column is for rows without any."""
-        kept = uniform[:, : self.blocks] < p
-        if self.at_least_one_student:
-            none = ~kept.any(axis=1)
-            kept[none, (uniform[none, -1] * self.blocks).astype(int)] = True
-        return kept
-
-    def at(self, step: int, images: int, part: slice = WHOLE_BATCH) -> Sequence[KeepMask]:
-        """a_i of one step of the training, for a `part` of a batch of so many images."""
+    def masks(self, step: int, batch_size: int, part: slice = WHOLE_BATCH) -> Sequence[KeepMask]:
+        """One mask per slot for a step of the training, for a `part` of a batch of `batch_size` images."""
         epoch, position = self.timeline.place(step)
         if epoch != self._epoch:
             self._epoch, self._kept = epoch, self.drawn(epoch).tolist()
         return self._kept[position]
 
+    def _kept_where(self, uniform: NDArray[np.float64], p: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Compare uniform numbers (n, slots + 1) with p; the last column decides for rows without a student block."""
+        kept = uniform[:, : self.slots] < p
+        if self.at_least_one_student:
+            none = ~kept.any(axis=1)
+            kept[none, (uniform[none, -1] * self.slots).astype(int)] = True
+        return kept
 
-class PerRowSwapSampler(SwapSampler):
-    """The same with a draw of its own for each of `rows` images or channels, instead of one for the whole batch."""
+
+class _PerRowSwapSampler(SwapSampler):
+    """Draws for each of `rows` images or channels separately."""
 
     def __init__(
-        self, schedule: Schedule, timeline: Timeline, blocks: int, seed: int, at_least_one_student: bool, rows: int
+        self, schedule: Schedule, timeline: Timeline, slots: int, seed: int, at_least_one_student: bool, rows: int
     ) -> None:
-        super().__init__(schedule, timeline, blocks, seed, at_least_one_student)
+        super().__init__(schedule, timeline, slots, seed, at_least_one_student)
         self.rows = rows
 
     def drawn(self, epoch: int) -> NDArray[Any]:
-        """Share of rows that the student keeps, (steps, blocks)."""
+        """Share of rows for which the student is kept, (steps, slots)."""
         steps = range(self.timeline.first_step(epoch), self.timeline.first_step(epoch + 1))
         return np.stack([self._uniform_and_kept(step)[1].mean(axis=0) for step in steps])
 
-    def _uniform_and_kept(self, step: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """The numbers drawn, (rows, blocks + 1), and what they keep, (rows, blocks)."""
-        rng = np.random.Generator(np.random.PCG64(derive("swap", self.seed, "step", step)))
-        uniform = rng.random((self.rows, self.blocks + 1))
-        return uniform, self._kept_of(uniform, self.probabilities(step))
-
     def probabilities(self, step: int) -> NDArray[np.float64]:
-        """p_i at one step, (blocks,)."""
+        """p_i at one step, (slots,)."""
         epoch, position = self.timeline.place(step)
         if epoch != self._epoch:
             self._epoch, self._planned = epoch, self.planned(epoch)
         return self._planned[position]
 
+    def _uniform_and_kept(self, step: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """The uniform numbers of a step, (rows, slots + 1), and where they keep the student, (rows, slots)."""
+        rng = np.random.Generator(np.random.PCG64(derive("swap", self.seed, "step", step)))
+        uniform = rng.random((self.rows, self.slots + 1))
+        return uniform, self._kept_where(uniform, self.probabilities(step))
 
-class SampleSwapSampler(PerRowSwapSampler):
-    """Each image of the batch goes its own way through the hybrid."""
 
-    def at(self, step: int, images: int, part: slice = WHOLE_BATCH) -> Sequence[KeepMask]:
-        """a_i of each image, bool (B,) per place; all alike in a part of the batch, too, where others are not.
+class SampleSwapSampler(_PerRowSwapSampler):
+    """Draws for each image of the batch separately."""
 
-        BatchNorm cannot normalise a single image, so where one image alone would take the student's way, the one that
-        came nearest to it goes along.
+    def masks(self, step: int, batch_size: int, part: slice = WHOLE_BATCH) -> Sequence[KeepMask]:
+        """bool (B,) per slot; a plain bool where the whole batch is alike.
+
+        BatchNorm cannot normalise a single image. So where one image alone would take the student's branch, the image
+        that came nearest to it joins it.
         """
         uniform, kept = self._uniform_and_kept(step)
-        kept = kept[:images]
-        for place in np.flatnonzero(kept.sum(axis=0) == 1):
-            others = np.where(kept[:, place], np.inf, uniform[:images, place])
-            kept[others.argmin(), place] = True
-        choices = [_choice(torch.from_numpy(column)) for column in kept.T.copy()]
-        return [choice if isinstance(choice, bool) else choice[part] for choice in choices]
+        kept = kept[:batch_size]
+        for slot in np.flatnonzero(kept.sum(axis=0) == 1):
+            others = np.where(kept[:, slot], np.inf, uniform[:batch_size, slot])
+            kept[others.argmin(), slot] = True
+        masks = [_simplified(torch.from_numpy(column)) for column in kept.T.copy()]
+        return [mask if isinstance(mask, bool) else mask[part] for mask in masks]
 
 
-class ChannelSwapSampler(PerRowSwapSampler):
-    """Each channel is the student's with probability p, else the teacher's or the mean of both, with equal chances.
+class ChannelSwapSampler(_PerRowSwapSampler):
+    """Draws for each channel separately: the student's with probability p, else the teacher's or the mean of both,
+    with equal chances.
 
-    `channels`: how many each place has. That some channel is always the student's needs no care.
+    `channels`: number of channels of each slot's output. Some channel always has the student's gradient, so
+    `at_least_one_student` is not needed.
     """
 
-    def __init__(self, schedule: Schedule, timeline: Timeline, blocks: int, seed: int, channels: Sequence[int]) -> None:
-        super().__init__(schedule, timeline, blocks, seed, False, max(channels))
+    def __init__(self, schedule: Schedule, timeline: Timeline, slots: int, seed: int, channels: Sequence[int]) -> None:
+        super().__init__(schedule, timeline, slots, seed, False, max(channels))
         self.channels = channels
 
-    def at(self, step: int, images: int, part: slice = WHOLE_BATCH) -> Sequence[KeepMask]:
-        """The student's weight 1, 0 or ½ in each channel, float32 (channels,) per place."""
+    def masks(self, step: int, batch_size: int, part: slice = WHOLE_BATCH) -> Sequence[KeepMask]:
+        """The student's weight 1, 0 or ½ in each channel, float32 (channels,) per slot."""
         uniform, kept = self._uniform_and_kept(step)
-        halves = uniform[:, : self.blocks] < (1 + self.probabilities(step)) / 2
+        halves = uniform[:, : self.slots] < (1 + self.probabilities(step)) / 2
         weights = np.where(kept, 1.0, np.where(halves, 0.5, 0.0)).astype(np.float32)
         columns = zip(weights.T.copy(), self.channels, strict=True)
-        return [_choice(torch.from_numpy(column[:count])) for column, count in columns]
+        return [_simplified(torch.from_numpy(column[:count])) for column, count in columns]
 
 
-def _choice(kept: Tensor) -> KeepMask:
+def _simplified(kept: Tensor) -> KeepMask:
     if (kept == 1).all():
         return True
     return kept if (kept != 0).any() else False
+
+
+def make_swap_sampler(
+    options: IakdOptions,
+    schedule: Schedule,
+    timeline: Timeline,
+    channels: Sequence[int],
+    seed: int,
+    only_blocks_train: bool,
+) -> SwapSampler:
+    """The sampler for `options.granularity` and a hybrid whose slots return `channels` channels.
+
+    `only_blocks_train`: a step that swaps every slot would train nothing, so by default at least one is kept.
+    """
+    at_least_one = only_blocks_train if options.at_least_one_student is None else options.at_least_one_student
+    common = (schedule, timeline, len(channels), seed)
+    match options.granularity:
+        case "sample":
+            return SampleSwapSampler(*common, at_least_one, timeline.batch_size)
+        case "channel":
+            return ChannelSwapSampler(*common, channels)
+        case _:
+            return SwapSampler(*common, at_least_one)

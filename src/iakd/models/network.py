@@ -1,6 +1,7 @@
 """The one interface of all networks: head ∘ block_L ∘ … ∘ block_1 ∘ stem."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -80,6 +81,45 @@ class Network(nn.Module):
         for stage in self.stages:
             features = stage(features)
         return self.head(features)
+
+
+class Frozen(nn.Module):
+    """A network, or part of one, that is used but never trained.
+
+    Its parameters need no gradient, it stays in evaluation mode whatever the mode of the module around it, and no
+    state_dict contains it: its weights come from elsewhere. With `batch_statistics`, BatchNorm normalises by the
+    statistics of the batch instead of the running ones, and leaves its buffers alone.
+    """
+
+    def __init__(self, module: nn.Module, batch_statistics: bool = False) -> None:
+        super().__init__()
+        self.module = module.requires_grad_(False)
+        self.batch_statistics = batch_statistics
+        self.train(False)
+        self.register_load_state_dict_pre_hook(_keep_own_state)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.module(features)
+
+    def train(self, mode: bool = True) -> "Frozen":
+        """Stay in evaluation mode."""
+        super().train(False)
+        if self.batch_statistics:
+            for layer in self.module.modules():
+                if isinstance(layer, nn.BatchNorm2d):
+                    layer.train()
+                    layer.track_running_stats = False
+        return self
+
+    def state_dict(self, *args: Any, destination: Any = None, **kwargs: Any) -> Any:
+        """Nothing."""
+        return {} if destination is None else destination
+
+
+def _keep_own_state(module: nn.Module, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    """Let `load_state_dict` find the tensors that a frozen module has, so that none is reported missing."""
+    assert isinstance(module, Frozen)
+    state_dict |= {f"{prefix}module.{name}": tensor for name, tensor in module.module.state_dict().items()}
 
 
 def initialise(module: nn.Module, generator: torch.Generator) -> None:

@@ -35,17 +35,17 @@ def run(experiment: Experiment, *jobs: StudentJob) -> list[Path]:
         return [job.folder for job in jobs]
     with contextlib.ExitStack() as opened:
         for task in tasks:
-            opened.enter_context(several.opened(task.attempt))
+            opened.enter_context(several.opened(task.run))
         failures = []
         for task, trained in zip(tasks, train_students(experiment, tasks, store), strict=True):
             if isinstance(trained, Exception):
                 failures.append(trained)
             else:
-                several.lead(partial(_publish, task.attempt, trained))
+                several.lead(partial(_publish, task.run, trained))
         if failures:
             raise failures[0]
         for task in tasks:
-            several.lead(task.attempt.clear_live)
+            several.lead(task.run.clear_live)
     return [job.folder for job in jobs]
 
 

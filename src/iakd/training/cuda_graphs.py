@@ -5,13 +5,11 @@ is one graph. Its course depends on nothing but its pattern, which the method te
 pattern has a graph of its own, up to MOST of them.
 """
 
-import dataclasses
 import logging
 from collections.abc import Callable, Hashable
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from iakd.data.loader import Batch
 
@@ -93,7 +91,7 @@ class StepGraphs:
             self.work(batch)
 
     def _record(self, key: Hashable, batch: Batch) -> None:
-        inputs = self._inputs.setdefault(_form(batch), _like(batch))
+        inputs = self._inputs.setdefault(_form(batch), batch.map_tensors(torch.empty_like))
         _copy(batch, inputs)
         self.recorder.warm_up(lambda: self.work(inputs))
         try:
@@ -105,21 +103,11 @@ class StepGraphs:
             log.info("%d graphs are recorded; other patterns of swaps run without", MOST)
 
 
-def _tensors(batch: Batch) -> dict[str, Tensor]:
-    values = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
-    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
-
-
 def _form(batch: Batch) -> Hashable:
-    return tuple((name, tuple(value.shape), value.stride()) for name, value in _tensors(batch).items())
-
-
-def _like(batch: Batch) -> Batch:
-    copies: dict[str, Any] = {name: torch.empty_like(value) for name, value in _tensors(batch).items()}
-    return dataclasses.replace(batch, **copies)
+    return tuple((name, tuple(value.shape), value.stride()) for name, value in batch.tensors().items())
 
 
 def _copy(source: Batch, target: Batch) -> None:
-    into = _tensors(target)
-    for name, value in _tensors(source).items():
+    into = target.tensors()
+    for name, value in source.tensors().items():
         into[name].copy_(value, non_blocking=True)

@@ -446,15 +446,15 @@ class Exchange:
 
     def begin(self, batch: Batch) -> None:
         """To be called before the forward pass."""
-        assert batch.cut is not None
-        self._switch.on = batch.cut.divided
+        assert batch.shard is not None
+        self._switch.on = batch.shard.divided
 
     def backward(self, values: Tensor, right: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """The backward pass of the sum of `values` (terms,), means over the own images; gradients become the batch's.
 
         Gives those means and the number of right answers, `right`, of the whole batch, too.
         """
-        cut = batch.cut
+        cut = batch.shard
         assert cut is not None
         (values.sum() * cut.weight).backward()
         self._switch.on = False

@@ -4,17 +4,18 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
-from typing import Any, NoReturn, Protocol
+from collections.abc import Callable, Generator, Hashable, Iterator
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from iakd.config import Augment, Compute, Recipe
-from iakd.data.loader import Batch, EpochSubset, ImageLoader
+from iakd.data.loader import Batch, BatchFormat, EpochData, ImageLoader
 from iakd.devices import set_memory_format, use_channels_last
 from iakd.errors import RunFailed, UserError
 from iakd.experiment.run_dir import Row, Run
+from iakd.models import Network
 from iakd.processes import Interrupt
 from iakd.seeding import derive
 from iakd.training import checkpoint
@@ -85,74 +86,64 @@ VALIDATION_VALUES = 1 << 24  # and fewer where they are large: values of a batch
 log = logging.getLogger(__name__)
 
 
-class TrainingMethod(Protocol):
-    """What distinguishes one way of training from another."""
+class Objective(nn.Module):
+    """What a training minimises: `forward` computes the loss of a batch. Everything else is the same for all trainings.
+
+    `student` is the network that is trained and saved. All that a step computes with is a submodule: what needs a
+    gradient is trained, and what state_dict contains is in the checkpoint.
+    """
 
     timeline: Timeline
 
-    def choose(self, epoch: int) -> EpochSubset | None:
-        """The images of an epoch, where these are not all as they are; asked when it begins or is gone on with."""
-        ...
+    @property
+    def student(self) -> Network:
+        """The network that is trained and saved."""
+        raise NotImplementedError
 
-    def second_view(self, augment: Augment) -> Augment | None:
-        """The augmentation for `Batch.second`, where the method looks at a second view; the first has `augment`."""
-        ...
-
-    def loss(self, batch: Batch, step: int) -> tuple[LossTerms, Tensor]:
+    def forward(self, batch: Batch, step: int) -> tuple[LossTerms, Tensor]:
         """Named scalars whose sum is minimised, and the logits (B, classes) that the training accuracy is read from.
 
-        Of mixed images, the accuracy counts the own label.
+        For mixed images, the accuracy counts the first label.
         """
-        ...
+        raise NotImplementedError
 
-    def parameters(self) -> Iterable[nn.Parameter]:
-        """What is trained: the network's parameters and those that the method needs and then discards."""
-        ...
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """Those of the student, then all that are trained with it and discarded."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
-    def modules(self) -> Iterable[nn.Module]:
-        """All networks and parts that a step computes with, trained or frozen."""
-        ...
+    def epoch_data(self, epoch: int, augment: Augment) -> EpochData:
+        """What it asks of an epoch's images, whose first view has the augmentation `augment`.
 
-    def pattern(self, step: int) -> Hashable | None:
-        """What a step computes, given its batch: the same for two steps that can replay each other, None for no other.
-
-        Steps are alike if all that differs is in tensors that stay where they are.
+        Called when the epoch starts or resumes.
         """
-        ...
+        return EpochData()
 
-    def train(self) -> None:
-        """Put every part into the mode in which it is trained or used."""
-        ...
+    def graph_key(self, step: int) -> Hashable | None:
+        """Equal for two steps that do the same to the tensors they are given, so that one can replay the other.
+
+        None for a step that is like no other.
+        """
+        return None
 
     def epoch_record(self, epoch: int) -> dict[str, float]:
-        """What the method adds to an epoch's row in the history."""
-        ...
+        """Further columns for an epoch's row in the history."""
+        return {}
 
     def record(self) -> dict[str, Any]:
-        """What the method adds to the final metrics."""
-        ...
+        """Further entries for the final metrics."""
+        return {}
 
     def finish(self, data: ImageLoader, batch_size: int) -> None:
-        """Last work on the network, after the last step."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """What the method needs to go on exactly, beside the network."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
-        ...
+        """Last work on the student, after the last step."""
 
 
 class Trainer:
-    """One training of `network` by `method`, from wherever its last checkpoint left it."""
+    """One training run, from wherever its last checkpoint left it."""
 
     def __init__(
         self,
         run: Run,
-        network: nn.Module,
-        method: TrainingMethod,
+        objective: Objective,
         data: ImageLoader,
         validation: ImageLoader,
         recipe: Recipe,
@@ -161,8 +152,7 @@ class Trainer:
         processes: ProcessGroup = ALONE,
     ) -> None:
         self.run = run
-        self.network = network
-        self.method = method
+        self.objective = objective
         self.data = data
         self.validation = validation
         self.recipe = recipe
@@ -170,17 +160,16 @@ class Trainer:
         self.on_validation = on_validation or (lambda epoch, row: None)
         self.processes = processes
         self.exchange: Exchange | None = None  # between several processes
-        self.timeline = method.timeline
-        self.device = next(network.parameters()).device
-        modules = list(method.modules())
-        self.channels_last = use_channels_last(compute, recipe, self.device, modules)
-        for module in modules:
-            set_memory_format(module, self.channels_last)
+        self.timeline = objective.timeline
+        self.device = next(objective.parameters()).device
+        self.channels_last = use_channels_last(compute, recipe, self.device, objective)
+        set_memory_format(objective, self.channels_last)
         self.engine = make_engine(
-            compute, self.device, modules, recipe.batch_size, self._work, several=processes.count > 1
+            compute, self.device, [objective], recipe.batch_size, self._work, several=processes.count > 1
         )
-        self.optimizer = make_optimizer(list(method.parameters()), recipe, capturable=bool(self.engine.graphs))
-        self.average = WeightAverage(network, recipe.ema) if recipe.ema else None
+        self.parameters = objective.trained_parameters()
+        self.optimizer = make_optimizer(self.parameters, recipe, capturable=bool(self.engine.graphs))
+        self.average = WeightAverage(objective.student, recipe.ema) if recipe.ema else None
         self.history: list[Row] = []
         self.step = 0  # of the whole training
         self.sums = EpochSums(self.device)  # of the epoch
@@ -207,7 +196,7 @@ class Trainer:
             for images in (self.data, self.validation):
                 stack.enter_context(contextlib.closing(images))
             if self.processes.count > 1:
-                self.exchange = stack.enter_context(exchanging(self.method.modules(), self.method.parameters()))
+                self.exchange = stack.enter_context(exchanging([self.objective], self.parameters))
             return (yield from self._fit(interrupt))
 
     def _fit(self, interrupt: Interrupt) -> Generator[None, None, TrainingResult]:
@@ -226,12 +215,12 @@ class Trainer:
                 if "val_top1" in row:
                     self.on_validation(int(row["epoch"] or 0), row)
         if self.average:
-            self.network.load_state_dict(self.average.module.state_dict())
-        self.method.finish(self.data, self.recipe.batch_size)
+            self.objective.student.load_state_dict(self.average.module.state_dict())
+        self.objective.finish(self.data, self.recipe.batch_size)
         last = self.history[-1]
-        final = self._validate(self.network)
+        final = self._validate(self.objective.student)
         metrics = {**final, "train_loss": last["loss"], "epochs": self.timeline.epochs, "steps": self.timeline.total}
-        return self.history, metrics | self.method.record()
+        return self.history, metrics | self.objective.record()
 
     def epoch(self, interrupt: Interrupt) -> Iterator[None]:
         """The rest of the epoch that `self.step` is in, a step at a time, and its row in the history."""
@@ -239,18 +228,10 @@ class Trainer:
         end = self.timeline.first_step(epoch + 1)
         recipe = self.recipe
         self._resumed = time.monotonic()
-        self.method.train()
-        for batch in self.data.epoch(
-            self.run.seed,
-            epoch,
-            recipe.batch_size,
-            recipe.augment,
-            start=first,
-            channels_last=self.channels_last,
-            second=self.method.second_view(recipe.augment),
-            choice=self.method.choose(epoch),
-            share=self.processes.share,
-        ):
+        self.objective.train()
+        form = BatchFormat(recipe.batch_size, recipe.augment, self.channels_last, self.processes.share)
+        wanted = self.objective.epoch_data(epoch, recipe.augment)
+        for batch in self.data.epoch(self.run.seed, epoch, form, first, wanted):
             self._step(batch)
             self.step += 1
             yield
@@ -261,8 +242,8 @@ class Trainer:
         images = self.sums.images
         row: Row = {"epoch": epoch + 1, "step": self.step, "lr": self.timeline.lr(self.step - 1), **self.sums.means()}
         if (epoch + 1) % recipe.validate_every == 0 or epoch + 1 == self.timeline.epochs:
-            row |= self._validate(self.average.module if self.average else self.network)
-        row |= self.method.epoch_record(epoch)
+            row |= self._validate(self.average.module if self.average else self.objective.student)
+        row |= self.objective.epoch_record(epoch)
         row["images_per_s"] = round(images / max(self.epoch_seconds, 1e-9), 1)
         row["seconds"] = round(self.epoch_seconds, 4)
         self.history.append(row)
@@ -288,18 +269,18 @@ class Trainer:
             raise KeyboardInterrupt(interrupt.name)
 
     def _step(self, batch: Batch) -> None:
-        if batch.cut:  # each draws for its own images
-            torch.manual_seed(derive("step", self.run.seed, self.step, batch.cut.rank if batch.cut.divided else 0))
+        if batch.shard:  # each draws for its own images
+            torch.manual_seed(derive("step", self.run.seed, self.step, batch.shard.rank if batch.shard.divided else 0))
         set_lr(self.optimizer, self.engine.lr(self.timeline.lr(self.step)))
-        self.engine.step(batch, lambda: self.method.pattern(self.step))
-        self.sums.images += batch.whole
+        self.engine.step(batch, lambda: self.objective.graph_key(self.step))
+        self.sums.images += batch.whole_size
 
     def _work(self, batch: Batch) -> None:
         """All that a step does on the device. Nothing here may wait for it, or graphs could not be recorded."""
         if self.exchange:
             self.exchange.begin(batch)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
-            terms, logits = self.method.loss(batch, self.step)
+            terms, logits = self.objective(batch, self.step)
         values = torch.stack(list(terms.values()))
         right = (logits.detach().argmax(1) == batch.labels).sum()
         self.optimizer.zero_grad(set_to_none=True)
@@ -308,11 +289,11 @@ class Trainer:
         else:
             values.sum().backward()
         if self.recipe.clip_norm:
-            nn.utils.clip_grad_norm_(self.method.parameters(), self.recipe.clip_norm)
+            nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip_norm)
         self.optimizer.step()
         if self.average:
             self.average.update()
-        self.sums.add(tuple(terms), values.detach(), right, batch.whole)
+        self.sums.add(tuple(terms), values.detach(), right, batch.whole_size)
 
     def _check_finite(self) -> None:
         if not math.isfinite(self.sums.loss()):
@@ -345,8 +326,7 @@ class Trainer:
             "epoch_seconds": self.epoch_seconds,
             "started": self.run.started,
             "wall_seconds": self.run.wall_seconds(),
-            "network": self.network.state_dict(),
-            "method": self.method.state_dict(),
+            "objective": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "average": self.average.state_dict() if self.average else None,
             "rng": torch.get_rng_state(),
@@ -367,8 +347,7 @@ class Trainer:
         self.epoch_seconds = state["epoch_seconds"]
         self.run.started = state["started"]
         self.run.seconds = state["wall_seconds"]
-        self.network.load_state_dict(state["network"])
-        self.method.load_state_dict(state["method"])
+        self.objective.load_state_dict(state["objective"])
         load_state(self.optimizer, state["optimizer"])
         if self.average:
             self.average.load_state_dict(state["average"])

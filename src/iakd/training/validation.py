@@ -20,7 +20,7 @@ def predict(
     network.eval()
     cut = share.of(len(data))
     logits, done = torch.empty(0), 0
-    for batch in data.plain(batch_size, channels_last, share=share):
+    for batch in data.plain(batch_size, channels_last, shard=share):
         some = network(batch.images).float()
         if not done:  # at once: pieces that are kept between a network's large and short-lived ones would scatter these
             logits = some.new_empty((cut.sizes[cut.rank], some.shape[1]))

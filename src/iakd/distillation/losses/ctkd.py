@@ -37,7 +37,6 @@ class CTKDLoss(DistillationLoss):
         return self.options.strength * (math.cos(math.pi * progress) - 1) / 2
 
     def forward(self, outputs: ForwardOutputs) -> dict[str, Tensor]:
-        assert outputs.teacher_logits is not None
         factor = self.factor(self.timeline.place(outputs.step)[0])
         temperature = with_gradient_times(factor, self.temperature)
         divergence = kd_divergence(outputs.student_logits, outputs.teacher_logits, temperature)

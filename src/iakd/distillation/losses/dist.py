@@ -21,7 +21,6 @@ class DISTLoss(DistillationLoss):
         self.ce_weight = self.options.ce_weight
 
     def forward(self, outputs: ForwardOutputs) -> dict[str, Tensor]:
-        assert outputs.teacher_logits is not None
         inter, intra = relations(outputs.student_logits, outputs.teacher_logits, self.options.temperature)
         return {"dist_inter": self.options.inter * inter, "dist_intra": self.options.intra * intra}
 

@@ -20,7 +20,6 @@ class DKDLoss(DistillationLoss):
         self.timeline = context.timeline
 
     def forward(self, outputs: ForwardOutputs) -> dict[str, Tensor]:
-        assert outputs.teacher_logits is not None
         o = self.options
         target, others = decoupled(outputs.student_logits, outputs.teacher_logits, outputs.batch.labels, o.temperature)
         epoch = self.timeline.place(outputs.step)[0] + 1  # its authors count from 1

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from iakd import config
-from iakd.data.loader import ImageLoader
+from iakd.data.loader import BatchFormat, ImageLoader
 from iakd.distillation.loss import DistillationLoss, ForwardOutputs, LossContext
 from iakd.distillation.losses.maps import Regressor, as_maps, map_shape, of_one_size
 from iakd.errors import UserError
@@ -122,7 +121,7 @@ def _sample(data: ImageLoader, count: int) -> Iterator[Tensor]:
     size = min(BATCH, len(data), count)
     if size < FEWEST:
         raise UserError(f"hints compares the teacher's blocks on {FEWEST} training images at least; there are {size}")
-    batches = islice(data.epoch(0, 0, size, config.Augment()), count // size)
+    batches = islice(data.epoch(0, 0, BatchFormat(size)), count // size)
     return (batch.images for batch in batches if len(batch.images) >= FEWEST)
 
 

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from iakd.config import Augment
 from iakd.config.method_options import KcdOptions
-from iakd.data.loader import EpochSubset
+from iakd.data.loader import EpochData, EpochSubset
 from iakd.distillation.loss import DistillationLoss, ForwardOutputs, LossContext
 
 
@@ -41,25 +42,25 @@ class KCDLoss(DistillationLoss):
         self.register_buffer("rankings", torch.zeros((), dtype=torch.int64))
 
     @staticmethod
-    def images(options: KcdOptions, n: int, epoch: int) -> int:
+    def images_per_epoch(options: KcdOptions, n: int, epoch: int) -> int:
         """All in the first `every` epochs, then `drop`·n fewer each time, but never fewer than `keep`·n, or two."""
         left = n - epoch // options.every * round(options.drop * n)
         return max(left, round(options.keep * n), min(n, 2))
 
-    def choose(self, epoch: int) -> EpochSubset | None:
+    def epoch_data(self, epoch: int, augment: Augment) -> EpochData:
         due = epoch // self.options.every
         if due == 0:
-            return None
+            return EpochData()
         if int(self.rankings) < due:
             self._rank(epoch)
             self.rankings.fill_(due)
-        kept = self.ranking[: self.images(self.options, len(self.ranking), epoch)]
-        return EpochSubset(kept.cpu(), self.partners[kept].cpu(), self.weights[kept].cpu())
+        kept = self.ranking[: self.images_per_epoch(self.options, len(self.ranking), epoch)]
+        return EpochData(EpochSubset(kept.cpu(), self.partners[kept].cpu(), self.weights[kept].cpu()))
 
     def _rank(self, epoch: int) -> None:
         options, n = self.options, len(self.ranking)
         self.ranking.copy_(rank(self.entropies, self.counts, options.every, options.exponent))
-        now, before = self.images(self.options, n, epoch), self.images(self.options, n, epoch - options.every)
+        now, before = (self.images_per_epoch(options, n, at) for at in (epoch, epoch - options.every))
         dropped = self.ranking[now:before][:now]
         mixed = self.ranking[now - len(dropped) : now]
         self.partners[mixed] = dropped

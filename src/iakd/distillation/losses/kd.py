@@ -19,7 +19,6 @@ class KDLoss(DistillationLoss):
         self.ce_weight = self.options.ce_weight
 
     def forward(self, outputs: ForwardOutputs) -> dict[str, Tensor]:
-        assert outputs.teacher_logits is not None
         divergence = kd_divergence(outputs.student_logits, outputs.teacher_logits, self.options.temperature)
         return {"kd": self.options.kd_weight * divergence}
 

@@ -8,4 +8,4 @@ class LabelSmoothingLoss(DistillationLoss):
 
     def __init__(self, context: LossContext) -> None:
         super().__init__(context)
-        self.smoothing = context.options.epsilon
+        self.label_smoothing = context.options.epsilon

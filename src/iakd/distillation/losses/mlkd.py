@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from iakd.config import Augment
+from iakd.data.loader import EpochData
 from iakd.distillation.loss import DistillationLoss, ForwardOutputs, LossContext
 from iakd.distillation.losses.kd import kd_divergence
 from iakd.models.features import LOGITS
@@ -24,15 +25,15 @@ class MLKDLoss(DistillationLoss):
         self.options = context.options
         self.ce_weight = self.options.ce_weight
 
-    def second_view(self, augment: Augment) -> Augment:
+    def epoch_data(self, epoch: int, augment: Augment) -> EpochData:
         o = self.options
         stronger = {"operations": o.operations, "magnitude": o.magnitude, "erase": o.erase}
-        return augment.model_copy(update={"policy": "randaugment", **stronger, "mixup": None, "cutmix": None})
+        strong = augment.model_copy(update={"policy": "randaugment", **stronger, "mixup": None, "cutmix": None})
+        return EpochData(second_view=strong)
 
     def forward(self, outputs: ForwardOutputs) -> dict[str, Tensor]:
-        strong, o = outputs.second, self.options
+        strong, o = outputs.second_view, self.options
         assert strong is not None and strong.student.logits is not None
-        assert outputs.teacher_logits is not None and strong.teacher_logits is not None
         weak_pair = outputs.student_logits, outputs.teacher_logits
         strong_pair = strong.student_logits, strong.teacher_logits
         weak = {t: kd_divergence(*weak_pair, t) for t in o.temperatures}

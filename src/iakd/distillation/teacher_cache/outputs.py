@@ -147,7 +147,7 @@ class CachedTeacherOutputs:
         self._tables: dict[str, RowFile] = {}
         self._user: IO[str] | None = None
         self._tried = False
-        self._shown: EpochViews | None = None
+        self._epoch: EpochViews | None = None
         self._rows: Positions = np.zeros(0, np.int64)  # of each position of the epoch; -1: none
         self._there = np.zeros(0, bool)  # which positions are in `_values`
         self._values: dict[str, Tensor] = {}  # by kind, one row for each position of the epoch
@@ -156,16 +156,17 @@ class CachedTeacherOutputs:
 
     def __call__(self, batch: Batch) -> Features:
         """Of each image of the batch."""
-        if batch.shown is None or batch.shown.views is None:
+        position = batch.position
+        if position is None or position.views.views is None:
             return self.live(batch)
         if not self._tried:
             self._tried = True
             self._open(batch)
         if not self._tables:
             return self.live(batch)
-        if batch.shown is not self._shown:
-            self._begin(batch.shown, batch.start)
-        part = slice(batch.start, batch.start + len(batch.indices))
+        if position.views is not self._epoch:
+            self._start_epoch(*position)
+        part = slice(position.start, position.start + len(batch.indices))
         while not self._there[part].all():
             wanted = ~self._there & (self._rows >= 0)
             wanted[: part.start] = False
@@ -207,27 +208,27 @@ class CachedTeacherOutputs:
             log.warning("%s cannot be used (%s): the teacher's outputs are computed", self.cache_dir.folder, error)
             self._close()
             return
-        assert batch.shown is not None
+        assert batch.position is not None
         self._values = {
             kind: torch.empty((0, *value.shape[1:]), dtype=value.dtype, device=value.device)
             for kind, value in values.items()
         }
-        self._begin(batch.shown, batch.start)
-        known = np.flatnonzero(self._there[batch.start :][: len(batch.indices)])
+        self._start_epoch(*batch.position)
+        known = np.flatnonzero(self._there[batch.position.start :][: len(batch.indices)])
         for kind, value in values.items():
-            stored = self._values[kind][batch.start :][: len(value)]
+            stored = self._values[kind][batch.position.start :][: len(value)]
             if not torch.equal(_bytes(stored)[known], _bytes(value)[known]):
                 log.warning("%s: does not hold what this machine computes; not used", folder)
                 self._close()
                 return
 
-    def _begin(self, shown: EpochViews, start: int) -> None:
+    def _start_epoch(self, views: EpochViews, start: int) -> None:
         """A new epoch, of which batches from the position `start` on are asked for."""
         self._save()
-        assert shown.views is not None and self.cache_dir.augment.views is not None
-        self._shown = shown
-        rows = shown.indices * self.cache_dir.augment.views + shown.views
-        self._rows = rows.where(shown.views >= 0, -1).numpy()
+        assert views.views is not None and self.cache_dir.augment.views is not None
+        self._epoch = views
+        rows = views.indices * self.cache_dir.augment.views + views.views
+        self._rows = rows.where(views.views >= 0, -1).numpy()
         self._there = np.zeros(len(rows), bool)
         self._values = {kind: values.new_empty((len(rows), *values.shape[1:])) for kind, values in self._values.items()}
         self._load(np.arange(start, len(rows)))
@@ -250,13 +251,14 @@ class CachedTeacherOutputs:
 
     def _compute(self, positions: Positions, batch: Batch) -> None:
         """Compute the outputs at these positions, of which the first ones are of the batch in hand."""
-        assert self._shown is not None and self._shown.views is not None
-        own = positions[positions < batch.start + len(batch.indices)] - batch.start
+        assert self._epoch is not None and self._epoch.views is not None and batch.position is not None
+        start = batch.position.start
+        own = positions[positions < start + len(batch.indices)] - start
         images = batch.images if len(own) == len(batch.indices) else batch.images[self._moved(own)]
         ahead = torch.from_numpy(positions[len(own) :])
         more = None
         if len(ahead):
-            indices, views = (self._moved(of[ahead].numpy()) for of in (self._shown.indices, self._shown.views))
+            indices, views = (self._moved(of[ahead].numpy()) for of in (self._epoch.indices, self._epoch.views))
             more = self.data.view_images(indices, views, self.cache_dir.augment)
         at = self._moved(positions)
         for kind, value in self.live.compute(self.live.filled(images, more)).items():
