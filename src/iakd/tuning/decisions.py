@@ -21,10 +21,9 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from iakd.config import Pruner, Recipe, Schedule, Space, Tune
 from iakd.config.schedule import settings_used
 from iakd.seeding import derive
-from iakd.tuning.results import TrialRecord
+from iakd.tuning.results import INTEGER_PARAMS, TrialRecord
 
 STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
-INTEGER_PARAMS = ("cycles", "steps")
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,14 @@ if TYPE_CHECKING:
     import optuna
 
 
+SCHEDULE, TRIALS, JOURNAL = "schedule.yaml", "trials.csv", "study.journal"  # in a study's results folder
 FINISHED = ("complete", "pruned", "failed")
+PARAMS = tuple(Schedule.model_fields)
+INTEGER_PARAMS = tuple(name for name, about in Schedule.model_fields.items() if about.annotation is int)
+COLUMNS = ("number", "state", "value", "origin", *PARAMS, "epochs", "seconds", "started", "finished", "reason")
+TEXT_COLUMNS = ("state", "origin", "kind", "started", "finished", "reason")
+INTEGER_COLUMNS = ("number", "epochs", *INTEGER_PARAMS)
+MIN_BEST = 5  # complete trials that importances compare with the others; Optuna's advice
 
 
 @dataclass(frozen=True)
@@ -42,9 +49,6 @@ class TrialRecord:
         return self.state in FINISHED
 
 
-SCHEDULE = "schedule.yaml"
-
-
 def write_schedule(folder: Path, study: str, number: int, value: float, settings: dict[str, object]) -> Path:
     """Write the schedule of trial `number`, which reached `value` percent on validation; return the path."""
     head = f"# Best schedule of the study {study}: trial {number}, {value:.2f} % on validation\n"
@@ -63,22 +67,6 @@ def read_schedule(folder: Path) -> Schedule:
         raise UserError(f"{path} is damaged ({explain(error, Schedule)}): run `iakd tune` again") from None
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path} is damaged ({' '.join(str(error).split())}): run `iakd tune` again") from None
-
-
-TRIALS, JOURNAL = "trials.csv", "study.journal"
-PARAMETERS = ("kind", "p0", "p1", "t_end", "slope", "student_only", "cycles", "steps", "steepness")
-COLUMNS = (
-    "number",
-    "state",
-    "value",
-    "origin",
-    *PARAMETERS,
-    "epochs",
-    "seconds",
-    "started",
-    "finished",
-    "reason",
-)
 
 
 def best(trials: Iterable[TrialRecord]) -> TrialRecord | None:
@@ -165,11 +153,6 @@ def trial_run(folder: Path, number: int) -> dict[str, Any]:
     return files.read_json(path, "delete its folder and run again") if path.exists() else {}
 
 
-TEXTS = ("state", "origin", "kind", "started", "finished", "reason")
-INTEGERS = ("number", "cycles", "steps", "epochs")
-MIN_BEST = 5  # complete trials that importances compare with the others; Optuna's advice
-
-
 def finished_trials(folder: Path) -> list[dict[str, Any]]:
     """Return the rows of trials.csv: numbers as numbers, empty cells as None. Raises UserError if it is missing."""
     path = folder / TRIALS
@@ -183,9 +166,9 @@ def finished_trials(folder: Path) -> list[dict[str, Any]]:
 def _read(name: str, cell: str) -> Any:
     if cell == "":
         return None
-    if name in TEXTS:
+    if name in TEXT_COLUMNS:
         return cell
-    return int(cell) if name in INTEGERS else float(cell)
+    return int(cell) if name in INTEGER_COLUMNS else float(cell)
 
 
 def load_study(folder: Path) -> "optuna.Study":
