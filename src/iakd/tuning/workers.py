@@ -30,7 +30,7 @@ from iakd.data.store import PreparedData
 from iakd.errors import RunFailed
 from iakd.experiment import run_dir
 from iakd.experiment.jobs import Experiment, StudyJob
-from iakd.processes import SIGNALS
+from iakd.processes import STOP_SIGNALS
 from iakd.tuning.results import trial_path
 
 MEASURE = "val_top1"
@@ -167,7 +167,7 @@ class WorkerTask:
 
 def run_worker(task: WorkerTask, pipe: Connection) -> None:
     """Run the trials that arrive through the pipe, one after the other; after an exception, send it and end."""
-    for number in SIGNALS:
+    for number in STOP_SIGNALS:
         signal.signal(number, _interrupt)
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -179,7 +179,7 @@ def run_worker(task: WorkerTask, pipe: Connection) -> None:
         try:
             _run_trials(task, pipe)
         except BaseException as error:
-            for number in SIGNALS:
+            for number in STOP_SIGNALS:
                 signal.signal(number, signal.SIG_IGN)  # it is ending already
             _send_error(pipe, error)
 
