@@ -67,7 +67,7 @@ def run(folder: Path, cores: int) -> float:
 def training_seconds(folder: Path) -> float:
     """What the epochs of a run took; 0 for a study, whose trials count themselves.
 
-    A trial that was given up keeps its validated epochs only: the others are taken to have cost as much.
+    A pruned trial keeps its validated epochs only: the others are taken to have cost as much.
     """
     rows = [row for row in run_dir.read_history(folder / run_dir.HISTORY) if row.get("seconds")]
     return sum(row["seconds"] or 0 for row in rows) / len(rows) * (rows[-1]["epoch"] or 0) if rows else 0.0

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from iakd.errors import RunFailed, UserError
-from iakd.processes import WITH_PARENT, end_with_parent, place, several
+from iakd.processes import STOP_SIGNALS, WITH_PARENT, end_with_parent, place, several
 
 if TYPE_CHECKING:
     from iakd.experiment.jobs import Experiment
@@ -281,8 +281,9 @@ def _stop(signum: int, frame: Any) -> NoReturn:
 def main() -> None:
     """Run the command line: exit code 0 done, 1 failed or interrupted, 2 the user's mistake."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for number in (signal.SIGTERM, signal.SIGUSR1):  # USR1: Slurm's warning before the time limit
-        signal.signal(number, _stop)
+    for number in STOP_SIGNALS:
+        if number != signal.SIGINT:  # Python's own handler raises KeyboardInterrupt
+            signal.signal(number, _stop)
     if os.environ.pop(WITH_PARENT, None):  # from the Snakefile; not for this one's own children
         end_with_parent()
     try:

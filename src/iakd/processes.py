@@ -18,7 +18,7 @@ MEETING = "IAKD_MEETING"  # address at which processes that train together find 
 PLACES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", MEETING)  # in the environment of such processes
 SECONDS_BETWEEN_LOOKS = 0.05
 SECONDS_TO_FOLLOW = 15.0  # in which a process notices by itself that another one is gone, and again after a signal
-FOR_PARENT = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}  # what a process acts on for its helpers, too
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # USR1: Slurm's warning before the time limit
 
 
 def cores() -> int:
@@ -45,7 +45,7 @@ def end_with_parent(number: signal.Signals = signal.SIGTERM, parent: int | None 
 @contextlib.contextmanager
 def signals_held() -> Iterator[None]:
     """While a helper is forked: signals wait, in this process until the end of the block, in the helper for good."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_PARENT)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
     finally:
@@ -58,7 +58,7 @@ def serve_parent(parent: int) -> None:
     Ctrl-C, a cluster's warning and its end of a job go to all processes of a group. Then the parent finishes the
     step that it is in and saves its state, and needs its helpers until it has.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, FOR_PARENT)
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     threading.Thread(target=_end_at_signal_of, args=(parent,), daemon=True).start()
     end_with_parent(signal.SIGKILL, parent)
 
@@ -90,7 +90,7 @@ def several(command: list[str], count: int) -> int:
             for child in children:
                 child.send_signal(number)
 
-        for number in FOR_PARENT:
+        for number in STOP_SIGNALS:
             signal.signal(number, pass_on)
         for rank in range(count):
             environment = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
@@ -120,7 +120,6 @@ def _code(children: list[subprocess.Popen[bytes]]) -> int:
     return first if first > 0 else int(any(child.returncode for child in children))
 
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # USR1: Slurm's warning before the time limit
 _noted: list[str] = []  # of this process, since a training was last begun
 
 
@@ -130,7 +129,7 @@ def signalled() -> str:
 
 
 class Interrupt:
-    """`with Interrupt() as interrupt:` — `interrupt.name` is empty until one of SIGNALS comes; a second one raises."""
+    """`with Interrupt() as interrupt:` — `interrupt.name` is empty until a stop signal arrives; a second one raises."""
 
     def __init__(self) -> None:
         self.name = ""
@@ -139,7 +138,7 @@ class Interrupt:
         self._previous = {}
         _noted.clear()
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
+            self._previous = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -1,4 +1,4 @@
-"""Studies in PostgreSQL, on a throw-away server of the test's own."""
+"""Studies in PostgreSQL, on a temporary server that the tests start."""
 
 import os
 import shutil
@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import studies
-from studies import RESULTS, STATE, outcome, settings
+from toy_study import ToyStudy
 
 from iakd.errors import UserError
+from iakd.tuning import storage
 from iakd.tuning.results import finished_trials, load_study
 
 pytest.importorskip("psycopg", reason="iakd[postgres] is not installed")
@@ -23,14 +23,14 @@ USER = "postgres"
 
 
 def as_user(*command: str | Path) -> None:
-    """Run a command of the server, which refuses to run as root."""
+    """Run one of the server's commands, which refuse to run as root."""
     account: dict[str, Any] = {"user": USER, "group": USER, "extra_groups": []} if os.geteuid() == 0 else {}
     subprocess.run([*map(str, command)], check=True, capture_output=True, timeout=60, cwd="/", **account)
 
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[str]:
-    """Address of a running server."""
+    """Return the address of a running server."""
     if not VERSIONS:
         pytest.skip("no PostgreSQL in /usr/lib/postgresql")
     tools = VERSIONS[-1].parent
@@ -53,7 +53,7 @@ def server() -> Iterator[str]:
 
 @pytest.fixture
 def database(server: str, tmp_path: Path) -> str:
-    """Address of a new, empty database."""
+    """Return the address of a new, empty database."""
     import psycopg
 
     name = f"study{abs(hash(tmp_path))}"
@@ -62,55 +62,54 @@ def database(server: str, tmp_path: Path) -> str:
     return server.rpartition("/")[0] + f"/{name}"
 
 
-def test_a_study_in_a_database_is_the_same_study(workplace: Path, database: str, expected: dict[str, Any]) -> None:
+def test_a_study_in_a_database_is_the_same_study(study: ToyStudy, database: str, expected: dict[str, Any]) -> None:
     """Although a worker is killed and the command fails halfway; afterwards a journal file has all of it."""
     Path("die-2").touch()
     Path("raise-8").touch()
     with pytest.raises(ZeroDivisionError):
-        studies.run(settings(storage=database, workers=2))
+        study.run(storage=database, workers=2)
     Path("raise-8").unlink()
-    studies.run(settings(storage=database, workers=1))
-    assert outcome() == expected
-    assert not (STATE / "study.journal").exists()
-    trained = [int(line.split()[0]) for line in Path("trainings.log").read_text().splitlines()]
+    study.run(storage=database, workers=1)
+    assert study.outcome() == expected
+    assert not (study.state / "study.journal").exists()
+    trained = study.trained()
     assert sorted(set(trained)) == list(range(10))
     assert trained.count(2) == 2 and all(trained.count(number) == 1 for number in range(8) if number != 2)
-    assert [trial.value for trial in load_study(RESULTS).trials] == [row["value"] for row in finished_trials(RESULTS)]
+    assert [trial.value for trial in load_study(study.results).trials] == [
+        row["value"] for row in finished_trials(study.results)
+    ]
 
 
-def test_a_study_has_one_owner(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from iakd.tuning import storage as module
-    from iakd.tuning.shared_study import study_storage
-
-    monkeypatch.setattr(module, "SECONDS_TO_LET_GO", 0.3)
+def test_a_study_has_one_writer(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "SECONDS_FOR_LOCK", 0.3)
     journal = tmp_path / "unused"
-    with study_storage(database, journal, own="one"):
-        with study_storage(database, journal, own="other"), study_storage(database, journal):
-            pass  # other studies, and workers, are welcome
+    with storage.open_study(database, journal, "one"):
+        with storage.open_study(database, journal, "other"):
+            pass
         with (
-            pytest.raises(UserError, match="another process conducts the study one"),
-            study_storage(database, journal, own="one"),
+            pytest.raises(UserError, match="another process is running the study one"),
+            storage.open_study(database, journal, "one"),
         ):
             pass
-    with study_storage(database, journal, own="one"):
+    with storage.open_study(database, journal, "one"):
         pass
 
 
-def test_studies_may_meet_in_an_empty_database(database: str, tmp_path: Path) -> None:
-    code = "import sys; from pathlib import Path; from iakd.tuning.shared_study import study_storage\n"
-    code += "with study_storage(sys.argv[1], Path('unused'), own=sys.argv[2]): pass"
+def test_studies_may_start_on_an_empty_database_at_once(database: str, tmp_path: Path) -> None:
+    code = "import sys; from pathlib import Path; from iakd.tuning.storage import open_study\n"
+    code += "with open_study(sys.argv[1], Path('unused'), sys.argv[2]): pass"
     starts = [subprocess.Popen([sys.executable, "-c", code, database, name], cwd=tmp_path) for name in "abc"]
     assert [process.wait(timeout=60) for process in starts] == [0, 0, 0]
 
 
-def test_an_unreachable_server_is_one_line(workplace: Path) -> None:
+def test_an_unreachable_server_is_one_line(study: ToyStudy) -> None:
     with pytest.raises(
         UserError, match=r"tune\.storage: cannot reach postgresql\+psycopg://me:\*\*\*@127\.0\.0\.1:1/x: "
     ) as error:
-        studies.run(settings(storage="postgresql+psycopg://me:secret@127.0.0.1:1/x"))
+        study.run(storage="postgresql+psycopg://me:secret@127.0.0.1:1/x")
     assert "secret" not in str(error.value) and "\n" not in str(error.value)
 
 
-def test_an_unknown_driver_is_one_line(workplace: Path) -> None:
+def test_an_unknown_driver_is_one_line(study: ToyStudy) -> None:
     with pytest.raises(UserError, match=r"tune\.storage: .*postgresql\+psycopg://"):
-        studies.run(settings(storage="postgresql+nonsense://host/x"))
+        study.run(storage="postgresql+nonsense://host/x")

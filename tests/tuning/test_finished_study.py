@@ -9,43 +9,41 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import studies
-from studies import RESULTS
+from toy_study import ToyStudy, settings
 
-from iakd.config import Recipe, Space
+from iakd.config import Recipe
 from iakd.errors import UserError
 from iakd.tuning import results
-from iakd.tuning.decisions import Search, propose
+from iakd.tuning.decisions import Search
 from iakd.tuning.results import finished_trials, importances, load_study
-from iakd.tuning.search_space import suggest
-from iakd.tuning.shared_study import SharedStudy, study_storage
+from iakd.tuning.storage import open_study
+from iakd.tuning.study import Study
+from iakd.tuning.workers import TrialResult
 
 
 def make(folder: Path, value: Callable[[dict[str, Any]], float], trials: int = 60) -> Path:
-    """A study's files: trials drawn at random, and a value that is a formula of their settings."""
-    params = studies.settings(sampler={"kind": "random"})
-    search = Search(params.tune, Recipe(), [])
-    with study_storage(None, folder / "study.journal", own="made") as storage:
-        study = SharedStudy(storage, "made")
-        for number in range(trials):
-            study.enqueue(*propose(search, study.records(), number))
-            trial = study.claim(number)
-            study.tell(trial, "complete", value(suggest(trial, Space(), Recipe())), None, {})
-        results.write_trials(folder, study.records())
+    """Write a study's files: trials drawn at random, with values that are a formula of their parameters."""
+    params = settings(sampler={"kind": "random"}, generation=trials)
+    with open_study(None, folder / "study.journal", "made") as stored:
+        study = Study(Search(params.tune, Recipe(), []), stored)
+        for number in study.propose(0, trials):
+            study.start(number)
+            study.finish(number, TrialResult("complete", value(study.trials()[number].params)))
+        results.write_trials(folder, study.trials())
     return folder
 
 
-def test_rows_are_typed(finished_study: Path) -> None:
-    rows = finished_trials(finished_study / RESULTS)
+def test_rows_are_typed(finished_study: ToyStudy) -> None:
+    rows = finished_trials(finished_study.results)
     first, linear = rows[0], rows[1]
     assert first["kind"] == "uniform" and first["p0"] == 0.5 and first["p1"] is None and first["cycles"] is None
     assert linear["p1"] == 1.0 and linear["epochs"] == 8 and isinstance(linear["epochs"], int)
     assert first["seconds"] > 0 and first["finished"] > first["started"] and first["reason"] is None
 
 
-def test_the_copy_in_memory_holds_the_trials_that_count(finished_study: Path) -> None:
-    rows = finished_trials(finished_study / RESULTS)
-    trials = load_study(finished_study / RESULTS).trials
+def test_the_copy_in_memory_holds_the_trials_that_count(finished_study: ToyStudy) -> None:
+    rows = finished_trials(finished_study.results)
+    trials = load_study(finished_study.results).trials
     assert [trial.value for trial in trials if trial.state.name == "COMPLETE"] == [
         row["value"] for row in rows if row["state"] == "complete"
     ]
@@ -69,13 +67,13 @@ def test_importances_weigh_settings_that_only_some_kinds_use(tmp_path: Path) -> 
     assert shares["steepness"] > shares["t_end"] and shares["kind"] > shares["student_only"]
 
 
-def test_importances_are_the_same_in_every_process(finished_study: Path) -> None:
+def test_importances_are_the_same_in_every_process(finished_study: ToyStudy) -> None:
     code = "import json; from pathlib import Path; from iakd.tuning.results import importances; import sys\n"
     code += "print(json.dumps(importances(Path(sys.argv[1]))))"
-    command = [sys.executable, "-c", code, str(finished_study / RESULTS)]
+    command = [sys.executable, "-c", code, str(finished_study.results)]
     environment = {**os.environ, "PYTHONHASHSEED": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    here = importances(finished_study / RESULTS)
+    here = importances(finished_study.results)
     assert here and done.stdout == json.dumps(here) + "\n"
 
 
@@ -87,13 +85,13 @@ def test_there_are_no_importances_without_differences(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", ["trials.csv", "study.journal"])
-def test_a_missing_file_is_one_line(copied: Path, missing: str) -> None:
-    (RESULTS / missing).unlink()
+def test_a_missing_file_is_one_line(copied: ToyStudy, missing: str) -> None:
+    (copied.results / missing).unlink()
     with pytest.raises(UserError, match=f"{missing} does not exist: run `iakd tune`"):
-        load_study(RESULTS)
+        load_study(copied.results)
 
 
-def test_optunas_command_line_reads_the_study(finished_study: Path) -> None:
+def test_optunas_command_line_reads_the_study(finished_study: ToyStudy) -> None:
     command = [
         str(Path(sys.executable).parent / "optuna"),
         "trials",
@@ -102,11 +100,11 @@ def test_optunas_command_line_reads_the_study(finished_study: Path) -> None:
         "--study-name",
         "toy/big-small",
     ]
-    command += ["--storage", str(finished_study / RESULTS / "study.journal")]
+    command += ["--storage", str(finished_study.results / "study.journal")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     shown = json.loads(done.stdout)
-    rows = finished_trials(finished_study / RESULTS)
+    rows = finished_trials(finished_study.results)
     assert [(trial["number"], trial["state"].lower(), trial["value"]) for trial in shown] == [
         (row["number"], row["state"], row["value"]) for row in rows
     ]

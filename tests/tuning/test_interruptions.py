@@ -1,11 +1,10 @@
-"""Studies that are killed: whatever ended them, and when, the same command goes on and ends in the same results."""
+"""Studies that are killed: however and whenever that happens, the same command resumes and gives the same results."""
 
 import fcntl
 import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,21 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import studies
-from studies import RESULTS, STATE, outcome, settings
+import toy_study
+from toy_study import ToyStudy
 
 from iakd import files
+from iakd.config import Schedule
 from iakd.errors import RunFailed
+from iakd.experiment.jobs import plan_experiment
 from iakd.tuning import workers
-from iakd.tuning.storage import open_journal
+from iakd.tuning.storage import open_study
 
 
 @contextmanager
-def running(workers: int = 2, **environment: str) -> Iterator[subprocess.Popen[str]]:
-    """The study as a command of its own, in its own process group; gone afterwards, with all its processes."""
-    command = [sys.executable, studies.__file__, studies.as_text(settings(workers=workers))]
+def running(study: ToyStudy, workers: int = 2, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """Run the study as a command in its own process group; at the end kill all its processes."""
     process = subprocess.Popen(
-        command,
+        study.command(workers=workers),
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -42,7 +42,7 @@ def running(workers: int = 2, **environment: str) -> Iterator[subprocess.Popen[s
 
 
 def kill_group(process: "subprocess.Popen[str]") -> None:
-    """kill -9 of the command and all it started."""
+    """Kill -9 the command and all processes that it started."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -50,7 +50,7 @@ def kill_group(process: "subprocess.Popen[str]") -> None:
 
 
 def members(group: int) -> list[int]:
-    """Living processes of a process group."""
+    """Return the living processes of a process group."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -63,21 +63,15 @@ def members(group: int) -> list[int]:
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 60.0) -> None:
-    """Poll; an assertion fails when time is up."""
+    """Poll the condition; fail after so many seconds."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "timeout"
         time.sleep(0.01)
 
 
-def trainings() -> int:
-    """How many trainings began or went on so far."""
-    log = Path("trainings.log")
-    return len(log.read_text().splitlines()) if log.exists() else 0
-
-
 def workers_of(process: "subprocess.Popen[str]") -> list[int]:
-    """Processes of the study's workers."""
+    """Return the process ids of the study's workers."""
     found = []
     for pid in members(process.pid):
         try:
@@ -89,65 +83,86 @@ def workers_of(process: "subprocess.Popen[str]") -> list[int]:
     return found
 
 
-def kill_at_random(choice: random.Random) -> None:
-    """Start the study and kill all its processes, or the command alone, or a worker first, some times over."""
+def kill_at_random(study: ToyStudy, choice: random.Random) -> None:
+    """Start the study several times and kill all its processes, or a worker and then the command alone."""
     for victim in ("all", "worker"):
-        with started(choice) as study:
+        with started(study, choice) as command:
             time.sleep(choice.uniform(0.0, 0.9))
             if victim == "all":
-                kill_group(study)
+                kill_group(command)
                 continue
             if victim == "worker":
-                for pid in workers_of(study)[:1]:
+                for pid in workers_of(command)[:1]:
                     os.kill(pid, signal.SIGKILL)
                 time.sleep(choice.uniform(0.0, 0.3))
-            os.kill(study.pid, signal.SIGKILL)
-            with started(choice):  # while workers of the first may still be alive
+            os.kill(command.pid, signal.SIGKILL)
+            with started(study, choice):  # while workers of the first may still be alive
                 time.sleep(choice.uniform(0.0, 0.2))
 
 
 @contextmanager
-def started(choice: random.Random) -> Iterator["subprocess.Popen[str]"]:
-    """A study that has begun to train since; other numbers of workers and hash seeds must not matter."""
-    before = trainings()
-    with running(choice.randint(1, 3), EPOCH_SECONDS="0.15", PYTHONHASHSEED=str(choice.randrange(99))) as study:
-        wait_until(lambda: trainings() > before or study.poll() is not None)
-        yield study
+def started(study: ToyStudy, choice: random.Random) -> Iterator["subprocess.Popen[str]"]:
+    """Start the study and wait for a training; the number of workers and the hash seed must not matter."""
+    before = len(study.trained())
+    with running(
+        study, choice.randint(1, 3), EPOCH_SECONDS="0.15", PYTHONHASHSEED=str(choice.randrange(99))
+    ) as command:
+        wait_until(lambda: len(study.trained()) > before or command.poll() is not None)
+        yield command
 
 
-def test_kill_9_at_any_moment_changes_nothing(workplace: Path, expected: dict[str, Any]) -> None:
-    kill_at_random(random.Random(0))
-    assert not (RESULTS / "schedule.yaml").exists(), "it was too slow to be interrupted"
-    with running(2, PYTHONHASHSEED="7") as study:
-        _, log = study.communicate(timeout=120)
-        assert study.returncode == 0, log
-    assert outcome() == expected
+def test_kill_9_at_any_moment_changes_nothing(study: ToyStudy, expected: dict[str, Any]) -> None:
+    kill_at_random(study, random.Random(0))
+    assert not (study.results / "schedule.yaml").exists(), "it was too slow to be interrupted"
+    with running(study, 2, PYTHONHASHSEED="7") as command:
+        _, log = command.communicate(timeout=120)
+        assert command.returncode == 0, log
+    assert study.outcome() == expected
 
 
-def test_workers_do_not_outlive_a_killed_parent(workplace: Path) -> None:
-    with running(2, EPOCH_SECONDS="30") as study:
-        wait_until(lambda: trainings() >= 2)
-        os.kill(study.pid, signal.SIGKILL)
-        study.wait()
-        wait_until(lambda: not members(study.pid), seconds=5)
+def test_workers_do_not_outlive_a_killed_parent(study: ToyStudy) -> None:
+    with running(study, 2, EPOCH_SECONDS="30") as command:
+        wait_until(lambda: len(study.trained()) >= 2)
+        os.kill(command.pid, signal.SIGKILL)
+        command.wait()
+        wait_until(lambda: not members(command.pid), seconds=5)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_all_processes_soon(workplace: Path, number: int) -> None:
+def test_a_signal_ends_all_processes_soon(study: ToyStudy, number: int) -> None:
     """SIGINT goes to the whole group, as Ctrl-C on a terminal does, and here while workers are still importing."""
-    with running(2, EPOCH_SECONDS="0.2") as study:
-        wait_until(lambda: workers_of(study) if number == signal.SIGINT else trainings() >= 2)
+    with running(study, 2, EPOCH_SECONDS="0.2") as command:
+        wait_until(lambda: workers_of(command) if number == signal.SIGINT else len(study.trained()) >= 2)
         if number == signal.SIGINT:
-            os.killpg(study.pid, number)
+            os.killpg(command.pid, number)
         else:
-            os.kill(study.pid, number)
+            os.kill(command.pid, number)
         since = time.monotonic()
-        _, log = study.communicate(timeout=30)
-        wait_until(lambda: not members(study.pid), seconds=5)
+        _, log = command.communicate(timeout=30)
+        wait_until(lambda: not members(command.pid), seconds=5)
         assert time.monotonic() - since < 8  # two seconds of grace, and a busy machine
-        assert study.returncode != 0
-        assert log.count("Traceback") == 1, log  # the command line catches it; workers have nothing to say
-    assert "KeyboardInterrupt" in files.read_json(STATE / "run.json", "")["error"]
+        assert command.returncode != 0
+        assert log.count("Traceback") == 1, log  # the command line would catch it; workers are silent
+    assert "KeyboardInterrupt" in files.read_json(study.state / "run.json", "")["error"]
+
+
+def test_a_trial_that_waits_for_an_answer_saves_its_checkpoint(study: ToyStudy) -> None:
+    """The study ends when it was asked whether to prune, before it has answered."""
+
+    class FailingStudy:
+        def start(self, number: int) -> Schedule:
+            return Schedule()
+
+        def should_prune(self, number: int, epoch: int, value: float) -> bool:
+            raise RunFailed("the database failed")
+
+    experiment = plan_experiment(toy_study.settings())
+    job = experiment.studies[0]
+    job.state.mkdir(parents=True)
+    task = workers.WorkerTask(experiment, job, "key", toy_study.SavingTrainer)
+    with pytest.raises(RunFailed, match="the database failed"), workers.Pool(task, FailingStudy(), 1) as pool:
+        list(pool.run([0]))
+    assert Path("saved").read_text() == "SIGTERM"
 
 
 def test_a_study_waits_until_no_worker_of_an_earlier_one_can_write(
@@ -162,41 +177,39 @@ def test_a_study_waits_until_no_worker_of_an_earlier_one_can_write(
     workers.wait_for_orphans(lock)
 
 
-def test_a_worker_that_starts_too_late_does_nothing(workplace: Path) -> None:
+def test_a_worker_that_starts_too_late_does_nothing(study: ToyStudy) -> None:
     """Its parent was killed while it was still importing."""
-    with running(1, EPOCH_SECONDS="0.2") as study:
-        wait_until(lambda: workers_of(study))
-        os.kill(study.pid, signal.SIGKILL)
-        study.wait()
-        wait_until(lambda: not members(study.pid), seconds=20)
-    assert trainings() == 0
+    with running(study, 1, EPOCH_SECONDS="0.2") as command:
+        wait_until(lambda: workers_of(command))
+        os.kill(command.pid, signal.SIGKILL)
+        command.wait()
+        wait_until(lambda: not members(command.pid), seconds=20)
+    assert study.trained() == []
 
 
-def test_a_torn_journal_is_repaired(copied: Path, expected: dict[str, Any]) -> None:
-    """As a full disk or a power cut may leave it; the outcomes that it lost are read back from the trials' files."""
-    journal = RESULTS / "study.journal"
+def test_a_torn_journal_is_repaired(copied: ToyStudy, expected: dict[str, Any]) -> None:
+    """A full disk or a power cut may tear it; results that it lost are read back from the trials' files."""
+    journal = copied.results / "study.journal"
     content = journal.read_bytes()
     for cut in (content.index(b"\n") + 5, random.Random(0).randrange(len(content) // 2, len(content))):
         assert content[cut - 1 : cut] != b"\n"
         journal.write_bytes(content[:cut])
-        (RESULTS / "run.json").unlink()
-        studies.run(settings())
-        assert outcome() == expected
+        (copied.results / "run.json").unlink()
+        copied.run()
+        assert copied.outcome() == expected
         assert journal.read_bytes().count(b"\n") == content.count(b"\n")
-    assert trainings() == 0
+    assert copied.trained() == []
 
 
-def test_a_writer_cuts_a_torn_line_before_it_writes(tmp_path: Path) -> None:
-    """A worker that was killed while writing must not spoil what others write after it."""
-    import optuna
-
+def test_a_torn_line_is_cut_before_anything_is_written_after_it(tmp_path: Path) -> None:
     path = tmp_path / "study.journal"
-    storage = open_journal(path)
-    study = optuna.create_study(study_name="x", storage=storage)
-    study.set_user_attr("a", 1)
+    with open_study(None, path, "x") as study:
+        study.set_attribute("a", 1)
     whole = path.read_bytes()
     with path.open("ab") as file:
         file.write(b'{"op_code": 2, "worker')
-    study.set_user_attr("b", 2)
+    with open_study(None, path, "x") as study:
+        study.set_attribute("b", 2)
     assert path.read_bytes().startswith(whole + b'{"op_code"')
-    assert optuna.load_study(study_name="x", storage=open_journal(path)).user_attrs == {"a": 1, "b": 2}
+    with open_study(None, path, "x") as study:
+        assert study.attributes == {"a": 1, "b": 2}

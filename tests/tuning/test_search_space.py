@@ -7,8 +7,8 @@ import yaml
 from iakd.config import KINDS, LrSchedule, Params, Recipe, Schedule, Space, parse
 from iakd.errors import UserError
 from iakd.experiment.jobs import plan_experiment
+from iakd.tuning.decisions import first_trials, params_of, suggest
 from iakd.tuning.results import read_schedule, write_schedule
-from iakd.tuning.search_space import first_trials, parameters, suggest
 
 RECIPE = Recipe()
 TRIMMED = Space(p0=(0.2, 0.6), cycles=(2, 4), steps=(3, 3))
@@ -67,7 +67,7 @@ def test_settings_that_a_kind_does_not_use_do_not_change_its_shape() -> None:
     for kind in KINDS:
         for recipe, drops in ((Recipe(), [60, 80]), (Recipe(lr_schedule=LrSchedule(kind="cosine")), [])):
             base = Schedule.model_validate({"kind": kind})
-            used = set(parameters(base, recipe)) - {"kind"}
+            used = set(params_of(base, recipe)) - {"kind"}
             for name, value in {**changed, "steepness": 4.0}.items():
                 differs = p(base.model_copy(update={name: value}), drops) != p(base, drops)
                 assert differs == (name in used), (kind, name, drops)

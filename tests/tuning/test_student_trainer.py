@@ -8,7 +8,8 @@ import yaml
 from iakd.config import Schedule, parse
 from iakd.experiment.jobs import Experiment, plan_experiment
 from iakd.experiment.run_dir import Row
-from iakd.stages import prepare, teach, tune
+from iakd.stages import prepare, teach
+from iakd.tuning.workers import StudentTrainer
 
 SETTINGS = """
 teachers: [{arch: resnet8, width: 4, name: big}]
@@ -33,7 +34,7 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Experiment]
 
 def train(experiment: Experiment, number: int, schedule: Schedule) -> tuple[list[Row], dict[str, float], list[int]]:
     """One trial: history without times, metrics, and the epochs that were validated."""
-    trainer = tune.StudentTrainer(experiment, experiment.studies[0], "key-of-study")
+    trainer = StudentTrainer(experiment, experiment.studies[0], "key-of-study")
     run = trainer.run(number, schedule)
     seen: list[int] = []
     with run.open():
@@ -57,7 +58,7 @@ def test_trials_differ_in_nothing_but_their_schedules(experiment: Experiment) ->
 
 
 def test_the_run_of_a_trial_names_its_study(experiment: Experiment) -> None:
-    trainer = tune.StudentTrainer(experiment, experiment.studies[0], "key-of-study")
+    trainer = StudentTrainer(experiment, experiment.studies[0], "key-of-study")
     run = trainer.run(7, Schedule())
     assert run.path == "digits/tune/big-small/trials/0007"
     assert run.stage == "trial"

@@ -9,8 +9,10 @@ from iakd.config.schedule import KINDS, Schedule, ScheduleKind
 
 
 class Space(Strict):
-    """The search space of a study over `Schedule`: a list of choices, or [low, high]. Fields that a kind does
-    not use are not sampled for it."""
+    """The search space of a study: a list of choices, or [low, high], for each field of `Schedule`.
+
+    A field is sampled only for the kinds that use it.
+    """
 
     kind: list[ScheduleKind] = Field(list(KINDS), min_length=1)
     p0: tuple[Fraction, Fraction] = (0.1, 0.9)
@@ -33,7 +35,7 @@ class Space(Strict):
                     try:
                         Schedule.model_validate({name: bound})
                     except ValidationError as error:
-                        raise ValueError(f"{name}: no schedule can have it ({explain(error, Schedule)})") from None
+                        raise ValueError(f"{name}: not a valid schedule ({explain(error, Schedule)})") from None
         return self
 
 
@@ -41,39 +43,40 @@ class Sampler(Strict):
     """How a study proposes schedules."""
 
     kind: Literal["tpe", "random"] = "tpe"
-    startup: int = Field(8, ge=0, description="tpe: trials drawn at random before the model is used")
+    startup: int = Field(8, ge=0, description="tpe: random trials before the model is used")
     multivariate: bool = Field(True, description="tpe: model the settings together")
-    candidates: int = Field(24, gt=0, description="tpe: draws of which the most promising is taken")
+    candidates: int = Field(24, gt=0, description="tpe: candidates per trial, of which the most promising one is tried")
 
 
 class Pruner(Strict):
-    """When a study gives up on a trial."""
+    """When a study prunes a trial."""
 
     kind: Literal["median", "hyperband", "none"] = "median"
-    startup: int = Field(8, ge=0, description="median: finished trials before any is pruned")
-    warmup: Fraction = Field(0.4, description="median: part of a training that is never pruned")
-    reduction: int = Field(3, gt=1, description="hyperband")
+    startup: int = Field(8, ge=0, description="median: complete trials before any is pruned")
+    warmup: Fraction = Field(0.4, description="median: fraction of the epochs before any trial is pruned")
+    reduction: int = Field(3, gt=1, description="hyperband: one trial in this many survives each rung")
 
 
 class Tune(Strict):
     """The search for a swap-probability schedule; read by `iakd tune`."""
 
-    trials: int = Field(24, gt=0, description="raise it later, and the study goes on where it was")
-    workers: int = Field(2, gt=0, description="processes side by side; changes the time, not the outcome")
-    generation: int = Field(8, gt=0, description="trials proposed together, from all generations before")
-    seed: Seed = Field(0, description="of the sampler, and of the students it trains")
+    trials: int = Field(24, gt=0, description="raise it later and the study resumes")
+    workers: int = Field(2, gt=0, description="parallel processes; they change the time, not the results")
+    generation: int = Field(
+        8, gt=0, description="trials proposed together, from the results of all earlier generations"
+    )
+    seed: Seed = Field(0, description="of the sampler and of the students it trains")
     sampler: Sampler = Sampler()
     pruner: Pruner = Pruner()
     space: Space = Space()
     storage: str | None = Field(None, description="postgresql+psycopg://…; default: a journal file")
-    recipe: dict[str, Any] = Field({}, description="what differs from distill.recipe, for instance fewer epochs")
+    recipe: dict[str, Any] = Field({}, description="overrides of distill.recipe, for instance fewer epochs")
 
     @field_validator("storage")
     @classmethod
-    def _can_be_shared(cls, value: str | None) -> str | None:
+    def _is_supported(cls, value: str | None) -> str | None:
         if value is not None and not value.startswith("postgresql+"):
             kind = value.partition(":")[0]
-            lossy = kind.startswith("sqlite")
-            why = "SQLite loses or stalls parallel workers" if lossy else f"{kind!r} is not supported"
-            raise ValueError(f"{why}; use postgresql+psycopg://USER@HOST/DATABASE, or null for a journal file")
+            use = "use postgresql+psycopg://USER@HOST/DATABASE, or null for a journal file"
+            raise ValueError(f"{kind!r} is not supported; {use}")
         return value

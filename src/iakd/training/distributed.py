@@ -26,7 +26,7 @@ from iakd.data.loader import UNSHARDED, Batch, BatchShard, Shard
 from iakd.errors import RunFailed, UserError
 from iakd.experiment.run_dir import Run
 from iakd.models.quantisation import Quantiser
-from iakd.processes import MEETING, SIGNALS, cores, place
+from iakd.processes import MEETING, STOP_SIGNALS, cores, place
 
 T = TypeVar("T")
 FAILURE, TOLD = "failure", "told"  # names in the store that all processes read and write
@@ -173,7 +173,7 @@ def joined() -> Iterator[ProcessGroup]:
 
 def _end(store: dist.Store, rank: int, error: BaseException) -> NoReturn:
     """End this process because of `error`, and with it the others, which cannot go on without it."""
-    for number in SIGNALS:  # as soon as one process is gone, the launcher ends the others
+    for number in STOP_SIGNALS:  # as soon as one process is gone, the launcher ends the others
         signal.signal(number, signal.SIG_IGN)
     lost = _is_loss(error)
     if rank == 0:

@@ -1,4 +1,4 @@
-"""What a study publishes, and what it shows while it runs: trials, their history, the best schedule."""
+"""The results of a study: its trials, their history and the best schedule; how they are written and read."""
 
 import csv
 import io
@@ -20,40 +20,44 @@ if TYPE_CHECKING:
     import optuna
 
 
+SCHEDULE, TRIALS, JOURNAL = "schedule.yaml", "trials.csv", "study.journal"  # in a study's results folder
 FINISHED = ("complete", "pruned", "failed")
+PARAMS = tuple(Schedule.model_fields)
+INTEGER_PARAMS = tuple(name for name, about in Schedule.model_fields.items() if about.annotation is int)
+COLUMNS = ("number", "state", "value", "origin", *PARAMS, "epochs", "seconds", "started", "finished", "reason")
+TEXT_COLUMNS = ("state", "origin", "kind", "started", "finished", "reason")
+INTEGER_COLUMNS = ("number", "epochs", *INTEGER_PARAMS)
+MIN_BEST = 5  # complete trials that importances compare with the others; Optuna's advice
 
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """A trial as everybody knows it."""
+    """What a study knows about one trial."""
 
     number: int
     state: str  # waiting, running, complete, pruned, failed
-    values: dict[str, Any]  # its parameters: the kind of schedule and what that kind uses
-    origin: str  # first: named by the settings; sampler
-    value: float | None = None  # validation accuracy, percent; of a pruned trial: when it was given up
-    reports: dict[int, float] = field(default_factory=dict)  # epoch -> validation accuracy, percent
-    memory: dict[str, Any] = field(default_factory=dict)  # what the pruner noted about it
+    params: dict[str, Any]  # the kind of schedule and the settings that this kind uses
+    origin: str  # first: a schedule from the settings; sampler
+    value: float | None = None  # validation accuracy, percent; of a pruned trial: when it was pruned
+    intermediate_values: dict[int, float] = field(default_factory=dict)  # epoch -> validation accuracy, percent
+    pruner_state: dict[str, Any] = field(default_factory=dict)  # what the pruner stored with it
     reason: str | None = None  # why it failed
 
     @property
     def finished(self) -> bool:
-        """Whether nothing about it will change."""
+        """Whether the trial has ended."""
         return self.state in FINISHED
 
 
-SCHEDULE = "schedule.yaml"
-
-
 def write_schedule(folder: Path, study: str, number: int, value: float, settings: dict[str, object]) -> Path:
-    """Write the settings that the kind of trial `number` uses; the trial reached `value` percent."""
+    """Write the schedule of trial `number`, which reached `value` percent on validation; return the path."""
     head = f"# Best schedule of the study {study}: trial {number}, {value:.2f} % on validation\n"
     files.write_text(folder / SCHEDULE, head + yaml.safe_dump(settings, sort_keys=False))
     return folder / SCHEDULE
 
 
 def read_schedule(folder: Path) -> Schedule:
-    """The schedule in a study's results folder. Raises UserError where it is missing or damaged."""
+    """Return the schedule in a study's results folder. Raises UserError where it is missing or damaged."""
     path = folder / SCHEDULE
     try:
         return Schedule.model_validate(yaml.safe_load(path.read_text()))
@@ -65,83 +69,67 @@ def read_schedule(folder: Path) -> Schedule:
         raise UserError(f"{path} is damaged ({' '.join(str(error).split())}): run `iakd tune` again") from None
 
 
-TRIALS, JOURNAL = "trials.csv", "study.journal"
-PARAMETERS = ("kind", "p0", "p1", "t_end", "slope", "student_only", "cycles", "steps", "steepness")
-COLUMNS = (
-    "number",
-    "state",
-    "value",
-    "origin",
-    *PARAMETERS,
-    "epochs",
-    "seconds",
-    "started",
-    "finished",
-    "reason",
-)
+def best(trials: Iterable[TrialRecord]) -> TrialRecord | None:
+    """Return the complete trial with the highest value, the earliest one of a tie."""
+    complete = [trial for trial in trials if trial.state == "complete"]
+    return max(complete, key=lambda trial: (trial.value, -trial.number), default=None)
 
 
-def best(records: Iterable[TrialRecord]) -> TrialRecord | None:
-    """The complete trial with the highest value, the earliest of equals."""
-    complete = [record for record in records if record.state == "complete"]
-    return max(complete, key=lambda record: (record.value, -record.number), default=None)
-
-
-def history(records: list[TrialRecord]) -> list[run_dir.Row]:
-    """A row per trial in order of number, up to the first that has not ended."""
+def history(trials: list[TrialRecord]) -> list[run_dir.Row]:
+    """Return a row per trial in the order of their numbers, up to the first one that has not ended."""
     rows: list[run_dir.Row] = []
-    for record in records:
-        if not record.finished:
+    for trial in trials:
+        if not trial.finished:
             break
-        winner = best(records[: record.number + 1])
+        best_trial = best(trials[: trial.number + 1])
         rows.append(
             {
-                "trial": record.number,
-                "value": record.value if record.state == "complete" else None,
-                "best_value": winner.value if winner else None,
+                "trial": trial.number,
+                "value": trial.value if trial.state == "complete" else None,
+                "best_value": best_trial.value if best_trial else None,
             }
         )
     return rows
 
 
-def summary(records: list[TrialRecord]) -> dict[str, Any]:
-    """The metrics of a study."""
-    winner = best(records)
-    counts = {state: sum(record.state == state for record in records) for state in FINISHED}
+def summary(trials: list[TrialRecord]) -> dict[str, Any]:
+    """Return the metrics of a study."""
+    best_trial = best(trials)
+    counts = {state: sum(trial.state == state for trial in trials) for state in FINISHED}
     return {
-        "best_value": winner.value if winner else None,
-        "best_trial": winner.number if winner else None,
-        "trials": len(records),
+        "best_value": best_trial.value if best_trial else None,
+        "best_trial": best_trial.number if best_trial else None,
+        "trials": len(trials),
         **counts,
     }
 
 
-def write_trials(folder: Path, records: list[TrialRecord]) -> None:
-    """Write trials.csv; an empty cell is a setting that a kind does not use, or something unknown."""
+def write_trials(folder: Path, trials: list[TrialRecord]) -> None:
+    """Write trials.csv; a cell is empty where the kind does not use the setting or the value is unknown."""
     out = io.StringIO()
     writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    for record in records:
-        about = trial_run(folder, record.number)
+    for trial in trials:
+        about = trial_run(folder, trial.number)
         writer.writerow(
             {
-                "number": record.number,
-                "state": record.state,
-                "value": record.value,
-                "origin": record.origin,
-                **record.values,
-                "epochs": max(record.reports, default=None),
+                "number": trial.number,
+                "state": trial.state,
+                "value": trial.value,
+                "origin": trial.origin,
+                **trial.params,
+                "epochs": max(trial.intermediate_values, default=None),
                 "seconds": about.get("wall_seconds"),
                 "started": about.get("started"),
                 "finished": about.get("finished"),
-                "reason": record.reason,
+                "reason": trial.reason,
             }
         )
     files.write_text(folder / TRIALS, out.getvalue())
 
 
 def up_to_date(run: run_dir.Run, trials: int) -> bool:
-    """Whether the results hold this very study with this number of trials, whole."""
+    """Return whether the complete results of this study, with this number of trials, are published."""
     try:
         counted = files.read_json(run.folder / run_dir.METRICS, "").get("trials") if run.finished else None
     except UserError:
@@ -150,28 +138,23 @@ def up_to_date(run: run_dir.Run, trials: int) -> bool:
 
 
 def study_name(path: str) -> str:
-    """How people call the study whose files are at `path`: digits/resnet20-resnet8."""
+    """Return the name of the study whose files are at `path`: digits/resnet20-resnet8."""
     return path.replace("/tune/", "/")
 
 
 def trial_path(number: int) -> str:
-    """Where a trial lives, below its study."""
+    """Return the path of a trial below that of its study."""
     return f"trials/{number:04d}"
 
 
 def trial_run(folder: Path, number: int) -> dict[str, Any]:
-    """The run.json of a trial; empty where it is missing."""
+    """Return the run.json of a trial; empty if it is missing."""
     path = folder / trial_path(number) / run_dir.RUN
     return files.read_json(path, "delete its folder and run again") if path.exists() else {}
 
 
-TEXTS = ("state", "origin", "kind", "started", "finished", "reason")
-INTEGERS = ("number", "cycles", "steps", "epochs")
-FEWEST_ON_TOP = 5  # complete trials that importances compare with the others; Optuna's advice
-
-
 def finished_trials(folder: Path) -> list[dict[str, Any]]:
-    """The rows of trials.csv: numbers as numbers, empty cells as None. Raises UserError if it is missing."""
+    """Return the rows of trials.csv: numbers as numbers, empty cells as None. Raises UserError if it is missing."""
     path = folder / TRIALS
     try:
         text = path.read_text()
@@ -183,13 +166,13 @@ def finished_trials(folder: Path) -> list[dict[str, Any]]:
 def _read(name: str, cell: str) -> Any:
     if cell == "":
         return None
-    if name in TEXTS:
+    if name in TEXT_COLUMNS:
         return cell
-    return int(cell) if name in INTEGERS else float(cell)
+    return int(cell) if name in INTEGER_COLUMNS else float(cell)
 
 
 def load_study(folder: Path) -> "optuna.Study":
-    """The study in study.journal, as a copy in memory of the trials that count (those in trials.csv).
+    """Return an in-memory copy of the study in study.journal, with the trials that are listed in trials.csv.
 
     Raises UserError where a file is missing.
     """
@@ -214,21 +197,21 @@ def load_study(folder: Path) -> "optuna.Study":
 
 
 def importances(folder: Path) -> dict[str, float]:
-    """How much each setting mattered for being among the best trials: shares of 1, largest first.
+    """Return how much each setting mattered for being among the best trials: shares of 1, largest first.
 
-    Conditional PED-ANOVA (arXiv 2601.20800), which also weighs settings that only some kinds use; it has no
-    random part. Empty where too few trials are complete, or all are equally good.
+    Conditional PED-ANOVA (arXiv 2601.20800), which also covers settings that only some kinds use and is
+    deterministic. Empty where too few trials are complete, or all are equally good.
     """
     import optuna
 
     study = load_study(folder)
     values = [trial.value for trial in study.get_trials(states=[optuna.trial.TrialState.COMPLETE])]
-    if len(values) <= FEWEST_ON_TOP or len(set(values)) == 1:
+    if len(values) <= MIN_BEST or len(set(values)) == 1:
         return {}
     evaluator = optuna.importance.PedAnovaImportanceEvaluator(
-        target_quantile=max(0.1, FEWEST_ON_TOP / len(values)), region_quantile=1.0, evaluate_on_local=True
+        target_quantile=max(0.1, MIN_BEST / len(values)), region_quantile=1.0, evaluate_on_local=True
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of settings that few trials have
+        warnings.simplefilter("ignore")  # about settings that few trials have
         shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
     return dict(sorted(shares.items(), key=lambda item: (-item[1], item[0])))

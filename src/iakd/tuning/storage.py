@@ -1,93 +1,181 @@
-"""Where a study is kept: a journal file that survives kills at any byte, or PostgreSQL."""
+"""Where a study is stored: a journal file that survives kills at any byte, or PostgreSQL. Optuna's tools read both.
+
+Only the process that runs the study opens its storage; workers report to that process.
+"""
 
 import contextlib
-import fcntl
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import optuna
 import sqlalchemy
+from optuna.distributions import BaseDistribution
 from optuna.exceptions import StorageInternalError
-from optuna.storages import JournalStorage, RDBStorage
+from optuna.pruners import NopPruner
+from optuna.samplers import RandomSampler
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState, create_trial
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from iakd.errors import RunFailed, UserError
 from iakd.seeding import derive
+from iakd.tuning.decisions import STATES
+from iakd.tuning.results import TrialRecord
+
+STATE_NAMES = {
+    **{state: name for name, state in STATES.items()},
+    TrialState.RUNNING: "running",
+    TrialState.WAITING: "waiting",
+}
 
 
-class WholeLines:
-    """Lock of a journal that the kernel releases when its holder dies; taking it cuts off a torn last line.
+class StoredStudy:
+    """The trials of the study `name`, which is created if it does not exist."""
 
-    Optuna's own locks outlive a killed holder, and a journal in which something follows a torn line cannot be
-    read any more.
-    """
+    def __init__(self, storage: BaseStorage, name: str) -> None:
+        # decisions.py samples and prunes, so these two are never used
+        self._study = optuna.create_study(
+            study_name=name,
+            storage=storage,
+            direction="maximize",
+            sampler=RandomSampler(seed=0),
+            pruner=NopPruner(),
+            load_if_exists=True,
+        )
+        self.name = name
+        self._storage = storage
+        self._id = storage.get_study_id_from_name(name)
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._handle = -1
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """What was stored about the study as a whole."""
+        return self._study.user_attrs
 
-    def acquire(self) -> bool:
-        """Wait for the lock, then repair the file."""
-        handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            _cut_torn_line(handle)
-        except BaseException:
-            os.close(handle)
-            raise
-        self._handle = handle
-        return True
+    def set_attribute(self, name: str, value: Any) -> None:
+        """Store something about the study as a whole."""
+        self._study.set_user_attr(name, value)
 
-    def release(self) -> None:
-        """Let others write."""
-        os.close(self._handle)
+    def trials(self) -> list[TrialRecord]:
+        """Return all trials in the order of their numbers."""
+        return [
+            TrialRecord(
+                number=trial.number,
+                state=STATE_NAMES[trial.state],
+                params=trial.params,
+                origin=trial.user_attrs["origin"],
+                value=trial.value,
+                intermediate_values=trial.intermediate_values,
+                pruner_state=trial.user_attrs.get("pruner_state", {}),
+                reason=trial.user_attrs.get("reason"),
+            )
+            for trial in self._study.get_trials(deepcopy=False)
+        ]
 
+    def add(self, params: dict[str, Any], distributions: dict[str, BaseDistribution], origin: str) -> None:
+        """Append a waiting trial."""
+        self._study.add_trial(
+            create_trial(
+                state=TrialState.WAITING, params=params, distributions=distributions, user_attrs={"origin": origin}
+            )
+        )
 
-def _cut_torn_line(handle: int) -> None:
-    size = os.fstat(handle).st_size
-    if size == 0 or os.pread(handle, 1, size - 1) == b"\n":
-        return
-    whole = os.pread(handle, size, 0).rfind(b"\n") + 1
-    os.ftruncate(handle, whole)
-    os.fsync(handle)
+    def start(self, number: int) -> None:
+        """Mark a trial as running; one that an interrupted attempt left running stays so."""
+        self._storage.set_trial_state_values(self._trial_id(number), TrialState.RUNNING)
 
+    def report(self, number: int, epoch: int, value: float) -> None:
+        """Store the validation accuracy of a running trial after `epoch`."""
+        trial_id = self._trial_id(number)
+        if epoch not in self._storage.get_trial(trial_id).intermediate_values:  # stored by an interrupted attempt
+            self._storage.set_trial_intermediate_value(trial_id, epoch, value)
 
-def open_journal(path: Path) -> JournalStorage:
-    """The storage in the journal file `path`, which is made if it does not exist."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = WholeLines(path)
-    lock.acquire()
-    lock.release()
-    return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))  # type: ignore[arg-type]  # base class is private
+    def finish(
+        self, number: int, state: str, value: float | None, reason: str | None, pruner_state: dict[str, Any]
+    ) -> None:
+        """Finish a running trial."""
+        for name, content in (("pruner_state", pruner_state), ("reason", reason)):
+            if content:
+                self._storage.set_trial_user_attr(self._trial_id(number), name, content)
+        self._study.tell(number, value if state == "complete" else None, state=STATES[state])
 
+    def copy_to(self, path: Path, name: str) -> None:
+        """Copy the whole study to a new journal file, under this name."""
+        optuna.copy_study(
+            from_study_name=self.name, from_storage=self._storage, to_storage=_journal(path), to_study_name=name
+        )
 
-TABLES = derive("tables of Optuna")  # names of advisory locks are numbers
-SECONDS_TO_LET_GO = 10.0  # for a server to notice that the study's last owner was killed
+    def _trial_id(self, number: int) -> int:
+        return self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
 
 
 @contextlib.contextmanager
-def database_storage(address: str, own: str | None) -> Iterator[RDBStorage]:
-    """The storage at `address`; with `own`, as the only process that conducts the study of this name.
+def open_study(address: str | None, journal: Path, name: str) -> Iterator[StoredStudy]:
+    """Open the study `name` in the database at `address`, or without one in the file `journal`.
 
-    Raises UserError where the address is unusable or the study has another owner, RunFailed where the database fails.
+    Raises UserError where the address is unusable or another process runs the study, RunFailed where the database
+    fails.
     """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if address is None:
+        yield StoredStudy(_journal(journal), name)
+    else:
+        with _database(address, name) as storage:
+            yield StoredStudy(storage, name)
+
+
+class _NoLock:
+    """Optuna's lock files outlive a killed holder; a journal with a single writer needs no lock."""
+
+    def acquire(self) -> bool:
+        """Return at once."""
+        return True
+
+    def release(self) -> None:
+        """Do nothing."""
+
+
+def _journal(path: Path) -> JournalStorage:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _cut_torn_line(path)
+    return JournalStorage(JournalFileBackend(str(path), lock_obj=_NoLock()))  # type: ignore[arg-type]  # base class is private
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Remove an incomplete last line, left by a killed writer: Optuna cannot read a journal that continues after it."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        with path.open("r+b") as file:
+            file.truncate(whole)
+            os.fsync(file.fileno())
+
+
+TABLES_LOCK = derive("tables of Optuna")  # PostgreSQL's advisory locks have numbers as names
+SECONDS_FOR_LOCK = 10.0  # a server takes a while to notice that the process with the lock was killed
+
+
+@contextlib.contextmanager
+def _database(address: str, study: str) -> Iterator[RDBStorage]:
     try:
         with contextlib.ExitStack() as stack:
             connection = stack.enter_context(_connect(address))
-            # several studies may meet in an empty database, and only one may make its tables
-            connection.execute(sqlalchemy.text("select pg_advisory_lock(:name)"), {"name": TABLES})
+            # several studies may start on an empty database at once; only one may create the tables
+            connection.execute(sqlalchemy.text("select pg_advisory_lock(:name)"), {"name": TABLES_LOCK})
             storage = RDBStorage(address, heartbeat_interval=None)
-            connection.execute(sqlalchemy.text("select pg_advisory_unlock(:name)"), {"name": TABLES})
+            connection.execute(sqlalchemy.text("select pg_advisory_unlock(:name)"), {"name": TABLES_LOCK})
             stack.callback(storage.engine.dispose)
             stack.callback(storage.remove_session)
-            if own:
-                _own(connection, own)
+            _lock_study(connection, study)
             yield storage
     except (StorageInternalError, SQLAlchemyError) as error:
         cause = str(error.__cause__ or error).splitlines()[0]
-        raise RunFailed(f"tune.storage: the database fails ({cause}); run again and the study goes on") from error
+        raise RunFailed(f"tune.storage: the database failed ({cause}); run again and the study resumes") from error
 
 
 @contextlib.contextmanager
@@ -101,17 +189,17 @@ def _connect(address: str) -> Iterator[sqlalchemy.Connection]:
     try:
         connection = engine.connect()
     except OperationalError as error:
-        place = engine.url.render_as_string(hide_password=True)
-        raise UserError(f"tune.storage: cannot reach {place}: {str(error.orig).splitlines()[0]}") from None
+        url = engine.url.render_as_string(hide_password=True)
+        raise UserError(f"tune.storage: cannot reach {url}: {str(error.orig).splitlines()[0]}") from None
     with connection:
         yield connection
 
 
-def _own(connection: sqlalchemy.Connection, study: str) -> None:
-    """Hold the study's lock as long as the connection lives: a lock file cannot be seen from other machines."""
-    deadline = time.monotonic() + SECONDS_TO_LET_GO
+def _lock_study(connection: sqlalchemy.Connection, study: str) -> None:
+    """Lock the study as long as the connection lives; other machines cannot see a lock file."""
+    deadline = time.monotonic() + SECONDS_FOR_LOCK
     query = sqlalchemy.text("select pg_try_advisory_lock(:name)")
     while not connection.scalar(query, {"name": derive("study", study)}):
         if time.monotonic() > deadline:
-            raise UserError(f"tune.storage: another process conducts the study {study} there; wait for it to end")
+            raise UserError(f"tune.storage: another process is running the study {study}; wait for it to end")
         time.sleep(0.1)

@@ -1,6 +1,12 @@
-"""A worker process: runs the trials that the pool hands it, one after the other, while the pool lives."""
+"""Worker processes that train the trials of a study, and the pool that hands trials to them.
 
+A worker opens neither the study's storage nor Optuna. It receives (number, schedule), sends (epoch, accuracy) after
+each validation and is told whether to prune the trial, and sends the TrialResult at the end, or an exception.
+"""
+
+import contextlib
 import fcntl
+import math
 import multiprocessing
 import os
 import pickle
@@ -8,26 +14,145 @@ import signal
 import threading
 import time
 import traceback
-import warnings
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import NoReturn
+from typing import Any, NoReturn, Protocol
 
 from iakd import files
+from iakd.config import Schedule
+from iakd.data.store import PreparedData
 from iakd.errors import RunFailed
+from iakd.experiment import run_dir
 from iakd.experiment.jobs import Experiment, StudyJob
-from iakd.tuning.decisions import Search
-from iakd.tuning.shared_study import SharedStudy
-from iakd.tuning.trial import TrialTrainer
+from iakd.processes import STOP_SIGNALS
+from iakd.tuning.results import trial_path
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # USR1: Slurm's warning before the time limit
-ALIVE = "workers.lock"  # held by every worker, in shared mode, for as long as it may write
+MEASURE = "val_top1"
+FIRST_SEED = 2**31  # above params.Seed: no reported student shares its seed with a trial
+OnValidation = Callable[[int, run_dir.Row], None]
+Report = Callable[[int, float], bool]  # epoch (1-based), accuracy (percent) -> whether to prune the trial
+
+
+class TrialPruned(Exception):
+    """The study stops this trial early."""
+
+
+@dataclass
+class TrialResult:
+    """How a trial ended."""
+
+    state: str  # complete, pruned, failed
+    value: float | None
+    reason: str | None = None
+
+
+class TrialTrainer(Protocol):
+    """Trains the trials of a study; created once in every worker process."""
+
+    def __init__(self, experiment: Experiment, job: StudyJob, key: str) -> None: ...
+
+    def run(self, number: int, schedule: Schedule) -> run_dir.Run:
+        """Return the run of trial `number`: its files and its identity."""
+        ...
+
+    def train(
+        self, run: run_dir.Run, schedule: Schedule, on_validation: OnValidation
+    ) -> tuple[list[run_dir.Row], dict[str, Any]]:
+        """Train to the end, resuming an interrupted run; return history and metrics with val_top1 (percent)."""
+        ...
+
+
+class StudentTrainer:
+    """Trains students that differ only in their schedule: same initial weights, same batches."""
+
+    def __init__(self, experiment: Experiment, job: StudyJob, key: str) -> None:
+        self.experiment = experiment
+        self.job = job
+        self.key = key
+        self.store = PreparedData.open(experiment.data.folder, settings=experiment.data.settings)
+
+    def run(self, number: int, schedule: Schedule) -> run_dir.Run:
+        """Return the run of trial `number`."""
+        from iakd.distillation.assembly import student_run
+
+        return student_run(
+            self.experiment,
+            self.job,
+            f"{self.job.path}/{trial_path(number)}",
+            method_label(self.experiment),
+            FIRST_SEED + self.experiment.params.tune.seed,
+            schedule,
+            self.store,
+            trial=number,
+            study=self.key,
+        )
+
+    def train(
+        self, run: run_dir.Run, schedule: Schedule, on_validation: OnValidation
+    ) -> tuple[list[run_dir.Row], dict[str, Any]]:
+        """Train to the end; return history and metrics."""
+        from iakd.distillation.assembly import StudentTask, train_student
+
+        task = StudentTask(run, self.job, schedule)
+        history, metrics, _ = train_student(task, self.experiment, self.store, on_validation)
+        return history, metrics
+
+
+def method_label(experiment: Experiment) -> str:
+    """Return the method whose settings a study uses: the first one with a tuned schedule."""
+    return next(label for label, method in experiment.params.methods.items() if method.tuned)
+
+
+def run_trial(trainer: TrialTrainer, number: int, schedule: Schedule, report: Report) -> TrialResult:
+    """Train trial `number` and publish its files; read the result back where they are published already."""
+    run = trainer.run(number, schedule)
+    validated: list[run_dir.Row] = []
+
+    def on_validation(epoch: int, row: run_dir.Row) -> None:
+        validated.append(row)
+        if report(epoch, float(row[MEASURE] or 0.0)):
+            raise TrialPruned
+
+    if run.finished:
+        return _read_back(run, on_validation)
+    with run.open():
+        history, metrics = validated, dict[str, Any]()
+        try:
+            history, metrics = trainer.train(run, schedule, on_validation)
+            result = TrialResult("complete", float(metrics[MEASURE]))
+        except TrialPruned:  # only validated epochs are available, whether or not the trial was interrupted
+            result = TrialResult("pruned", float(validated[-1][MEASURE] or 0.0))
+        except RunFailed as error:
+            result = TrialResult("failed", None, str(error))
+        run.finish(history, {**_finite(metrics), **vars(result)})
+    return result
+
+
+def _finite(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Replace infinities, which JSON lacks, by None: an entropy may overflow although the accuracy is fine."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in metrics.items()
+    }
+
+
+def _read_back(run: run_dir.Run, on_validation: OnValidation) -> TrialResult:
+    metrics = files.read_json(run.folder / run_dir.METRICS, f"delete {run.folder} to train the trial again")
+    with contextlib.suppress(TrialPruned):
+        for row in run_dir.read_history(run.folder / run_dir.HISTORY):
+            if row.get(MEASURE) is not None:
+                on_validation(int(row["epoch"] or 0), row)
+    run.clear_live()  # left behind if the process died right after publishing
+    return TrialResult(metrics["state"], metrics["value"], metrics["reason"])
+
+
+ALIVE = "workers.lock"  # in the study's state folder; every worker holds it, shared, as long as it may write
 
 
 @dataclass(frozen=True)
@@ -37,64 +162,52 @@ class WorkerTask:
     experiment: Experiment
     job: StudyJob
     key: str  # of the study's run
-    study: str  # its name in the storage
-    journal: Path
-    trainer: Callable[[Experiment, StudyJob, str], TrialTrainer]
-
-    @property
-    def search(self) -> Search:
-        """What the study's decisions depend on."""
-        return Search(self.experiment.params.tune, self.job.recipe, self.job.first)
+    trainer: type[TrialTrainer]
 
 
 def run_worker(task: WorkerTask, pipe: Connection) -> None:
-    """Receive numbers of trials and send each back when its trial has ended; send an exception and end."""
-    for number in SIGNALS:
+    """Run the trials that arrive through the pipe, one after the other; after an exception, send it and end."""
+    for number in STOP_SIGNALS:
         signal.signal(number, _interrupt)
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=_end_with, args=[parent.sentinel], daemon=True).start()
     with (task.job.state / ALIVE).open("a") as alive:
         fcntl.flock(alive, fcntl.LOCK_SH)
-        if not parent.is_alive():  # then a new parent may be at work already, and this lock came too late
+        if not parent.is_alive():  # a new parent may have started before this worker took the lock
             return
         try:
-            _serve(task, pipe)
+            _run_trials(task, pipe)
         except BaseException as error:
-            for number in SIGNALS:
-                signal.signal(number, signal.SIG_IGN)  # it is ending; a second end would only be noise
+            for number in STOP_SIGNALS:
+                signal.signal(number, signal.SIG_IGN)  # it is ending already
             _send_error(pipe, error)
 
 
-def _serve(task: WorkerTask, pipe: Connection) -> None:
-    warnings.simplefilter("ignore")  # Optuna's about experimental features: they say nothing to the user
-    from iakd.tuning.shared_study import SharedStudy, study_storage
-    from iakd.tuning.trial import carry_out
+def _run_trials(task: WorkerTask, pipe: Connection) -> None:
+    def report(epoch: int, value: float) -> bool:
+        pipe.send((epoch, value))
+        return bool(pipe.recv())
 
-    with study_storage(task.experiment.params.tune.storage, task.journal) as storage:
-        study = SharedStudy(storage, task.study)
-        trainer = task.trainer(task.experiment, task.job, task.key)
-        while True:
-            try:
-                number = pipe.recv()
-            except EOFError:
-                return
-            carry_out(task.search, study, trainer, number)
-            pipe.send(number)
+    trainer = task.trainer(task.experiment, task.job, task.key)
+    while True:
+        try:
+            number, schedule = pipe.recv()
+        except EOFError:
+            return
+        pipe.send(run_trial(trainer, number, schedule, report))
 
 
 def _send_error(pipe: Connection, error: BaseException) -> None:
     if not isinstance(error, KeyboardInterrupt):
-        error.add_note("".join(traceback.format_exception(error)))  # where it happened is lost on the way otherwise
+        error.add_note("".join(traceback.format_exception(error)))  # a pickle has no traceback
     try:
         content = pickle.dumps(error)
         pickle.loads(content)
-    except Exception:  # not every exception survives it
+    except Exception:  # not every exception can be pickled
         content = pickle.dumps(RuntimeError("".join(traceback.format_exception(error))))
-    try:
+    with contextlib.suppress(OSError):
         pipe.send_bytes(content)
-    except OSError:
-        return
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
@@ -102,29 +215,50 @@ def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
 
 
 def _end_with(sentinel: int) -> None:
-    """End this process, whatever it is doing, when the pool's process has ended."""
+    """End this process, whatever it is doing, when the parent has ended."""
     wait([sentinel])
     os._exit(1)
 
 
-DEATHS = 3  # at one trial; then it is the trial's fault
-SECONDS_TO_END = 2.0  # for a checkpoint
+MAX_DEATHS = 3  # of workers with the same trial; then the trial is at fault
+SECONDS_TO_END = 2.0  # for saving a checkpoint
 SECONDS_FOR_ORPHANS = 60.0
+
+
+class StudyWriter(Protocol):
+    """What the pool tells about trials."""
+
+    def start(self, number: int) -> Schedule:
+        """A worker is about to run trial `number`: return its schedule."""
+        ...
+
+    def should_prune(self, number: int, epoch: int, value: float) -> bool:
+        """Trial `number` was validated after `epoch`: return whether to stop it."""
+        ...
+
+    def finish(self, number: int, result: TrialResult) -> None:
+        """Trial `number` has ended."""
+        ...
 
 
 @dataclass
 class Worker:
-    """A process and the trial it is at."""
+    """A process and the number of the trial that it runs."""
 
     process: BaseProcess
     pipe: Connection
     number: int | None = None
 
+    def send(self, message: Any) -> None:
+        """Send a message; a dead process is noticed when the pool receives from it."""
+        with contextlib.suppress(OSError):
+            self.pipe.send(message)
+
 
 class Pool:
-    """`with Pool(task, study, workers) as pool: pool.run(numbers, done)`; afterwards no process is left."""
+    """`with Pool(task, study, workers) as pool: pool.run(numbers)`; afterwards all its processes have ended."""
 
-    def __init__(self, task: WorkerTask, study: SharedStudy, workers: int) -> None:
+    def __init__(self, task: WorkerTask, study: StudyWriter, workers: int) -> None:
         self._task = task
         self._study = study
         self._size = workers
@@ -137,6 +271,8 @@ class Pool:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for worker in self._workers:
             worker.process.terminate()
+            if worker.number is not None:
+                worker.send(False)  # one that waits for an answer could not save its checkpoint
         deadline = time.monotonic() + SECONDS_TO_END
         for worker in self._workers:
             worker.process.join(max(0.0, deadline - time.monotonic()))
@@ -144,10 +280,10 @@ class Pool:
             worker.process.join()
             worker.pipe.close()
 
-    def run(self, numbers: list[int], done: Callable[[int], None]) -> None:
-        """Run these waiting trials; `done(number)` is called after each.
+    def run(self, numbers: list[int]) -> Iterator[int]:
+        """Run these trials; yield the number of each when it has ended.
 
-        Raises what a worker raises, and RunFailed where workers keep dying at one trial.
+        Raises what a worker raises, and RunFailed where workers keep dying with the same trial.
         """
         todo = deque(numbers)
         while todo or any(worker.number is not None for worker in self._workers):
@@ -155,65 +291,68 @@ class Pool:
             busy = {worker.pipe: worker for worker in self._workers if worker.number is not None}
             for pipe in wait(list(busy)):
                 worker = busy[pipe]  # type: ignore[index]  # only pipes were waited for
-                number, worker.number = worker.number, None
+                number = worker.number
                 assert number is not None
-                if self._ended(worker) or self._bury(worker, number):
-                    done(number)
-                else:
-                    todo.appendleft(number)
+                match self._receive(worker):
+                    case epoch, value:
+                        worker.send(self._study.should_prune(number, epoch, value))
+                    case TrialResult() as result:
+                        self._study.finish(number, result)
+                        worker.number = None
+                        yield number
+                    case BaseException() as error:
+                        raise error
+                    case None:
+                        self._reap(worker, number)
+                        todo.appendleft(number)
 
     def _hand_out(self, todo: deque[int]) -> None:
         idle = [worker for worker in self._workers if worker.number is None]
         while todo and (idle or len(self._workers) < self._size):
             worker = idle.pop() if idle else self._start()
             worker.number = todo.popleft()
-            try:
-                worker.pipe.send(worker.number)
-            except OSError:  # it died while it was idle; reading from its pipe will tell
-                continue
+            worker.send((worker.number, self._study.start(worker.number)))
 
     def _start(self) -> Worker:
         context = multiprocessing.get_context("spawn")  # a fork would share the parent's threads and connections
-        ours, theirs = context.Pipe()
-        process = context.Process(target=run_worker, args=(self._task, theirs))  # no daemon: it may have children
-        resource_tracker.ensure_running()  # starting the process would do it, and unblock SIGINT on the way
-        # Ctrl-C on a terminal reaches the whole group, but only the parent may act on it
+        near, far = context.Pipe()
+        process = context.Process(target=run_worker, args=(self._task, far))  # not a daemon: it may have children
+        resource_tracker.ensure_running()  # otherwise process.start() does it, and unblocks SIGINT
+        # Ctrl-C in a terminal reaches the whole process group, but only the parent may act on it
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
             process.start()
-            self._workers.append(Worker(process, ours))
+            self._workers.append(Worker(process, near))
         finally:
-            theirs.close()  # so that the end of the process is the end of the pipe
+            far.close()  # so that the pipe ends with the process
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         return self._workers[-1]
 
-    def _ended(self, worker: Worker) -> bool:
-        """Whether the worker's trial ended; False where the process died."""
+    def _receive(self, worker: Worker) -> Any:
+        """Return the worker's next message, or None if its process has died."""
         try:
-            message = worker.pipe.recv()
+            return worker.pipe.recv()
         except (EOFError, OSError):
-            return False
-        if isinstance(message, BaseException):
-            raise message
-        return True
+            return None
 
-    def _bury(self, worker: Worker, number: int) -> bool:
-        """Forget a dead worker; whether its trial had ended nevertheless. If not, the trial waits again."""
+    def _reap(self, worker: Worker, number: int) -> None:
+        """Remove a dead worker. Raises RunFailed if too many have died with this trial."""
         worker.process.join()
         worker.pipe.close()
         self._workers.remove(worker)
         self._deaths[number] += 1
-        if self._deaths[number] == DEATHS:
+        if self._deaths[number] == MAX_DEATHS:
             raise RunFailed(
-                f"{self._task.job.path}: trial {number}: its process died {DEATHS} times "
+                f"{self._task.job.path}: trial {number}: its process died {MAX_DEATHS} times "
                 f"(exit code {worker.process.exitcode}); is there enough memory for {self._size} workers?"
             )
-        self._study.requeue(number)
-        return self._study.records()[number].finished
 
 
 def wait_for_orphans(lock: Path) -> None:
-    """Wait until no worker of an earlier, killed study can write any more; they end by themselves."""
+    """Wait until the workers of an earlier, killed study have ended; they do so by themselves.
+
+    Raises RunFailed if they take too long.
+    """
     with lock.open("a") as file:
         if not files.take(file, fcntl.LOCK_EX, SECONDS_FOR_ORPHANS):
             raise RunFailed(f"{lock}: workers of an earlier study are still alive; end them, then run again")

@@ -1,0 +1,176 @@
+"""Run a study from its first trial, or from where it was interrupted, to its published results."""
+
+import contextlib
+import logging
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from iakd import files
+from iakd.config import Schedule
+from iakd.errors import RunFailed, UserError
+from iakd.experiment import run_dir
+from iakd.experiment.jobs import Experiment, StudyJob
+from iakd.tuning import results
+from iakd.tuning.decisions import Search, TrialPruner, distributions, first_trials, propose
+from iakd.tuning.results import TrialRecord
+from iakd.tuning.storage import StoredStudy, open_study
+from iakd.tuning.workers import ALIVE, Pool, TrialResult, TrialTrainer, WorkerTask, wait_for_orphans
+
+log = logging.getLogger(__name__)
+
+
+def run_study(experiment: Experiment, job: StudyJob, run: run_dir.Run, trainer: type[TrialTrainer]) -> Path:
+    """Run all trials of the study and publish its results as `run`; return the path of schedule.yaml.
+
+    Every worker process creates a `trainer`, so it must be importable there. Raises RunFailed where no trial is
+    complete in the end.
+    """
+    tune = experiment.params.tune
+    search = Search(tune, job.recipe, job.first)
+    with run.open():
+        wait_for_orphans(run.live / ALIVE)
+        with _stored_study(run, tune.storage) as stored:
+            study = Study(search, stored)
+            progress = StudyProgress(run, study, tune.trials)
+            for schedule in first_trials(search.first, tune.space, search.recipe)[1]:
+                log.info("%s: tune.space excludes %s: not tried", run.path, schedule.model_dump(mode="json"))
+            with Pool(WorkerTask(experiment, job, run.key, trainer), study, tune.workers) as pool:
+                for start in range(0, tune.trials, tune.generation):
+                    # a proposal needs the results of all earlier generations
+                    for number in pool.run(study.propose(start, min(start + tune.generation, tune.trials))):
+                        progress.show(number)
+            return _publish(run, stored, tune.trials)
+
+
+class Study:
+    """A study in progress, and the only writer of its storage: proposes, prunes and records trials."""
+
+    def __init__(self, search: Search, stored: StoredStudy) -> None:
+        self._search = search
+        self._stored = stored
+        self._pruners: dict[int, TrialPruner] = {}  # of the trials that workers are running
+
+    def trials(self) -> list[TrialRecord]:
+        """Return all trials in the order of their numbers."""
+        return self._stored.trials()
+
+    def propose(self, start: int, end: int) -> list[int]:
+        """Propose the missing trials of the generation [start, end); return the numbers of its unfinished trials."""
+        for number in range(len(self.trials()), end):
+            params, origin = propose(self._search, self.trials(), number)
+            space = distributions(self._search.tune.space, params["kind"], self._search.recipe)
+            self._stored.add(params, space, origin)
+        return [trial.number for trial in self.trials()[start:end] if not trial.finished]
+
+    def start(self, number: int) -> Schedule:
+        """Mark a trial as running, for the first time or again after its worker died; return its schedule."""
+        trials = self.trials()
+        self._pruners[number] = TrialPruner(self._search, trials, number)
+        self._stored.start(number)
+        return Schedule(**trials[number].params)
+
+    def should_prune(self, number: int, epoch: int, value: float) -> bool:
+        """Record the accuracy of a running trial after `epoch`; return whether to stop it there."""
+        self._stored.report(number, epoch, value)
+        return self._pruners[number].should_prune(epoch, value)
+
+    def finish(self, number: int, result: TrialResult) -> None:
+        """Record how a trial ended."""
+        self._stored.finish(number, result.state, result.value, result.reason, self._pruners.pop(number).state)
+
+    def note_seconds(self, seconds: float) -> None:
+        """Record the time spent on the study so far."""
+        self._stored.set_attribute("wall_seconds", seconds)
+
+
+@contextlib.contextmanager
+def _stored_study(run: run_dir.Run, address: str | None) -> Iterator[StoredStudy]:
+    """Open the study that an earlier attempt or a clone of the results left, or a new one for new settings."""
+    name = results.study_name(run.path)
+    journal = run.live / results.JOURNAL
+    if address:
+        name = f"{name}@{run.key[:12]}"  # a database keeps the studies of other settings
+    elif not journal.exists() and (run.folder / results.JOURNAL).exists():
+        files.write_bytes(journal, (run.folder / results.JOURNAL).read_bytes())
+    with contextlib.ExitStack() as stack:
+        study = stack.enter_context(open_study(address, journal, name))
+        if study.attributes.get("key", run.key) != run.key:
+            log.info("%s: settings, data or sources changed; restarting the study", run.path)
+            journal.rename(journal.with_suffix(".old"))
+            study = stack.enter_context(open_study(address, journal, name))
+        if "key" not in study.attributes:
+            study.set_attribute("started", run.started)
+            study.set_attribute("key", run.key)
+        run.started, run.seconds = study.attributes["started"], study.attributes.get("wall_seconds", 0.0)
+        yield study
+
+
+def _publish(run: run_dir.Run, stored: StoredStudy, total: int) -> Path:
+    trials = stored.trials()[:total]
+    best = results.best(trials)
+    if best is None or best.value is None:
+        reason = next((trial.reason for trial in trials if trial.reason), "none is complete")
+        raise RunFailed(f"{run.path}: all {total} trials failed; the first one: {reason}")
+    name = results.study_name(run.path)
+    _remove_other_trials(run)
+    results.write_trials(run.folder, trials)
+    with files.atomic_path(run.folder / results.JOURNAL) as path:
+        stored.copy_to(path, name)
+    schedule = results.write_schedule(run.folder, name, best.number, best.value, best.params)
+    run.device = results.trial_run(run.folder, best.number).get("device", run.device)
+    run.finish(results.history(trials), results.summary(trials))
+    return schedule
+
+
+def _remove_other_trials(run: run_dir.Run) -> None:
+    """Delete the trials of a study with other settings, now that there are results to replace them."""
+    for top in (run.folder, run.live):
+        for folder in sorted(top.glob("trials/*")):
+            try:
+                own = files.read_json(folder / run_dir.RUN, "").get("study") == run.key
+            except UserError:
+                own = False
+            if not own:
+                shutil.rmtree(folder)
+
+
+class StudyProgress:
+    """Logs a line for each trial that ends, and keeps the live history up to date."""
+
+    def __init__(self, run: run_dir.Run, study: Study, total: int) -> None:
+        self._run = run
+        self._study = study
+        self._total = total
+        self._since = time.monotonic()
+        self._before = sum(trial.finished for trial in study.trials()[:total])
+        self._ended = 0  # since this process started
+
+    def show(self, number: int) -> None:
+        """Report trial `number`, which has just ended."""
+        trials = self._study.trials()[: self._total]
+        self._ended += 1
+        finished = self._before + self._ended
+        left = (time.monotonic() - self._since) / self._ended * (self._total - finished)
+        best = results.best(trials)
+        log.info(
+            "%s: trial %d %s; best %s; %d/%d, %.0f s left",
+            self._run.path,
+            number,
+            describe(trials[number]),
+            f"{best.value:.2f} % (trial {best.number})" if best else "none yet",
+            finished,
+            self._total,
+            left,
+        )
+        self._run.log(results.history(trials))
+        self._study.note_seconds(self._run.wall_seconds())
+
+
+def describe(trial: TrialRecord) -> str:
+    """Return one line about a finished trial: accuracy, state, schedule."""
+    settings = " ".join(f"{name}={value:.3g}" for name, value in trial.params.items() if isinstance(value, float | int))
+    value = f"{trial.value:.2f} % " if trial.value is not None else ""
+    reason = f" ({trial.reason})" if trial.reason else ""
+    return f"{value}{trial.state}{reason}: {trial.params['kind']} {settings}"
