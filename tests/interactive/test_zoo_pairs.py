@@ -74,7 +74,7 @@ def test_one_step_of_every_pair(teacher_arch: str, student_arch: str) -> None:
     assert method.hybrid is not None
     # the gradient passes the teacher's blocks on its way to the student's; what is swapped out has none
     for pair, keep in zip(method.hybrid._pairs, kept, strict=True):
-        for block in pair.student:
+        for block in pair.student.blocks:
             for parameter in block.parameters():
                 assert (parameter.grad is not None) == keep
     assert all(parameter.grad is not None for parameter in student.stem.parameters())
@@ -113,12 +113,12 @@ def test_the_teachers_blocks_see_maps_of_their_own_size_and_the_students_of_thei
         seen: list[torch.Tensor] = []
         blocks = net._places[place]._teacher[0]
         handle = blocks.register_forward_hook(lambda module, args, out, seen=seen: seen.extend([args[0], out]))
-        after = student.blocks[pair.ours.first + len(pair.student)] if place + 1 < len(net._pairs) else student.head
+        after = student.blocks[pair.student.last + 1] if place + 1 < len(net._pairs) else student.head
         entering = after.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(args[0]))
         net(images, [i != place for i in range(len(net._pairs))])
         handle.remove()
         entering.remove()
-        assert [tuple(x.shape[1:]) for x in seen] == [pair.theirs.before, pair.theirs.after, pair.ours.after]
+        assert [tuple(x.shape[1:]) for x in seen] == [pair.teacher.before, pair.teacher.after, pair.student.after]
 
 
 def test_a_map_is_made_smaller_by_means_and_larger_by_repetition() -> None:
@@ -135,7 +135,7 @@ def test_a_map_is_made_smaller_by_means_and_larger_by_repetition() -> None:
 def test_kept_groups_are_the_student() -> None:
     student = network("MobileNetV2", seed=2)
     net = hybrid(network("vgg13", seed=1), student)
-    assert any(len(pair.student) > 1 for pair in net._pairs)
+    assert any(len(pair.student.blocks) > 1 for pair in net._pairs)
     student.eval()
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(net(images, [True] * len(net._pairs)), student(images))
@@ -159,5 +159,5 @@ def test_initialising_from_a_teacher_of_fewer_blocks_is_refused() -> None:
 def test_places_follow_one_another() -> None:
     pairs = hybrid(network("wrn_40_2", seed=1), network("ShuffleV1", seed=2))._pairs
     for before, after in pairwise(pairs):
-        assert before.ours.after == after.ours.before
-        assert before.theirs.after == after.theirs.before
+        assert before.student.after == after.student.before
+        assert before.teacher.after == after.teacher.before

@@ -36,8 +36,8 @@ class TeacherBranch(nn.Module):
     def __init__(self, pair: BlockPair, blocks: nn.Module) -> None:
         super().__init__()
         self._teacher = (blocks,)
-        self.enter = _adapter(pair, pair.student[0].in_channels, pair.teacher[0].in_channels)
-        self.leave = _adapter(pair, pair.teacher[-1].out_channels, pair.student[-1].out_channels)
+        self.enter = _adapter(pair, pair.student.blocks[0].in_channels, pair.teacher.blocks[0].in_channels)
+        self.leave = _adapter(pair, pair.teacher.blocks[-1].out_channels, pair.student.blocks[-1].out_channels)
 
     @property
     def teacher(self) -> nn.Module:
@@ -55,7 +55,7 @@ class TeacherBranch(nn.Module):
 def _adapter(pair: BlockPair, in_channels: int, out_channels: int) -> nn.Module:
     if in_channels == out_channels:
         return nn.Identity()
-    if len(pair.ours.before) == 2:  # tokens
+    if len(pair.student.before) == 2:  # tokens
         return nn.Sequential(nn.Linear(in_channels, out_channels, bias=False), nn.LayerNorm(out_channels))
     return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels))
 
@@ -120,7 +120,7 @@ class Hybrid:
         self._pairs = pairs = self._paired()
         self._sizes_of: dict[Shape, list[tuple[Shape, Shape] | None]] = {}  # of an image of this shape
         batch_statistics = settings.teacher_bn == "batch"
-        groups: list[list[nn.Module]] = [list(pair.teacher) for pair in pairs]
+        groups: list[list[nn.Module]] = [list(pair.teacher.blocks) for pair in pairs]
         groups[0][:0] = entry(student, teacher)
         self._places = [
             TeacherBranch(pair, _frozen_copy(nn.Sequential(*group), batch_statistics))
@@ -152,7 +152,7 @@ class Hybrid:
             case "sample":
                 return SampleSwapSampler(*common, at_least_one, timeline.batch_size)
             case "channel":
-                return ChannelSwapSampler(*common, [channels(pair.ours.after) for pair in self._pairs])
+                return ChannelSwapSampler(*common, [channels(pair.student.after) for pair in self._pairs])
             case _:
                 return SwapSampler(*common, at_least_one)
 
@@ -172,7 +172,7 @@ class Hybrid:
 
     def require(self, needs: FeatureSpec) -> None:
         """Raise UserError where a walk would not always have what is needed: features inside what is swapped as one."""
-        inside = (needs.blocks | needs.preactivations) - {pair.ours.last for pair in self._pairs}
+        inside = (needs.blocks | needs.preactivations) - {pair.student.last for pair in self._pairs}
         if inside:
             raise UserError(
                 f"iakd.unit: {self._unit}: the added loss looks at the student's block {min(inside) + 1}, which is "
@@ -183,11 +183,11 @@ class Hybrid:
         for pair, swapped, size, keep in zip(self._pairs, self._places, sizes, kept, strict=True):
             theirs = partial(swapped, sizes=size)
             if keep is True:
-                yield from enumerate(pair.student, pair.ours.first)
+                yield from enumerate(pair.student.blocks, pair.student.first)
             elif keep is False:
-                yield pair.ours.last, theirs
+                yield pair.student.last, theirs
             else:
-                yield pair.ours.last, partial(mix_branches, pair.student, theirs, keep)
+                yield pair.student.last, partial(mix_branches, pair.student.blocks, theirs, keep)
 
     def _sizes(self, image: Shape) -> list[tuple[Shape, Shape] | None]:
         """What each place fits maps to, for images of this shape; None where both networks' maps are of one size."""
@@ -196,7 +196,7 @@ class Hybrid:
         if image not in self._sizes_of:
             pairs = self._paired(image)
             self._sizes_of[image] = [
-                None if pair.same_size else (pair.theirs.before[1:], pair.ours.after[1:]) for pair in pairs
+                None if pair.same_size else (pair.teacher.before[1:], pair.student.after[1:]) for pair in pairs
             ]
         return self._sizes_of[image]
 
@@ -241,9 +241,9 @@ def initialise_from_teacher(student: Network, teacher: Network) -> None:
     Only numbers are copied, so the student's blocks stay trainable and in their own mode.
     """
     pairs = pair_blocks(teacher, student)
-    if any(len(pair.student) > 1 for pair in pairs):
+    if any(len(pair.student.blocks) > 1 for pair in pairs):
         raise UserError("init: teacher needs a teacher block for each student block; this teacher has fewer")
     copy_weights(teacher.stem, student.stem, "stem")
     for position, pair in enumerate(pairs):
-        copy_weights(pair.teacher[0], pair.student[0], f"block for student block {position + 1}")
+        copy_weights(pair.teacher.blocks[0], pair.student.blocks[0], f"block for student block {position + 1}")
     copy_weights(teacher.head, student.head, "head")
