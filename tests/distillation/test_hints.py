@@ -97,9 +97,9 @@ def test_clusters_and_their_centres() -> None:
 def test_the_student_s_block_is_the_nearest_of_the_same_stage() -> None:
     big, small = (models.build(config.Network(arch=arch), 3, 10) for arch in ("resnet56", "resnet20"))
     pairs = pair_blocks(big, small)  # each of the student's nine blocks stands for three
-    assert [nearest(pairs, block).ours.last for block in (0, 2, 3, 4, 8)] == [0, 0, 0, 1, 2]
-    assert nearest(pairs, 9).ours.last == 3  # though the end of the first stage is nearer
-    assert nearest(pairs, 26).ours.last == 8
+    assert [nearest(pairs, block).student.last for block in (0, 2, 3, 4, 8)] == [0, 0, 0, 1, 2]
+    assert nearest(pairs, 9).student.last == 3  # though the end of the first stage is nearer
+    assert nearest(pairs, 26).student.last == 8
 
 
 def test_loss() -> None:

@@ -76,7 +76,7 @@ def test_one_step_of_every_pair(teacher_arch: str, student_arch: str) -> None:
     assert method.hybrid is not None
     # the gradient passes the teacher's blocks on its way to the student's; what is swapped out has none
     for pair, keep in zip(method.hybrid.pairs, kept, strict=True):
-        for block in pair.student:
+        for block in pair.student.blocks:
             for parameter in block.parameters():
                 assert (parameter.grad is not None) == keep
     assert all(parameter.grad is not None for parameter in student.stem.parameters())
@@ -116,12 +116,16 @@ def test_the_teachers_blocks_see_maps_of_their_own_size_and_the_students_of_thei
         seen: list[torch.Tensor] = []
         blocks = net.branches[place].teacher
         handle = blocks.register_forward_hook(lambda module, args, out, seen=seen: seen.extend([args[0], out]))
-        after = student.blocks[pair.ours.first + len(pair.student)] if place + 1 < len(net.pairs) else student.head
+        after = (
+            student.blocks[pair.student.first + len(pair.student.blocks)]
+            if place + 1 < len(net.pairs)
+            else student.head
+        )
         entering = after.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(args[0]))
         net(images, [i != place for i in range(len(net.pairs))])
         handle.remove()
         entering.remove()
-        assert [tuple(x.shape[1:]) for x in seen] == [pair.theirs.before, pair.theirs.after, pair.ours.after]
+        assert [tuple(x.shape[1:]) for x in seen] == [pair.teacher.before, pair.teacher.after, pair.student.after]
 
 
 def test_a_map_is_made_smaller_by_means_and_larger_by_repetition() -> None:
@@ -138,7 +142,7 @@ def test_a_map_is_made_smaller_by_means_and_larger_by_repetition() -> None:
 def test_kept_groups_are_the_student() -> None:
     student = network("MobileNetV2", seed=2)
     net = hybrid(network("vgg13", seed=1), student)
-    assert any(len(pair.student) > 1 for pair in net.pairs)
+    assert any(len(pair.student.blocks) > 1 for pair in net.pairs)
     student.eval()
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(net(images, [True] * len(net.pairs)), student(images))

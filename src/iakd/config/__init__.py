@@ -8,10 +8,10 @@ from iakd.config.dataset import SOURCES, Dataset
 from iakd.config.experiment import Compute, Distill, Evaluate, Pair, Params, Report, Teach, Tracking, network_called
 from iakd.config.loading import load, parse, schema_text
 from iakd.config.method_options import IakdOptions
-from iakd.config.methods import METHODS, Method, MethodSpec
-from iakd.config.networks import Normalisation, Teacher
+from iakd.config.methods import METHODS, Method
+from iakd.config.networks import Network, Normalisation, Teacher
 from iakd.config.schedule import KINDS, Schedule
-from iakd.config.training import Augment, Erase, LrSchedule, Mix, Network, Recipe
+from iakd.config.training import Augment, Erase, LrSchedule, Mix, Recipe
 from iakd.config.tuning import Pruner, Sampler, Space, Tune
 
 __all__ = [
@@ -27,7 +27,6 @@ __all__ = [
     "IakdOptions",
     "LrSchedule",
     "Method",
-    "MethodSpec",
     "Mix",
     "Network",
     "Normalisation",

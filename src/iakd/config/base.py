@@ -3,8 +3,10 @@
 import difflib
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 from pydantic_core import PydanticKnownError
+
+from iakd.plugins import Strict as Strict
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$")]  # no '-': it separates teacher and student
@@ -33,12 +35,6 @@ def _switch(value: Any) -> Any:
 
 # To YAML, a plain on or off is true or false.
 AutoOnOff = Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)]
-
-
-class Strict(BaseModel):
-    """A section that refuses unknown keys and cannot be changed after it was read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The data set."""
 
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -13,23 +12,10 @@ from pydantic import (
 )
 
 from iakd.config.base import Amount, Name, Seed, Strict, did_you_mean
-from iakd.plugins import discover
+from iakd.plugins import SourceSpec, discover
 
 MAX_SIDE = 4096
 Side = Annotated[int, Field(gt=0, le=MAX_SIDE)]  # pixels
-
-
-@dataclass(frozen=True)
-class SourceSpec:
-    """A kind of data set: what it is, its reader, and the settings of `dataset` that not every source uses.
-
-    `reader` refers to a function, as package.module:name, that takes the `Dataset` settings and returns all images as
-    `iakd.data.source_data.SourceData`.
-    """
-
-    summary: str
-    reader: str
-    settings: frozenset[str] = frozenset()
 
 
 def _source(summary: str, reader: str, *settings: str) -> SourceSpec:

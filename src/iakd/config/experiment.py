@@ -9,9 +9,10 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from iakd.config.base import Amount, AutoOnOff, Label, Name, Seed, Strict, did_you_mean, explain, merged
 from iakd.config.dataset import Dataset
 from iakd.config.methods import Method
-from iakd.config.networks import Teacher
-from iakd.config.training import Network, Recipe
+from iakd.config.networks import Network, Teacher
+from iakd.config.training import Recipe
 from iakd.config.tuning import Tune
+from iakd.errors import UserError
 
 
 class Teach(Strict):
@@ -208,10 +209,16 @@ class Params(Strict):
 
 
 def network_called(name: str, role: Literal["teacher", "student"], settings: "Params | None") -> Network:
-    """The network that `settings` call `name`, those in this role first; otherwise the architecture of this name."""
+    """Return the network that `settings` call `name`, looking in `role` first; else the architecture of that name.
+
+    Raises UserError for an unknown family of architectures.
+    """
     if settings:
         ordered: list[Sequence[Network]] = [settings.teachers, settings.students]
         for network in chain(*(ordered if role == "teacher" else reversed(ordered))):
             if network.name == name:
                 return network
-    return Network.model_validate({"arch": name})
+    try:
+        return Network.model_validate({"arch": name})
+    except ValidationError as error:
+        raise UserError(explain(error, Network)) from None

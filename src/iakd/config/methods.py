@@ -4,7 +4,6 @@ A method is an options class, a loss class (`iakd.distillation.losses`), an entr
 Other packages add theirs under the entry-point group `iakd.methods` (docs/extending.md).
 """
 
-from dataclasses import dataclass, field
 from itertools import groupby, permutations
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -13,9 +12,8 @@ from pydantic import Field, create_model, model_validator
 from iakd.config import method_options as options
 from iakd.config.base import Strict, did_you_mean
 from iakd.config.method_options import IakdOptions
-from iakd.plugins import discover
+from iakd.plugins import Group, MethodSpec, discover
 
-Group = Literal["reference", "interactive", "logits", "features", "relations", "data"]
 GROUP_TITLES: dict[Group, str] = {
     "interactive": "Interactive",
     "reference": "References, without a teacher",
@@ -25,27 +23,6 @@ GROUP_TITLES: dict[Group, str] = {
     "data": "Data",
 }
 LOSS_GROUPS: tuple[Group, ...] = ("logits", "features", "relations")  # whose methods add a loss of their own
-
-
-@dataclass(frozen=True)
-class MethodSpec:
-    """A method, alone or as a term of a sum such as iakd+kd.
-
-    `loss` refers to its `DistillationLoss` as package.module:Class; without one it adds nothing to the cross-entropy.
-    `refuses` names methods that it cannot be added to, and says why; with `alone`, a reason, it goes with none. With
-    `joins` it changes what methods of that group do, so a sum with it needs one. `base` is the method that is added
-    where no other one of the sum has a loss of its own.
-    """
-
-    summary: str
-    group: Group
-    loss: str | None = None
-    options: type[Strict] | None = None
-    needs_teacher: bool = True
-    alone: str | None = None
-    refuses: dict[str, str] = field(default_factory=dict)
-    joins: Group | None = None
-    base: str | None = None
 
 
 def _loss(module_and_class: str) -> str:
@@ -221,8 +198,6 @@ BUILT_IN: dict[str, MethodSpec] = {
     ),
 }
 
-METHODS, _UNUSABLE = discover("iakd.methods", MethodSpec, BUILT_IN)
-
 
 class _Method(Strict):
     """One way to train the student."""
@@ -298,6 +273,8 @@ class _Method(Strict):
         used = {"method", "init"} | (set(self.names) & set(type(self).model_fields))
         return self.model_dump(mode="json", include=used)
 
+
+METHODS, _UNUSABLE = discover("iakd.methods", MethodSpec, BUILT_IN, reserved={*dir(_Method), *_Method.model_fields})
 
 if TYPE_CHECKING:
     Method = _Method

@@ -1,24 +1,103 @@
-"""A teacher: a network that is trained here, or one that the user brings."""
+"""Networks: students, teachers, and the families that other packages add. Importing it imports no torch.
 
+The networks of this project are in `iakd.models`. Other packages add theirs under the entry-point group `iakd.networks`
+(docs/extending.md).
+"""
+
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from iakd.config.base import Strict
-from iakd.config.training import Network
+from iakd.config.base import Name, Strict, did_you_mean
+from iakd.plugins import NetworkFamily, discover
 
 REGISTRY, TORCHVISION = "models:/", "torchvision:"
+
+
+FAMILIES, _UNUSABLE = discover(
+    "iakd.networks",
+    NetworkFamily,
+    {
+        "torchvision": NetworkFamily("iakd.models.external.torchvision:build"),
+        "timm": NetworkFamily("iakd.models.external.timm:build"),
+    },
+)
+
+
+def family_of(arch: str) -> NetworkFamily | None:
+    """Return the family of an architecture FAMILY/NAME; None for one of this project's own, which have no family name.
+
+    Raises ValueError for an unknown family or name, or for a family that cannot be used, with the reason.
+    """
+    family, slash, name = arch.partition("/")
+    if not slash:
+        return None
+    if family in _UNUSABLE:
+        raise ValueError(f"unknown arch {arch!r}: {_UNUSABLE[family]}")
+    if family not in FAMILIES:
+        known = ", ".join(f"{known}/…" for known in FAMILIES)
+        raise ValueError(f"unknown arch {arch!r}{did_you_mean(family, FAMILIES)}; known families: {known}")
+    names = FAMILIES[family].architectures
+    if names and name not in names:
+        known = ", ".join(f"{family}/{known}" for known in names)
+        raise ValueError(f"unknown arch {arch!r}{did_you_mean(name, names)}; known: {known}")
+    return FAMILIES[family]
+
+
+def family_modules() -> list[str]:
+    """Return the modules that hold the builders of all families."""
+    return [family.builder.partition(":")[0] for family in FAMILIES.values()]
+
+
+def _known_family(arch: str) -> str:
+    family_of(arch)
+    return arch
+
+
+class Network(Strict):
+    """A network of the model zoo; docs/networks.md lists them."""
+
+    name: Name = Field("", description="how results name it; default: the architecture, its width and its bits")
+    arch: Annotated[str, AfterValidator(_known_family)] = Field(
+        description="resnet56, wrn_40_2, vgg13, MobileNetV2, ShuffleV2, torchvision/resnet50, timm/…"
+    )
+    width: int | None = Field(None, gt=0, description="channels of the first stage; default: the architecture's own")
+    shortcut: Literal["A", "B"] = Field(
+        "B", description="resnet8 … resnet110x4; A: zero-padded identity; B: 1×1 convolution"
+    )
+    bits: int | None = Field(
+        None, ge=2, le=8, description="bits of weights and activations, by quantisation-aware training; default: full"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_name(cls, data: Any) -> Any:
+        if isinstance(data, dict) and not data.get("name") and isinstance(data.get("arch"), str):
+            width, bits = data.get("width"), data.get("bits")
+            name = re.sub(
+                r"[^A-Za-z0-9_.]", "_", data["arch"]
+            )  # the name of a folder: no slash of torchvision/resnet50
+            name += (f"w{width}" if width else "") + (f"_{bits}bit" if bits else "")
+            data = {**data, "name": name}
+        return data
+
+    @property
+    def modules(self) -> list[str]:
+        """Modules that build this network and that are loaded by name only: those of a family."""
+        family = family_of(self.arch)
+        return [family.builder.partition(":")[0]] if family else []
 
 
 class Normalisation(Strict):
     """How images become a network's input: (value − mean) / std, values from 0 to 1."""
 
-    mean: list[float] = Field(min_length=1, description="per channel; a single number holds for all")
-    std: list[Annotated[float, Field(gt=0)]] = Field(min_length=1, description="the same")
+    mean: list[float] = Field(min_length=1, description="one number per channel, or one for all channels")
+    std: list[Annotated[float, Field(gt=0)]] = Field(min_length=1, description="one number per channel, or one for all")
 
     def of_channels(self, channels: int) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation of each channel. Raises ValueError where there are others than `channels`."""
+        """Return the mean and standard deviation of each channel. Raises ValueError for a different number of them."""
         for values in (self.mean, self.std):
             if len(values) not in (1, channels):
                 raise ValueError(f"has {len(values)} channels, and the images have {channels}")
@@ -35,18 +114,18 @@ USUAL = {
 
 
 class Teacher(Network):
-    """A network that students learn from; with `checkpoint` it is imported, else trained."""
+    """A network that students learn from: imported if it has a `checkpoint`, else trained."""
 
     checkpoint: str | None = Field(
         None,
         min_length=1,
         description="weights of a trained teacher: a file; models:/NAME/VERSION or models:/NAME@ALIAS in MLflow's "
-        "registry; torchvision:IMAGENET1K_V2 and the like; default: it is trained here",
+        "model registry; torchvision:IMAGENET1K_V2 or other weights of torchvision; default: train the teacher",
     )
     normalisation: Normalisation | Literal["imagenet", "cifar10", "cifar100", "half", "none"] | None = Field(
         None,
-        description="of the images that the checkpoint was trained on; half: 0.5 and 0.5; none: values from 0 to 1; "
-        "default: the data set's own, for torchvision: the one it was trained with",
+        description="normalisation of the images that the checkpoint was trained on; half: mean and std 0.5; none: "
+        "values from 0 to 1; default: the data set's; of torchvision's weights: the one they were trained with",
     )
 
     @model_validator(mode="before")
@@ -60,25 +139,25 @@ class Teacher(Network):
     @model_validator(mode="after")
     def _only_with_a_checkpoint(self) -> "Teacher":
         if self.normalisation is not None and self.checkpoint is None:
-            raise ValueError("normalisation is a setting of a teacher with a `checkpoint`; others take the data set's")
+            raise ValueError("normalisation is a setting of a teacher with a `checkpoint`; others use the data set's")
         if self.checkpoint and self.checkpoint.startswith(TORCHVISION) and not self.arch.startswith("torchvision/"):
             raise ValueError(f"{self.checkpoint} is for an arch torchvision/…, not for {self.arch}")
         return self
 
     @model_serializer(mode="wrap")
     def _used(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Settings without those of imported teachers where they are not used: a trained one keeps its identity."""
+        """Leave out unused settings of imported teachers: they are not part of a trained teacher's identity."""
         unused = [name for name in ("checkpoint", "normalisation") if getattr(self, name) is None]
         return {name: value for name, value in serialise(self).items() if name not in unused}
 
     @property
     def path(self) -> Path | None:
-        """The checkpoint, where it is a file and not a name in some registry."""
+        """The checkpoint if it is a file; None if it is a name in a registry."""
         if self.checkpoint is None or self.checkpoint.startswith((REGISTRY, TORCHVISION)):
             return None
         return Path(self.checkpoint).expanduser()
 
     @property
     def own_normalisation(self) -> Normalisation | None:
-        """The normalisation in numbers; None: the data set's."""
+        """The normalisation as numbers; None: the data set's."""
         return USUAL[self.normalisation] if isinstance(self.normalisation, str) else self.normalisation

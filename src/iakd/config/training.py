@@ -1,40 +1,13 @@
-"""A network and how it is trained."""
+"""How a network is trained: the recipe and its augmentation."""
 
-import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
-from iakd.config.base import Fraction, Name, Strict
+from iakd.config.base import Fraction, Strict
 
 PositiveFraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
-
-
-class Network(Strict):
-    """A network of the zoo; docs/networks.md lists them."""
-
-    name: Name = Field("", description="how results name it; default: the architecture, its width and its bits")
-    arch: str = Field(description="resnet56, wrn_40_2, vgg13, MobileNetV2, ShuffleV2, torchvision/resnet50, timm/…")
-    width: int | None = Field(None, gt=0, description="channels of the first stage; default: the architecture's own")
-    shortcut: Literal["A", "B"] = Field(
-        "B", description="resnet8 … resnet110x4; A: zero-padded identity; B: 1×1 convolution"
-    )
-
-    bits: int | None = Field(
-        None, ge=2, le=8, description="precision of weights and features, trained with; default: full"
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _default_name(cls, data: Any) -> Any:
-        if isinstance(data, dict) and not data.get("name") and isinstance(data.get("arch"), str):
-            width = data.get("width")
-            plain = re.sub(r"[^A-Za-z0-9_.]", "_", data["arch"])  # torchvision/resnet50: no folder of its own
-            bits = data.get("bits")
-            plain += (f"w{width}" if width else "") + (f"_{bits}bit" if bits else "")
-            data = {**data, "name": plain}
-        return data
 
 
 class Erase(Strict):

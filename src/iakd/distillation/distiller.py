@@ -228,7 +228,7 @@ def make_distiller(
     if method.swaps:
         assert teacher is not None and schedule is not None
         hybrid = Hybrid(student, teacher, method.iakd, seed)
-        widths = [channels(pair.ours.after) for pair in hybrid.pairs]
+        widths = [channels(pair.student.after) for pair in hybrid.pairs]
         sampler = make_swap_sampler(method.iakd, schedule, timeline, widths, seed, hybrid.only_blocks_train)
     losses: dict[str, DistillationLoss] = {}
     for name in method.names:

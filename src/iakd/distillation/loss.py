@@ -186,14 +186,14 @@ class DistillationLoss(nn.Module):
 
 def features_at_levels(context: LossContext) -> tuple[FeatureSpec, FeatureSpec]:
     """Needs of the student and of the teacher for features at `context.levels`."""
-    ours = frozenset(pair.ours.last for pair in context.levels)
-    theirs = frozenset(pair.theirs.last for pair in context.levels)
+    ours = frozenset(pair.student.last for pair in context.levels)
+    theirs = frozenset(pair.teacher.last for pair in context.levels)
     return FeatureSpec(blocks=ours), FeatureSpec(blocks=theirs)
 
 
 def level_features(context: LossContext, outputs: ForwardOutputs) -> list[tuple[Tensor, Tensor]]:
     """The student's and the teacher's features at each level, float32."""
     return [
-        (outputs.student.blocks[pair.ours.last].float(), outputs.teacher.blocks[pair.theirs.last].float())
+        (outputs.student.blocks[pair.student.last].float(), outputs.teacher.blocks[pair.teacher.last].float())
         for pair in context.levels
     ]

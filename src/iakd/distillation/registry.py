@@ -8,6 +8,7 @@ from iakd import config
 from iakd.config import METHODS
 from iakd.data.loader import steps_per_epoch
 from iakd.distillation.loss import DistillationLoss
+from iakd.errors import UserError
 from iakd.models import Network
 from iakd.models.shapes import Shape
 from iakd.plugins import import_object
@@ -23,7 +24,7 @@ def loss_class(name: str) -> type[DistillationLoss]:
         return DistillationLoss
     found = import_object(reference)
     if not (isinstance(found, type) and issubclass(found, DistillationLoss)):
-        raise TypeError(f"method {name}: {reference} is no DistillationLoss")
+        raise UserError(f"method {name}: {reference} is not a DistillationLoss")
     return found
 
 

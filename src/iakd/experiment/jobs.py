@@ -83,6 +83,11 @@ class TeacherJob(Job):
     recipe: Recipe  # of no use to an imported one, and no part of its settings
 
     @property
+    def modules(self) -> list[str]:
+        """What builds the network."""
+        return self.network.modules
+
+    @property
     def normalisation(self) -> Normalisation | None:
         """Of the images that its stem knows; None: the data set's."""
         return self.network.own_normalisation
@@ -108,8 +113,8 @@ class StudyJob(Job):
 
     @property
     def modules(self) -> list[str]:
-        """The losses."""
-        return _loss_modules(self.method)
+        """What builds the networks, and the losses."""
+        return _student_modules(self.teacher, self.student, self.method)
 
     @property
     def normalisation(self) -> Normalisation | None:
@@ -131,8 +136,8 @@ class StudentJob(Job):
 
     @property
     def modules(self) -> list[str]:
-        """The losses."""
-        return _loss_modules(self.method)
+        """What builds the networks, and the losses."""
+        return _student_modules(self.teacher, self.student, self.method)
 
     @property
     def watched_key(self) -> str:
@@ -222,9 +227,10 @@ def _teachers(params: Params, network: Teacher, data: DataJob) -> list[TeacherJo
     ]
 
 
-def _loss_modules(method: Method) -> list[str]:
-    references = [METHODS[name].loss for name in method.names]
-    return sorted({reference.partition(":")[0] for reference in references if reference})
+def _student_modules(teacher: TeacherJob, student: Network, method: Method) -> list[str]:
+    losses = [METHODS[name].loss for name in method.names]
+    modules = {reference.partition(":")[0] for reference in losses if reference}
+    return sorted({*modules, *student.modules, *(teacher.modules if method.needs_teacher else [])})
 
 
 def _normalisation_of_student(teacher: TeacherJob, method: Method) -> Normalisation | None:

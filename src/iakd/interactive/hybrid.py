@@ -37,9 +37,9 @@ class TeacherBranch(nn.Module):
 
     def __init__(self, pair: BlockPair, blocks: nn.Module, batch_statistics: bool = False) -> None:
         super().__init__()
-        self.enter = _adapter(pair, pair.student[0].in_channels, pair.teacher[0].in_channels)
+        self.enter = _adapter(pair, pair.student.blocks[0].in_channels, pair.teacher.blocks[0].in_channels)
         self.teacher = Frozen(blocks, batch_statistics)
-        self.leave = _adapter(pair, pair.teacher[-1].out_channels, pair.student[-1].out_channels)
+        self.leave = _adapter(pair, pair.teacher.blocks[-1].out_channels, pair.student.blocks[-1].out_channels)
 
     def forward(self, features: Tensor, sizes: tuple[Shape, Shape] | None = None) -> Tensor:
         """`sizes`: (height, width) that the teacher's blocks expect, and that the student's blocks would return."""
@@ -52,7 +52,7 @@ class TeacherBranch(nn.Module):
 def _adapter(pair: BlockPair, in_channels: int, out_channels: int) -> nn.Module:
     if in_channels == out_channels:
         return nn.Identity()
-    if len(pair.ours.before) == 2:  # tokens
+    if len(pair.student.before) == 2:  # tokens
         return nn.Sequential(nn.Linear(in_channels, out_channels, bias=False), nn.LayerNorm(out_channels))
     return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels))
 
@@ -104,7 +104,7 @@ class Hybrid(nn.Module):
         self._unit = options.unit
         self.pairs = self._pair()
         self._sizes_of: dict[Shape, list[tuple[Shape, Shape] | None]] = {}  # by shape of an image
-        groups: list[list[nn.Module]] = [list(pair.teacher) for pair in self.pairs]
+        groups: list[list[nn.Module]] = [list(pair.teacher.blocks) for pair in self.pairs]
         groups[0][:0] = entry(student, teacher)
         branches = [
             # copies, so that their mode is independent of the teacher's own forward pass
@@ -144,7 +144,7 @@ class Hybrid(nn.Module):
 
     def require(self, spec: FeatureSpec) -> None:
         """Raise UserError where a loss reads features inside of what is swapped as one."""
-        inside = (spec.blocks | spec.preactivations) - {pair.ours.last for pair in self.pairs}
+        inside = (spec.blocks | spec.preactivations) - {pair.student.last for pair in self.pairs}
         if inside:
             raise UserError(
                 f"iakd.unit: {self._unit}: the added loss reads the features of student block {min(inside) + 1}, which "
@@ -166,11 +166,11 @@ class Hybrid(nn.Module):
         for pair, branch, size, keep in zip(self.pairs, self.branches, sizes, kept, strict=True):
             teacher = partial(branch, sizes=size)
             if keep is True:
-                yield from enumerate(pair.student, pair.ours.first)
+                yield from enumerate(pair.student.blocks, pair.student.first)
             elif keep is False:
-                yield pair.ours.last, teacher
+                yield pair.student.last, teacher
             else:
-                yield pair.ours.last, partial(mix_branches, pair.student, teacher, keep)
+                yield pair.student.last, partial(mix_branches, pair.student.blocks, teacher, keep)
 
     def _sizes(self, image: Shape) -> list[tuple[Shape, Shape] | None]:
         """`TeacherBranch` sizes for images of this shape; None where the maps of both networks have the same size."""
@@ -179,7 +179,7 @@ class Hybrid(nn.Module):
         if image not in self._sizes_of:
             pairs = self._pair(image)
             self._sizes_of[image] = [
-                None if pair.same_size else (pair.theirs.before[1:], pair.ours.after[1:]) for pair in pairs
+                None if pair.same_size else (pair.teacher.before[1:], pair.student.after[1:]) for pair in pairs
             ]
         return self._sizes_of[image]
 
@@ -205,9 +205,9 @@ def initialise_from_teacher(student: Network, teacher: Network) -> None:
     Raises UserError where shapes differ or the teacher has too few blocks.
     """
     pairs = pair_blocks(teacher, student)
-    if any(len(pair.student) > 1 for pair in pairs):
+    if any(len(pair.student.blocks) > 1 for pair in pairs):
         raise UserError("init: teacher needs a teacher block for each student block; this teacher has fewer")
     copy_weights(teacher.stem, student.stem, "stem")
     for position, pair in enumerate(pairs):
-        copy_weights(pair.teacher[0], pair.student[0], f"block for student block {position + 1}")
+        copy_weights(pair.teacher.blocks[0], pair.student.blocks[0], f"block for student block {position + 1}")
     copy_weights(teacher.head, student.head, "head")

@@ -39,16 +39,16 @@ def overview(teacher: config.Network, student: config.Network, size: int | None,
         rows.append(
             (
                 str(pair.stage + 1),
-                _positions(pair.ours),
-                _shapes(pair.ours),
-                _positions(pair.theirs),
-                _shapes(pair.theirs),
+                _positions(pair.student),
+                _shapes(pair.student),
+                _positions(pair.teacher),
+                _shapes(pair.teacher),
                 describe_adapters(pair),
-                short(total(our_costs, pair.ours, "parameters")),
-                short(total(their_costs, pair.theirs, "parameters")),
+                short(total(our_costs, pair.student, "parameters")),
+                short(total(their_costs, pair.teacher, "parameters")),
                 short(adapters) if adapters else "–",
-                short(total(our_costs, pair.ours, "macs")),
-                short(total(their_costs, pair.theirs, "macs")),
+                short(total(our_costs, pair.student, "macs")),
+                short(total(their_costs, pair.teacher, "macs")),
             )
         )
     whole = [model_cost(network, image) for network in (ours, theirs)]
@@ -70,8 +70,8 @@ def overview(teacher: config.Network, student: config.Network, size: int | None,
 def describe_adapters(pair: BlockPair) -> str:
     """What stands before and after the teacher's blocks, or `none`."""
     sides = (
-        ("in", pair.ours.before, pair.theirs.before),
-        ("out", pair.theirs.after, pair.ours.after),
+        ("in", pair.student.before, pair.teacher.before),
+        ("out", pair.teacher.after, pair.student.after),
     )
     parts = [f"{where} {_change(start, end)}" for where, start, end in sides if start != end]
     return ", ".join(parts) or "none"

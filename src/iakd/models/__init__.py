@@ -1,80 +1,85 @@
-"""The zoo: networks that say what their stem, their stages of blocks and their head are."""
+"""The model zoo: networks divided into a stem, stages of blocks and a head."""
 
 import json
 from collections.abc import Callable
+from types import ModuleType
+from typing import cast
 
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from iakd import config
+from iakd.config.networks import family_of
 from iakd.errors import UserError
 from iakd.models.cifar import mobilenetv2, resnet, shufflenet, vgg, wrn
-from iakd.models.external import timm, torchvision
+from iakd.models.external import torchvision
 from iakd.models.network import Network
 from iakd.models.quantisation import quantise
+from iakd.plugins import NetworkFamily, import_object
 
 __all__ = ["ARCHITECTURES", "Network", "build", "load_weights", "save_weights"]
 
 Builder = Callable[[config.Network, int, int], Network]
 
-FAMILIES: tuple[tuple[list[str], Builder, set[str]], ...] = (  # architectures, builder, the settings it has a use for
-    (resnet.ARCHITECTURES, resnet.build, {"width", "shortcut"}),
-    (resnet.BOTTLENECK_ARCHITECTURES, resnet.build_bottleneck, {"width"}),
-    (wrn.ARCHITECTURES, wrn.build, {"width"}),
-    (vgg.ARCHITECTURES, vgg.build, {"width"}),
-    (mobilenetv2.ARCHITECTURES, mobilenetv2.build, set()),
-    (shufflenet.ARCHITECTURES, shufflenet.build, set()),
-    (torchvision.ARCHITECTURES, torchvision.build, set()),
+
+def _family(module: ModuleType, architectures: list[str], *settings: str, builder: str = "build") -> NetworkFamily:
+    return NetworkFamily(f"{module.__name__}:{builder}", tuple(architectures), frozenset(settings))
+
+
+OWN_FAMILIES = (  # those of other packages: config.networks
+    _family(resnet, resnet.ARCHITECTURES, "width", "shortcut"),
+    _family(resnet, resnet.BOTTLENECK_ARCHITECTURES, "width", builder="build_bottleneck"),
+    _family(wrn, wrn.ARCHITECTURES, "width"),
+    _family(vgg, vgg.ARCHITECTURES, "width"),
+    _family(mobilenetv2, mobilenetv2.ARCHITECTURES),
+    _family(shufflenet, shufflenet.ARCHITECTURES),
 )
-ARCHITECTURES = [arch for architectures, _, _ in FAMILIES for arch in architectures]
+ARCHITECTURES = [arch for family in OWN_FAMILIES for arch in family.architectures] + torchvision.ARCHITECTURES
 
 
 def build(network: config.Network, channels: int, classes: int) -> Network:
-    """The network that the settings describe, for images of `channels` channels, not yet initialised.
+    """Build the network that the settings describe, for images with `channels` channels; its weights are torch's own.
 
-    Raises UserError for an architecture that the zoo does not have, and for a setting that it has no use for.
+    Raises UserError for an unknown architecture, and for a setting that the architecture does not use.
     """
-    built = _build(network, channels, classes)
+    family = family_of(network.arch) or _own_family(network)
+    for name, default in (("width", None), ("shortcut", "B")):
+        if name not in family.settings and getattr(network, name) != default:
+            raise UserError(f"network {network.name}: {network.arch} comes with one {name} only; leave it out")
+    builder = cast(Builder, import_object(family.builder))
+    built = builder(network, channels, classes)
+    if not isinstance(built, Network):
+        raise UserError(f"network {network.name}: {family.builder} returned a {type(built).__name__}, not a Network")
     if network.bits:
         quantise(built, network.bits)
     return built
 
 
-def _build(network: config.Network, channels: int, classes: int) -> Network:
-    if network.arch.startswith(timm.PREFIX):
-        _refuse_unused(network, set())
-        return timm.build(network, channels, classes)
-    for architectures, builder, settings in FAMILIES:
-        if network.arch in architectures:
-            _refuse_unused(network, settings)
-            return builder(network, channels, classes)
+def _own_family(network: config.Network) -> NetworkFamily:
+    for family in OWN_FAMILIES:
+        if network.arch in family.architectures:
+            return family
     near = config.did_you_mean(network.arch, ARCHITECTURES)
     raise UserError(
-        f"network {network.name}: unknown arch {network.arch!r}{near}; docs/networks.md lists those that are known"
+        f"network {network.name}: unknown arch {network.arch!r}{near}; docs/networks.md lists the known ones"
     )
 
 
-def _refuse_unused(network: config.Network, used: set[str]) -> None:
-    for name, default in (("width", None), ("shortcut", "B")):
-        if name not in used and getattr(network, name) != default:
-            raise UserError(f"network {network.name}: {network.arch} comes with one {name} only; leave it out")
-
-
 def save_weights(network: Network) -> bytes:
-    """Parameters and buffers as safetensors.
+    """Return parameters and buffers as the content of a safetensors file.
 
-    The normalisation of the images that these weights know, where it is known, goes along as metadata: JSON with `mean`
-    and `std` per channel, for values from 0 to 1. It is one entry, because several come out in any order.
+    If the normalisation of the network's images is known, it is added as metadata: JSON with `mean` and `std` per
+    channel, for values from 0 to 1. It is a single entry, because safetensors does not keep the order of several.
     """
-    known = network.normalisation
-    about = {"normalisation": json.dumps(known.model_dump())} if known else None
+    normalisation = network.normalisation
+    metadata = {"normalisation": json.dumps(normalisation.model_dump())} if normalisation else None
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    return save_tensors(tensors, about)
+    return save_tensors(tensors, metadata)
 
 
 def load_weights(network: Network, content: bytes, origin: str) -> None:
-    """Load what `save_weights` made into `network`. Raises UserError, naming `origin`, where it does not fit."""
+    """Load the result of `save_weights` into `network`. Raises UserError, naming `origin`, if it does not fit."""
     try:
         network.load_state_dict(load_tensors(content))
     except (SafetensorError, RuntimeError) as error:

@@ -18,48 +18,41 @@ def group_sizes(blocks: int, groups: int) -> list[int]:
 
 @dataclass(frozen=True)
 class BlockGroup:
-    """Consecutive blocks of one network, and the shapes of one image's features before and after them."""
+    """Consecutive blocks of one network, with the shapes of one image's features before and after them."""
 
-    first: int  # position of its first block in the network
+    first: int  # index of its first block in the network
     blocks: Sequence[Block]
     before: Shape
     after: Shape
 
     @property
     def last(self) -> int:
-        """Position of its last block in the network."""
+        """Index of its last block in the network."""
         return self.first + len(self.blocks) - 1
 
 
 @dataclass(frozen=True)
 class BlockPair:
-    """What is kept or swapped as one: student blocks, mostly a single one, and the teacher's that do its work."""
+    """A block slot: student blocks (usually one), and the teacher blocks that can replace them."""
 
-    stage: int  # of the student
-    ours: BlockGroup
-    theirs: BlockGroup
-
-    @property
-    def student(self) -> Sequence[Block]:
-        """The student's blocks."""
-        return self.ours.blocks
-
-    @property
-    def teacher(self) -> Sequence[Block]:
-        """The teacher's blocks."""
-        return self.theirs.blocks
+    stage: int  # of the student, from 0
+    student: BlockGroup
+    teacher: BlockGroup
 
     @property
     def same_shape(self) -> bool:
-        """Whether the teacher's group fits the student's place without an adapter."""
-        return (self.ours.before, self.ours.after) == (self.theirs.before, self.theirs.after)
+        """Whether the teacher's blocks fit into the student without an adapter."""
+        return (self.student.before, self.student.after) == (self.teacher.before, self.teacher.after)
 
     @property
     def same_size(self) -> bool:
         """Whether maps have the same height and width in both networks, whatever their channels."""
-        return (_size(self.ours.before), _size(self.ours.after)) == (
-            _size(self.theirs.before),
-            _size(self.theirs.after),
+        return all(
+            _size(student) == _size(teacher)
+            for student, teacher in (
+                (self.student.before, self.teacher.before),
+                (self.student.after, self.teacher.after),
+            )
         )
 
 
@@ -101,7 +94,7 @@ def whole_stages(pairs: Sequence[BlockPair]) -> list[BlockPair]:
     stages = [list(members) for _, members in groupby(pairs, key=lambda pair: pair.stage)]
     return [
         BlockPair(
-            members[0].stage, _joined([pair.ours for pair in members]), _joined([pair.theirs for pair in members])
+            members[0].stage, _joined([pair.student for pair in members]), _joined([pair.teacher for pair in members])
         )
         for members in stages
     ]

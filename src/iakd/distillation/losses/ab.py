@@ -23,7 +23,7 @@ class ABLoss(FirstPhaseLoss):
         super().__init__(context, options.pretrain)
         refuse_tokens(context, "ab")
         self.weight, self.margin = options.weight, options.margin
-        self.places = [(pair.ours.last, pair.theirs.last) for pair in context.levels]
+        self.places = [(pair.student.last, pair.teacher.last) for pair in context.levels]
         ours, theirs = zip(*self.places, strict=True)
         self.student_features = FeatureSpec(preactivations=frozenset(ours))
         self.teacher_features = FeatureSpec(preactivations=frozenset(theirs))

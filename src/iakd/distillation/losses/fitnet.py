@@ -22,7 +22,7 @@ class FitNetLoss(DistillationLoss):
         if options.level > len(shapes):
             raise UserError(f"fitnet.level is {options.level}, but this pair has {len(shapes)} levels to compare at")
         pair = context.levels[options.level - 1]
-        self.ours, self.theirs = pair.ours.last, pair.theirs.last
+        self.ours, self.theirs = pair.student.last, pair.teacher.last
         self.student_features = FeatureSpec(blocks=frozenset({self.ours}))
         self.teacher_features = FeatureSpec(blocks=frozenset({self.theirs}))
         student, teacher = shapes[options.level - 1]

@@ -31,7 +31,7 @@ class FTLoss(DistillationLoss):
         self.weight = options.weight
         self.first = first_steps(context, options.pretrain)
         pair = context.levels[-1]
-        self.ours, self.theirs = pair.ours.last, pair.theirs.last
+        self.ours, self.theirs = pair.student.last, pair.teacher.last
         self.student_features = FeatureSpec(blocks=frozenset({self.ours}))
         self.teacher_features = FeatureSpec(blocks=frozenset({self.theirs}))
         (ours, *_), (theirs, *_) = level_shapes(context)[-1]

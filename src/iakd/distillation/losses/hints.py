@@ -77,12 +77,12 @@ class HintLoss(DistillationLoss):
         points = centres(similarity, clusters)
         pairs = pair_blocks(context.teacher, context.student, context.image)
         chosen = [nearest(pairs, point) for point in points]
-        self.places = [(pair.ours.last, point) for pair, point in zip(chosen, points, strict=True)]
+        self.places = [(pair.student.last, point) for pair, point in zip(chosen, points, strict=True)]
         self.student_features = FeatureSpec(blocks=frozenset(ours for ours, _ in self.places))
         self.teacher_features = FeatureSpec(blocks=frozenset(points))
         shapes = feature_shapes(context.teacher, context.image)[1:]  # after the blocks
         self.adapters = nn.ModuleList(
-            Regressor(map_shape(pair.ours.after), map_shape(shapes[point]), active=False)
+            Regressor(map_shape(pair.student.after), map_shape(shapes[point]), active=False)
             for pair, point in zip(chosen, points, strict=True)
         )
         self.register_buffer("points", torch.tensor(points))
@@ -152,9 +152,9 @@ def centres(similarity: NDArray[np.float64], clusters: list[int]) -> list[int]:
 
 def nearest(pairs: list[BlockPair], block: int) -> BlockPair:
     """The pair in the stage of a teacher's block that ends nearest to it, so that the student has got as far."""
-    home = next(pair for pair in pairs if pair.theirs.first <= block <= pair.theirs.last)
+    home = next(pair for pair in pairs if pair.teacher.first <= block <= pair.teacher.last)
     same_stage = [pair for pair in pairs if pair.stage == home.stage]
-    return min(same_stage, key=lambda pair: abs(pair.theirs.last - block))
+    return min(same_stage, key=lambda pair: abs(pair.teacher.last - block))
 
 
 def hint_loss(ours: Tensor, theirs: Tensor) -> Tensor:

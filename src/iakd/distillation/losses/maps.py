@@ -32,12 +32,12 @@ def level_maps(context: LossContext, outputs: ForwardOutputs) -> list[tuple[Tens
 
 def level_shapes(context: LossContext) -> list[tuple[Shape, Shape]]:
     """Their shapes (C, H, W)."""
-    return [(map_shape(pair.ours.after), map_shape(pair.theirs.after)) for pair in context.levels]
+    return [(map_shape(pair.student.after), map_shape(pair.teacher.after)) for pair in context.levels]
 
 
 def refuse_tokens(context: LossContext, name: str) -> None:
     """Raise UserError where the networks' blocks give tokens and the method `name` needs maps."""
-    if len(context.levels[0].ours.after) == 2:
+    if len(context.levels[0].student.after) == 2:
         raise UserError(
             f"{name} looks at maps, but these networks' blocks give tokens; choose convolutional networks, "
             "or a method that does without, such as kd, rkd or sp"

@@ -85,10 +85,10 @@ class OTLoss(DistillationLoss):
         super().__init__(context)
         self.options = context.options
         pair = context.levels[-1]
-        self.ours, self.theirs = pair.ours.last, pair.theirs.last
+        self.ours, self.theirs = pair.student.last, pair.teacher.last
         self.student_features = FeatureSpec(blocks=frozenset({self.ours}))
         self.teacher_features = FeatureSpec(blocks=frozenset({self.theirs}))
-        sizes = channels(pair.ours.after), channels(pair.theirs.after)
+        sizes = channels(pair.student.after), channels(pair.teacher.after)
         self.project = nn.Identity() if sizes[0] == sizes[1] else nn.Linear(*sizes, bias=False)
 
     def forward(self, outputs: ForwardOutputs) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ class ReviewKDLoss(DistillationLoss):
         refuse_tokens(context, "reviewkd")
         self.options = context.options
         self.timeline = context.timeline
-        self.places = [(pair.ours.last, pair.theirs.last) for pair in context.levels]
+        self.places = [(pair.student.last, pair.teacher.last) for pair in context.levels]
         ours, theirs = zip(*self.places, strict=True)
         self.student_features = FeatureSpec(blocks=frozenset(ours), pooled=True)
         self.teacher_features = FeatureSpec(preactivations=frozenset(theirs), pooled=True)

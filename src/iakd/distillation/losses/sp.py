@@ -17,7 +17,7 @@ class SPLoss(DistillationLoss):
         super().__init__(context)
         self.weight = context.options.weight
         last = context.levels[-1]
-        self.places = last.ours.last, last.theirs.last
+        self.places = last.student.last, last.teacher.last
         self.student_features, self.teacher_features = (FeatureSpec(blocks=frozenset({place})) for place in self.places)
 
     def forward(self, outputs: ForwardOutputs) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from iakd.config.networks import family_modules
 from iakd.data.loader import Batch, DeviceLoader, EpochViews
 from iakd.devices import to_device
 from iakd.distillation.teacher_cache.cache_dir import CacheDir
@@ -84,7 +85,7 @@ def identity(network: Network, images: torch.Tensor, **more: Any) -> str:
         {
             "network": repr(network),
             "weights": {name: _sha256(tensor) for name, tensor in tensors},
-            "source": [source_sha("iakd.models"), source_sha("iakd.data.loader")],
+            "source": [source_sha("iakd.models", *family_modules()), source_sha("iakd.data.loader")],
             "images": [*images.shape[1:], *images.stride()],
             "precision": _precision(images.device.type),
             "compiled": any(module._compiled_call_impl is not None for module in network.modules()),

@@ -128,10 +128,13 @@ def weights_address(arch: str, weights: str) -> str:
 
 
 def build(network: config.Network, channels: int, classes: int) -> Network:
-    """The network `torchvision/NAME`, without weights."""
+    """Build the network `torchvision/NAME`, without trained weights. Raises UserError for an unknown name."""
     from torchvision.models import get_model
 
     name = network.arch.removeprefix(PREFIX)
+    if name not in CUTS:
+        near = config.did_you_mean(network.arch, ARCHITECTURES)
+        raise UserError(f"network {network.name}: unknown arch {network.arch!r}{near}; docs/networks.md lists them")
     model = get_model(name, weights=None, num_classes=classes)
     change_channels(model, channels)
     return partition(model, CUTS[name], (channels, SIZE, SIZE))
