@@ -6,7 +6,7 @@ from torch import nn
 
 from iakd import models
 from iakd.config import Network
-from iakd.evaluation.measure import speed
+from iakd.evaluation.measure import measure_speed
 from iakd.models.flops import model_cost
 
 
@@ -37,7 +37,7 @@ def test_measuring_leaves_the_network_as_it_was():
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(72, 3)).train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     model_cost(network, (1, 8, 8))
-    found = speed(network, torch.rand(4, 1, 8, 8), latency_runs=3)
+    found = measure_speed(network, torch.rand(4, 1, 8, 8), latency_runs=3)
     assert network.training and network[1].training
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert found["latency_ms"] > 0 and found["images_per_s"] > 0
@@ -56,6 +56,6 @@ def test_speed_is_the_median(monkeypatch):
         return now[0]
 
     monkeypatch.setattr("iakd.evaluation.measure.time.perf_counter", clock)
-    found = speed(nn.Flatten(), torch.rand(4, 1, 2, 2), latency_runs=3)
+    found = measure_speed(nn.Flatten(), torch.rand(4, 1, 2, 2), latency_runs=3)
     assert found["latency_ms"] == pytest.approx(2.0)
     assert found["images_per_s"] == pytest.approx(500)

@@ -1,4 +1,4 @@
-"""What `iakd evaluate` writes, refuses and leaves alone, on real data and untrained networks."""
+"""What `iakd evaluate` writes, refuses and leaves unchanged, on real data and untrained networks."""
 
 import csv
 import json
@@ -98,12 +98,12 @@ def test_one_model(experiment):
     assert found["data_sha256"] == store.sha256
 
 
-def test_teacher_is_named_so(experiment):
+def test_a_teacher_is_marked_as_one(experiment):
     found = read(evaluate_run(experiment, experiment.teachers[0].folder))
     assert (found["method"], found["teacher"], found["student"]) == ("teacher", "resnet8w4", None)
 
 
-def test_same_bits_but_for_the_speeds(experiment):
+def test_bit_identical_except_for_the_speeds(experiment):
     path = evaluate_run(experiment, experiment.students[0].folder)
     first = read(path)
     path.unlink()
@@ -125,7 +125,7 @@ def test_test_set_is_touched_once(experiment, monkeypatch):
         evaluate_run(experiment, experiment.students[1].folder)
 
 
-def test_a_new_model_is_evaluated_anew(experiment):
+def test_a_new_model_is_evaluated_again(experiment):
     job = experiment.students[0]
     old = read(evaluate_run(experiment, job.folder))
     (job.folder / run_dir.MODEL).write_bytes((experiment.students[1].folder / run_dir.MODEL).read_bytes())
@@ -145,7 +145,7 @@ def test_damaged_weights(experiment):
         evaluate_run(experiment, path.parent)
 
 
-def test_foreign_folder(experiment):
+def test_folder_of_another_experiment(experiment):
     with pytest.raises(UserError, match=r"no model of these settings \(did you mean 'results/digits/students/.*seed1"):
         evaluate_run(experiment, Path("results/digits/students/resnet8w4-resnet8w2/iakd/seed11"))
 
@@ -192,7 +192,7 @@ def test_summary(experiment):
         (2, "iakd distill --pair resnet8w4-resnet8w2 --method scratch --seed 1"),
     ],
 )
-def test_missing_model_names_what_makes_it(experiment, position, command):
+def test_missing_model_names_the_command_that_trains_it(experiment, position, command):
     (experiment.trained[position].folder / run_dir.RUN).unlink()
     with pytest.raises(UserError, match=f"no finished model: run `{command}`"):
         run(experiment)

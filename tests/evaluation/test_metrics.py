@@ -1,4 +1,4 @@
-"""Every metric against numbers worked out by hand or by another library in float64."""
+"""Every metric against numbers computed by hand or by another library in float64."""
 
 import numpy as np
 import pytest
@@ -8,6 +8,7 @@ from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 
 from iakd.errors import RunFailed
 from iakd.evaluation import metrics
+from iakd.evaluation.metrics import classification_metrics
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def sample() -> tuple[np.ndarray, np.ndarray]:
 
 def test_against_other_libraries(sample):
     logits, labels = sample
-    found = metrics.measure(logits, labels)
+    found = classification_metrics(logits, labels)
     assert found["top1"] == pytest.approx(100 * top_k_accuracy_score(labels, logits, k=1), abs=1e-12)
     assert found["top5"] == pytest.approx(100 * top_k_accuracy_score(labels, logits, k=5), abs=1e-12)
     reference = torch.nn.functional.cross_entropy(torch.tensor(logits, dtype=torch.float64), torch.tensor(labels))
@@ -41,7 +42,7 @@ def test_ece_against_its_definition(sample):
         inside = (confidence > (m - 1) / 15) & (confidence <= m / 15)
         if inside.any():
             expected += inside.mean() * abs(correct[inside].mean() - confidence[inside].mean())
-    assert metrics.measure(logits, labels)["ece"] == pytest.approx(expected, rel=1e-12)
+    assert classification_metrics(logits, labels)["ece"] == pytest.approx(expected, rel=1e-12)
 
 
 def test_ece_by_hand():
@@ -53,7 +54,7 @@ def test_ece_by_hand():
     assert bins["confidence"][0] is None
 
 
-def test_sure_and_right_is_calibrated():
+def test_confident_and_right_is_calibrated():
     bins = metrics.calibration(np.ones(5), np.ones(5, dtype=bool))
     assert metrics.ece(bins) == 0.0 and bins["n"][-1] == 5
 
@@ -61,29 +62,29 @@ def test_sure_and_right_is_calibrated():
 def test_tied_logits_go_to_the_lower_class():
     logits = np.zeros((6, 6))
     labels = np.arange(6)
-    found = metrics.measure(logits, labels)
+    found = classification_metrics(logits, labels)
     assert metrics.ranks(logits, labels).tolist() == [0, 1, 2, 3, 4, 5]
     assert found["top1"] == pytest.approx(100 / 6) and found["top5"] == pytest.approx(500 / 6)
     assert [row[0] for row in found["confusion"]] == [1] * 6  # top-1 and the confusion matrix agree
 
 
 def test_fewer_than_five_classes():
-    found = metrics.measure(np.array([[2.0, 1.0, 0.0], [2.0, 1.0, 0.0]]), np.array([0, 2]))
+    found = classification_metrics(np.array([[2.0, 1.0, 0.0], [2.0, 1.0, 0.0]]), np.array([0, 2]))
     assert (found["top1"], found["top5"]) == (50.0, 100.0)
 
 
 def test_class_without_images():
-    found = metrics.measure(np.eye(4)[[0, 0, 3]], np.array([0, 1, 3]))
+    found = classification_metrics(np.eye(4)[[0, 0, 3]], np.array([0, 1, 3]))
     assert found["per_class_top1"] == [100.0, 0.0, None, 100.0]
     assert found["confusion"][2] == [0, 0, 0, 0]
 
 
 def test_huge_logits_do_not_overflow():
-    found = metrics.measure(np.array([[1e4, 0.0], [0.0, 1e4]], dtype=np.float32), np.array([0, 0]))
+    found = classification_metrics(np.array([[1e4, 0.0], [0.0, 1e4]], dtype=np.float32), np.array([0, 0]))
     assert found["nll"] == pytest.approx(5e3)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_outputs_that_are_not_finite(bad):
     with pytest.raises(RunFailed, match="not finite"):
-        metrics.measure(np.array([[bad, 0.0]]), np.array([0]))
+        classification_metrics(np.array([[bad, 0.0]]), np.array([0]))

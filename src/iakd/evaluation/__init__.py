@@ -1,1 +1,1 @@
-"""What a finished model is worth: accuracy, calibration, cost and speed."""
+"""Measures a finished model: accuracy, calibration, cost and speed; and checks that an imported one works."""

@@ -1,4 +1,4 @@
-"""How fast a network classifies. The only numbers of an evaluation that differ from run to run."""
+"""Evaluate a network on the test split. Its speed is the only result that differs from run to run."""
 
 import statistics
 import time
@@ -7,79 +7,78 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from iakd import devices as devices
-from iakd import models
+from iakd import devices, models
 from iakd.config import Normalisation, Params
 from iakd.data.file_loader import make_loader
 from iakd.data.store import PreparedData
-from iakd.evaluation import metrics
+from iakd.evaluation.metrics import classification_metrics
 from iakd.models import Network
 from iakd.models.flops import model_cost
 from iakd.models.normalisation import adapt_input
 from iakd.training.validation import predict
 
-WARM_UP = 3  # runs that are not timed: memory is allocated and kernels are chosen in them
-BATCHES = 3  # timed runs of a whole batch
+WARM_UP_RUNS = 3  # not timed: memory is allocated and kernels are selected
+BATCH_RUNS = 3  # timed, of a whole batch
 
 
 @torch.no_grad()
-def speed(network: nn.Module, images: Tensor, latency_runs: int) -> dict[str, float]:
-    """`latency_ms` of one image, the median over `latency_runs`, and `images_per_s` of all `images` as one batch.
+def measure_speed(network: nn.Module, images: Tensor, latency_runs: int) -> dict[str, float]:
+    """Return `latency_ms` of one image, the median over `latency_runs`, and `images_per_s` of `images` as one batch.
 
-    `images` (B, C, H, W), normalised, on the network's device. In evaluation mode; the mode is put back.
+    `images` (B, C, H, W), normalised, on the network's device. Measured in evaluation mode; the mode is restored.
     """
     training = network.training
     network.eval()
-    one = _seconds(network, images[:1], latency_runs)
-    batch = _seconds(network, images, BATCHES)
+    latency = _median_seconds(network, images[:1], latency_runs)
+    batch = _median_seconds(network, images, BATCH_RUNS)
     network.train(training)
-    return {"latency_ms": 1000.0 * one, "images_per_s": len(images) / batch}
+    return {"latency_ms": 1000.0 * latency, "images_per_s": len(images) / batch}
 
 
-def _seconds(network: nn.Module, images: Tensor, runs: int) -> float:
-    """Median seconds of a forward pass."""
+def _median_seconds(network: nn.Module, images: Tensor, runs: int) -> float:
+    """Return the median duration of a forward pass."""
     seconds = []
-    for _ in range(WARM_UP):
+    for _ in range(WARM_UP_RUNS):
         network(images)
     for _ in range(runs):
-        _wait(images.device)
+        _synchronize(images.device)
         start = time.perf_counter()
         network(images)
-        _wait(images.device)
+        _synchronize(images.device)
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds)
 
 
-def _wait(device: torch.device) -> None:
-    """Let a GPU finish what it was given, so that the clock measures it."""
+def _synchronize(device: torch.device) -> None:
+    """Wait until a GPU has finished its queued work, so that the clock includes it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def measure(
+def evaluate_model(
     params: Params,
     model: Network,
     normalisation: Normalisation | None,
     content: bytes,
-    origin: str,
+    weights_name: str,
     store: PreparedData,
 ) -> dict[str, Any]:
-    """Accuracy, calibration, cost and speed of `model` with the weights `content` on the test split, and the device
-    they were measured on. `normalisation` is that of the images that these weights know; None: the data set's.
-    Bit-identical from run to run on the CPU, but for the two speeds.
+    """Load the weights `content` and return accuracy, calibration, cost and speed on the test split, and the device.
 
-    Raises UserError, naming `origin`, where the weights do not fit.
+    `normalisation` is that of the images that the weights were trained on; None: the data set's. Bit-identical from
+    run to run on the CPU, except for the two speeds. Raises UserError, naming `weights_name`, if the weights do not
+    fit the model.
     """
     device = devices.set_up_device(params.compute)
-    models.load_weights(model, content, origin)
+    models.load_weights(model, content, weights_name)
     adapt_input(model, normalisation, store.mean, store.std)
     model.to(device)
     test = make_loader(store, "test", device, workers=params.compute.workers)
     batch_size = params.evaluate.batch_size
     logits, labels = predict(model, test, batch_size)
     return {
-        **metrics.measure(logits.cpu().numpy(), labels.cpu().numpy()),
+        **classification_metrics(logits.cpu().numpy(), labels.cpu().numpy()),
         **model_cost(model, store.image_shape),
-        **speed(model, next(test.plain(batch_size)).images, params.evaluate.latency_runs),
+        **measure_speed(model, next(test.plain(batch_size)).images, params.evaluate.latency_runs),
         "device": devices.device_name(device),
     }

@@ -1,4 +1,4 @@
-"""Accuracy and calibration from logits, in float64 on the host, so that they are the same bits on every run."""
+"""Accuracy and calibration from logits, in float64 on the CPU, so that they are bit-identical on every run."""
 
 from typing import Any
 
@@ -7,24 +7,24 @@ from numpy.typing import NDArray
 
 from iakd.errors import RunFailed
 
-BINS = 15  # of confidence, as Guo et al. 2017 use
+BINS = 15  # of confidence, as in Guo et al. 2017
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
 
 
-def measure(logits: NDArray[Any], labels: Labels) -> dict[str, Any]:
-    """All metrics of one model on one set.
+def classification_metrics(logits: NDArray[Any], labels: Labels) -> dict[str, Any]:
+    """Return all metrics of one model on one split.
 
-    `logits` (N, classes), `labels` (N,). Percent: `top1`, `top5` (with fewer than five classes, every class counts
-    as named, so it is 100), `per_class_top1` (None for a class without images). `nll` in nats, `ece` in 0–1,
-    `n` images, `confusion` counts (row: true class, column: predicted), `calibration`: per bin of confidence `n`,
-    and the means of `confidence` and `top1`, both 0–1, None in an empty bin.
+    `logits` (N, classes), `labels` (N,). In percent: `top1`, `top5` (100 with five classes or fewer) and
+    `per_class_top1` (None for a class without images). `nll` in nats, `ece` in 0–1, `n` images, `confusion` counts
+    (row: true class, column: predicted), `calibration`: per bin of confidence `n`, and the means of `confidence` and
+    `top1`, both 0–1, None in an empty bin.
 
-    Raises RunFailed where a logit is not finite: such a model has no accuracy worth reporting.
+    Raises RunFailed if a logit is not finite: such a model has no accuracy worth reporting.
     """
     if not np.isfinite(logits).all():
-        raise RunFailed("the model yields outputs that are not finite")
+        raise RunFailed("the outputs of the model are not finite")
     logits = logits.astype(np.float64)
     rank = ranks(logits, labels)
     log_p = log_softmax(logits)
@@ -44,8 +44,10 @@ def measure(logits: NDArray[Any], labels: Labels) -> dict[str, Any]:
 
 
 def ranks(logits: Floats, labels: Labels) -> Labels:
-    """How many classes come before the true one, (N,). Of equal logits the class with the lower index comes first,
-    as argmax has it, so that top-1 and the confusion matrix agree and a constant model gains nothing by ties.
+    """Return the number of classes ranked before the true one, (N,).
+
+    Of equal logits the class with the lower index comes first, as in argmax, so that top-1 and the confusion matrix
+    agree and a constant model gains nothing from ties.
     """
     true = logits[np.arange(len(labels)), labels][:, None]
     lower_index = np.arange(logits.shape[1])[None, :] < labels[:, None]
@@ -53,23 +55,23 @@ def ranks(logits: Floats, labels: Labels) -> Labels:
 
 
 def log_softmax(logits: Floats) -> Floats:
-    """Logarithms of the class probabilities, (N, classes)."""
+    """Return the logarithms of the class probabilities, (N, classes)."""
     shifted = logits - logits.max(1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
 
 
 def confusion(predicted: Labels, labels: Labels, classes: int) -> Labels:
-    """Counts (classes, classes): row true, column predicted."""
+    """Return counts (classes, classes): row true, column predicted."""
     return np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
 
 
 def per_class_top1(matrix: Labels) -> list[float | None]:
-    """Percent of each class's images that are named right; None for a class without images."""
+    """Return the accuracy of each class in percent; None for a class without images."""
     return [100.0 * int(row[i]) / int(row.sum()) if row.sum() else None for i, row in enumerate(matrix)]
 
 
 def calibration(confidence: Floats, correct: NDArray[np.bool_]) -> dict[str, list[Any]]:
-    """Mean confidence and accuracy in BINS equal bins of confidence, each open below and closed above."""
+    """Return mean confidence and accuracy in BINS equal bins of confidence, each open below and closed above."""
     edges = np.linspace(0.0, 1.0, BINS + 1)
     bins = np.digitize(confidence, edges[1:-1], right=True)
     count = np.bincount(bins, minlength=BINS)
@@ -85,8 +87,9 @@ def calibration(confidence: Floats, correct: NDArray[np.bool_]) -> dict[str, lis
 
 
 def ece(bins: dict[str, list[Any]]) -> float:
-    """Expected calibration error (Guo et al. 2017, equation 3): the gap between confidence and accuracy, averaged
-    over the bins by their share of the images; 0–1.
+    """Return the expected calibration error (Guo et al. 2017, equation 3), 0–1.
+
+    It is the gap between confidence and accuracy, averaged over the bins and weighted by their number of images.
     """
     gaps = (
         n * abs(top1 - confidence)

@@ -1,4 +1,4 @@
-"""Whether an imported network does anything on these data, and if not, why."""
+"""Check whether an imported network works on a data set, and if not, find a likely reason."""
 
 from collections.abc import Iterator
 
@@ -15,54 +15,54 @@ from iakd.models import Network
 from iakd.models.normalisation import Renormalise
 from iakd.training.validation import predict
 
-LEAST = 0.05  # of the way from chance to perfection
-SIGMAS = 3.0  # that luck is allowed
-LOOKED_AT = 1000  # images; enough to see what is wrong
-CONVINCING = 0.5  # share of them that must be right for something to be named as the reason
+MIN_GAIN = 0.05  # of the way from chance to 100 %
+SIGMAS = 3.0  # standard deviations above chance
+TRIED_IMAGES = 1000  # enough to see what is wrong
+CONVINCING = 0.5  # accuracy with a change for it to be named as the likely reason
 
 
-def chance(labels: NDArray[np.int64], classes: int) -> float:
-    """The share of right answers that needs no network: of the largest class."""
+def chance_accuracy(labels: NDArray[np.int64], classes: int) -> float:
+    """Return the accuracy, 0–1, of always predicting the largest class."""
     return float(np.bincount(labels, minlength=classes).max() / len(labels))
 
 
-def needed(labels: NDArray[np.int64], classes: int) -> float:
-    """The share of right answers from which a network counts as working.
+def required_accuracy(labels: NDArray[np.int64], classes: int) -> float:
+    """Return the accuracy, 0–1, that a working network must reach.
 
-    That is a twentieth of the way from chance to perfection, and in any case more than three standard deviations of
-    guessing above it: 6 % of 100 classes, 15 % of 10, 57 % of 2 on 500 images. Teachers worth their name are far above,
-    networks whose classes are in another order or whose weights are misplaced are below.
+    It is a twentieth of the way from chance to 100 %, and at least three standard deviations above chance: 6 % for
+    100 classes, 15 % for 10, 57 % for 2 on 500 images. Useful teachers are far above; networks with another order of
+    classes or with misplaced weights are below.
     """
-    by_luck = chance(labels, classes)
-    return by_luck + max(LEAST * (1 - by_luck), SIGMAS * (by_luck * (1 - by_luck) / len(labels)) ** 0.5)
+    chance = chance_accuracy(labels, classes)
+    return chance + max(MIN_GAIN * (1 - chance), SIGMAS * (chance * (1 - chance) / len(labels)) ** 0.5)
 
 
-def suspicion(network: Network, store: PreparedData, device: torch.device, workers: int | None = None) -> str:
-    """What to look at first, in one line: tried out on validation images."""
+def likely_cause(network: Network, store: PreparedData, device: torch.device, workers: int | None = None) -> str:
+    """Return what to check first, in one line, from trying changes of the input on validation images."""
     labels = store.labels("val")
-    chosen = np.unique(np.linspace(0, len(labels) - 1, min(LOOKED_AT, len(labels))).astype(np.int64))
+    chosen = np.unique(np.linspace(0, len(labels) - 1, min(TRIED_IMAGES, len(labels))).astype(np.int64))
     data = make_loader(store, "val", device, chosen, workers)
-    logits, truth = predict(network, data, LOOKED_AT)
-    found = {"with its classes in another order": _renamed(logits, truth, len(store.classes))}
-    as_it_is = network.input
-    for what, step in _otherwise(network, store):
+    logits, truth = predict(network, data, TRIED_IMAGES)
+    accuracy = {"with its classes in another order": _best_order(logits, truth, len(store.classes))}
+    original = network.input
+    for change, step in _input_changes(network, store):
         network.input = step.to(device)
-        logits, _ = predict(network, data, LOOKED_AT)
-        found[what] = float((logits.argmax(1) == truth).double().mean())
-    network.input = as_it_is
-    best = max(found, key=lambda what: found[what])
-    if found[best] >= max(CONVINCING, needed(truth.cpu().numpy(), len(store.classes))):
-        return f"{best} it would be {100 * found[best]:.1f} %"
+        logits, _ = predict(network, data, TRIED_IMAGES)
+        accuracy[change] = float((logits.argmax(1) == truth).double().mean())
+    network.input = original
+    best = max(accuracy, key=lambda change: accuracy[change])
+    if accuracy[best] >= max(CONVINCING, required_accuracy(truth.cpu().numpy(), len(store.classes))):
+        return f"{best} it would be {100 * accuracy[best]:.1f} %"
     return "check normalisation, class order, channels (RGB or BGR) and image size"
 
 
-class _Reversed(nn.Module):
+class _ReverseChannels(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return images.flip(1)
 
 
-def _otherwise(network: Network, store: PreparedData) -> Iterator[tuple[str, nn.Module]]:
-    """Other ways to bring the data set's images to the network, and what they are."""
+def _input_changes(network: Network, store: PreparedData) -> Iterator[tuple[str, nn.Module]]:
+    """Yield other ways to prepare the data set's images for the network, with a description."""
     channels = store.image_shape[0]
     data = Normalisation(mean=store.mean, std=store.std)
     for name, normalisation in USUAL.items():
@@ -71,12 +71,12 @@ def _otherwise(network: Network, store: PreparedData) -> Iterator[tuple[str, nn.
     yield "without the setting normalisation", nn.Identity()
     raw = USUAL["none"]
     own = network.normalisation or data
-    reversed_ = nn.Sequential(Renormalise(data, raw, channels), _Reversed(), Renormalise(raw, own, channels))
-    yield "with channels in reverse order (BGR)", reversed_
+    bgr = nn.Sequential(Renormalise(data, raw, channels), _ReverseChannels(), Renormalise(raw, own, channels))
+    yield "with channels in reverse order (BGR)", bgr
 
 
-def _renamed(logits: Tensor, truth: Tensor, classes: int) -> float:
-    """The share of right answers if classes could be renamed at will."""
+def _best_order(logits: Tensor, truth: Tensor, classes: int) -> float:
+    """Return the accuracy, 0–1, with the best assignment of outputs to classes."""
     from scipy.optimize import linear_sum_assignment
 
     pairs = (truth * classes + logits.argmax(1)).cpu().numpy()

@@ -76,10 +76,11 @@ def _evaluate(experiment: Experiment, job: TeacherJob | StudentJob, store: Prepa
         log.info("%s: already evaluated", job.folder)
         return path
     from iakd.distillation.assembly import network_of
-    from iakd.evaluation.measure import measure  # torch takes seconds to import, and often nothing is to be done
+    from iakd.evaluation.measure import evaluate_model  # torch takes seconds to import, and is often not needed
 
     model = network_of(job, store)
-    measured = measure(experiment.params, model, job.normalisation, content, str(job.folder / run_dir.MODEL), store)
+    weights = str(job.folder / run_dir.MODEL)
+    measured = evaluate_model(experiment.params, model, job.normalisation, content, weights, store)
     files.write_json(path, {**about, **measured})
     return path
 

@@ -129,9 +129,9 @@ def _check(
 ) -> None:
     """Raise UserError where `top1` (percent, on validation images) is near chance."""
     labels, classes = store.labels("val"), len(store.classes)
-    if top1 < 100 * plausibility.needed(labels, classes):
-        hint = plausibility.suspicion(network, store, device, workers)
+    if top1 < 100 * plausibility.required_accuracy(labels, classes):
+        hint = plausibility.likely_cause(network, store, device, workers)
         raise UserError(
             f"{_named(job)}: only {top1:.1f} % on the validation images, where chance is "
-            f"{100 * plausibility.chance(labels, classes):.1f} %; {hint}"
+            f"{100 * plausibility.chance_accuracy(labels, classes):.1f} %; {hint}"
         )
