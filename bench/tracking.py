@@ -22,9 +22,8 @@ from iakd import config
 from iakd.experiment.jobs import plan_experiment
 from iakd.experiment.run_dir import Row, Run
 from iakd.stages import distill, prepare
-from iakd.tracking import locks
-from iakd.tracking.launch import start
-from iakd.tracking.place import place_of
+from iakd.tracking.address import tracking_address
+from iakd.tracking.follower import USERS_LOCK, share_lock, start_follower
 
 EPOCHS, IMAGES = 240, 47_500  # of the published recipe, on CIFAR-100 without its validation images
 ON_GPU = 150.0  # seconds that these epochs are to take there
@@ -69,12 +68,12 @@ def followed(dataset: str, work: Callable[[], object]) -> float:
     """Processor time of a follower, from its start to its end, that watches `work`; in seconds."""
     networks = {"teachers": [{"arch": "resnet56"}], "students": [{"arch": "resnet20"}]}
     settings = config.parse({"dataset": {"name": dataset}, **networks, "methods": {"iakd": {}}}, "bench")
-    place = place_of(settings)
-    assert place is not None
-    place.folder.mkdir(parents=True, exist_ok=True)
-    users = locks.share(place.folder / locks.USERS)
+    address = tracking_address(settings)
+    assert address is not None
+    address.folder.mkdir(parents=True, exist_ok=True)
+    users = share_lock(address.folder / USERS_LOCK)
     assert users is not None
-    follower = start(place, settings)
+    follower = start_follower(address, settings)
     work()
     users.close()
     _, status, usage = os.wait4(follower.pid, 0)

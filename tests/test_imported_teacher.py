@@ -18,7 +18,8 @@ from iakd.errors import RunFailed, UserError
 from iakd.experiment.jobs import Experiment, plan_experiment
 from iakd.models.external import torchvision
 from iakd.stages import distill, evaluate, import_teacher, prepare, report, teach
-from iakd.tracking import content, scan
+from iakd.tracking import content
+from iakd.tracking.scan import scan
 
 SMALL = {"arch": "resnet8", "width": 8}
 MINE = {**SMALL, "name": "mine", "checkpoint": "bought/teacher.pth.tar"}
@@ -97,11 +98,12 @@ def test_from_a_foreign_checkpoint_to_the_report(here: Path) -> None:
     page = report.run(experiment).read_text()
     assert "imported" in page and "trained alone" not in page
     assert not (folder / "history.csv").read_text().strip()
-    shown = next(each for each in scan.scan("own") if each.path == "own/teachers/mine/seed3")
-    assert content.read(shown).rows == [] and content.read(shown).status == content.FINISHED
+    shown = next(run for run in scan("own") if run.path == "own/teachers/mine/seed3")
+    mirrored = content.read_content(shown)
+    assert mirrored.history == [] and mirrored.status == content.FINISHED
 
 
-def test_nothing_is_done_twice_and_a_changed_file_is_imported_anew(here: Path) -> None:
+def test_nothing_is_done_twice_and_a_changed_file_is_imported_again(here: Path) -> None:
     experiment = plan_of(MINE)
     import_teacher.run(experiment, experiment.teachers[0])
     before = record(experiment)

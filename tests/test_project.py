@@ -79,7 +79,7 @@ def test_every_setting_that_dvc_follows_stands_in_params_yaml() -> None:
 
 def test_what_a_snakefile_or_help_touches_is_imported_quickly() -> None:
     code = "import sys, iakd.cli, iakd.orchestration.snakemake_hooks, iakd.experiment.gpus, "
-    code += "iakd.tracking.launch, iakd.tuning.results;"
+    code += "iakd.tracking.follower, iakd.tuning.results;"
     code += f"print(*[name for name in {HEAVY} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

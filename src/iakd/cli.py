@@ -62,11 +62,11 @@ def _training(experiment: "Experiment", shared: bool = False) -> Iterator[None]:
     Where its trainings are to be `shared` by several processes, have these run the command instead of this one.
     """
     from iakd.experiment import gpus
-    from iakd.tracking.launch import launch
+    from iakd.tracking.follower import ensure_follower
 
     rank, count = place()
     if rank == 0:
-        launch(experiment.params)
+        ensure_follower(experiment.params)
     if count > 1:  # whoever started them has divided up the GPUs
         yield
         return
@@ -214,7 +214,7 @@ def schema() -> None:
 def sync(params: ParamsFile = DEFAULT, changes: Changes = NONE) -> None:
     """Bring MLflow up to date with the files; may be run at any time, any number of times."""
     experiment = _experiment(params, changes)
-    from iakd.tracking.sync import sync
+    from iakd.tracking.mirror import sync
 
     print(sync(experiment.params))
 
@@ -223,7 +223,7 @@ def sync(params: ParamsFile = DEFAULT, changes: Changes = NONE) -> None:
 def follow(params: ParamsFile = DEFAULT, changes: Changes = NONE) -> None:
     """Show runs in MLflow while they run; started by the stages, ends when nothing runs any more."""
     experiment = _experiment(params, changes)
-    from iakd.tracking.follow import follow
+    from iakd.tracking.follower import follow
 
     follow(experiment.params)
 
@@ -232,9 +232,9 @@ def follow(params: ParamsFile = DEFAULT, changes: Changes = NONE) -> None:
 def flush(params: ParamsFile = DEFAULT, changes: Changes = NONE) -> None:
     """Wait until MLflow shows all that has finished, for a minute at most."""
     experiment = _experiment(params, changes)
-    from iakd.tracking.launch import finish
+    from iakd.tracking.follower import wait_for_follower
 
-    finish(experiment.params)
+    wait_for_follower(experiment.params)
 
 
 @track.command()

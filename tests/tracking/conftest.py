@@ -18,27 +18,28 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def make_params(name: str = "toy", **tracking: Any) -> Params:
-    return parse(
-        {
-            "dataset": {"name": name},
-            "teachers": [{"arch": "resnet20", "width": 8}],
-            "students": [{"arch": "resnet8", "width": 8}],
-            "methods": {"scratch": {}, "kd": None, "kd-hot": {"method": "kd", "kd": {"temperature": 8}}},
-            "tracking": tracking,
-        },
-        "test",
-    )
-
-
-@pytest.fixture
+@pytest.fixture(scope="session")
 def settings() -> Callable[..., Params]:
-    return make_params
+    """Make settings from the data set's name and the settings below `tracking`."""
+
+    def make(name: str = "toy", **tracking: Any) -> Params:
+        return parse(
+            {
+                "dataset": {"name": name},
+                "teachers": [{"arch": "resnet20", "width": 8}],
+                "students": [{"arch": "resnet8", "width": 8}],
+                "methods": {"scratch": {}, "kd": None, "kd-hot": {"method": "kd", "kd": {"temperature": 8}}},
+                "tracking": tracking,
+            },
+            "test",
+        )
+
+    return make
 
 
 @pytest.fixture(scope="session")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty MLflow database; making one takes MLflow seconds."""
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database without runs, made once: it takes MLflow seconds."""
     from mlflow import MlflowClient
 
     path = tmp_path_factory.mktemp("mlflow") / "empty.db"
@@ -47,7 +48,15 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def params(tree: Path, migrated: Path) -> Params:
-    """Settings with a database of their own, by absolute path: one process may open each once."""
-    shutil.copy(migrated, tree / "mlflow.db")
-    return make_params(uri=f"sqlite:///{tree / 'mlflow.db'}")
+def params(tree: Path, empty_database: Path, settings: Callable[..., Params]) -> Params:
+    """Settings with a database of their own, by absolute path: MLflow opens each path once per process."""
+    shutil.copy(empty_database, tree / "mlflow.db")
+    return settings(uri=f"sqlite:///{tree / 'mlflow.db'}")
+
+
+@pytest.fixture
+def view(params: Params) -> Any:
+    """What MLflow shows of the experiment of `params`."""
+    from mlflow_view import MlflowView
+
+    return MlflowView(params)

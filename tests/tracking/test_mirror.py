@@ -1,4 +1,4 @@
-"""MLflow as a mirror of the files: exactly one run for each, with all that it has, whatever happens."""
+"""MLflow as a mirror of the files: exactly one complete run for each, whatever happens."""
 
 import logging
 import shutil
@@ -8,70 +8,40 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fake_runs
 import pytest
-import trees
+from mlflow_view import MlflowView
 
 from iakd import files
 from iakd.config import Params
 from iakd.errors import RunFailed, UserError
 from iakd.experiment.jobs import RESULTS, STATE
-from iakd.tracking.mirror import Mirror, Replaced
-from iakd.tracking.place import Place, place_of
+from iakd.tracking.address import MlflowAddress, tracking_address
+from iakd.tracking.mirror import DatabaseReplaced, Mirror, sync
+from iakd.tracking.mlflow_client import RunStore
 from iakd.tracking.scan import scan
-from iakd.tracking.store import RunStore
-from iakd.tracking.sync import sync
-
-
-def client(params: Params) -> Any:
-    from mlflow import MlflowClient
-
-    return MlflowClient(tracking_uri=params.tracking.uri)
-
-
-def shown(params: Params) -> dict[str, Any]:
-    """The experiment's runs by key; more than one with a key is a failure."""
-    mlflow = client(params)
-    experiment = mlflow.get_experiment_by_name(params.tracking.experiment or f"iakd-{params.dataset.name}")
-    runs = mlflow.search_runs([experiment.experiment_id])
-    by_key = {run.data.tags["iakd.key"]: run for run in runs}
-    assert len(by_key) == len(runs)
-    return by_key
-
-
-def only(params: Params) -> Any:
-    (run,) = shown(params).values()
-    return run
-
-
-def values(params: Params, run: Any, metric: str) -> list[tuple[int, float]]:
-    history = client(params).get_metric_history(run.info.run_id, metric)
-    return sorted((point.step, point.value) for point in history)
-
-
-def artifacts(params: Params, run: Any, folder: str | None = None) -> set[str]:
-    return {file.path for file in client(params).list_artifacts(run.info.run_id, folder)}
 
 
 @pytest.fixture
 def mirror(params: Params) -> Callable[[], None]:
-    """One process's mirroring, as the follower does it again and again."""
-    place = place_of(params)
-    assert place
-    place.folder.mkdir(parents=True)
-    inner = Mirror(place)
+    """Mirror once, in a process that has done so before, as the follower does."""
+    address = tracking_address(params)
+    assert address
+    address.folder.mkdir(parents=True)
+    inner = Mirror(address)
 
-    def bring() -> None:
-        assert inner.bring(scan(place.dataset), patience=1).complete
+    def update() -> None:
+        assert inner.update(scan(address.dataset), timeout=1).complete
 
-    return bring
+    return update
 
 
-def test_a_finished_run_is_shown_whole(params: Params) -> None:
-    trees.complete(trees.student(3), epochs=4)
-    trees.evaluated(trees.student(3), 91.5)
-    assert sync(params) == f"MLflow {params.tracking.uri}, experiment iakd-toy: 1 runs, 1 new"
-    run = only(params)
-    record = files.read_json(RESULTS / trees.student(3).path / "run.json", "")
+def test_a_finished_run_is_shown_completely(params: Params, view: MlflowView) -> None:
+    fake_runs.train(fake_runs.student(3), epochs=4)
+    fake_runs.evaluate(fake_runs.student(3), 91.5)
+    assert sync(params) == f"MLflow {params.tracking.uri}, experiment iakd-toy: 1 run, 1 new"
+    run = view.only_run()
+    record = files.read_json(RESULTS / fake_runs.student(3).path / "run.json", "")
     assert (run.info.run_name, run.info.status) == ("iakd-linear seed 3", "FINISHED")
     assert run.info.end_time >= run.info.start_time > 0
     assert run.data.params["recipe.lr"] == "0.1"
@@ -84,145 +54,153 @@ def test_a_finished_run_is_shown_whole(params: Params) -> None:
     ]
     assert tags["path"] == "toy/students/T-S/iakd-linear/seed3"
     assert tags.get("git_commit") == record["git_commit"]
-    assert values(params, run, "loss") == [(1, 1.0), (2, 1 / 2), (3, 1 / 3), (4, 1 / 4)]
-    assert values(params, run, "val_top1") == [(2, 52.0), (4, 54.0)]
-    assert values(params, run, "test_top1") == [(0, 91.5)]
+    assert view.values(run, "loss") == [(1, 1.0), (2, 1 / 2), (3, 1 / 3), (4, 1 / 4)]
+    assert view.values(run, "val_top1") == [(2, 52.0), (4, 54.0)]
+    assert view.values(run, "test_top1") == [(0, 91.5)]
     assert run.data.metrics["val_nll"] == 0.25
     names = {"run.json", "history.csv", "metrics.json", "evaluation.json", "model.safetensors"}
-    assert artifacts(params, run) == names
+    assert view.artifacts(run) == names
     folder = Path("mlartifacts", "iakd-toy", run.info.run_id, "artifacts")
     assert run.info.artifact_uri == folder.resolve().as_uri()
     assert (folder / "model.safetensors").read_bytes() == b"weights"
 
 
-def test_nothing_is_sent_twice(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
-    trees.complete(trees.student())
-    trees.killed(trees.teacher(), 3)
+def test_nothing_is_sent_twice(params: Params, view: MlflowView, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_runs.train(fake_runs.student())
+    fake_runs.kill(fake_runs.teacher(), 3)
     sync(params)
     for name in ("create", "upload", "set_status"):
-        monkeypatch.setattr(RunStore, name, lambda *_: pytest.fail("there is nothing to do"))
+        monkeypatch.setattr(RunStore, name, lambda *_: pytest.fail("nothing should be sent"))
     assert sync(params).endswith("2 runs, 0 new")
-    assert values(params, shown(params)["teacher-key"], "loss") == [(1, 1.0), (2, 1 / 2), (3, 1 / 3)]
+    assert view.values(view.runs()["teacher-key"], "loss") == [(1, 1.0), (2, 1 / 2), (3, 1 / 3)]
 
 
-def test_a_run_that_is_killed_and_resumed_stays_one_run(params: Params, mirror: Callable[[], None]) -> None:
-    with trees.student().open() as run:
+def test_a_run_that_is_killed_and_resumed_stays_one_run(
+    params: Params, view: MlflowView, mirror: Callable[[], None]
+) -> None:
+    with fake_runs.student().open() as run:
         mirror()
-        assert only(params).info.status == "RUNNING"
-        trees.show(run, 6)
+        assert view.only_run().info.status == "RUNNING"
+        fake_runs.write_history(run, 6)
         mirror()
-        assert values(params, only(params), "loss")[-1] == (6, 1 / 6)
+        assert view.values(view.only_run(), "loss")[-1] == (6, 1 / 6)
     mirror()
-    assert only(params).info.status == "KILLED"
-    with trees.student().open() as run:
-        trees.show(run, 4)  # its last checkpoint was older than what was shown
+    assert view.only_run().info.status == "KILLED"
+    with fake_runs.student().open() as run:
+        fake_runs.write_history(run, 4)  # its last checkpoint is older than what was shown
         mirror()
-        assert only(params).info.status == "RUNNING"
-        trees.show(run, 7)
+        assert view.only_run().info.status == "RUNNING"
+        fake_runs.write_history(run, 7)
         mirror()
-        run.finish(trees.rows(8), trees.metrics(8))
+        run.finish(fake_runs.history(8), fake_runs.metrics(8))
         mirror()
     mirror()
-    assert only(params).info.status == "FINISHED"
+    assert view.only_run().info.status == "FINISHED"
     for metric in ("loss", "seconds", "p_drawn_0"):
-        assert [step for step, _ in values(params, only(params), metric)] == list(range(1, 9))
+        assert [step for step, _ in view.values(view.only_run(), metric)] == list(range(1, 9))
 
 
-def test_the_same_across_processes(params: Params) -> None:
-    trees.killed(trees.student(), 6)
+def test_the_same_across_processes(params: Params, view: MlflowView) -> None:
+    fake_runs.kill(fake_runs.student(), 6)
     sync(params)
-    with trees.student().open() as run:
-        trees.show(run, 4)
+    with fake_runs.student().open() as run:
+        fake_runs.write_history(run, 4)
         sync(params)
-    trees.complete(trees.student(), epochs=8)
+    fake_runs.train(fake_runs.student(), epochs=8)
     sync(params)
-    assert only(params).info.status == "FINISHED"
-    assert [step for step, _ in values(params, only(params), "loss")] == list(range(1, 9))
+    assert view.only_run().info.status == "FINISHED"
+    assert [step for step, _ in view.values(view.only_run(), "loss")] == list(range(1, 9))
 
 
-def test_two_that_mirror_in_turns_agree(params: Params, mirror: Callable[[], None]) -> None:
-    with trees.student().open() as run:
+def test_two_processes_that_mirror_in_turns_agree(params: Params, view: MlflowView, mirror: Callable[[], None]) -> None:
+    with fake_runs.student().open() as run:
         for epochs in range(1, 7):
-            trees.show(run, epochs)
+            fake_runs.write_history(run, epochs)
             if epochs % 2:
                 mirror()
             else:
                 sync(params)
-        run.finish(trees.rows(7), {})
+        run.finish(fake_runs.history(7), {})
         mirror()
-    trees.complete(trees.teacher())
+    fake_runs.train(fake_runs.teacher())
     sync(params)
     mirror()
-    assert set(shown(params)) == {"teacher-key", trees.student().key}
-    assert [step for step, _ in values(params, shown(params)[trees.student().key], "loss")] == list(range(1, 8))
+    assert set(view.runs()) == {"teacher-key", fake_runs.student().key}
+    assert [step for step, _ in view.values(view.runs()[fake_runs.student().key], "loss")] == list(range(1, 8))
 
 
-def test_failures_are_told_apart(params: Params) -> None:
-    with pytest.raises(RunFailed), trees.student(0).open():
+def test_failed_and_interrupted_runs_are_distinguished(params: Params, view: MlflowView) -> None:
+    with pytest.raises(RunFailed), fake_runs.student(0).open():
         raise RunFailed("the loss is no longer finite")
-    with pytest.raises(KeyboardInterrupt), trees.student(1).open():
+    with pytest.raises(KeyboardInterrupt), fake_runs.student(1).open():
         raise KeyboardInterrupt("SIGTERM")
     sync(params)
-    assert {run.data.tags["iakd.seed"]: run.info.status for run in shown(params).values()} == {
+    assert {run.data.tags["iakd.seed"]: run.info.status for run in view.runs().values()} == {
         "0": "FAILED",
         "1": "KILLED",
     }
 
 
-def test_another_run_in_the_same_folder_is_another_run(params: Params, mirror: Callable[[], None]) -> None:
-    with trees.student(key="old").open():
+def test_another_run_in_the_same_folder_is_another_run(
+    params: Params, view: MlflowView, mirror: Callable[[], None]
+) -> None:
+    with fake_runs.student(key="old").open():
         mirror()
-    with trees.student(key="new").open() as run:
+    with fake_runs.student(key="new").open() as run:
         mirror()
-        assert {key: run.info.status for key, run in shown(params).items()} == {
+        assert {key: run.info.status for key, run in view.runs().items()} == {
             "old": "KILLED",
             "new": "RUNNING",
         }
-        run.finish(trees.rows(1), {})
+        run.finish(fake_runs.history(1), {})
         mirror()
-    trees.complete(trees.student(key="newer"))
+    fake_runs.train(fake_runs.student(key="newer"))
     mirror()
-    assert {key: run.info.status for key, run in shown(params).items()} == {
+    assert {key: run.info.status for key, run in view.runs().items()} == {
         "old": "KILLED",
         "new": "FINISHED",
         "newer": "FINISHED",
     }
 
 
-def test_a_run_whose_files_vanish_does_not_run_for_ever(params: Params, mirror: Callable[[], None]) -> None:
-    with trees.student().open():
+def test_a_run_whose_files_vanish_does_not_stay_running(
+    params: Params, view: MlflowView, mirror: Callable[[], None]
+) -> None:
+    with fake_runs.student().open():
         mirror()
         shutil.rmtree(STATE / "toy")
         mirror()
-    assert only(params).info.status == "KILLED"
+    assert view.only_run().info.status == "KILLED"
 
 
-def test_an_evaluation_may_come_later_and_change(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
-    trees.complete(trees.student())
+def test_an_evaluation_may_be_added_later_and_change(
+    params: Params, view: MlflowView, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_runs.train(fake_runs.student())
     sync(params)
-    assert "test_top1" not in only(params).data.metrics
+    assert "test_top1" not in view.only_run().data.metrics
     uploaded: list[str] = []
     upload = RunStore.upload
     monkeypatch.setattr(RunStore, "upload", lambda self, *a: (uploaded.append(a[1].name), upload(self, *a))[1])
     for top1 in (91.5, 90.0):
         time.sleep(0.01)
-        trees.evaluated(trees.student(), top1)
+        fake_runs.evaluate(fake_runs.student(), top1)
         sync(params)
-        assert only(params).data.metrics["test_top1"] == top1
-    trees.complete(trees.student(), epochs=6)  # trained once more, and longer than was shown
+        assert view.only_run().data.metrics["test_top1"] == top1
+    fake_runs.train(fake_runs.student(), epochs=6)  # trained again, for more epochs than were shown
     sync(params)
-    assert [step for step, _ in values(params, only(params), "loss")] == [1, 2, 3, 4, 5, 6]
+    assert [step for step, _ in view.values(view.only_run(), "loss")] == [1, 2, 3, 4, 5, 6]
     assert uploaded[:2] == ["evaluation.json"] * 2
 
 
-def test_trials_are_children_of_their_study(params: Params, mirror: Callable[[], None]) -> None:
-    with trees.study().open() as study:
-        with trees.trial(0).open():
+def test_trials_are_children_of_their_study(params: Params, view: MlflowView, mirror: Callable[[], None]) -> None:
+    with fake_runs.study().open() as study:
+        with fake_runs.trial(0).open():
             mirror()
-            assert shown(params)["study-key"].info.status == "RUNNING"
-        trees.complete(trees.trial(0), state="complete")
-        trees.complete(trees.trial(1), state="pruned")
-        trees.complete(trees.trial(2), state="failed")
+            assert view.runs()["study-key"].info.status == "RUNNING"
+        fake_runs.train(fake_runs.trial(0), state="complete")
+        fake_runs.train(fake_runs.trial(1), state="pruned")
+        fake_runs.train(fake_runs.trial(2), state="failed")
         mirror()
         folder = study.finish([], {"best": 1})
     files.write_text(folder / "trials.csv", "number\n")
@@ -230,53 +208,55 @@ def test_trials_are_children_of_their_study(params: Params, mirror: Callable[[],
     files.write_bytes(folder / "study.journal", b"{}")
     files.write_bytes(folder / "figures" / "history.svg", b"<svg/>")
     mirror()
-    runs = shown(params)
+    runs = view.runs()
     parent = runs["study-key"]
     children = [runs[f"trial-key-{number}"] for number in range(3)]
     assert {child.data.tags["mlflow.parentRunId"] for child in children} == {parent.info.run_id}
     assert [child.info.status for child in children] == ["FINISHED", "FINISHED", "FAILED"]
     assert [child.data.tags["iakd.state"] for child in children] == ["complete", "pruned", "failed"]
     assert parent.info.status == "FINISHED"
-    assert {"schedule.yaml", "trials.csv", "study.journal", "figures"} <= artifacts(params, parent)
-    assert artifacts(params, parent, "figures") == {"figures/history.svg"}
+    assert {"schedule.yaml", "trials.csv", "study.journal", "figures"} <= view.artifacts(parent)
+    assert view.artifacts(parent, "figures") == {"figures/history.svg"}
 
 
-def test_a_study_that_goes_on_is_running_again(params: Params, mirror: Callable[[], None]) -> None:
-    trees.complete(trees.study())
+def test_a_resumed_study_is_running_again(params: Params, view: MlflowView, mirror: Callable[[], None]) -> None:
+    fake_runs.train(fake_runs.study())
     mirror()
-    with trees.study().open():
+    with fake_runs.study().open():
         mirror()
-        assert only(params).info.status == "RUNNING"
-        trees.complete(trees.trial(0))
+        assert view.only_run().info.status == "RUNNING"
+        fake_runs.train(fake_runs.trial(0))
         mirror()
-    mirror()  # killed: what it had finished before still stands
-    assert shown(params)["study-key"].info.status == "FINISHED"
+    mirror()  # killed: its earlier results remain
+    assert view.runs()["study-key"].info.status == "FINISHED"
 
 
-def test_the_report_is_a_run_with_its_figures(params: Params) -> None:
+def test_the_report_is_a_run_with_its_figures(params: Params, view: MlflowView) -> None:
     files.write_text(RESULTS / "toy" / "report" / "report.html", "<html>")
     files.write_bytes(RESULTS / "toy" / "report" / "figures" / "gain.svg", b"<svg/>")
     sync(params)
-    run = shown(params)["report:toy"]
+    run = view.runs()["report:toy"]
     assert (run.info.run_name, run.info.status) == ("report", "FINISHED")
-    assert artifacts(params, run) == {"report.html", "figures"}
+    assert view.artifacts(run) == {"report.html", "figures"}
     files.write_bytes(RESULTS / "toy" / "report" / "figures" / "curves.svg", b"<svg/>")
     sync(params)
-    assert artifacts(params, only(params), "figures") == {"figures/gain.svg", "figures/curves.svg"}
+    assert view.artifacts(view.only_run(), "figures") == {"figures/gain.svg", "figures/curves.svg"}
 
 
 def test_damaged_files_cost_only_their_own_run(params: Params, caplog: pytest.LogCaptureFixture) -> None:
-    path = trees.complete(trees.teacher()) / "run.json"
+    path = fake_runs.train(fake_runs.teacher()) / "run.json"
     path.write_text("{")
-    trees.complete(trees.student())
+    fake_runs.train(fake_runs.student())
     with caplog.at_level(logging.WARNING):
-        assert sync(params).endswith("1 runs, 1 new, 1 left out because files are damaged")
+        assert sync(params).endswith("1 run, 1 new, 1 skipped because of damaged files")
     assert [record.message for record in caplog.records if str(path) in record.message]
 
 
-def test_a_process_that_dies_half_way_leaves_nothing_double(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
-    trees.complete(trees.student(0), epochs=4)
-    trees.complete(trees.student(1), epochs=4)
+def test_a_process_that_dies_half_way_leaves_no_duplicates(
+    params: Params, view: MlflowView, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_runs.train(fake_runs.student(0), epochs=4)
+    fake_runs.train(fake_runs.student(1), epochs=4)
 
     def die(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -286,15 +266,17 @@ def test_a_process_that_dies_half_way_leaves_nothing_double(params: Params, monk
             patch.setattr(RunStore, step, die)
             sync(params)
     sync(params)
-    assert len(shown(params)) == 2
-    for run in shown(params).values():
-        assert [step for step, _ in values(params, run, "loss")] == [1, 2, 3, 4]
-        assert len(artifacts(params, run)) == 4
+    assert len(view.runs()) == 2
+    for run in view.runs().values():
+        assert [step for step, _ in view.values(run, "loss")] == [1, 2, 3, 4]
+        assert len(view.artifacts(run)) == 4
 
 
-def test_a_run_that_mlflow_refuses_keeps_no_other_back(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_mlflow_refuses_does_not_hold_up_the_others(
+    params: Params, view: MlflowView, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for seed in range(3):
-        trees.complete(trees.student(seed))
+        fake_runs.train(fake_runs.student(seed))
     log = RunStore.log
 
     def refuse(self: RunStore, known: Any, *rest: Any) -> None:
@@ -309,11 +291,11 @@ def test_a_run_that_mlflow_refuses_keeps_no_other_back(params: Params, monkeypat
         patch.setattr(RunStore, "log", refuse)
         sync(params)
     assert sync(params).endswith("3 runs, 0 new")
-    assert [run.info.status for run in shown(params).values()] == ["FINISHED"] * 3
+    assert [run.info.status for run in view.runs().values()] == ["FINISHED"] * 3
 
 
 def test_an_outage_in_the_middle_loses_nothing(
-    params: Params, mirror: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+    params: Params, view: MlflowView, mirror: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def down(*_: Any) -> None:
         raise RunFailed("the server does not answer")
@@ -321,26 +303,26 @@ def test_an_outage_in_the_middle_loses_nothing(
     def refused(*_: Any) -> None:
         raise ConnectionRefusedError
 
-    with trees.student().open() as run:
-        trees.show(run, 2)
+    with fake_runs.student().open() as run:
+        fake_runs.write_history(run, 2)
         mirror()
-        trees.show(run, 5)
+        fake_runs.write_history(run, 5)
         with monkeypatch.context() as patch, pytest.raises(RunFailed, match="does not answer"):
             patch.setattr(RunStore, "log", refused)
-            patch.setattr(Place, "check", down)
+            patch.setattr(MlflowAddress, "check_reachable", down)
             mirror()
-        trees.show(run, 7)
+        fake_runs.write_history(run, 7)
         mirror()
-    assert [step for step, _ in values(params, only(params), "loss")] == list(range(1, 8))
+    assert [step for step, _ in view.values(view.only_run(), "loss")] == list(range(1, 8))
 
 
-def test_a_request_that_was_repeated_leaves_one_run(params: Params) -> None:
-    trees.complete(trees.student())
+def test_a_request_that_was_repeated_leaves_one_run(params: Params, view: MlflowView) -> None:
+    fake_runs.train(fake_runs.student())
     sync(params)
-    run = only(params)
-    client(params).create_run(run.info.experiment_id, tags={"iakd.key": run.data.tags["iakd.key"]})
+    run = view.only_run()
+    view.client.create_run(run.info.experiment_id, tags={"iakd.key": run.data.tags["iakd.key"]})
     sync(params)
-    assert only(params).info.run_id == run.info.run_id
+    assert view.only_run().info.run_id == run.info.run_id
 
 
 def test_other_trees_and_data_sets_in_one_experiment_are_left_alone(
@@ -348,45 +330,47 @@ def test_other_trees_and_data_sets_in_one_experiment_are_left_alone(
 ) -> None:
     toy = settings(uri=params.tracking.uri, experiment="shared")
     other = settings("other", uri=params.tracking.uri, experiment="shared")
-    with trees.student().open(), trees.student(dataset="other").open():
+    with fake_runs.student().open(), fake_runs.student(dataset="other").open():
         sync(toy)
         sync(other)
-        shutil.move(STATE / "tracking" / "tree", "tree")  # as if it were another one's
+        shutil.move(STATE / "tracking" / "tree", "tree")  # as if it were another tree
         shutil.move(STATE / "toy", "toy")
         sync(toy)
-        assert {run.info.status for run in shown(toy).values()} == {"RUNNING"}
+        assert {run.info.status for run in MlflowView(toy).runs().values()} == {"RUNNING"}
         shutil.move("tree", STATE / "tracking" / "tree")
         sync(other)
-        assert {run.info.status for run in shown(toy).values()} == {"RUNNING"}
+        assert {run.info.status for run in MlflowView(toy).runs().values()} == {"RUNNING"}
         sync(toy)
-    assert {run.data.tags["iakd.dataset"]: run.info.status for run in shown(toy).values()} == {
+    assert {run.data.tags["iakd.dataset"]: run.info.status for run in MlflowView(toy).runs().values()} == {
         "toy": "KILLED",
         "other": "RUNNING",
     }
 
 
-def test_the_environment_goes_before_the_settings(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
-    trees.complete(trees.student())
+def test_the_environment_takes_precedence_over_the_settings(
+    params: Params, view: MlflowView, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_runs.train(fake_runs.student())
     monkeypatch.setenv("MLFLOW_TRACKING_URI", params.tracking.uri)
     elsewhere = params.model_copy(update={"tracking": params.tracking.model_copy(update={"uri": "sqlite:///no.db"})})
     sync(elsewhere)
-    assert only(params).info.status == "FINISHED"
+    assert view.only_run().info.status == "FINISHED"
     assert not Path("no.db").exists()
 
 
-def test_a_deleted_experiment_is_the_users_to_restore(params: Params) -> None:
+def test_a_deleted_experiment_is_left_to_the_user_to_restore(params: Params, view: MlflowView) -> None:
     sync(params)
-    mlflow = client(params)
+    mlflow = view.client
     mlflow.delete_experiment(mlflow.get_experiment_by_name("iakd-toy").experiment_id)
     with pytest.raises(UserError, match=r"iakd-toy is deleted; .*restore"):
         sync(params)
 
 
 def test_a_locked_database_fails_soon_and_loses_nothing(params: Params) -> None:
-    trees.complete(trees.student())
+    fake_runs.train(fake_runs.student())
     sync(params)
-    trees.complete(trees.teacher())
-    database = place_of(params).database  # type: ignore[union-attr]
+    fake_runs.train(fake_runs.teacher())
+    database = tracking_address(params).database  # type: ignore[union-attr]
     assert database
     blocker = sqlite3.connect(database, isolation_level=None)
     blocker.execute("BEGIN EXCLUSIVE")
@@ -398,34 +382,36 @@ def test_a_locked_database_fails_soon_and_loses_nothing(params: Params) -> None:
     assert sync(params).endswith("2 runs, 1 new")
 
 
-def test_a_file_that_is_no_database_is_said_so(tree: Path, settings: Callable[..., Params]) -> None:
+def test_a_file_that_is_not_a_database_is_an_error_in_one_line(tree: Path, settings: Callable[..., Params]) -> None:
     Path("mlflow.db").write_text("no database at all" * 100)
     with pytest.raises(RunFailed, match="not a database"):
         sync(settings())
 
 
-def test_many_settings_and_epochs_fit(params: Params) -> None:
-    run = trees.student()
+def test_many_settings_and_epochs_fit(params: Params, view: MlflowView) -> None:
+    run = fake_runs.student()
     run.params = {f"p{number}": number for number in range(250)}
     with run.open():
-        run.finish(trees.rows(500), {})
+        run.finish(fake_runs.history(500), {})
     sync(params)
-    assert len(only(params).data.params) == 250
-    assert [step for step, _ in values(params, only(params), "loss")] == list(range(1, 501))
+    assert len(view.only_run().data.params) == 250
+    assert [step for step, _ in view.values(view.only_run(), "loss")] == list(range(1, 501))
 
 
-def test_a_database_that_was_replaced_is_noticed(params: Params, migrated: Path, mirror: Callable[[], None]) -> None:
-    trees.complete(trees.student())
+def test_a_database_that_was_replaced_is_noticed(
+    params: Params, empty_database: Path, mirror: Callable[[], None]
+) -> None:
+    fake_runs.train(fake_runs.student())
     mirror()
     Path("mlflow.db").unlink()
-    trees.complete(trees.teacher())
-    with pytest.raises(Replaced):
+    fake_runs.train(fake_runs.teacher())
+    with pytest.raises(DatabaseReplaced):
         mirror()
-    shutil.copy(migrated, "mlflow.db")
-    with pytest.raises(Replaced):
+    shutil.copy(empty_database, "mlflow.db")
+    with pytest.raises(DatabaseReplaced):
         mirror()
 
 
 def test_passwords_are_not_shown() -> None:
-    place = Place("postgresql+psycopg://me:secret@db:5432/mlflow", "e", "d", "a")
-    assert place.shown == "postgresql+psycopg://me:…@db:5432/mlflow"
+    address = MlflowAddress("postgresql+psycopg://me:secret@db:5432/mlflow", "e", "d", "a")
+    assert address.display == "postgresql+psycopg://me:…@db:5432/mlflow"

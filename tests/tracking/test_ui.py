@@ -1,4 +1,4 @@
-"""MLflow's pages over the right store."""
+"""MLflow's pages on the right database."""
 
 import os
 import socket
@@ -12,16 +12,16 @@ import pytest
 from iakd.config import Params
 from iakd.errors import UserError
 from iakd.tracking import ui
-from iakd.tracking.place import Place, place_of
+from iakd.tracking.address import MlflowAddress, tracking_address
 
 
 @pytest.fixture(autouse=True)
-def shown_already(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ui, "finish", lambda _: None)
-    monkeypatch.setattr(Place, "note", lambda _: {"experiment_id": "7"})
+def up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ui, "wait_for_follower", lambda _: None)
+    monkeypatch.setattr(MlflowAddress, "last_note", lambda _: {"experiment_id": "7"})
 
 
-def test_the_server_gets_the_store_of_the_settings(
+def test_the_server_gets_the_database_of_the_settings(
     tree: Path, settings: Callable[..., Params], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commands: list[list[str]] = []
@@ -49,8 +49,8 @@ def test_the_address_is_announced_once_the_server_answers(
 
     answers: list[Any] = [ConnectionRefusedError(), Answer()]
 
-    def ask(address: str, timeout: float) -> Any:
-        assert address == "http://here/health"
+    def ask(url: str, timeout: float) -> Any:
+        assert url == "http://here/health"
         answer = answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
@@ -59,24 +59,24 @@ def test_the_address_is_announced_once_the_server_answers(
     monkeypatch.setattr(ui.urllib.request, "urlopen", ask)
     monkeypatch.setattr(os, "_exit", sys.exit)
     with pytest.raises(SystemExit):
-        ui._announce(os.getppid(), "http://here", "/#/page")
+        ui.announce(os.getppid(), "http://here", "/#/page")
     assert "http://here/#/page" in capsys.readouterr().out
     assert not answers
 
 
-def test_a_servers_own_page_is_named(
+def test_the_page_of_a_server_is_printed(
     tree: Path, settings: Callable[..., Params], capsys: pytest.CaptureFixture[str]
 ) -> None:
     ui.serve(settings(uri="http://me:secret@tracking:80/"), 5000)
     assert capsys.readouterr().out == "http://me:…@tracking:80/#/experiments/7/runs?compareRunsMode=CHART\n"
 
 
-def test_a_taken_port_is_said_so(tree: Path, settings: Callable[..., Params]) -> None:
+def test_a_taken_port_is_named(tree: Path, settings: Callable[..., Params]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UserError, match=r"in use.*--port"):
         ui.serve(settings(), taken.getsockname()[1])
 
 
 def test_tracking_that_is_off_has_nothing_to_show(tree: Path, settings: Callable[..., Params]) -> None:
-    assert place_of(settings(enabled=False)) is None
+    assert tracking_address(settings(enabled=False)) is None
     with pytest.raises(UserError, match="enabled: false"):
         ui.serve(settings(enabled=False), 5000)

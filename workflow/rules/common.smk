@@ -17,7 +17,7 @@ from iakd.files import digest
 from iakd.experiment.jobs import RESULTS, STATE
 from iakd.experiment.provenance import source_sha
 from iakd.experiment.run_dir import HISTORY, METRICS, MODEL, RUN
-from iakd.tracking import launch as tracking
+from iakd.tracking.follower import wait_for_follower
 from iakd.tuning.results import SCHEDULE, TRIALS
 
 try:
@@ -131,7 +131,7 @@ def finish(succeeded):
     reported = any(job.rule.name == "report" for job in workflow.dag.jobs)
     if workflow.touch or (succeeded and not reported):  # a link of the chain: whoever goes on finishes this, too
         return
-    tracking.finish(EXPERIMENT.params)
+    wait_for_follower(EXPERIMENT.params)
     failed = getattr(workflow.scheduler, "failed", ())
     lines = [f"The report: {REPORT}"] if succeeded else sorted(engine.last_line(job.log) for job in failed)
     atexit.register(print, *lines, sep="\n", file=sys.stderr)  # after Snakemake's own last lines

@@ -22,6 +22,7 @@ from iakd.experiment.provenance import provenance
 Row = dict[str, float | int | None]
 SECONDS_BETWEEN_LOGS = 1.0
 LOCK, RUN, HISTORY, METRICS, MODEL = "lock", "run.json", "history.csv", "metrics.json", "model.safetensors"
+EVALUATION = "evaluation.json"
 
 
 def now() -> str:

@@ -113,9 +113,9 @@ def _locate(experiment: Experiment, job: TeacherJob, folder: Path) -> Path:
     """The checkpoint as a file, downloaded where need be: into `folder`, or where torchvision's are kept."""
     name = job.network.checkpoint or ""
     if name.startswith(REGISTRY):
-        from iakd.tracking.registry import download
+        from iakd.tracking.mlflow_client import download_weights
 
-        return download(name, experiment.params, folder)
+        return download_weights(name, experiment.params, folder)
     if name.startswith(TORCHVISION):
         url = weights_address(job.network.arch, name.removeprefix(TORCHVISION))
         published = re.search(r"-([0-9a-f]{8,})\.\w+$", url)  # SHA-256 in the file's name

@@ -1,5 +1,13 @@
-"""MLflow as a view of the results: trainings write files and wait for nobody, another process shows them.
+"""MLflow as a view of the results: trainings only write files, and a separate process mirrors them.
 
-`launch` starts that process, the follower (`follow`), one per results tree and experiment; `sync` does the
-same once. Only `store` imports mlflow.
+How a mirrored run travels, one module per step:
+
+1. `experiment.run_dir`: a training writes run.json, history.csv, … below .state/ and, at its end, below results/.
+2. `scan` lists these files for every run, with time and size, so that unchanged runs cost nothing.
+3. `content` turns one run's files into names, tags, parameters, metrics and artifacts.
+4. `mirror` compares that with what MLflow has and sends the difference; `sync` does it once.
+5. `mlflow_client` talks to MLflow. It is the only module that imports `mlflow`.
+6. `follower` repeats 2 to 5 in a background process, one per experiment, while anything is training.
+
+`address` says which MLflow that is, and `ui` opens its pages.
 """

@@ -1,4 +1,4 @@
-"""What MLflow is told about a run: names, tags, parameters and metrics, made from the run's files alone."""
+"""Step 3 of mirroring: read one run's files as MLflow shall show them (name, tags, parameters, metrics, artifacts)."""
 
 import json
 import re
@@ -10,18 +10,18 @@ from typing import Any
 from iakd import files
 from iakd.errors import UserError
 from iakd.experiment.jobs import RESULTS
-from iakd.experiment.run_dir import HISTORY, METRICS, MODEL, RUN, Row, read_history
-from iakd.tracking.scan import EVALUATION, FIGURES, REPORT, Found
+from iakd.experiment.run_dir import EVALUATION, HISTORY, METRICS, MODEL, RUN, Row, read_history
+from iakd.tracking.scan import FIGURES, REPORT, RunFiles
 
-VALUE = 500  # characters of a parameter that every MLflow server takes
+MAX_PARAMETER_LENGTH = 500  # characters, which every MLflow server accepts
 RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"  # MLflow's words
-ONCE = 0  # the step of a number that a run has only one of: MLflow draws these as bars, others as curves
-CLOCKS = 50  # ms by which a file's time may lag behind the clock
+NO_STEP = 0  # step of a number that a run has only one of: MLflow draws these as bars, others as curves
+CLOCK_SKEW = 50  # ms by which a file's time may lag behind the clock
 HINT = "train it again"
 
 
 @dataclass(frozen=True)
-class Point:
+class MetricValue:
     """One value of a metric; `timestamp` in ms since 1970."""
 
     name: str
@@ -31,7 +31,7 @@ class Point:
 
 
 @dataclass
-class Content:
+class RunContent:
     """A run as MLflow shall show it; times in ms since 1970."""
 
     key: str
@@ -42,9 +42,9 @@ class Content:
     ended: int | None = None
     tags: dict[str, str] = field(default_factory=dict)
     params: dict[str, str] = field(default_factory=dict)
-    rows: list[Point] = field(default_factory=list)  # per epoch
-    results: dict[str, list[Point]] = field(default_factory=dict)  # by the file that they come from
-    artifacts: dict[str, str] = field(default_factory=dict)  # name in the run's folder -> digest of its content
+    history: list[MetricValue] = field(default_factory=list)  # per epoch
+    results: dict[str, list[MetricValue]] = field(default_factory=dict)  # by the name of their file
+    artifacts: dict[str, str] = field(default_factory=dict)  # name in the run's folder -> digest of the file
 
     @property
     def parent(self) -> str | None:
@@ -53,46 +53,48 @@ class Content:
         return study if separator else None
 
 
-def read(found: Found) -> Content:
-    """Read a run's files. Raises UserError where one is damaged, OSError where they change meanwhile."""
-    if found.report:
-        return _report(found)
-    content = _run(found)
-    if (found.folder / RUN).stat().st_mtime_ns != found.stamps[0][1]:  # goes first when another run takes the folder
-        raise FileNotFoundError(f"{found.folder} changed while it was read")
+def read_content(run: RunFiles) -> RunContent:
+    """Read a run's files. Raises UserError if one is damaged, OSError if they change meanwhile."""
+    if run.is_report:
+        return _report_content(run)
+    content = _run_content(run)
+    # run.json is the first file to be replaced when another run takes over the folder
+    if (run.folder / RUN).stat().st_mtime_ns != run.stamps[0][1]:
+        raise FileNotFoundError(f"{run.folder} changed while it was read")
     return content
 
 
-def _run(found: Found) -> Content:
-    record = _object(found.folder / RUN)
+def _run_content(run: RunFiles) -> RunContent:
+    record = _read_object(run.folder / RUN)
     try:
-        content = Content(
+        content = RunContent(
             key=str(record["key"]),
-            name=_name(record, found.path),
-            path=found.path,
-            status=_live_status(found, record) if found.live else FINISHED,
+            name=_name(record, run.path),
+            path=run.path,
+            status=_live_status(run, record) if run.live else FINISHED,
             started=milliseconds(record["started"]),
-            tags=_tags(record, found.path),
-            params=flat(record.get("params", {})),
+            tags=_tags(record, run.path),
+            params=flat_params(record.get("params", {})),
         )
-        if not found.live:
+        if not run.live:
             content.ended = milliseconds(record["finished"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{found.folder / RUN} is damaged ({type(error).__name__}: {error}): {HINT}") from None
-    times = {name: nanoseconds // 10**6 for name, nanoseconds, _ in found.stamps}
+        raise UserError(f"{run.folder / RUN} is damaged ({type(error).__name__}: {error}): {HINT}") from None
+    times = run.times()
     if content.status in (KILLED, FAILED):
         content.ended = max(times.values())
-    stale = found.live and times.get(HISTORY, 0) + CLOCKS < content.started  # of an earlier run in this folder
-    if HISTORY in times and not stale:
-        rows = _history(found.folder / HISTORY)
-        content.rows = _row_points(rows, content.started, content.ended or times[HISTORY])
-    if not found.live:
-        _add_results(content, found, times)
-        content.artifacts = _artifacts(found, {MODEL: record.get("model_sha256")})
+    # a live folder may still hold the history of an earlier run
+    outdated = run.live and times.get(HISTORY, 0) + CLOCK_SKEW < content.started
+    if HISTORY in times and not outdated:
+        rows = _read_history(run.folder / HISTORY)
+        content.history = _history_values(rows, content.started, content.ended or times[HISTORY])
+    if not run.live:
+        _add_results(content, run, times)
+        content.artifacts = _artifacts(run, {MODEL: record.get("model_sha256")})
     return content
 
 
-def _history(path: Path) -> list[Row]:
+def _read_history(path: Path) -> list[Row]:
     path.stat()
     try:
         return read_history(path)
@@ -100,8 +102,8 @@ def _history(path: Path) -> list[Row]:
         raise UserError(f"{path} is damaged ({error}): {HINT}") from None
 
 
-def _live_status(found: Found, record: dict[str, Any]) -> str:
-    if found.held:
+def _live_status(run: RunFiles, record: dict[str, Any]) -> str:
+    if run.locked:
         return RUNNING
     error = record.get("error")
     return FAILED if error and not str(error).startswith("KeyboardInterrupt") else KILLED
@@ -112,14 +114,14 @@ def _name(record: dict[str, Any], path: str) -> str:
         case "trial":
             return f"trial {record.get('trial', path.rpartition('/')[2])}"
         case "tune":
-            return f"study {_pair(record) or path.rpartition('/')[2]}"
+            return f"study {_pair_name(record) or path.rpartition('/')[2]}"
         case "teach":
             return f"{record.get('teacher')} seed {record['seed']}"
         case _:
             return f"{record.get('method') or path} seed {record['seed']}"
 
 
-def _pair(record: dict[str, Any]) -> str | None:
+def _pair_name(record: dict[str, Any]) -> str | None:
     teacher, student = record.get("teacher"), record.get("student")
     return f"{teacher}-{student}" if teacher and student else None
 
@@ -131,7 +133,7 @@ def _tags(record: dict[str, Any], path: str) -> dict[str, str]:
         **{f"iakd.{name}": value for name, value in about.items()},
         "iakd.key": record["key"],
         "iakd.path": path,
-        "iakd.pair": _pair(record),
+        "iakd.pair": _pair_name(record),
         "iakd.data_sha256": record.get("data_sha256"),
         "iakd.git_commit": commit,
         "iakd.device": record.get("device"),
@@ -144,122 +146,123 @@ def _tags(record: dict[str, Any], path: str) -> dict[str, str]:
 
 def _description(record: dict[str, Any], path: str) -> str:
     student, teacher, method = record.get("student"), record.get("teacher"), record.get("method")
-    what = {
+    subject = {
         "teach": f"Teacher {teacher}",
         "tune": f"Search for the swap-probability schedule of {teacher} → {student}",
-        "trial": f"Trial of a schedule for {teacher} → {student}",
-    }.get(record["stage"], f"Student {student} of teacher {teacher}, trained by {method}")
-    return f"{what}, on {record.get('dataset')}. Files: `{RESULTS / path}/`"
+        "trial": f"Trial of a swap-probability schedule for {teacher} → {student}",
+    }.get(record["stage"], f"Student {student} of teacher {teacher}, trained with {method}")
+    return f"{subject}, on {record.get('dataset')}. Files: `{RESULTS / path}/`"
 
 
-def _row_points(rows: list[Row], started: int, latest: int) -> list[Point]:
-    """The measured values of each epoch; `step` is the epoch, the time grows with the epochs' seconds."""
-    points, elapsed = [], 0.0
+def _history_values(rows: list[Row], started: int, latest: int) -> list[MetricValue]:
+    """Return the measured values of each epoch; `step` is the epoch, the time follows the epochs' seconds."""
+    values, elapsed = [], 0.0
     for position, row in enumerate(rows, 1):
         elapsed += row.get("seconds") or 0.0
         step = int(row.get("epoch") or position)
         time = max(started, min(started + round(1000 * elapsed), latest))
-        points += [
-            Point(legal(name), float(value), time, step)
+        values += [
+            MetricValue(allowed_name(name), float(value), time, step)
             for name, value in row.items()
             if name != "epoch" and value is not None
         ]
-    return points
+    return values
 
 
-def _add_results(content: Content, found: Found, times: dict[str, int]) -> None:
-    """The numbers of metrics.json, where the last epoch did not show them already, and of evaluation.json."""
-    last = max((point.step for point in content.rows), default=0)
-    shown = {point.name: point.value for point in content.rows if point.step == last}
-    curves = {point.name for point in content.rows}
+def _add_results(content: RunContent, run: RunFiles, times: dict[str, int]) -> None:
+    """Add the numbers of evaluation.json, and those of metrics.json that the last epoch did not show already."""
+    last_epoch = max((value.step for value in content.history), default=0)
+    shown = {value.name: value.value for value in content.history if value.step == last_epoch}
+    curves = {value.name for value in content.history}
     if METRICS in times:
-        metrics = _object(found.folder / METRICS)
+        metrics = _read_object(run.folder / METRICS)
         if isinstance(metrics.get("state"), str):
             content.tags["iakd.state"] = metrics["state"]
             if metrics["state"] == "failed":
                 content.status = FAILED
         content.results[METRICS] = [
-            Point(name, value, content.ended or times[METRICS], last if name in curves else ONCE)
-            for name, value in numbers(metrics).items()
+            MetricValue(name, value, content.ended or times[METRICS], last_epoch if name in curves else NO_STEP)
+            for name, value in flat_numbers(metrics).items()
             if shown.get(name) != value
         ]
     if EVALUATION in times:
-        evaluation = _object(found.folder / EVALUATION)
+        evaluation = _read_object(run.folder / EVALUATION)
         evaluation.pop("seed", None)
         content.results[EVALUATION] = [
-            Point(f"test_{name}", value, times[EVALUATION], ONCE) for name, value in numbers(evaluation).items()
+            MetricValue(f"test_{name}", value, times[EVALUATION], NO_STEP)
+            for name, value in flat_numbers(evaluation).items()
         ]
 
 
-def _object(path: Path) -> dict[str, Any]:
-    path.stat()  # a file that is gone is no damage
+def _read_object(path: Path) -> dict[str, Any]:
+    path.stat()  # raises OSError: a missing file is not a damaged one
     value = files.read_json(path, HINT)
     if not isinstance(value, dict):
-        raise UserError(f"{path} is damaged (no names in it): {HINT}")
+        raise UserError(f"{path} is damaged (not a JSON object): {HINT}")
     return value
 
 
-def _artifacts(found: Found, known: dict[str, str | None]) -> dict[str, str]:
-    """A digest of each file, and one for the folder of figures."""
+def _artifacts(run: RunFiles, known: dict[str, str | None]) -> dict[str, str]:
+    """Return a digest of each file, and one for the folder of figures."""
     digests: dict[str, str] = {}
     figures: dict[str, str] = {}
-    for name in found.names():
+    for name in run.names():
         group = figures if name.startswith(f"{FIGURES}/") else digests
-        group[name] = (known.get(name) or files.sha256_file(found.folder / name))[:16]
+        group[name] = (known.get(name) or files.sha256_file(run.folder / name))[:16]
     return {**digests, FIGURES: files.digest(figures)[:16]} if figures else digests
 
 
-def _report(found: Found) -> Content:
-    dataset = found.path.partition("/")[0]
-    times = {name: nanoseconds // 10**6 for name, nanoseconds, _ in found.stamps}
-    return Content(
+def _report_content(report: RunFiles) -> RunContent:
+    dataset = report.path.partition("/")[0]
+    written = report.times()[REPORT]
+    return RunContent(
         key=f"report:{dataset}",
         name="report",
-        path=found.path,
+        path=report.path,
         status=FINISHED,
-        started=times[REPORT],
-        ended=times[REPORT],
+        started=written,
+        ended=written,
         tags={
             "iakd.key": f"report:{dataset}",
-            "iakd.path": found.path,
+            "iakd.path": report.path,
             "iakd.dataset": dataset,
             "iakd.stage": "report",
             "mlflow.source.name": "iakd report",
-            "mlflow.note.content": f"The comparison on {dataset}: open report.html among the artifacts.",
+            "mlflow.note.content": f"Comparison of the methods on {dataset}: open report.html in the artifacts.",
         },
-        artifacts=_artifacts(found, {}),
+        artifacts=_artifacts(report, {}),
     )
 
 
 def milliseconds(time: str) -> int:
-    """An ISO 8601 time as ms since 1970."""
+    """Convert an ISO 8601 time to ms since 1970."""
     return round(datetime.fromisoformat(time).timestamp() * 1000)
 
 
-def legal(name: str) -> str:
-    """`name` with the characters that MLflow refuses replaced."""
+def allowed_name(name: str) -> str:
+    """Replace the characters that MLflow refuses in names."""
     return re.sub(r"[^\w\-. :/]", "_", name)[:250]
 
 
-def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as dotted names and short texts."""
+def flat_params(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Flatten nested settings to dotted names and short texts."""
     result: dict[str, str] = {}
     for name, value in settings.items():
-        dotted = legal(f"{prefix}{name}")
+        dotted = allowed_name(f"{prefix}{name}")
         if isinstance(value, dict) and value:
-            result |= flat(value, f"{dotted}.")
+            result |= flat_params(value, f"{dotted}.")
         else:
-            result[dotted] = (value if isinstance(value, str) else json.dumps(value))[:VALUE]
+            result[dotted] = (value if isinstance(value, str) else json.dumps(value))[:MAX_PARAMETER_LENGTH]
     return result
 
 
-def numbers(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """The numbers among nested values, by dotted name; lists and texts are left to the file."""
+def flat_numbers(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """Return the numbers among nested values by dotted name; lists and texts are ignored."""
     result: dict[str, float] = {}
     for name, value in values.items():
-        dotted = legal(f"{prefix}{name}")
+        dotted = allowed_name(f"{prefix}{name}")
         if isinstance(value, dict):
-            result |= numbers(value, f"{dotted}.")
+            result |= flat_numbers(value, f"{dotted}.")
         elif isinstance(value, int | float) and not isinstance(value, bool):
             result[dotted] = float(value)
     return result

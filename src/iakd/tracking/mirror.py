@@ -1,35 +1,43 @@
-"""Bringing an experiment in MLflow up to what the files say, again and again, at the cost of what changed."""
+"""Step 4 of mirroring: send MLflow whatever the files have and it does not, at the cost of what changed.
 
+`Mirror` is called again and again by the follower; `sync` (`iakd track sync`) calls it once.
+"""
+
+import contextlib
+import fcntl
 import json
 import logging
 import time
 import uuid
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from iakd import files
+from iakd.config import Params
 from iakd.errors import RunFailed, UserError
 from iakd.experiment.jobs import RESULTS
 from iakd.experiment.run_dir import HISTORY, RUN
-from iakd.tracking import locks
-from iakd.tracking.content import FINISHED, KILLED, RUNNING, Content, Point, read
-from iakd.tracking.place import NOTE, Place
-from iakd.tracking.scan import Found, signature
-from iakd.tracking.store import FILES, PARENT, TREE, Known, RunStore, first_line
+from iakd.tracking.address import NOTE, MlflowAddress, tracking_address
+from iakd.tracking.content import FINISHED, KILLED, RUNNING, MetricValue, RunContent, read_content
+from iakd.tracking.mlflow_client import FILES, PARENT, TREE, MlflowRun, RunStore, first_line
+from iakd.tracking.scan import RunFiles, RunLocation, scan, signature
 
 log = logging.getLogger(__name__)
-ATTEMPTS = 3  # at one run, before it is left out until its files change
-MANY = 3  # runs left out: then it is not the runs
-Where = tuple[str, bool]  # path, live
+MAX_ATTEMPTS = 3  # at one run, before it is left out until its files change
+MAX_REFUSED = 3  # runs refused by MLflow, before the fault is taken to be MLflow's
+TURN_LOCK = "turn"  # held during one mirroring; contains the id of the process that mirrored last
+SYNC_TIMEOUT = 600.0  # seconds for another process's mirroring to end
 
 
-class Replaced(Exception):
-    """The database file is another one than the one that was opened."""
+class DatabaseReplaced(Exception):
+    """The database file is not the one that was opened."""
 
 
 @dataclass
-class Outcome:
-    """What one mirroring found and did; not `complete` where it is worth another try."""
+class MirrorSummary:
+    """What one mirroring found and did; if not `complete`, it should be repeated."""
 
     runs: int
     new: int
@@ -38,154 +46,193 @@ class Outcome:
 
 
 class Mirror:
-    """Mirrors to one place; opens MLflow when there is something to tell it."""
+    """Mirrors runs to one MLflow experiment; connects to MLflow only when there is something to send."""
 
-    def __init__(self, place: Place) -> None:
-        self.place = place
-        self.who = uuid.uuid4().hex
+    def __init__(self, address: MlflowAddress) -> None:
+        self.address = address
+        self.process_id = uuid.uuid4().hex
         self.store: RunStore | None = None
-        self.known: dict[str, Known] | None = None  # what MLflow has, by key; None: to be asked
-        self.done: dict[Where, Found] = {}
-        self.current: dict[Where, tuple[str, str]] = {}  # key and status of what was found
-        self.damaged: dict[Where, str] = {}
-        self.attempts: Counter[Where] = Counter()
-        self.left_out: dict[Where, str] = {}
+        self.runs: dict[str, MlflowRun] | None = None  # what MLflow has, by key; None: unknown
+        self.mirrored: dict[RunLocation, RunFiles] = {}
+        self.current: dict[RunLocation, tuple[str, str]] = {}  # key and status read from the files
+        self.damaged: dict[RunLocation, str] = {}
+        self.attempts: Counter[RunLocation] = Counter()
+        self.refused: dict[RunLocation, str] = {}
         self.new = 0
 
-    def bring(self, found: list[Found], patience: float) -> Outcome:
-        """Mirror `found`, waiting at most `patience` seconds for whoever mirrors at the moment.
+    def update(self, found: list[RunFiles], timeout: float) -> MirrorSummary:
+        """Mirror `found`, waiting at most `timeout` seconds for another process that is mirroring.
 
-        Raises RunFailed where MLflow cannot be used, Replaced where its database was, UserError where the
-        experiment was deleted, FileNotFoundError where the tree is gone.
+        Raises RunFailed if MLflow cannot be used, DatabaseReplaced, UserError if the experiment was deleted,
+        FileNotFoundError if the results tree is gone.
         """
-        with locks.turn(self.place.folder / locks.TURN, self.who, patience) as others:
+        with _turn(self.address.folder / TURN_LOCK, self.process_id, timeout) as interrupted:
             if self.store is None:
-                self.store = RunStore(self.place)
-            elif self.store.identity != self.place.identity:
-                raise Replaced
-            if others:
-                self.known = None
+                self.store = RunStore(self.address)
+            elif self.store.database_id != self.address.database_id:
+                raise DatabaseReplaced
+            if interrupted:
+                self.runs = None
             try:
-                complete = self._bring(self.store, found)
+                complete = self._update(self.store, found)
             except (UserError, RunFailed):
-                self.known = None  # what MLflow has is not sure any more
+                self.runs = None  # part of it may have arrived
                 raise
-            except Exception as error:  # MLflow, databases, HTTP and artifact stores have no common ancestor
-                self.known = None
-                self.place.check()
-                raise RunFailed(f"MLflow {self.place.shown}: {first_line(error)}") from error
+            except Exception as error:  # MLflow, databases, HTTP and artifact stores have no common base class
+                self.runs = None
+                self.address.check_reachable()
+                raise RunFailed(f"MLflow {self.address.display}: {first_line(error)}") from error
             if complete:
-                self._note(found)
+                self._write_note(found)
         keys = {key for key, _ in self.current.values()}
-        return Outcome(len(keys), self.new, len(self.damaged), complete)
+        return MirrorSummary(len(keys), self.new, len(self.damaged), complete)
 
-    def _bring(self, store: RunStore, found: list[Found]) -> bool:
-        if self.known is None:
-            self.known = store.load()
-            self.done = {where: f for where, f in self.done.items() if where in self.left_out}
-        present = {(f.path, f.live) for f in found}
-        for table in (self.done, self.current, self.damaged, self.left_out):
+    def _update(self, store: RunStore, found: list[RunFiles]) -> bool:
+        if self.runs is None:
+            self.runs = store.load()
+            self.mirrored = {where: run for where, run in self.mirrored.items() if where in self.refused}
+        present = {run.location for run in found}
+        for table in (self.mirrored, self.current, self.damaged, self.refused):
             for gone in table.keys() - present:
                 del table[gone]
-        changed = [f for f in found if self.done.get((f.path, f.live)) != f]
-        contents = [(f, content) for f in changed if (content := self._read(f))]
-        for f, content in contents:
-            self.current[f.path, f.live] = (content.key, content.status)
-        for f, content in contents:
-            if not self._update(store, self.known, f, content):
-                self.known = None
+        changed = [run for run in found if self.mirrored.get(run.location) != run]
+        contents = [(run, content) for run in changed if (content := self._read(run))]
+        for run, content in contents:
+            self.current[run.location] = (content.key, content.status)
+        for run, content in contents:
+            if not self._update_run(store, self.runs, run, content):
+                self.runs = None
                 return False
-            self.done[f.path, f.live] = f
-        self._end_abandoned(store, self.known)
-        return all(self.done.get((f.path, f.live)) == f for f in found)
+            self.mirrored[run.location] = run
+        self._end_abandoned(store, self.runs)
+        return all(self.mirrored.get(run.location) == run for run in found)
 
-    def _read(self, found: Found) -> Content | None:
-        where = (found.path, found.live)
+    def _read(self, run: RunFiles) -> RunContent | None:
         try:
-            content = read(found)
+            content = read_content(run)
         except UserError as error:
-            log.warning("%s; left out", error)
-            self.damaged[where] = str(error)
-        except OSError as error:  # it changes at this moment, and is read again; but not for ever
-            self.attempts[where] += 1
-            if self.attempts[where] < ATTEMPTS:
+            log.warning("%s; skipped", error)
+            self.damaged[run.location] = str(error)
+        except OSError as error:  # the files are changing: try again, but not forever
+            self.attempts[run.location] += 1
+            if self.attempts[run.location] < MAX_ATTEMPTS:
                 return None
-            log.warning("%s cannot be read (%s); left out", found.folder, error)
-            self.damaged[where] = str(error)
+            log.warning("%s cannot be read (%s); skipped", run.folder, error)
+            self.damaged[run.location] = str(error)
         else:
-            self.damaged.pop(where, None)
+            self.damaged.pop(run.location, None)
             return content
-        self.current.pop(where, None)
-        self.done[where] = found
+        self.current.pop(run.location, None)
+        self.mirrored[run.location] = run
         return None
 
-    def _update(self, store: RunStore, known: dict[str, Known], found: Found, content: Content) -> bool:
-        """Tell MLflow about one run; False where that failed."""
-        where = (found.path, found.live)
-        twin = self.current.get((found.path, not found.live))  # the same run, finished and live
-        same = twin is not None and twin[0] == content.key
-        if same and found.live and not found.held:
-            return True  # left behind by a process that was killed after all was written
+    def _update_run(self, store: RunStore, runs: dict[str, MlflowRun], run: RunFiles, content: RunContent) -> bool:
+        """Send one run; return False if that failed."""
+        where = run.location
+        twin = self.current.get((run.path, not run.live))  # key and status of the other of the finished and live files
+        same_run = twin is not None and twin[0] == content.key
+        if same_run and run.live and not run.locked:
+            return True  # left behind by a process that was killed after it had written the results
         try:
-            if content.key not in known:
-                known[content.key] = store.create(content)
+            if content.key not in runs:
+                runs[content.key] = store.create(content)
                 self.new += 1
-            goes_on = same and twin is not None and twin[1] == RUNNING
-            self._tell(store, known, content, with_status=not goes_on)
-        except Exception as error:  # see `bring`
-            self.place.check()
+            still_running = same_run and twin is not None and twin[1] == RUNNING
+            self._send(store, runs, content, with_status=not still_running)
+        except Exception as error:  # see `update`
+            self.address.check_reachable()
             self.attempts[where] += 1
-            log.warning("%s: MLflow refuses it: %s", content.path, first_line(error))
-            if self.attempts[where] >= ATTEMPTS:
-                self.done[where] = found
-                self.left_out[where] = first_line(error)
-                if len(self.left_out) >= MANY:
-                    raise RunFailed(f"MLflow {self.place.shown}: {first_line(error)}") from error
+            log.warning("%s: refused by MLflow: %s", content.path, first_line(error))
+            if self.attempts[where] >= MAX_ATTEMPTS:
+                self.mirrored[where] = run
+                self.refused[where] = first_line(error)
+                if len(self.refused) >= MAX_REFUSED:
+                    raise RunFailed(f"MLflow {self.address.display}: {first_line(error)}") from error
             return False
-        self.left_out.pop(where, None)
+        self.refused.pop(where, None)
         del self.attempts[where]
         return True
 
-    def _tell(self, store: RunStore, runs: dict[str, Known], content: Content, with_status: bool) -> None:
-        known = runs[content.key]
+    def _send(self, store: RunStore, runs: dict[str, MlflowRun], content: RunContent, with_status: bool) -> None:
+        run = runs[content.key]
         tags = {**content.tags, TREE: store.tree}
         if content.parent:
             study = self.current.get((content.parent, True)) or self.current.get((content.parent, False))
             if study and study[0] in runs:
                 tags[PARENT] = runs[study[0]].run_id
-        changed = [name for name, digest in content.artifacts.items() if known.files.get(name) != digest]
-        rows: list[Point] = []
-        if content.rows and (not content.artifacts or HISTORY in changed):
-            if known.step is None:
-                known.step = store.last_step(known, content.rows[0].name)
-            rows = [point for point in content.rows if point.step > (known.step or 0)]
-        results = [point for name in changed for point in content.results.get(name, [])]
-        store.log(known, rows + results, content.params, tags)
-        known.step = rows[-1].step if rows else known.step
+        changed = [name for name, digest in content.artifacts.items() if run.uploaded.get(name) != digest]
+        history: list[MetricValue] = []
+        if content.history and (not content.artifacts or HISTORY in changed):
+            if run.last_epoch is None:
+                run.last_epoch = store.last_step(run, content.history[0].name)
+            history = [value for value in content.history if value.step > (run.last_epoch or 0)]
+        results = [value for name in changed for value in content.results.get(name, [])]
+        store.log(run, history + results, content.params, tags)
+        run.last_epoch = history[-1].step if history else run.last_epoch
         for name in changed:
             path = RESULTS / content.path / name
-            store.upload(known, path, name if path.is_dir() else None)
-        if with_status and (known.status != content.status or RUN in changed):
-            store.set_status(known, content.status, content.ended)
+            store.upload(run, path, name if path.is_dir() else None)
+        if with_status and (run.status != content.status or RUN in changed):
+            store.set_status(run, content.status, content.ended)
         if changed:  # last: what is noted here is never sent again
-            store.log(known, [], {}, {FILES: json.dumps(content.artifacts)})
+            store.log(run, [], {}, {FILES: json.dumps(content.artifacts)})
 
-    def _end_abandoned(self, store: RunStore, runs: dict[str, Known]) -> None:
-        """No run of this tree may look as if it were running when no process is at it."""
+    def _end_abandoned(self, store: RunStore, runs: dict[str, MlflowRun]) -> None:
+        """End the runs of this tree that MLflow shows as running although no process is working on them."""
         running = {key for key, status in self.current.values() if status == RUNNING}
         finished = {key for key, status in self.current.values() if status == FINISHED}
-        for key, known in runs.items():
-            ours = known.tags.get(TREE) == store.tree
-            ours = ours and known.tags.get("iakd.path", "").startswith(f"{self.place.dataset}/")
-            if ours and known.status == RUNNING and key not in running:
-                store.set_status(known, FINISHED if key in finished else KILLED, round(1000 * time.time()))
+        for key, run in runs.items():
+            own = run.tags.get(TREE) == store.tree
+            own = own and run.tags.get("iakd.path", "").startswith(f"{self.address.dataset}/")
+            if own and run.status == RUNNING and key not in running:
+                store.set_status(run, FINISHED if key in finished else KILLED, round(1000 * time.time()))
 
-    def _note(self, found: list[Found]) -> None:
+    def _write_note(self, found: list[RunFiles]) -> None:
         assert self.store is not None
         value = {
             "signature": signature(found),
-            "identity": self.place.identity,
+            "identity": self.address.database_id,
             "experiment_id": self.store.experiment_id,
         }
-        if value != self.place.note():
-            files.write_json(self.place.folder / NOTE, value)
+        if value != self.address.last_note():
+            files.write_json(self.address.folder / NOTE, value)
+
+
+@contextlib.contextmanager
+def _turn(path: Path, process_id: str, timeout: float) -> Iterator[bool]:
+    """Hold the lock for mirroring; yield whether another process has mirrored since `process_id` held it last.
+
+    Raises RunFailed after `timeout` seconds of waiting, FileNotFoundError if the folder is gone.
+    """
+    with path.open("a+") as file:
+        if not files.take(file, fcntl.LOCK_EX, timeout):
+            raise RunFailed(f"{path}: another process has been mirroring for {timeout:.0f} s; try again later")
+        file.seek(0)
+        interrupted = file.read() != process_id
+        if interrupted:
+            file.truncate(0)
+            file.write(process_id)
+            file.flush()
+        yield interrupted
+
+
+def sync(params: Params) -> str:
+    """Bring MLflow up to date with all files once (`iakd track sync`); return a summary in one line.
+
+    Running it again changes nothing, and it rebuilds a deleted database. Raises RunFailed if MLflow does not answer
+    or refuses a run, UserError if the experiment was deleted.
+    """
+    address = tracking_address(params)
+    if address is None:
+        return "MLflow: nothing to do, tracking is off (tracking.enabled: false)"
+    address.folder.mkdir(parents=True, exist_ok=True)
+    mirror = Mirror(address)
+    while not (summary := mirror.update(scan(address.dataset), SYNC_TIMEOUT)).complete:
+        time.sleep(0.5)
+    if mirror.refused:
+        path, reason = next((path, reason) for (path, _), reason in mirror.refused.items())
+        count = f"{len(mirror.refused)} of {summary.runs} runs were refused"
+        raise RunFailed(f"MLflow {address.display}: {count}; {path}: {reason}")
+    damaged = f", {summary.damaged} skipped because of damaged files" if summary.damaged else ""
+    runs = f"{summary.runs} {'run' if summary.runs == 1 else 'runs'}, {summary.new} new{damaged}"
+    return f"MLflow {address.display}, experiment {address.experiment}: {runs}"

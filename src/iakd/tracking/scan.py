@@ -1,4 +1,7 @@
-"""What the results tree holds at one moment: finished runs, live ones, and the report."""
+"""Step 2 of mirroring: list the files of all runs, finished and live, and of the report.
+
+A finished run has its files in results/<path>/, a live one in .state/<path>/ until its end.
+"""
 
 import os
 from collections.abc import Iterator
@@ -7,61 +10,72 @@ from pathlib import Path
 
 from iakd import files
 from iakd.experiment.jobs import RESULTS, STATE
-from iakd.experiment.run_dir import HISTORY, LOCK, METRICS, MODEL, RUN
+from iakd.experiment.run_dir import EVALUATION, HISTORY, LOCK, METRICS, MODEL, RUN
 
-EVALUATION, REPORT = "evaluation.json", "report.html"
+REPORT = "report.html"
 FIGURES = "figures"
 RUN_FILES = (RUN, HISTORY, METRICS, EVALUATION, MODEL, "schedule.yaml", "trials.csv", "study.journal")
 REPORT_FILES = (REPORT, "tables.csv", "tables.md")
-DEPTH = 6  # below results/<dataset>/; trials/0007 of a study are at 3
+MAX_DEPTH = 6  # below results/<dataset>/; trials/0007 of a study are at 3
 
-Stamp = tuple[str, int, int]  # name, modification time in ns, size
+FileStamp = tuple[str, int, int]  # name, modification time in ns, size in bytes
+RunLocation = tuple[str, bool]  # path, live
 
 
 @dataclass(frozen=True)
-class Found:
-    """A run's files in one folder, results/<path>/ or .state/<path>/; equal as long as nothing changed."""
+class RunFiles:
+    """The files of one run, or of the report, in one folder. Two are equal if no file has changed in between."""
 
     path: str
-    stamps: tuple[Stamp, ...]
+    stamps: tuple[FileStamp, ...]
     live: bool = False  # in .state/, not finished
-    held: bool = False  # live, and a process is at it
+    locked: bool = False  # live, and a process is working on it
+
+    @property
+    def location(self) -> RunLocation:
+        """Where a run is, whatever its files contain."""
+        return self.path, self.live
 
     @property
     def folder(self) -> Path:
-        """Where these files are."""
+        """The folder that holds these files."""
         return (STATE if self.live else RESULTS) / self.path
 
     @property
-    def report(self) -> bool:
+    def is_report(self) -> bool:
         """Whether this is the report rather than a run."""
         return any(name == REPORT for name, *_ in self.stamps)
 
     def names(self) -> list[str]:
-        """The files, relative to the folder."""
+        """Return the files' names, relative to the folder."""
         return [name for name, *_ in self.stamps]
 
-
-def scan(dataset: str) -> list[Found]:
-    """All runs of a data set, a study before its trials, and the report, without what vanishes meanwhile."""
-    live = [found for path in _run_folders(STATE, dataset) if (found := _live(path))]  # first: a run that ends now
-    finished = [_found(path, RUN_FILES) for path in _run_folders(RESULTS, dataset)]  # is seen twice, not missed
-    report = _found(f"{dataset}/report", REPORT_FILES)
-    seen = [found for found in finished if found.stamps and found.stamps[0][0] == RUN]
-    runs = sorted([*seen, *live], key=lambda found: (found.path, found.live))
-    return [*runs, report] if report.report else runs
+    def times(self) -> dict[str, int]:
+        """Return each file's modification time in ms since 1970."""
+        return {name: nanoseconds // 10**6 for name, nanoseconds, _ in self.stamps}
 
 
-def signature(found: list[Found]) -> str:
-    """A digest of everything that is settled: what no process is at."""
-    return files.digest([[f.path, f.live, f.stamps] for f in found if not f.held])
+def scan(dataset: str) -> list[RunFiles]:
+    """Return all runs of a data set, each study before its trials, and the report; skip what vanishes meanwhile."""
+    # live runs first: a run that ends at this moment is then seen twice rather than missed
+    live = [run for path in _run_folders(STATE, dataset) if (run := _live_run(path))]
+    finished = [_finished(path, RUN_FILES) for path in _run_folders(RESULTS, dataset)]
+    report = _finished(f"{dataset}/report", REPORT_FILES)
+    complete = [run for run in finished if run.stamps and run.stamps[0][0] == RUN]
+    runs = sorted([*complete, *live], key=lambda run: run.location)
+    return [*runs, report] if report.is_report else runs
+
+
+def signature(runs: list[RunFiles]) -> str:
+    """Return a digest of all runs that no process is working on."""
+    return files.digest([[run.path, run.live, run.stamps] for run in runs if not run.locked])
 
 
 def _run_folders(root: Path, dataset: str) -> Iterator[str]:
-    """Paths below `root` with a run.json."""
-    todo = [(dataset, 0)]
-    while todo:
-        path, depth = todo.pop()
+    """Yield the paths below `root` that have a run.json."""
+    pending = [(dataset, 0)]
+    while pending:
+        path, depth = pending.pop()
         try:
             with os.scandir(root / path) as entries:
                 present = {e.name: e.is_dir() for e in entries if not e.name.startswith(".")}
@@ -69,11 +83,11 @@ def _run_folders(root: Path, dataset: str) -> Iterator[str]:
             continue
         if RUN in present:
             yield path
-        if depth < DEPTH:
-            todo += [(f"{path}/{name}", depth + 1) for name, folder in present.items() if folder]
+        if depth < MAX_DEPTH:
+            pending += [(f"{path}/{name}", depth + 1) for name, is_folder in present.items() if is_folder]
 
 
-def _found(path: str, names: tuple[str, ...]) -> Found:
+def _finished(path: str, names: tuple[str, ...]) -> RunFiles:
     folder = RESULTS / path
     try:
         figures = sorted(
@@ -81,22 +95,22 @@ def _found(path: str, names: tuple[str, ...]) -> Found:
         )
     except OSError:
         figures = []
-    return Found(path, _stamps(folder, (*names, *figures)))
+    return RunFiles(path, _stamps(folder, (*names, *figures)))
 
 
-def _live(path: str) -> Found | None:
+def _live_run(path: str) -> RunFiles | None:
     folder = STATE / path
     try:
-        held = files.held(folder / LOCK)
+        locked = files.held(folder / LOCK)
     except OSError:
         return None
     stamps = _stamps(folder, (RUN, HISTORY))
-    if not stamps or stamps[0][0] != RUN:  # it has finished since
+    if not stamps or stamps[0][0] != RUN:  # it has just finished
         return None
-    return Found(path, stamps, live=True, held=held)
+    return RunFiles(path, stamps, live=True, locked=locked)
 
 
-def _stamps(folder: Path, names: tuple[str, ...]) -> tuple[Stamp, ...]:
+def _stamps(folder: Path, names: tuple[str, ...]) -> tuple[FileStamp, ...]:
     stamps = []
     for name in names:
         try:

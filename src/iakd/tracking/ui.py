@@ -1,4 +1,4 @@
-"""`iakd track ui`: MLflow's own pages over the right store, and the address of the page that compares the runs."""
+"""`iakd track ui`: start MLflow's pages on the right database, and print the address of the page of this experiment."""
 
 import os
 import socket
@@ -10,26 +10,26 @@ from typing import NoReturn
 
 from iakd.config import Params
 from iakd.errors import UserError
-from iakd.tracking.launch import finish
-from iakd.tracking.place import place_of
+from iakd.tracking.address import tracking_address
+from iakd.tracking.follower import wait_for_follower
 
 HOST = "127.0.0.1"
-START = 120.0  # seconds that the server may take
+START_TIMEOUT = 120.0  # seconds
 
 
 def serve(params: Params, port: int) -> None:
-    """Become MLflow's server on the loopback address; where the settings name a server, only say where it is.
+    """Replace this process by MLflow's server on 127.0.0.1. If the settings name a server, only print its address.
 
-    Raises UserError where tracking is off or the port is taken.
+    Raises UserError if tracking is off or the port is taken.
     """
-    place = place_of(params)
-    if place is None:
-        raise UserError("there is nothing to show: the settings say tracking.enabled: false")
-    finish(params)
-    experiment = place.note().get("experiment_id")
+    address = tracking_address(params)
+    if address is None:
+        raise UserError("nothing to show: tracking is off (tracking.enabled: false)")
+    wait_for_follower(params)
+    experiment = address.last_note().get("experiment_id")
     page = f"/#/experiments/{experiment}/runs?compareRunsMode=CHART" if experiment else ""
-    if place.served:
-        print(f"{place.shown.rstrip('/')}{page}")
+    if address.is_server:
+        print(f"{address.display.rstrip('/')}{page}")
         return
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -40,22 +40,22 @@ def serve(params: Params, port: int) -> None:
     sys.stdout.flush()
     server = os.getpid()
     if os.fork() == 0:
-        _announce(server, f"http://{HOST}:{port}", page)
+        announce(server, f"http://{HOST}:{port}", page)
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
-    os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # nine further processes that nothing here needs
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", place.uri]
-    command += ["--artifacts-destination", place.artifacts, "--host", HOST, "--port", str(port)]
+    os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # it starts nine more processes, which nothing here uses
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", address.uri]
+    command += ["--artifacts-destination", address.artifacts, "--host", HOST, "--port", str(port)]
     command += ["--workers", "1", "--uvicorn-opts", "--log-level warning"]  # no line for each request
     os.execv(sys.executable, command)
 
 
-def _announce(server: int, address: str, page: str) -> NoReturn:
-    """Wait until the server answers, print where its page is, and end."""
-    deadline = time.monotonic() + START
+def announce(server: int, url: str, page: str) -> NoReturn:
+    """Wait until the server answers, print the address of its page, and exit this process."""
+    deadline = time.monotonic() + START_TIMEOUT
     while time.monotonic() < deadline and os.getppid() == server:
         try:
-            with urllib.request.urlopen(f"{address}/health", timeout=5):
-                print(f"\nMLflow: {address}{page} (Ctrl-C ends it)\n", flush=True)
+            with urllib.request.urlopen(f"{url}/health", timeout=5):
+                print(f"\nMLflow: {url}{page} (stop with Ctrl-C)\n", flush=True)
                 break
         except (urllib.error.URLError, OSError):
             time.sleep(0.3)

@@ -1,4 +1,4 @@
-"""Results trees as trainings leave them, made without training."""
+"""The files that trainings leave, written without training."""
 
 from pathlib import Path
 from typing import Any
@@ -8,8 +8,8 @@ from iakd.experiment.jobs import RESULTS
 from iakd.experiment.run_dir import Row, Run, history_text
 
 
-def rows(epochs: int) -> list[Row]:
-    """A history in which every value tells its epoch, validated in every second one."""
+def history(epochs: int) -> list[Row]:
+    """Return a history whose values depend on the epoch, validated in every second one."""
     return [
         {
             "epoch": epoch,
@@ -56,19 +56,20 @@ def trial(number: int) -> Run:
     return Run(path, "trial", f"trial-key-{number}", {"schedule": {"p0": 0.1 * number}}, 0, about, {})
 
 
-def show(run: Run, epochs: int) -> None:
-    """What `run.log` writes, but at any time."""
-    files.write_text(run.live / "history.csv", history_text(rows(epochs)))
+def write_history(run: Run, epochs: int) -> None:
+    """Write what `run.log` writes, without its pause between two writes."""
+    files.write_text(run.live / "history.csv", history_text(history(epochs)))
 
 
-def complete(run: Run, epochs: int = 4, model: bytes | None = b"weights", **more: Any) -> Path:
-    """Train to the end."""
+def train(run: Run, epochs: int = 4, model: bytes | None = b"weights", **more: Any) -> Path:
+    """Leave a finished run; return its results folder."""
     with run.open():
-        show(run, epochs)
-        return run.finish(rows(epochs), metrics(epochs, **more), model)
+        write_history(run, epochs)
+        return run.finish(history(epochs), metrics(epochs, **more), model)
 
 
-def evaluated(run: Run, top1: float) -> None:
+def evaluate(run: Run, top1: float) -> None:
+    """Leave an evaluation of a finished run."""
     value = {
         "top1": top1,
         "nll": 0.5,
@@ -80,7 +81,7 @@ def evaluated(run: Run, top1: float) -> None:
     files.write_json(RESULTS / run.path / "evaluation.json", value)
 
 
-def killed(run: Run, epochs: int) -> None:
-    """As kill -9 leaves it: announced, some epochs shown, its lock free."""
+def kill(run: Run, epochs: int) -> None:
+    """Leave a run as kill -9 does: announced, some epochs written, its lock free."""
     with run.open():
-        show(run, epochs)
+        write_history(run, epochs)

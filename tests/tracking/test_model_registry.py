@@ -1,4 +1,4 @@
-"""Weights out of a registry, in the forms in which MLflow keeps models."""
+"""Weights from a model registry, in the forms in which MLflow stores models."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +11,7 @@ from torch import nn
 from iakd.config import Params
 from iakd.errors import UserError
 from iakd.models.checkpoints import read_checkpoint
-from iakd.tracking.registry import download
+from iakd.tracking.mlflow_client import download_weights
 
 
 class Net(nn.Module):
@@ -42,27 +42,27 @@ def test_weights_that_were_logged_as_a_file(registry: Params, tree: Path) -> Non
     client.create_registered_model("teacher")
     client.create_model_version("teacher", f"runs:/{run.info.run_id}/weights", run.info.run_id)
     client.set_registered_model_alias("teacher", "best", 1)
-    for address in ("models:/teacher/1", "models:/teacher@best", "models:/teacher/1/weights.pth"):
-        path = download(address, registry, tree / "here")
+    for uri in ("models:/teacher/1", "models:/teacher@best", "models:/teacher/1/weights.pth"):
+        path = download_weights(uri, registry, tree / "here")
         assert torch.equal(read_checkpoint(path, "")[0].tensors["fc.weight"], net.fc.weight)
-    with pytest.raises(UserError, match=r"models:/teacher/2: MLflow .*sqlite.* says: .*"):
-        download("models:/teacher/2", registry, tree / "here")
+    with pytest.raises(UserError, match=r"models:/teacher/2: error from MLflow .*sqlite.*: .*"):
+        download_weights("models:/teacher/2", registry, tree / "here")
 
 
 def test_models_that_mlflow_logged(registry: Params, tree: Path) -> None:
     net = Net().eval()
     example = torch.ones(2, 3, 8, 8).numpy()
-    bare = {"name": "model", "pip_requirements": ["torch"]}  # MLflow takes its time to find out what a model needs
+    bare = {"name": "model", "pip_requirements": ["torch"]}  # otherwise MLflow spends seconds on finding out
     mlflow.pytorch.log_model(net, registered_model_name="exported", input_example=example, **bare)
-    found = read_checkpoint(download("models:/exported/1", registry, tree / "here"), "")[0].tensors
+    found = read_checkpoint(download_weights("models:/exported/1", registry, tree / "here"), "")[0].tensors
     assert torch.equal(found["conv1.weight"], net.conv1.weight)
     mlflow.pytorch.log_model(net, registered_model_name="pickled", serialization_format="pickle", **bare)
-    path = download("models:/pickled/1", registry, tree / "there")
+    path = download_weights("models:/pickled/1", registry, tree / "there")
     with pytest.raises(UserError, match=r"models:/pickled/1 holds other objects than tensors.*state_dict"):
         read_checkpoint(path, "models:/pickled/1")
 
 
-def test_a_model_without_weights_with_several_and_no_registry(
+def test_no_weights_several_files_and_no_registry(
     registry: Params, tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tree / "files").mkdir()
@@ -76,10 +76,10 @@ def test_a_model_without_weights_with_several_and_no_registry(
         client.create_registered_model(name)
         client.create_model_version(name, f"runs:/{run.info.run_id}/{name}", run.info.run_id)
     with pytest.raises(UserError, match=r"has several files: b.pth, c.pth; name one, as in models:/several/1/b.pth"):
-        download("models:/several/1", registry, tree / "here")
-    with pytest.raises(UserError, match="has no file with weights"):
-        download("models:/none/1", registry, tree / "there")
+        download_weights("models:/several/1", registry, tree / "here")
+    with pytest.raises(UserError, match="has no file of weights"):
+        download_weights("models:/none/1", registry, tree / "there")
     monkeypatch.delenv("MLFLOW_TRACKING_URI")  # MLflow sets it itself
     missing = registry.model_copy(update={"tracking": registry.tracking.model_copy(update={"uri": "sqlite:///no.db"})})
-    with pytest.raises(UserError, match=r"there is no registry, no\.db does not exist"):
-        download("models:/teacher/1", missing, tree / "nowhere")
+    with pytest.raises(UserError, match=r"no model registry, no\.db does not exist"):
+        download_weights("models:/teacher/1", missing, tree / "nowhere")

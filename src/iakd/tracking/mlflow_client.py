@@ -1,0 +1,265 @@
+"""Step 5 of mirroring: MLflow through its client. The only module that imports mlflow, and only when it is used.
+
+`RunStore` holds the runs of one experiment; `download_weights` reads the model registry.
+"""
+
+import contextlib
+import fcntl
+import gc
+import itertools
+import json
+import logging
+import os
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from iakd import files
+from iakd.config import Params
+from iakd.errors import RunFailed, UserError
+from iakd.tracking.address import PORTS, TRACKING_STATE, MlflowAddress, mlflow_address
+from iakd.tracking.content import RUNNING, MetricValue, RunContent
+
+ENVIRONMENT = {  # defaults: what the user has set takes precedence
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+    "PGCONNECT_TIMEOUT": "3",
+}
+MAX_METRICS, MAX_PARAMS = 800, 100  # per request; MLflow accepts 100 parameters, 100 tags and 1000 items in all
+PAGE_SIZE = 1000
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's pages for training, not for chat
+OPENING_TIMEOUT = 120.0  # seconds to wait for another process that creates or migrates the database
+KEY, TREE, FILES, PARENT = "iakd.key", "iakd.tree", "iakd.files", "mlflow.parentRunId"
+WEIGHT_FILES = (".safetensors", ".pt2", ".pth", ".pt", ".bin", ".ckpt")  # in order of preference
+
+
+@dataclass
+class MlflowRun:
+    """A run as MLflow has it."""
+
+    run_id: str
+    status: str
+    tags: dict[str, str] = field(default_factory=dict)
+    params: set[str] = field(default_factory=set)
+    last_epoch: int | None = None  # the last one in MLflow; None: not asked yet
+
+    @property
+    def uploaded(self) -> dict[str, str]:
+        """Digests of the files that were mirrored completely, by name."""
+        try:
+            value = json.loads(self.tags.get(FILES, "{}"))
+        except ValueError:
+            return {}
+        return value if isinstance(value, dict) else {}
+
+
+class RunStore:
+    """The runs of one MLflow experiment, which is created if it does not exist yet.
+
+    Raises RunFailed with one line if MLflow cannot be used, UserError if the experiment was deleted.
+    """
+
+    def __init__(self, address: MlflowAddress) -> None:
+        self.address = address
+        address.check_reachable()
+        _set_environment()
+        logging.getLogger("urllib3").setLevel(logging.ERROR)  # it warns at each attempt
+        _connect(address)
+        import mlflow
+        from mlflow.exceptions import MlflowException
+
+        try:
+            mlflow.set_tracking_uri(address.uri)
+            with _opening(address.opening_lock):
+                self.client = mlflow.MlflowClient(tracking_uri=address.uri)
+                self.experiment_id = self._experiment()
+                self.tree = _tree_id()
+        except (UserError, RunFailed):
+            raise
+        except (MlflowException, OSError, ImportError) as error:
+            raise RunFailed(f"MLflow {address.display}: {first_line(error)}") from None
+        self.database_id = address.database_id
+        gc.freeze()  # keeps the garbage collector from scanning all of mlflow again and again
+
+    def _experiment(self) -> str:
+        name = self.address.experiment
+        experiment = self.client.get_experiment_by_name(name)
+        if experiment is None:
+            location = self.address.artifact_location()
+            return str(self.client.create_experiment(name, location, EXPERIMENT_TAGS))
+        if experiment.lifecycle_stage == "deleted":
+            raise UserError(
+                f"MLflow {self.address.display}: experiment {name} is deleted; restore it (mlflow experiments "
+                f"restore --experiment-id {experiment.experiment_id}) or change tracking.experiment"
+            )
+        return str(experiment.experiment_id)
+
+    def load(self) -> dict[str, MlflowRun]:
+        """Return all runs of the experiment that carry a key, by key; of several with the same key, the first.
+
+        Later duplicates, which a request leaves that was sent again because its answer was lost, are deleted.
+        """
+        runs: dict[str, MlflowRun] = {}
+        token: str | None = None
+        while True:
+            page = self.client.search_runs(
+                [self.experiment_id], f"tags.`{KEY}` != ''", 1, PAGE_SIZE, ["attributes.start_time ASC"], token
+            )
+            for run in page:
+                key = run.data.tags[KEY]
+                if key in runs:
+                    self.client.delete_run(run.info.run_id)
+                else:
+                    runs[key] = MlflowRun(run.info.run_id, run.info.status, dict(run.data.tags), set(run.data.params))
+            token = page.token
+            if not token:
+                return runs
+
+    def create(self, content: RunContent) -> MlflowRun:
+        """Create a run, without metrics yet."""
+        tags = {**content.tags, TREE: self.tree}
+        run = self.client.create_run(self.experiment_id, content.started, tags, content.name)
+        return MlflowRun(run.info.run_id, RUNNING, tags, last_epoch=0)
+
+    def log(self, run: MlflowRun, metrics: list[MetricValue], params: dict[str, str], tags: dict[str, str]) -> None:
+        """Log what is new. The metrics of one step share a request, so that no step is ever incomplete."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        names = [name for name in params if name not in run.params]
+        changed = {name: value for name, value in tags.items() if run.tags.get(name) != value}
+        name_batches = [names[position : position + MAX_PARAMS] for position in range(0, len(names), MAX_PARAMS)]
+        new_tags = [RunTag(name, value) for name, value in changed.items()]
+        if new_tags and not name_batches:
+            name_batches = [[]]
+        for metric_batch, name_batch in itertools.zip_longest(_metric_batches(metrics), name_batches):
+            self.client.log_batch(
+                run.run_id,
+                metrics=[Metric(m.name, m.value, m.timestamp, m.step) for m in metric_batch or []],
+                params=[Param(name, params[name]) for name in name_batch or []],
+                tags=new_tags,
+            )
+            new_tags = []
+        run.params |= set(names)
+        run.tags |= changed
+
+    def last_step(self, run: MlflowRun, metric: str) -> int:
+        """Return the highest step of a metric; 0 if it was never logged."""
+        history: list[Any] = self.client.get_metric_history(run.run_id, metric)
+        return max((value.step for value in history), default=0)
+
+    def upload(self, run: MlflowRun, path: Path, folder: str | None = None) -> None:
+        """Upload a file, or the contents of a folder, as artifacts."""
+        if path.is_dir():
+            self.client.log_artifacts(run.run_id, str(path), folder)
+        else:
+            self.client.log_artifact(run.run_id, str(path), folder)
+
+    def set_status(self, run: MlflowRun, status: str, ended: int | None = None) -> None:
+        """Change a run's status; `ended` in ms since 1970."""
+        if status == RUNNING:
+            self.client.update_run(run.run_id, status=status)
+        else:
+            self.client.set_terminated(run.run_id, status, ended)
+        run.status = status
+
+
+def download_weights(uri: str, params: Params, folder: Path) -> Path:
+    """Download a registered model, `models:/NAME/VERSION` or `models:/NAME@ALIAS`, and return its file of weights.
+
+    The URI may name a file inside the model, `models:/NAME/1/data/x.pth`. Raises UserError if the model does not
+    exist, or has no file of weights or more than one; RunFailed if MLflow does not answer.
+    """
+    address = mlflow_address(params)
+    if address.database and not address.database.exists():
+        raise UserError(f"{uri}: no model registry, {address.database} does not exist; set MLFLOW_TRACKING_URI")
+    address.check_reachable()
+    _set_environment()
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    mlflow.set_tracking_uri(address.uri)
+    try:
+        model = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder)))
+    except (MlflowException, OSError, ImportError) as error:
+        raise UserError(f"{uri}: error from MLflow {address.display}: {first_line(error)}") from None
+    return model if model.is_file() else _weight_file(uri, model)
+
+
+def _weight_file(uri: str, folder: Path) -> Path:
+    """Return the only file of weights of the preferred kind."""
+    for suffix in WEIGHT_FILES:
+        found = sorted(folder.rglob(f"*{suffix}"))
+        if len(found) > 1:
+            names = ", ".join(str(file.relative_to(folder)) for file in found)
+            raise UserError(f"{uri} has several files: {names}; name one, as in {uri}/{names.split(', ')[0]}")
+        if found:
+            return found[0]
+    raise UserError(f"{uri} has no file of weights ({', '.join(WEIGHT_FILES)}); see docs/networks.md on logging one")
+
+
+def _set_environment() -> None:
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+def _connect(address: MlflowAddress) -> None:
+    """Connect to a database once: MLflow itself would retry for minutes, even with a wrong password."""
+    if address.is_server or address.database or not address.uri.startswith(tuple(PORTS)):
+        return
+    from sqlalchemy import create_engine, exc
+
+    try:
+        engine = create_engine(address.uri)
+        engine.connect().close()
+        engine.dispose()
+    except (exc.SQLAlchemyError, ImportError) as error:
+        raise RunFailed(f"MLflow {address.display}: {first_line(error)}") from None
+
+
+def _metric_batches(metrics: list[MetricValue]) -> Iterator[list[MetricValue]]:
+    """Yield consecutive metrics in batches of at most MAX_METRICS, split between steps if possible."""
+    batch: list[MetricValue] = []
+    step: list[MetricValue] = []
+    for position, metric in enumerate(metrics):
+        step.append(metric)
+        last = position + 1 == len(metrics) or metrics[position + 1].step != metric.step
+        if last or len(step) == MAX_METRICS:
+            if len(batch) + len(step) > MAX_METRICS:
+                yield batch
+                batch = []
+            batch += step
+            step = []
+    if batch:
+        yield batch
+
+
+@contextlib.contextmanager
+def _opening(path: Path) -> Iterator[None]:
+    """Let one process at a time create, migrate and check a database."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        if not files.take(file, fcntl.LOCK_EX, OPENING_TIMEOUT):
+            raise RunFailed(f"{path}: another process has been creating the database for {OPENING_TIMEOUT:.0f} s")
+        yield
+
+
+def _tree_id() -> str:
+    """Return an id of this results tree, so that it never ends another tree's runs in a shared experiment."""
+    path = TRACKING_STATE / "tree"
+    if not path.exists():
+        files.write_text(path, uuid.uuid4().hex)
+    return path.read_text()
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error, cut to 300 characters."""
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:300]
