@@ -52,7 +52,7 @@ def main() -> None:
         found = {precision: train(data, precision) for precision in ("fp32", "bf16")}
         os.chdir(common.ROOT)
     bf16, fp32 = (dict(zip(SEEDS, found[name]["val_top1"], strict=True)) for name in ("bf16", "fp32"))
-    difference = statistics.paired(bf16, fp32, 0.95)
+    difference = statistics.paired_difference(bf16, fp32, 0.95)
     results = {**found, "bf16_minus_fp32": dataclasses.asdict(difference) if difference else None}
     print(json.dumps(results, indent=2))
     if out:
@@ -72,7 +72,7 @@ def train(data: Path, precision: str) -> dict[str, Any]:
         files.read_json(teach.run(experiment, job) / run_dir.METRICS, "")["val_top1"] for job in experiment.teachers
     ]
     seconds = time.process_time() - start
-    return {"val_top1": top1, **dataclasses.asdict(statistics.mean(top1)), "cpu_seconds": round(seconds, 1)}
+    return {"val_top1": top1, **dataclasses.asdict(statistics.seed_mean(top1)), "cpu_seconds": round(seconds, 1)}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The report as files: complete, self-contained, the same every time, and true to the evaluations."""
+"""The report's files: complete, self-contained, reproducible, and consistent with the evaluations."""
 
 import csv
 import json
@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
-import fake
+import fake_experiment
 import pytest
 import yaml
 
@@ -18,9 +18,10 @@ from iakd.config.methods import GROUP_TITLES
 from iakd.errors import UserError
 from iakd.experiment import run_dir
 from iakd.experiment.jobs import plan_experiment
-from iakd.reporting import comparison, tables
+from iakd.reporting import tables
 from iakd.reporting.figures import hints
-from iakd.reporting.origins import settings_text
+from iakd.reporting.page import settings_text
+from iakd.reporting.results import read_comparison
 from iakd.stages import evaluate
 from iakd.stages.report import run
 
@@ -101,8 +102,8 @@ print(*{"torch", "mlflow"} & set(sys.modules))
     assert files_below(example.report) == first
 
 
-def test_tables_say_what_the_evaluations_say(example):
-    summary = run_dir.history_text(tables.summary(comparison.read(example)))  # as the evaluation stage writes it
+def test_tables_match_the_evaluations(example):
+    summary = run_dir.history_text(tables.summary(read_comparison(example)))  # as the evaluation stage writes it
     assert (example.report / "tables.csv").read_text() == summary
     with (example.report / "tables.csv").open() as file:
         rows = {row["method"]: row for row in csv.DictReader(file)}
@@ -126,17 +127,17 @@ def test_tables_say_what_the_evaluations_say(example):
     assert f"{sum(top1['kd']) / 3:.1f} ± " in markdown
 
 
-def test_page_shows_the_outcome_and_where_it_comes_from(example):
+def test_page_shows_the_outcome_and_its_origin(example):
     text = (example.report / "report.html").read_text()
     record = json.loads((example.students[0].folder / "run.json").read_text())
     for wanted in (
         "Interactive knowledge distillation",
-        "No certain winner: scratch-init leads by",
+        "No clear winner: scratch-init leads by",
         record["git_commit"],
         record["lock_sha256"],
         "torch 2.13.0",
         "2 of 847 test images are exact copies of train images",
-        "Students see 100 of the training images",
+        "Students are trained on 100 of the training images",
     ):
         assert wanted in text, wanted
 
@@ -173,62 +174,62 @@ def test_figures_are_well_formed_and_themeable(example):
 
 def test_without_a_study_and_without_swaps(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    experiment = fake.experiment({"scratch": {}, "kd": {}}, seeds=[0], epochs=5)
-    fake.write(experiment, {"scratch": [80.0], "kd": [90.0]})
+    experiment = fake_experiment.plan({"scratch": {}, "kd": {}}, seeds=[0], epochs=5)
+    fake_experiment.write(experiment, {"scratch": [80.0], "kd": [90.0]})
     text = run(experiment).read_text()
-    assert "kd leads by 10.0 points, but one seed proves nothing" in text
-    assert "The search for a schedule" not in text
+    assert "kd leads by 10.0 points, but with one seed this may be chance" in text
+    assert "Search for a swap-probability schedule" not in text
     assert "No study in this experiment" in (experiment.report / "figures" / "tuning.svg").read_text()
     assert "No method of this experiment swaps blocks" in (experiment.report / "figures" / "swaps.svg").read_text()
 
 
-def test_hint_points_are_shown_once_for_all_who_share_them(tmp_path, monkeypatch):
+def test_methods_with_the_same_hint_points_share_a_panel(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    experiment = fake.experiment(
+    experiment = fake_experiment.plan(
         {"scratch": {}, "hints": {}, "hints+kd": {}}, epochs=5, pairs=[("resnet110", "resnet8")]
     )
-    fake.write(experiment, {"scratch": [80.0] * 3, "hints": [90.0] * 3, "hints+kd": [91.0] * 3})
+    fake_experiment.write(experiment, {"scratch": [80.0] * 3, "hints": [90.0] * 3, "hints+kd": [91.0] * 3})
     text = run(experiment).read_text()
     figure = next(part for part in re.findall(r"<figure.*?</figure>", text, re.DOTALL) if "CKA" in part)
     assert figure.count("hints+kd, hints") == 1
-    assert "block of the teacher → of the student: 10 → 1, 28 → 2, 45 → 3" in figure
+    assert "teacher block → student block: 10 → 1, 28 → 2, 45 → 3" in figure
     assert 'href="#hints"' in text and len(figure) < 100_000
 
 
-def test_without_hints_the_page_does_not_speak_of_them(example):
+def test_without_hints_the_page_does_not_mention_them(example):
     assert 'id="hints"' not in (example.report / "report.html").read_text()
-    assert "No method of this experiment gives hints" in (example.report / "figures" / "hints.svg").read_text()
+    assert "No method of this experiment uses hints" in (example.report / "figures" / "hints.svg").read_text()
 
 
 def test_levels_of_the_heat_map_cover_each_cell_once():
     cka = [[1.0, 0.99, 0.0], [0.99, 1.0, 0.5], [0.0, 0.5, 1.0]]
-    found = hints._levels(cka)
-    areas = [sum((c[1][0] - c[0][0]) * (c[2][1] - c[1][1]) for c in squares) for squares in found]
+    rectangles = hints.level_rectangles(cka)
+    areas = [sum((c[1][0] - c[0][0]) * (c[2][1] - c[1][1]) for c in squares) for squares in rectangles]
     assert sum(areas) == 9
     assert (areas[-1], areas[8], areas[0]) == (5, 2, 2)
-    assert len(found[-1]) == 3  # neighbours are put together
+    assert len(rectangles[-1]) == 3  # neighbours are joined
 
 
-def test_twenty_five_methods_are_grouped_and_the_certain_gains_marked(tmp_path, monkeypatch):
+def test_twenty_five_methods_are_grouped_and_the_significant_gains_marked(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    experiment = fake.field()
+    experiment = fake_experiment.many_methods_example()
     text = run(experiment).read_text()
-    compared = comparison.read(experiment)
-    pair = compared.pairs[0]
+    comparison = read_comparison(experiment)
+    pair = comparison.pairs[0]
     table = re.search(r'<table class="key">.*?</table>', text, flags=re.DOTALL)[0]
     titles = re.findall(r'<tr class="group"><th [^>]*>([^<]*)', table)
     assert sorted(titles) == sorted({GROUP_TITLES[method.group] for method in experiment.params.methods.values()})
     assert titles[0] == GROUP_TITLES[pair.ranked[0].method.group]
     rows = re.findall(r'<div class="method">([^<]*?) <span class="rank">(\d+)', table)
-    ranks = {entry.label: position for position, entry in enumerate(pair.ranked, 1)}
+    ranks = {results.label: position for position, results in enumerate(pair.ranked, 1)}
     assert {label: int(rank) for label, rank in rows} == ranks and len(rows) == 25
     for part in table.split('class="group"')[1:]:
         inside = [int(rank) for rank in re.findall(r'class="rank">(\d+)', part)]
         assert inside == sorted(inside)
     marked = table.count(" ✓</span>")
-    held = {frozenset(labels) for _, labels in compared.held}
-    assert 0 < marked == len(held) + (frozenset({"scratch", "kd"}) in held)  # that one is shown both ways
-    assert f"{len(held)} remain, marked ✓" in text
+    kept = {frozenset(labels) for _, labels in comparison.jointly_significant}
+    assert 0 < marked == len(kept) + (frozenset({"scratch", "kd"}) in kept)  # that one is shown both ways
+    assert f"{len(kept)} remain significant, marked ✓" in text
     curves = (experiment.report / "figures" / "curves.svg").read_text()
     places = [curves.index(f">{label}<") for label, _ in rows]
     assert places == sorted(places)  # in the order of the table
@@ -243,10 +244,10 @@ def test_a_few_methods_are_one_group_without_a_title(example):
 def test_failed_method_does_not_flatten_the_others(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     labels = ["scratch", "kd", "a", "b", "c", "iakd"]
-    experiment = fake.experiment(
+    experiment = fake_experiment.plan(
         {label: {} if label in ("scratch", "kd", "iakd") else {"method": "kd"} for label in labels}, epochs=5
     )
-    fake.write(
+    fake_experiment.write(
         experiment,
         {**{label: [90 + i, 90.5 + i, 91 + i] for i, label in enumerate(labels)}, "iakd": [10.0, 11.0, 10.5]},
     )
@@ -271,7 +272,7 @@ def test_many_classes(example):
         evaluation["per_class_top1"] = [None if i == 3 else 90.0 for i in range(100)]
         path.write_text(json.dumps(evaluation))
     text = run(example).read_text()
-    assert "the most frequent, % of the true class" in text
+    assert "most frequent mistakes, % of the true class" in text
     assert '<td>train</td><td class="r">650</td></tr>' in text
 
 
@@ -297,7 +298,7 @@ def test_missing_evaluation(example, name):
 def test_evaluation_of_an_older_model(example):
     path = example.students[3].folder / "run.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "model_sha256": "0" * 64}))
-    with pytest.raises(UserError, match="of an older model: run `iakd evaluate`"):
+    with pytest.raises(UserError, match="belongs to an older model: run `iakd evaluate`"):
         run(example)
 
 

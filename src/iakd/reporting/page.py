@@ -1,25 +1,26 @@
-"""The page: one HTML file that needs nothing else."""
+"""The page: one HTML file that loads nothing else. Every section's values are put together here."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from iakd.config import METHODS
-from iakd.reporting import keytable, verdict, words
-from iakd.reporting.comparison import Comparison
+from iakd.config import METHODS, Params
+from iakd.reporting import formatting, key_table, verdict
 from iakd.reporting.figures import hints
-from iakd.reporting.origins import origins, settings_text
-from iakd.reporting.studies import Study
+from iakd.reporting.results import Comparison, PairComparison, StudyResults
 
-MANY_CLASSES = 20  # more would not fit side by side
+MAX_CLASSES = 20  # more do not fit side by side
 
 
 def render(
-    comparison: Comparison, studies: Sequence[Study], manifest: dict[str, Any], figures: Mapping[str, str]
+    comparison: Comparison, studies: Sequence[StudyResults], manifest: dict[str, Any], figures: Mapping[str, str]
 ) -> str:
-    """The page as text. `figures` are SVG elements by name."""
+    """Return the page as text. `figures` are SVG elements by name."""
     environment = Environment(
         loader=PackageLoader("iakd.reporting"),
         autoescape=True,
@@ -28,56 +29,53 @@ def render(
         lstrip_blocks=True,
     )
     params = comparison.params
-    parts = {part for method in params.methods.values() for part in method.names}
+    used = {name for method in params.methods.values() for name in method.names}
+    verdicts = [verdict.pair_verdict(comparison, pair) for pair in comparison.pairs]
     return environment.get_template("report.html.j2").render(
         title=params.report.title,
         dataset=params.dataset.name,
-        compared=verdict.compared(comparison),
+        setup=verdict.describe_setup(comparison),
         overview=verdict.overview(comparison),
-        leads=_leads(comparison),
+        leads=key_table.lead_column([found.lead for found in verdicts], comparison.digits),
         caution=verdict.caution(comparison),
-        level=words.percent(params.report.confidence),
+        level=formatting.percent(params.report.confidence),
         references=comparison.references,
-        pairs=[_pair(comparison, i) for i in range(len(comparison.pairs))],
-        what={part: words.what(part) for part in METHODS if part in parts},
-        init=words.INIT if any(method.init == "teacher" for method in params.methods.values()) else "",
+        pairs=[
+            _pair(comparison, pair, found, f"pair-{position}")
+            for position, (pair, found) in enumerate(zip(comparison.pairs, verdicts, strict=True), 1)
+        ],
+        explanations={name: formatting.explain_method(name) for name in METHODS if name in used},
+        init_note=formatting.INIT_NOTE if any(m.init == "teacher" for m in params.methods.values()) else "",
         figures={name: Markup(figure) for name, figure in figures.items()},
-        swaps=any(entry.is_iakd for pair in comparison.pairs for entry in pair.entries),
-        hints=hints.recorded(comparison),
+        swaps=any(results.is_iakd for pair in comparison.pairs for results in pair.methods),
+        hints=hints.has_hints(comparison),
         studies=bool(studies),
         data=_data(params.distill.transfer, manifest),
-        origins=origins(comparison, studies, manifest),
-        commit=comparison.results[0].record["git_commit"],
+        origin=origin(comparison, studies, manifest),
+        commit=comparison.models[0].record["git_commit"],
         settings=settings_text(params),
     )
 
 
-def _leads(comparison: Comparison) -> dict[str, Any]:
-    """A strip per pair: the best method that swaps blocks minus the best that does not."""
-    leads = [verdict.verdict(comparison, pair).lead for pair in comparison.pairs]
-    return keytable.leads(leads, comparison.digits)
-
-
-def _pair(comparison: Comparison, position: int) -> dict[str, Any]:
-    pair = comparison.pairs[position]
+def _pair(comparison: Comparison, pair: PairComparison, found: verdict.PairVerdict, id: str) -> dict[str, Any]:
     return {
-        "id": f"pair-{position + 1}",
+        "id": id,
         "title": pair.title,
         "teacher": pair.teacher_name,
         "student": pair.student_name,
-        "verdict": verdict.verdict(comparison, pair),
-        "sizes": keytable.sizes(pair),
-        "costs": keytable.costs(pair),
-        **keytable.table(comparison, pair),
+        "verdict": found,
+        "sizes": key_table.size_table(pair),
+        "costs": key_table.cost_table(pair),
+        **key_table.key_table(comparison, pair),
     }
 
 
 def _data(transfer: int | float | None, manifest: dict[str, Any]) -> dict[str, Any]:
     image, classes = manifest["image"], manifest["classes"]
-    listed = len(classes) <= MANY_CLASSES
+    listed = len(classes) <= MAX_CLASSES
     return {
         "about": manifest["source"]["about"],
-        "shape": f"{image['height']} × {image['width']} pixels, {words.plural(image['channels'], 'channel')}",
+        "shape": f"{image['height']} × {image['width']} pixels, {formatting.plural(image['channels'], 'channel')}",
         "splits": [
             {"name": name, "n": split["n"], "per_class": split["per_class"] if listed else []}
             for name, split in manifest["splits"].items()
@@ -87,3 +85,85 @@ def _data(transfer: int | float | None, manifest: dict[str, Any]) -> dict[str, A
         "transfer": f"{100 * transfer:g} %" if isinstance(transfer, float) else transfer,
         "problems": manifest["problems"],
     }
+
+
+def origin(comparison: Comparison, studies: Sequence[StudyResults], manifest: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return names and values of code, packages, data, seeds and machines; several values if the runs differ."""
+    records = [model.record for model in comparison.models]
+    versions = {" · ".join(f"{name} {v}" for name, v in record["versions"].items()) for record in records}
+    return [
+        ("Code", _distinct(record["git_commit"] or "not a git checkout" for record in records)),
+        (
+            "Locked packages",
+            f"requirements.lock, SHA-256 {_distinct(r['lock_sha256'] or 'unknown' for r in records)}",
+        ),
+        ("Installed", "; ".join(sorted(versions))),
+        ("Data", f"{manifest['source']['name']}, SHA-256 of images and labels {manifest['sha256']}"),
+        *_imported_teachers(comparison),
+        ("Seeds", _seeds(comparison.params)),
+        ("Device", _distinct(record["device"] for record in records)),
+        (
+            "Trained",
+            f"{_minute(min(r['started'] for r in records))} to {_minute(max(r['finished'] for r in records))} UTC",
+        ),
+        ("Training time", _training_times(comparison, studies)),
+    ]
+
+
+def _imported_teachers(comparison: Comparison) -> list[tuple[str, str]]:
+    teachers = {pair.teacher_name: pair.teacher.imported_from for pair in comparison.pairs}
+    lines = [f"{name}: {checkpoint}" for name, checkpoints in teachers.items() for checkpoint in checkpoints]
+    return [("Imported teachers", "; ".join(lines))] if lines else []
+
+
+def _distinct(values: Iterable[str]) -> str:
+    """Return the common value, or all values with the number of runs that had each, the most frequent first."""
+    counts = Counter(values).most_common()
+    if len(counts) == 1:
+        return counts[0][0]
+    ordered = sorted(counts, key=lambda c: (-c[1], c[0]))
+    return "; ".join(f"{value} ({formatting.plural(n, 'run')})" for value, n in ordered)
+
+
+def _seeds(params: Params) -> str:
+    teachers, students = (", ".join(map(str, seeds)) for seeds in (params.teach.seeds, params.distill.seeds))
+    return f"teachers {teachers}; students {students}; split {params.dataset.split_seed}"
+
+
+def _minute(time: str) -> str:
+    return time[:16].replace("T", " ")
+
+
+def _training_times(comparison: Comparison, studies: Sequence[StudyResults]) -> str:
+    """Return the wall time, summed over the runs of each kind."""
+    teachers = {
+        pair.teacher_name: [model.record["wall_seconds"] for model in pair.teacher.models]
+        for pair in comparison.pairs
+        if not pair.teacher.imported_from
+    }
+    students = [
+        model.record["wall_seconds"]
+        for pair in comparison.pairs
+        for results in pair.methods
+        for model in results.models
+    ]
+    seconds = {
+        "teacher": [time for times in teachers.values() for time in times],
+        "trial": [trial["seconds"] for study in studies for trial in study.trials if trial.get("seconds")],
+        "student": students,
+    }
+    return "; ".join(
+        f"{formatting.plural(len(times), kind)} {formatting.duration(sum(times))}"
+        for kind, times in seconds.items()
+        if times
+    )
+
+
+def settings_text(params: Params) -> str:
+    """Return all settings as YAML that gives the same experiment when read back; passwords in addresses are hidden."""
+    settings = params.model_dump(mode="json")
+    settings["methods"] = {
+        label: {**method.settings(), "recipe": method.recipe} for label, method in params.methods.items()
+    }
+    text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=100)
+    return re.sub(r"(://[^\s:/@]*:)[^\s@]*@", r"\1…@", text)

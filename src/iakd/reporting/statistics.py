@@ -1,16 +1,14 @@
-"""Means over seeds, and differences between methods with an honest interval."""
+"""Means over seeds, and differences between two methods with an interval from the paired t test."""
 
-import math
 import statistics
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from scipy.special import stdtr, stdtrit  # Student's t; scipy.stats has the same and takes a second to import
-
 
 @dataclass(frozen=True)
-class Mean:
-    """Mean over seeds; `std` is the sample's (n - 1), None for a single seed."""
+class SeedMean:
+    """Mean over `n` seeds; `std` is the sample standard deviation (n - 1), None for a single seed."""
 
     n: int
     mean: float
@@ -18,8 +16,8 @@ class Mean:
 
 
 @dataclass(frozen=True)
-class Difference:
-    """Mean difference over the seeds that two methods share, with a t interval; the bounds are None for one seed."""
+class PairedDifference:
+    """Mean difference over the seeds that two methods share, with a t interval; no bounds and no p for one seed."""
 
     n: int
     mean: float
@@ -28,47 +26,52 @@ class Difference:
     p: float | None  # two-sided, of the paired t test
 
     @property
-    def certain(self) -> bool:
+    def significant(self) -> bool:
         """Whether the interval excludes zero."""
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
-    @property
-    def judgement(self) -> str:
-        """'certain', 'not certain', or that one seed can say nothing."""
-        if self.low is None:
-            return "one seed only"
-        return "certain" if self.certain else "not certain"
+
+def seed_mean(values: Sequence[float]) -> SeedMean:
+    """Return mean and sample standard deviation of at least one value."""
+    return SeedMean(len(values), statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
 
 
-def mean(values: Sequence[float]) -> Mean:
-    """Mean and sample standard deviation of at least one value."""
-    return Mean(len(values), statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
+def paired_difference(
+    scores: Mapping[int, float], reference: Mapping[int, float], confidence: float
+) -> PairedDifference | None:
+    """Return scores − reference, by seed, over the seeds in both, with its interval; None if they share no seed.
 
-
-def paired(ours: Mapping[int, float], theirs: Mapping[int, float], confidence: float) -> Difference | None:
-    """ours − theirs over the seeds that both have, with the t interval of `confidence`; None where they share none.
-
-    With differences that are all equal the interval has no width.
+    The interval has the given confidence, a fraction; if all differences are equal it has no width.
     """
-    differences = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
-    if not differences:
+    seeds = sorted(scores.keys() & reference.keys())
+    if not seeds:
         return None
-    result = mean(differences)
-    if result.std is None:
-        return Difference(result.n, result.mean, None, None, None)
-    error = result.std / math.sqrt(result.n)
-    half = float(stdtrit(result.n - 1, (1 + confidence) / 2)) * error
-    ratio = abs(result.mean) / error if error else math.inf if result.mean else 0.0
-    p = 2 * float(stdtr(result.n - 1, -ratio))
-    return Difference(result.n, result.mean, result.mean - half, result.mean + half, p)
+    difference = seed_mean([scores[seed] - reference[seed] for seed in seeds])
+    if difference.std is None:
+        return PairedDifference(difference.n, difference.mean, None, None, None)
+    if not difference.std:  # the t statistic is infinite or undefined
+        mean = difference.mean
+        return PairedDifference(difference.n, mean, mean, mean, 0.0 if mean else 1.0)
+    from scipy import stats  # here, because it takes a second or more to import
+
+    with warnings.catch_warnings():  # it warns of a loss of precision where differences are equal but for rounding
+        warnings.simplefilter("ignore", RuntimeWarning)
+        test = stats.ttest_rel([scores[seed] for seed in seeds], [reference[seed] for seed in seeds])
+        interval = test.confidence_interval(confidence)
+    return PairedDifference(
+        difference.n, difference.mean, float(interval.low), float(interval.high), float(test.pvalue)
+    )
 
 
-def holm(p_values: Sequence[float], level: float) -> list[bool]:
-    """Which of several hypotheses fall when the chance of even one false alarm is to stay below `level` (Holm 1979)."""
+def holm_rejections(p_values: Sequence[float], level: float) -> list[bool]:
+    """Return which null hypotheses are rejected at a family-wise error rate of at most `level` (Holm 1979).
+
+    Ours because scipy has no Holm correction.
+    """
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
-    fallen = [False] * len(p_values)
+    rejected = [False] * len(p_values)
     for position, i in enumerate(order):
         if p_values[i] > level / (len(p_values) - position):
             break
-        fallen[i] = True
-    return fallen
+        rejected[i] = True
+    return rejected

@@ -11,8 +11,8 @@ from iakd.data.store import PreparedData
 from iakd.errors import UserError
 from iakd.experiment import run_dir
 from iakd.experiment.jobs import Experiment, StudentJob, TeacherJob
-from iakd.reporting import comparison, tables
-from iakd.reporting.comparison import EVALUATION
+from iakd.reporting import tables
+from iakd.reporting.results import TEACHER, read_comparison
 
 log = logging.getLogger(__name__)
 
@@ -44,15 +44,15 @@ def run(experiment: Experiment) -> Path:
     store = PreparedData.open(experiment.data.folder, settings=experiment.data.settings)
     for job in experiment.trained:
         _evaluate(experiment, job, store)
-    result = comparison.read(experiment)
+    comparison = read_comparison(experiment)
     for name, rows in (
-        ("runs.csv", tables.runs(result)),
-        ("summary.csv", tables.summary(result)),
-        ("accuracy.csv", tables.accuracy(result)),
-        ("curves.csv", tables.curves(result)),
+        ("runs.csv", tables.runs(comparison)),
+        ("summary.csv", tables.summary(comparison)),
+        ("accuracy.csv", tables.accuracy(comparison)),
+        ("curves.csv", tables.curves(comparison)),
     ):
         files.write_text(experiment.evaluation / name, run_dir.history_text(rows))
-    files.write_json(experiment.evaluation / "metrics.json", tables.metrics(result))
+    files.write_json(experiment.evaluation / "metrics.json", tables.metrics(comparison))
     return experiment.evaluation
 
 
@@ -62,12 +62,12 @@ def _evaluate(experiment: Experiment, job: TeacherJob | StudentJob, store: Prepa
         raise UserError(f"{job.folder} was trained with other settings: run `{_command(job)}`")
     if record["data_sha256"] != store.sha256:
         raise UserError(f"{job.folder} was trained on other data than {store.folder} holds: run `{_command(job)}`")
-    path = job.folder / EVALUATION
+    path = job.folder / run_dir.EVALUATION
     about = {
         "dataset": experiment.params.dataset.name,
         "teacher": job.network.name if isinstance(job, TeacherJob) else job.teacher.network.name,
         "student": None if isinstance(job, TeacherJob) else job.student.name,
-        "method": comparison.TEACHER if isinstance(job, TeacherJob) else job.label,
+        "method": TEACHER if isinstance(job, TeacherJob) else job.label,
         "seed": job.seed,
         "model_sha256": record["model_sha256"],
         "data_sha256": store.sha256,

@@ -1,1 +1,1 @@
-"""The report's figures. Each is drawn once, as a vector graphic, with colours that the page can exchange."""
+"""The report's figures, drawn as vector graphics in colours that the page can replace by its own."""

@@ -1,4 +1,4 @@
-"""Where `hints` gave its hints: how alike the teacher's blocks are, their clusters, and the centres."""
+"""The hint points of the method `hints`: similarity of the teacher's blocks, their clusters and centres."""
 
 import json
 import math
@@ -12,36 +12,36 @@ from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from iakd.reporting import style
-from iakd.reporting.comparison import Comparison, Pair
+from iakd.reporting.figures import style
+from iakd.reporting.results import Comparison, PairComparison
 
 NAME = "hints"  # of the method, and of its record in metrics.json
-COLUMNS, SIDE, HEAD = 3, 2.9, 0.62  # inches: a panel and what stands above it
-LEVELS = 16  # shades of a heat map
+COLUMNS = 3
+PANEL_SIZE, HEADER_HEIGHT = 2.9, 0.62  # inches
+LEVELS = 16  # of colour in a heat map
 
-Record = dict[str, Any]
+HintRecord = dict[str, Any]
 Corners = list[tuple[float, float]]
 
 
-def recorded(comparison: Comparison) -> bool:
-    """Whether any student got hints."""
+def has_hints(comparison: Comparison) -> bool:
+    """Whether any student was trained with hints."""
     return any(_panels(pair) for pair in comparison.pairs)
 
 
-def draw(comparison: Comparison) -> Figure:
-    """A heat map for each choice of hint points; seeds and methods that share one share the panel."""
+def draw_hint_points(comparison: Comparison) -> Figure:
+    """Draw a heat map for each choice of hint points; seeds and methods with the same choice share a panel."""
     shown = [(pair, panels) for pair in comparison.pairs if (panels := _panels(pair))]
     if not shown:
-        return style.placeholder("No method of this experiment gives hints at clusters of blocks.")
+        return style.placeholder("No method of this experiment uses hints at clusters of blocks.")
     rows = [math.ceil(len(panels) / COLUMNS) for _, panels in shown]
-    heights = [(SIDE + HEAD) * n + 0.3 for n in rows]
+    heights = [(PANEL_SIZE + HEADER_HEIGHT) * n + 0.3 for n in rows]
     figure = Figure(figsize=(style.WIDTH, sum(heights)), layout="constrained")
-    blocks = figure.subfigures(len(shown), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for block, (pair, panels), n in zip(blocks, shown, rows, strict=True):
-        block.set_facecolor("none")
+    sections = figure.subfigures(len(shown), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for section, (pair, panels), n in zip(sections, shown, rows, strict=True):
         title = f"{pair.title}: CKA between the blocks of {pair.teacher_name}, clusters, and hint points"
-        block.suptitle(title, x=0.008, ha="left", fontsize=9, fontweight="bold")
-        axes = block.subplots(n, COLUMNS, squeeze=False).ravel()
+        style.title_section(section, title)
+        axes = section.subplots(n, COLUMNS, squeeze=False).ravel()
         for panel in axes:
             panel.set_axis_off()
         for panel, (names, record) in zip(axes, panels.items(), strict=False):
@@ -49,33 +49,33 @@ def draw(comparison: Comparison) -> Figure:
     return figure
 
 
-def _panels(pair: Pair) -> dict[str, Record]:
-    """Records by the names of the methods that they belong to."""
+def _panels(pair: PairComparison) -> dict[str, HintRecord]:
+    """Return records by the labels of the methods that share them."""
     labels: dict[str, list[str]] = {}
-    for entry in pair.ranked:
-        for result in entry.results:
-            if NAME in result.metrics:
-                names = labels.setdefault(json.dumps(result.metrics[NAME]), [])
-                names += [entry.label] if entry.label not in names else []
+    for results in pair.ranked:
+        for model in results.models:
+            if NAME in model.metrics:
+                names = labels.setdefault(json.dumps(model.metrics[NAME]), [])
+                names += [results.label] if results.label not in names else []
     return {", ".join(names): json.loads(text) for text, names in labels.items()}
 
 
-def _panel(axes: Axes, names: str, record: Record) -> None:
+def _panel(axes: Axes, names: str, record: HintRecord) -> None:
     count = len(record["cka"])
-    for level, squares in enumerate(_levels(record["cka"])):
+    for level, squares in enumerate(level_rectangles(record["cka"])):
         if squares:
             path = Path.make_compound_path(*(Path([*corners, corners[0]], closed=True) for corners in squares))
             axes.add_patch(PathPatch(path, facecolor=style.IAKD, alpha=0.92 * level / (LEVELS - 1), linewidth=0))
-    for first, last in _runs(record["clusters"]):
+    for first, last in _cluster_ranges(record["clusters"]):
         side = last - first + 1
-        place = (first - 0.5, first - 0.5)
-        box = Rectangle(place, side, side, fill=False, edgecolor=style.OTHER, linewidth=1.6, clip_on=False)
+        corner = (first - 0.5, first - 0.5)
+        box = Rectangle(corner, side, side, fill=False, edgecolor=style.OTHER, linewidth=1.6, clip_on=False)
         axes.add_patch(box)
     points = record["points"]
     axes.plot(points, points, "o", color=style.OTHER, markeredgecolor=style.PAPER, markersize=7)
-    hints = ", ".join(f"{point + 1} → {ours + 1}" for point, ours in zip(points, record["student"], strict=True))
+    hints = ", ".join(f"{point + 1} → {target + 1}" for point, target in zip(points, record["student"], strict=True))
     axes.set_axis_on()
-    axes.set_title(f"{style.short(names, 40)}\nblock of the teacher → of the student: {hints}", fontsize=8)
+    axes.set_title(f"{style.short(names, 40)}\nteacher block → student block: {hints}", fontsize=8)
     axes.set_xlim(-0.5, count - 0.5)
     axes.set_ylim(count - 0.5, -0.5)
     axes.set_aspect("equal")
@@ -85,8 +85,8 @@ def _panel(axes: Axes, names: str, record: Record) -> None:
         axis.set_major_formatter(FuncFormatter(lambda block, _: f"{block + 1:.0f}"))
 
 
-def _levels(cka: list[list[float]]) -> list[list[Corners]]:
-    """Rectangles of each level of similarity: neighbours in a row that are of one level are one rectangle."""
+def level_rectangles(cka: list[list[float]]) -> list[list[Corners]]:
+    """Return the rectangles of each level of similarity; neighbours in a row with the same level are joined."""
     found: list[list[Corners]] = [[] for _ in range(LEVELS)]
     for y, row in enumerate(cka):
         x = 0
@@ -98,8 +98,8 @@ def _levels(cka: list[list[float]]) -> list[list[Corners]]:
     return found
 
 
-def _runs(clusters: list[int]) -> Iterator[tuple[int, int]]:
-    """First and last block of each stretch of blocks of one cluster."""
+def _cluster_ranges(clusters: list[int]) -> Iterator[tuple[int, int]]:
+    """Yield the first and last block of each run of neighbours in the same cluster."""
     first = 0
     for _, members in groupby(clusters):
         last = first + len(list(members)) - 1

@@ -1,4 +1,4 @@
-"""A results tree as a whole experiment leaves it, with numbers drawn by numpy instead of trainings."""
+"""The files that a whole experiment leaves, with random numbers instead of trainings."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ from iakd.config import Schedule, parse
 from iakd.experiment import run_dir
 from iakd.experiment.jobs import Experiment, StudentJob, StudyJob, TeacherJob, plan_experiment
 from iakd.interactive.schedule import keep_probabilities
-from iakd.reporting.studies import PARAMETERS
+from iakd.reporting.results import SCHEDULE_SETTINGS
 
 Scores = Mapping[str, Sequence[float]]  # top-1 of each seed, by method
 CLASSES = 10
@@ -24,14 +24,14 @@ TEST = 847
 SHA = "5f" * 32
 
 
-def experiment(
+def plan(
     methods: Mapping[str, Any],
     seeds: Sequence[int] = (0, 1, 2),
     pairs: Sequence[tuple[str, str]] = (("resnet20", "resnet8"),),
     epochs: int = 60,
     **more: Any,
 ) -> Experiment:
-    """The experiment of an experiment with these methods; `more` are further sections of the settings."""
+    """Plan an experiment with these methods; `more` are further sections of the settings."""
     raw = {
         "teachers": [{"arch": arch} for arch in dict.fromkeys(teacher for teacher, _ in pairs)],
         "students": [{"arch": arch} for arch in dict.fromkeys(student for _, student in pairs)],
@@ -90,7 +90,7 @@ def _manifest(experiment: Experiment) -> None:
 
 
 def _trained(job: TeacherJob | StudentJob, top1: float, about: dict[str, Any]) -> None:
-    rng = np.random.default_rng(abs(hash_of(job.path)))
+    rng = np.random.default_rng(abs(seed_of(job.path)))
     history = _history(job, top1, rng)
     files.write_text(job.folder / run_dir.HISTORY, run_dir.history_text(history))
     metrics = {"val_top1": history[-1]["val_top1"], "val_nll": 0.3, "train_loss": 0.1}
@@ -102,7 +102,7 @@ def _trained(job: TeacherJob | StudentJob, top1: float, about: dict[str, Any]) -
 
 
 def _hints(job: TeacherJob | StudentJob) -> dict[str, Any]:
-    """What `hints` records: blocks that are the less alike the further apart they are, and across stages even less."""
+    """Return a record of `hints`: blocks are less similar the further apart they are, and across stages even less."""
     if not isinstance(job, StudentJob) or "hints" not in job.method.names:
         return {}
     depth = (int(job.teacher.network.arch.removeprefix("resnet")) - 2) // 2
@@ -114,8 +114,8 @@ def _hints(job: TeacherJob | StudentJob) -> dict[str, Any]:
     return {"hints": record}
 
 
-def hash_of(text: str) -> int:
-    """A seed from a name, the same in every process."""
+def seed_of(text: str) -> int:
+    """Return a seed that depends on a name, the same in every process."""
     return int(files.sha256_bytes(text.encode())[:12], 16)
 
 
@@ -218,7 +218,7 @@ def _swaps(job: Any, steps: Any, total: int, rng: np.random.Generator) -> dict[s
 
 
 def swap_columns(schedule: Schedule, steps: Any, total: int, blocks: int, rng: np.random.Generator) -> dict[str, Any]:
-    """p_planned_i and p_drawn_i, one value per epoch of two steps."""
+    """Return p_planned_i and p_drawn_i, one value per epoch of two steps."""
     p = keep_probabilities(schedule, steps, total, [total * 5 // 8, total * 3 // 4], blocks)
     drawn = rng.binomial(2, p) / 2
     planned = {f"p_planned_{i}": p[:, i] for i in range(blocks)}
@@ -226,8 +226,8 @@ def swap_columns(schedule: Schedule, steps: Any, total: int, blocks: int, rng: n
 
 
 def _study(study: StudyJob) -> None:
-    """Trials of random schedules, some of them pruned; the first three are set by hand."""
-    rng = np.random.default_rng(hash_of(study.path))
+    """Write trials of random schedules, some of them pruned; the first three are presets."""
+    rng = np.random.default_rng(seed_of(study.path))
     kinds = ["uniform", "linear", "review", "cosine", "step", "sigmoid", "cyclic"]
     rows = []
     for number in range(24):
@@ -246,7 +246,7 @@ def _study(study: StudyJob) -> None:
             "value": score,
             "origin": "first" if number < 3 else "sampler",
         }
-        rows.append(row | {name: values.get(name) for name in PARAMETERS} | {"reason": None})
+        rows.append(row | {name: values.get(name) for name in SCHEDULE_SETTINGS} | {"reason": None})
         epochs = np.arange(1, study.recipe.epochs + 1)[: 30 if state == "pruned" else None]
         swaps = swap_columns(Schedule(**values), 2 * epochs - 1, 2 * study.recipe.epochs, 3, rng)
         history: list[run_dir.Row] = [
@@ -259,14 +259,14 @@ def _study(study: StudyJob) -> None:
 
 
 def _journal(path: Path, rows: list[dict[str, Any]]) -> None:
-    """The study as Optuna keeps it."""
-    ranges: dict[str, Any] = {name: FloatDistribution(-1, 1) for name in PARAMETERS}
+    """Write the study in Optuna's own format."""
+    ranges: dict[str, Any] = {name: FloatDistribution(-1, 1) for name in SCHEDULE_SETTINGS}
     ranges["kind"] = CategoricalDistribution(["uniform", "linear", "review", "cosine", "step", "sigmoid", "cyclic"])
     storage = JournalStorage(JournalFileBackend(str(path)))
     study = optuna.create_study(study_name="fake", direction="maximize", storage=storage)
     states = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED}
     for row in rows:
-        params = {name: row[name] for name in PARAMETERS if row[name] is not None}
+        params = {name: row[name] for name in SCHEDULE_SETTINGS if row[name] is not None}
         kept = {name: ranges[name] for name in params}
         study.add_trial(create_trial(state=states[row["state"]], value=row["value"], params=params, distributions=kept))
 
@@ -281,7 +281,7 @@ METHODS: dict[str, Any] = {
     "iakd-linear": {"method": "iakd"},
     "iakd-review": {"method": "iakd", "iakd": {"schedule": {"kind": "review"}}},
 }
-FIELD: dict[str, Any] = {  # the field's methods, of every group
+MANY_METHODS: dict[str, Any] = {  # of every group
     **{name: {} for name in ("scratch", "label_smoothing", "kd", "dkd", "dist", "ctkd", "lskd", "dkd+standardize")},
     **{name: {} for name in ("fitnet", "at", "nst", "vid", "ot", "hints", "sp", "cc", "rkd", "pkt", "crd", "crd+kd")},
     "iakd": {},
@@ -293,15 +293,15 @@ FIELD: dict[str, Any] = {  # the field's methods, of every group
 LEVELS = [89.1, 95.6, 94.6, 93.0, 95.2, 86.8, 91.9, 92.1]
 
 
-def field(pairs: int = 1) -> Experiment:
-    """Write a plausible experiment with 25 methods below the current folder; one of them has failed."""
+def many_methods_example(pairs: int = 1) -> Experiment:
+    """Write a plausible experiment with 25 methods below the current folder, one of which failed to train."""
     teachers = ["resnet20", "resnet56", "resnet110"][:pairs]
-    result = experiment(FIELD, pairs=[(teacher, "resnet8") for teacher in teachers])
+    result = plan(MANY_METHODS, pairs=[(teacher, "resnet8") for teacher in teachers])
 
     def score(job: StudentJob) -> float:
-        level = 89.1 if job.label == "scratch" else 90 + 6 * (hash_of(job.label) % 97) / 97
+        level = 89.1 if job.label == "scratch" else 90 + 6 * (seed_of(job.label) % 97) / 97
         level = 41 if job.label == "nst" else level
-        noise = np.random.default_rng(hash_of(job.path)).normal(0, 0.5)
+        noise = np.random.default_rng(seed_of(job.path)).normal(0, 0.5)
         return round(float(level + noise) * TEST / 100) / TEST * 100
 
     write(result, score)
@@ -319,11 +319,11 @@ def example(pairs: int = 1, methods: int = 8) -> Experiment:
             "method": "iakd",
             "iakd": {"schedule": {"p0": p0, "student_only": student_only}},
         }
-    result = experiment(labels, pairs=[(teacher, "resnet8") for teacher in teachers])
+    result = plan(labels, pairs=[(teacher, "resnet8") for teacher in teachers])
     order = list(labels)
 
     def score(job: StudentJob) -> float:
-        rng = np.random.default_rng(hash_of(job.path))
+        rng = np.random.default_rng(seed_of(job.path))
         position = order.index(job.label)
         level = LEVELS[position] if position < len(LEVELS) else 87 + 8 * rng.random()
         return round(float(level + rng.normal(0, 0.6)) * TEST / 100) / TEST * 100

@@ -1,0 +1,219 @@
+"""How figures look (colours, axes, shared panels), and how they are written as SVG: always the same bytes."""
+
+import io
+import math
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, to_hex
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import MaxNLocator
+
+from iakd import files
+from iakd.reporting.results import MethodResults
+
+# Blue and orange of Okabe and Ito's palette, slightly darkened: distinguishable with every kind of colour vision; the
+# markers (circle, square, diamond) repeat the information. In the page each colour becomes a CSS variable.
+INK, MUTED, GRID, PAPER = "#1b2330", "#646e7b", "#d8dde4", "#ffffff"
+IAKD, OTHER, TEACHER = "#0a69ab", "#c4580b", "#4f5967"
+VARIABLES = {
+    "ink": INK,
+    "muted": MUTED,
+    "grid": GRID,
+    "paper": PAPER,
+    "iakd": IAKD,
+    "other": OTHER,
+    "teacher": TEACHER,
+}
+DEPTH = LinearSegmentedColormap.from_list("depth", ["#e0922f", "#c65f8f", "#2f72c4"])  # first block to last
+
+RC: dict[Any, Any] = {
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "iakd",  # ids that depend on the content only
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 8.5,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "normal",
+    "axes.labelsize": 8.5,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": MUTED,
+    "axes.titlecolor": INK,
+    "axes.facecolor": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.unicode_minus": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "xtick.color": GRID,
+    "ytick.color": GRID,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 0,
+    "text.color": INK,
+    "text.parse_math": False,  # a dollar sign in a name is not mathematics
+    "figure.facecolor": PAPER,
+    "legend.frameon": False,
+    "lines.linewidth": 1.5,
+}
+WIDTH = 9.0  # inches
+
+COLUMNS = 4  # of small multiples
+PANEL_HEIGHT, TITLE_HEIGHT = 1.45, 0.34  # inches, of a small panel and of a section's title
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """Make and write figures in the project's style."""
+    with matplotlib.rc_context(RC):
+        yield
+
+
+def colour(results: MethodResults) -> str:
+    """Return the colour of the teacher, of a method with swapping or of one without."""
+    return VARIABLES[results.kind]
+
+
+def marker(results: MethodResults) -> str:
+    """Return the marker that goes with the colour."""
+    return {"teacher": "D", "iakd": "o", "other": "s"}[results.kind]
+
+
+def block_colours(n: int) -> list[str]:
+    """Return colours for `n` blocks, from the first to the last."""
+    return [to_hex(DEPTH(i / max(1, n - 1))) for i in range(n)]
+
+
+def short(name: str, length: int = 24) -> str:
+    """Shorten a name in the middle: long names tend to differ at their beginning or end."""
+    if len(name) <= length:
+        return name
+    return f"{name[: length // 2]}…{name[-(length - length // 2 - 1) :]}"
+
+
+def placeholder(text: str) -> Figure:
+    """Return a figure that says why it is empty."""
+    figure = Figure(figsize=(WIDTH, 0.9))
+    figure.text(0.5, 0.5, text, ha="center", va="center", color=MUTED)
+    return figure
+
+
+def label_blocks(axes: Axes, blocks: int) -> None:
+    """Label the colours of the first and the last block in a panel's lower right corner."""
+    first, last = block_colours(2)
+    for height, block, tint in ((0.16, 1, first), (0.03, blocks, last)):
+        if blocks > 1:
+            text = f"block {block}"
+            axes.text(0.98, height, text, color=tint, transform=axes.transAxes, ha="right", fontsize=7.5)
+
+
+def title_section(section: SubFigure, title: str) -> None:
+    """Set the title of a section: the part of a figure that belongs to one pair."""
+    section.set_facecolor("none")
+    section.suptitle(title, x=0.008, ha="left", fontsize=9, fontweight="bold")
+
+
+def small_multiples(titles: Sequence[str], counts: Sequence[int]) -> tuple[Figure, Iterator[list[Axes]]]:
+    """Return a figure with a section of `counts[i]` equal panels for each of `titles`, and the sections' panels."""
+    rows = [math.ceil(count / COLUMNS) for count in counts]
+    heights = [PANEL_HEIGHT * n + TITLE_HEIGHT for n in rows]
+    figure = Figure(figsize=(WIDTH, sum(heights)), layout="constrained")
+    sections = figure.subfigures(len(titles), 1, squeeze=False, height_ratios=heights)[:, 0]
+    return figure, (_panels(*section) for section in zip(sections, titles, counts, rows, strict=True))
+
+
+def _panels(section: SubFigure, title: str, count: int, rows: int) -> list[Axes]:
+    title_section(section, title)
+    panels = list(section.subplots(rows, COLUMNS, squeeze=False, sharex=True, sharey=True).ravel())
+    for axes in panels[count:]:
+        axes.set_axis_off()
+    for axes in panels[:count]:
+        axes.xaxis.set_major_locator(MaxNLocator(3, prune="upper"))
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+    for axes in panels[max(0, count - COLUMNS) : count]:
+        axes.tick_params(labelbottom=True)  # nothing below this panel has the axis
+    return panels[:count]
+
+
+@dataclass(frozen=True)
+class AxisRange:
+    """A linear axis from `low` to `high`, with round numbers as ticks."""
+
+    low: float
+    high: float
+    ticks: list[float]
+
+    def position(self, value: float) -> float:
+        """Return where to draw `value`, in percent of the width; values outside go to the edge."""
+        return 100.0 * min(1.0, max(0.0, (value - self.low) / (self.high - self.low)))
+
+    def outside(self, value: float) -> bool:
+        """Whether `value` is beyond either end."""
+        return not self.low <= value <= self.high
+
+
+def fit_axis(centres: Sequence[float], ends: Sequence[float], ticks: int = 4) -> AxisRange:
+    """Return an axis that no single failed training or huge interval can spoil.
+
+    It shows `centres`, except those further from the quartiles than four times their distance: a method that failed in
+    training. `ends` (seeds, bounds of intervals) widen it by at most the span of the centres, to either side.
+    """
+    q1, q3 = np.quantile(centres, [0.25, 0.75])
+    reach = 4 * (q3 - q1)
+    shown = [c for c in centres if q1 - reach <= c <= q3 + reach]
+    low, high = min(shown), max(shown)
+    room = max(high - low, 0.5)
+    low = max(low - room, min([low, *ends]))
+    high = min(high + room, max([high, *ends]))
+    margin = 0.06 * max(high - low, 0.1)
+    low, high = low - margin, high + margin
+    values = [float(t) for t in MaxNLocator(ticks, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)]
+    return AxisRange(float(low), float(high), [t for t in values if low <= t <= high])
+
+
+def svg(figure: Figure) -> str:
+    """Return the figure as a stand-alone SVG document."""
+    out = io.StringIO()
+    figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = re.sub(r" +\n", "\n", out.getvalue())
+    # some of matplotlib's ids are memory addresses; numbered in order of appearance they are the same every time
+    ids = {name: f"d{n}" for n, name in enumerate(re.findall(r'id="([a-z][0-9a-f]{10})"', text))}
+    return re.sub(r'(id="|#)([a-z][0-9a-f]{10})(?=["\)])', lambda m: m[1] + ids.get(m[2], m[2]), text)
+
+
+def write_png(figure: Figure, path: Path) -> None:
+    """Write the figure as a bitmap with twice the resolution of a screen."""
+    with files.atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=192, metadata={"Software": None})
+
+
+def write(figure: Figure, folder: Path, name: str) -> str:
+    """Write NAME.svg and return the figure as an element of the page."""
+    text = svg(figure)
+    files.write_text(folder / f"{name}.svg", text)
+    return inline(text, name)
+
+
+def inline(document: str, name: str) -> str:
+    """Return an SVG document as an element of a page: colours as CSS variables, unique ids, nothing superfluous."""
+    body = document[document.index("<svg") :]
+    body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", body, flags=re.DOTALL)
+    body = re.sub(r'^<svg [^>]*viewBox="([^"]+)"[^>]*>', r'<svg viewBox="\1" role="img">', body)
+    used = set(re.findall(r'(?:href="|url\()#([^")]+)', body))
+    body = re.sub(r' id="([^"]+)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", body)
+    body = re.sub(r'(href="|url\()#', rf"\1#{name}-", body)
+    body = re.sub(r"<[^>]+>", lambda tag: re.sub(r"\d+\.\d{3,}", lambda m: f"{float(m[0]):.2f}", tag[0]), body)
+    for variable, value in VARIABLES.items():
+        body = body.replace(value, f"var(--{variable})")
+    return re.sub(r"\n\s*", "\n", body)

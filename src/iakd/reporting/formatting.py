@@ -1,0 +1,150 @@
+"""Numbers and the settings of methods as text for readers."""
+
+import re
+
+from iakd.config import METHODS, Method, Schedule
+from iakd.reporting.statistics import PairedDifference, SeedMean
+
+EXPLANATIONS = {
+    "scratch": "The student trained on the labels only, without a teacher.",
+    "label_smoothing": "As scratch, with part of each label spread over all classes.",
+    "kd": "Hinton's distillation: the student also learns to match the teacher's softened outputs.",
+    "iakd": (
+        "Interactive distillation: during training, student blocks are randomly swapped for the frozen teacher's, so "
+        "that the remaining blocks learn to work with the teacher's features. p is the probability that a block stays "
+        "the student's. The finished student is always tested on its own."
+    ),
+}
+INIT_NOTE = "“Starts from the teacher” means that the student starts with copies of teacher blocks, stem and head."
+
+
+def explain_method(name: str) -> str:
+    """Return a sentence on one term of a method expression, for the report."""
+    summary = METHODS[name].summary
+    starts_with_method = summary.split()[0] in METHODS  # names of methods keep their lower case
+    return EXPLANATIONS.get(name) or f"{summary if starts_with_method else summary[:1].upper() + summary[1:]}."
+
+
+def number(value: float, digits: int) -> str:
+    """Format with a true minus sign, and never as a negative zero."""
+    text = f"{value:.{digits}f}"
+    return text.replace("-", "−") if float(text) else f"{0:.{digits}f}"
+
+
+def signed(value: float, digits: int) -> str:
+    """Format with a sign, except zero."""
+    text = number(value, digits)
+    return f"+{text}" if float(f"{value:.{digits}f}") > 0 else text
+
+
+def mean_std(value: SeedMean, digits: int) -> str:
+    """Return '94.6 ± 0.8', or only the mean for a single seed."""
+    if value.std is None:
+        return number(value.mean, digits)
+    return f"{number(value.mean, digits)} ± {number(value.std, digits)}"
+
+
+def interval(difference: PairedDifference, digits: int) -> str:
+    """Return '+3.9 to +7.1', or nothing for one seed; a bound of a significant difference is not rounded to zero."""
+    if difference.low is None or difference.high is None:
+        return ""
+    while (
+        difference.significant
+        and digits < 6
+        and not all(float(f"{b:.{digits}f}") for b in (difference.low, difference.high))
+    ):
+        digits += 1
+    return f"{signed(difference.low, digits)} to {signed(difference.high, digits)}"
+
+
+def judgement(difference: PairedDifference) -> str:
+    """Return 'significant', 'not significant' or 'one seed only'."""
+    if difference.low is None:
+        return "one seed only"
+    return "significant" if difference.significant else "not significant"
+
+
+def with_prefix(value: float) -> str:
+    """Format to three significant digits with a unit prefix: '78.0 k', '40.8 M'."""
+    for size, prefix in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if value >= size:
+            scaled = value / size
+            return f"{scaled:.{2 if scaled < 10 else 1 if scaled < 100 else 0}f}{prefix}"
+    return f"{value:g}"
+
+
+def whole(value: float) -> str:
+    """Round to a whole number, with digits in groups of three."""
+    return f"{value:,.0f}".replace(",", "\u202f")
+
+
+def three_digits(value: float) -> str:
+    """Format to three significant digits without an exponent."""
+    return f"{value:.0f}" if value >= 100 else f"{value:#.3g}"
+
+
+def cost_ratio(teacher: float, student: float, less: str, more: str) -> str:
+    """Compare the student's cost with the teacher's: '3.5× fewer'."""
+    if teacher == student:
+        return "the same"
+    ratio = teacher / student
+    return f"{ratio:.1f}× {less}" if ratio > 1 else f"{1 / ratio:.1f}× {more}"
+
+
+def percent(fraction: float) -> str:
+    """Format a fraction as a percentage without trailing zeros."""
+    return f"{100 * fraction:g} %"
+
+
+def plural(n: int, noun: str, many: str = "") -> str:
+    """Return '1 seed', '3 seeds'."""
+    return f"{n} {noun if n == 1 else many or noun + 's'}"
+
+
+def duration(seconds: float) -> str:
+    """Return '48 s', '12 min', '3.4 h'."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def describe_settings(method: Method, brief: bool = False) -> str:
+    """Return the settings that distinguish a method from similar ones, in one line.
+
+    With `brief`, most terms show only what differs from their defaults.
+    """
+    terms = [text for name in method.names if (text := _describe_term(name, method, brief))]
+    if method.init == "teacher":
+        terms.append("starts from the teacher")
+    if method.recipe:
+        terms.append(f"own recipe: {', '.join(sorted(method.recipe))}")
+    return "; ".join(terms)
+
+
+def _describe_term(name: str, method: Method, brief: bool) -> str:
+    match name:
+        case "scratch":
+            return "labels only"
+        case "label_smoothing":
+            return f"ε = {method.options('label_smoothing').epsilon:g}"
+        case "kd":
+            return f"teacher's outputs, T = {method.options('kd').temperature:g}"
+        case "iakd":
+            return _describe_iakd(method)
+    options = getattr(method, name, None)
+    changed = options.model_dump(exclude_defaults=True) if options else {}
+    summary = re.sub(r" \([^)]*\)$", "", METHODS[name].summary)  # without its source
+    return ", ".join([*([] if brief else [summary]), *(f"{key} = {value}" for key, value in changed.items())])
+
+
+def _describe_iakd(method: Method) -> str:
+    options = method.iakd
+    frozen = [part for part in ("stem", "head") if getattr(options, part) == "teacher"]
+    text = _describe_schedule(options.schedule) if isinstance(options.schedule, Schedule) else "schedule from Optuna"
+    return f"{text}, the teacher's {' and '.join(frozen)}" if frozen else text
+
+
+def _describe_schedule(schedule: Schedule) -> str:
+    p = f"p = {schedule.p0:g}" if schedule.kind == "uniform" else f"p {schedule.p0:g} → {schedule.p1:g}"
+    slope = f", slope {signed(schedule.slope, 1)}" if schedule.slope else ""
+    return f"{schedule.kind} {p}{slope}"

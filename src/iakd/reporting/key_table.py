@@ -1,0 +1,174 @@
+"""The tables of a pair, ready for the template: texts, and positions of dots and lines in percent of a cell's width."""
+
+from typing import Any
+
+from iakd.reporting import formatting
+from iakd.reporting.figures.style import AxisRange, fit_axis
+from iakd.reporting.results import Comparison, MethodResults, PairComparison, gain_key
+from iakd.reporting.statistics import PairedDifference
+
+COSTS = (  # name, title, words for less and more of it
+    ("parameters", "Parameters", "fewer", "more"),
+    ("weight_bytes", "Bytes of weights", "fewer", "more"),
+    ("macs", "MACs per image", "fewer", "more"),
+    ("latency_ms", "Latency, ms", "faster", "slower"),
+)
+
+
+def key_table(comparison: Comparison, pair: PairComparison) -> dict[str, Any]:
+    """Return axes and rows, group by group: the teacher first, then the most accurate method."""
+    rows = [pair.teacher, *pair.ranked]
+    accuracy = fit_axis(
+        [results.top1.mean for results in rows], [v for results in rows for v in results.top1_by_seed().values()]
+    )
+    gain_axes = {
+        reference: _gain_axis([results.gains[reference] for results in rows if reference in results.gains])
+        for reference in comparison.references
+    }
+    return {
+        "accuracy_axis": _ticks(accuracy, comparison.digits),
+        "gain_axes": {reference: _ticks(axis, 0) for reference, axis in gain_axes.items()},
+        "groups": [
+            {"title": title, "rows": [_row(comparison, pair, results, accuracy, gain_axes) for results in group]}
+            for title, group in (("", [pair.teacher]), *pair.groups)
+        ],
+    }
+
+
+def lead_column(leads: list[PairedDifference | None], digits: int) -> dict[str, Any]:
+    """Return axis and cells of a column with one difference per pair."""
+    axis = _gain_axis([lead for lead in leads if lead])
+    return {
+        "axis": _ticks(axis, 0),
+        "rows": [_gain_cell(lead, axis, digits) for lead in leads],
+    }
+
+
+def _gain_axis(gains: list[PairedDifference]) -> AxisRange:
+    ends = [end for gain in gains for end in (gain.low, gain.high) if end is not None]
+    return fit_axis([0.0, *(gain.mean for gain in gains)], ends, ticks=3)
+
+
+def _ticks(axis: AxisRange, digits: int) -> dict[str, Any]:
+    whole = all(float(tick).is_integer() for tick in axis.ticks)
+    shown = 0 if whole else max(1, digits)
+    return {
+        "ticks": [
+            {"x": _x(axis, tick), "text": formatting.number(tick, shown), "anchor": _anchor(axis, tick)}
+            for tick in axis.ticks
+        ],
+        "zero": None if axis.outside(0) else _x(axis, 0),
+    }
+
+
+def _anchor(axis: AxisRange, tick: float) -> str:
+    """Return the SVG text anchor that keeps a label at either end out of the neighbouring column."""
+    position = axis.position(tick)
+    return "start" if position < 4 else "end" if position > 96 else "middle"
+
+
+def _x(axis: AxisRange, value: float) -> str:
+    return f"{axis.position(value):.1f}%"
+
+
+def _row(
+    comparison: Comparison,
+    pair: PairComparison,
+    results: MethodResults,
+    accuracy: AxisRange,
+    gain_axes: dict[str, AxisRange],
+) -> dict[str, Any]:
+    digits, top1 = comparison.digits, results.top1
+    grouped = len(pair.groups) > 1
+    std = top1.std or 0.0
+    return {
+        "label": results.label,
+        "kind": results.kind,
+        "rank": pair.ranked.index(results) + 1 if grouped and results.method else None,
+        "settings": formatting.describe_settings(results.method, brief=grouped)
+        if results.method
+        else _describe_teacher(results),
+        "n": top1.n,
+        "mean": formatting.number(top1.mean, digits),
+        "std": None if top1.std is None else formatting.number(top1.std, digits),
+        "strip": {
+            "mean": _x(accuracy, top1.mean),
+            "low": _x(accuracy, top1.mean - std),
+            "high": _x(accuracy, top1.mean + std),
+            "seeds": [_x(accuracy, value) for value in results.top1_by_seed().values() if not accuracy.outside(value)],
+            "outside": accuracy.outside(top1.mean),
+        },
+        "gains": [
+            _gain_cell(
+                results.gains.get(reference),
+                axis,
+                digits,
+                gain_key(pair, results, reference) in comparison.jointly_significant,
+            )
+            for reference, axis in gain_axes.items()
+        ],
+    }
+
+
+def _describe_teacher(teacher: MethodResults) -> str:
+    return "imported, not trained here" if teacher.imported_from else "trained alone on all training images"
+
+
+def _gain_cell(
+    gain: PairedDifference | None, axis: AxisRange, digits: int, jointly_significant: bool = False
+) -> dict[str, Any] | None:
+    if gain is None:
+        return None
+    bounded = gain.low is not None and gain.high is not None
+    return {
+        "text": formatting.signed(gain.mean, digits),
+        "interval": formatting.interval(gain, digits) if bounded else formatting.judgement(gain),
+        "significant": gain.significant,
+        "jointly_significant": jointly_significant,
+        "judgement": formatting.judgement(gain),
+        "mean": _x(axis, gain.mean),
+        "outside": axis.outside(gain.mean),
+        "low": _x(axis, gain.low) if gain.low is not None else None,
+        "high": _x(axis, gain.high) if gain.high is not None else None,
+    }
+
+
+def size_table(pair: PairComparison) -> list[dict[str, str]]:
+    """Return teacher and student side by side, a row per kind of cost; students of different sizes as a range."""
+    rows = []
+    float32 = all(
+        results.median("weight_bytes") == 4 * results.median("parameters") for results in (pair.teacher, *pair.methods)
+    )
+    for name, title, less, more in COSTS:
+        if name == "weight_bytes" and float32:  # adds nothing to the number of parameters
+            continue
+        teacher = pair.teacher.median(name)
+        students = sorted(results.median(name) for results in pair.methods)
+        middle = students[len(students) // 2]
+        text = formatting.three_digits if name == "latency_ms" else formatting.with_prefix
+        equal = students[0] == students[-1] or name == "latency_ms"  # latencies always differ a little
+        rows.append(
+            {
+                "title": title,
+                "teacher": text(teacher),
+                "student": text(middle) if equal else f"{text(students[0])} – {text(students[-1])}",
+                "ratio": formatting.cost_ratio(teacher, middle, less, more),
+            }
+        )
+    return rows
+
+
+def cost_table(pair: PairComparison) -> list[dict[str, str]]:
+    """Return what each model costs to run and to train, medians over the seeds."""
+    return [
+        {
+            "label": results.label,
+            "kind": results.kind,
+            "parameters": formatting.whole(results.median("parameters")),
+            "macs": formatting.with_prefix(results.median("macs")),
+            "latency": formatting.three_digits(results.median("latency_ms")),
+            "throughput": formatting.whole(results.median("images_per_s")),
+            "training": "–" if results.imported_from else formatting.duration(results.training_seconds),
+        }
+        for results in (pair.teacher, *pair.in_display_order)
+    ]

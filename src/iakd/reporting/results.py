@@ -1,0 +1,277 @@
+"""What the report shows, read from files: evaluations by pair, method and seed, gains over the references, studies."""
+
+import statistics
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from iakd import files
+from iakd.config import Method, Params, Schedule
+from iakd.config.methods import GROUP_TITLES
+from iakd.errors import UserError
+from iakd.experiment.jobs import Experiment, StudentJob, StudyJob, TeacherJob
+from iakd.experiment.run_dir import EVALUATION, HISTORY, METRICS, RUN, read_history
+from iakd.reporting.statistics import PairedDifference, SeedMean, holm_rejections, paired_difference, seed_mean
+
+TEACHER = "teacher"  # the method's name in a teacher's evaluation
+MAX_UNGROUPED = 12  # methods: more are shown in groups
+SCHEDULE_SETTINGS = tuple(Schedule.model_fields)
+
+TrialRow = dict[str, Any]  # a row of trials.csv
+PlannedCurve = tuple[NDArray[np.float64], NDArray[np.float64]]  # progress (E,), planned p of each block (E, blocks)
+GainKey = tuple[str, frozenset[str]]  # a pair's name and the labels of two of its methods, in any order
+
+
+@dataclass(frozen=True)
+class ModelResults:
+    """The files of one evaluated model: evaluation.json, run.json and metrics.json."""
+
+    folder: Path
+    seed: int
+    evaluation: dict[str, Any]
+    record: dict[str, Any]
+    metrics: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class MethodResults:
+    """One method of a pair over its seeds, or the teacher: without a method and without gains."""
+
+    label: str
+    method: Method | None
+    models: list[ModelResults]
+    gains: dict[str, PairedDifference] = field(default_factory=dict)  # by reference, except over itself
+
+    @property
+    def is_iakd(self) -> bool:
+        """Whether the method swaps blocks during training."""
+        return self.method is not None and "iakd" in self.method.names
+
+    @property
+    def kind(self) -> str:
+        """'teacher', 'iakd' or 'other': decides colour and marker."""
+        return "teacher" if self.method is None else "iakd" if self.is_iakd else "other"
+
+    @property
+    def imported_from(self) -> list[str]:
+        """The checkpoint of an imported teacher with its SHA-256; empty if it was trained here."""
+        records = [model.record for model in self.models if model.record.get("origin")]
+        return [f"{record['origin']}, SHA-256 {record['inputs']['checkpoint']}" for record in records]
+
+    @property
+    def top1(self) -> SeedMean:
+        """Test accuracy, percent."""
+        return self.mean("top1")
+
+    def mean(self, name: str) -> SeedMean:
+        """Return the mean over the seeds of a number in the evaluations."""
+        return seed_mean([model.evaluation[name] for model in self.models])
+
+    def median(self, name: str) -> float:
+        """Return the median over the seeds of a number in the evaluations, for times and sizes."""
+        return statistics.median(model.evaluation[name] for model in self.models)
+
+    @property
+    def training_seconds(self) -> float:
+        """Wall time of one training, the median over the seeds."""
+        return statistics.median(model.record["wall_seconds"] for model in self.models)
+
+    def top1_by_seed(self) -> dict[int, float]:
+        """Return the test accuracy of each seed, percent."""
+        return {model.seed: model.evaluation["top1"] for model in self.models}
+
+
+@dataclass(frozen=True)
+class PairComparison:
+    """A teacher, a student, and all methods that trained this student, in the order of the settings."""
+
+    teacher_name: str
+    student_name: str
+    teacher: MethodResults
+    methods: list[MethodResults]
+
+    @property
+    def name(self) -> str:
+        """As in the names of folders."""
+        return f"{self.teacher_name}-{self.student_name}"
+
+    @property
+    def title(self) -> str:
+        """As shown to readers."""
+        return f"{self.teacher_name} → {self.student_name}"
+
+    @property
+    def ranked(self) -> list[MethodResults]:
+        """The methods, most accurate first; ties in the order of the settings."""
+        return sorted(self.methods, key=lambda method: -method.top1.mean)
+
+    @property
+    def groups(self) -> list[tuple[str, list[MethodResults]]]:
+        """Titles and methods of the groups, most accurate first both among and within them.
+
+        A few methods form one group without a title.
+        """
+        if len(self.methods) <= MAX_UNGROUPED:
+            return [("", self.ranked)]
+        groups: dict[str, list[MethodResults]] = {}
+        for results in self.ranked:
+            assert results.method is not None
+            groups.setdefault(GROUP_TITLES[results.method.group], []).append(results)
+        return list(groups.items())
+
+    @property
+    def in_display_order(self) -> list[MethodResults]:
+        """All methods, group by group."""
+        return [results for _, group in self.groups for results in group]
+
+
+def gain_key(pair: PairComparison, results: MethodResults, reference: str) -> GainKey:
+    """Return the key of a gain, the same whichever of the two methods is the reference."""
+    return pair.name, frozenset({results.label, reference})
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All pairs of an experiment."""
+
+    params: Params
+    pairs: list[PairComparison]
+
+    @property
+    def references(self) -> list[str]:
+        """The reference methods that were trained."""
+        return [label for label in self.params.report.references if label in self.params.methods]
+
+    @property
+    def missing_references(self) -> list[str]:
+        """The reference methods that are not in the settings."""
+        return [label for label in self.params.report.references if label not in self.params.methods]
+
+    @property
+    def models(self) -> list[ModelResults]:
+        """Every model once, teachers first."""
+        teachers = {pair.teacher_name: pair.teacher.models for pair in self.pairs}
+        students = [results.models for pair in self.pairs for results in pair.methods]
+        return [model for group in [*teachers.values(), *students] for model in group]
+
+    @property
+    def test_images(self) -> int:
+        """Size of the test set."""
+        return int(self.models[0].evaluation["n"])
+
+    @property
+    def digits(self) -> int:
+        """Decimals of an accuracy in percent that a test set of this size can resolve."""
+        return 1 if self.test_images < 5000 else 2
+
+    @cached_property
+    def gains(self) -> dict[GainKey, PairedDifference]:
+        """Every gain shown with an interval; that between two references counts once."""
+        return {
+            gain_key(pair, results, reference): gain
+            for pair in self.pairs
+            for results in pair.methods
+            for reference, gain in results.gains.items()
+            if gain.p is not None
+        }
+
+    @cached_property
+    def jointly_significant(self) -> set[GainKey]:
+        """The gains that remain significant with Holm's correction for the number of `gains`."""
+        rejected = holm_rejections([gain.p or 0.0 for gain in self.gains.values()], 1 - self.params.report.confidence)
+        return {key for key, kept in zip(self.gains, rejected, strict=True) if kept}
+
+
+@dataclass(frozen=True)
+class StudyResults:
+    """The trials of one pair's study, `importances` (fractions of 1) and each trial's planned p over the training."""
+
+    pair: str
+    title: str
+    trials: list[TrialRow]
+    importances: dict[str, float]
+    curves: dict[int, PlannedCurve]
+
+    @property
+    def complete(self) -> list[TrialRow]:
+        """The trials that trained to the end."""
+        return [trial for trial in self.trials if trial["state"] == "complete"]
+
+    @property
+    def best(self) -> TrialRow | None:
+        """The complete trial with the highest value, the earliest of equals."""
+        return max(self.complete, key=lambda trial: (trial["value"], -trial["number"]), default=None)
+
+    @property
+    def varied(self) -> list[str]:
+        """The settings in which trials differ."""
+        return [name for name in SCHEDULE_SETTINGS if len({trial.get(name) for trial in self.trials} - {None}) > 1]
+
+
+def read_comparison(experiment: Experiment) -> Comparison:
+    """Read the evaluations of all models. Raises UserError naming the first that is missing or outdated."""
+    by_teacher: dict[str, list[ModelResults]] = {}
+    for job in experiment.teachers:
+        by_teacher.setdefault(job.network.name, []).append(_read_model(job))
+    by_pair: dict[tuple[str, str], dict[str, list[ModelResults]]] = {}
+    for student in experiment.students:
+        by_label = by_pair.setdefault((student.teacher.network.name, student.student.name), {})
+        by_label.setdefault(student.label, []).append(_read_model(student))
+    pairs = [
+        PairComparison(
+            teacher,
+            student,
+            MethodResults(TEACHER, None, by_teacher[teacher]),
+            _with_gains(experiment.params, by_label),
+        )
+        for (teacher, student), by_label in by_pair.items()
+    ]
+    return Comparison(experiment.params, pairs)
+
+
+def _read_model(job: TeacherJob | StudentJob) -> ModelResults:
+    hint = "run `iakd evaluate`"
+    evaluation = files.read_json(job.folder / EVALUATION, hint)
+    record = files.read_json(job.folder / RUN, hint)
+    if evaluation["model_sha256"] != record["model_sha256"]:
+        raise UserError(f"{job.folder / EVALUATION} belongs to an older model: {hint}")
+    return ModelResults(job.folder, job.seed, evaluation, record, files.read_json(job.folder / METRICS, hint))
+
+
+def _with_gains(params: Params, by_label: dict[str, list[ModelResults]]) -> list[MethodResults]:
+    plain = {label: MethodResults(label, params.methods[label], models) for label, models in by_label.items()}
+    methods = []
+    for label, results in plain.items():
+        gains = {}
+        for reference in params.report.references:
+            if reference in plain and reference != label:
+                scores, reference_scores = results.top1_by_seed(), plain[reference].top1_by_seed()
+                gain = paired_difference(scores, reference_scores, params.report.confidence)
+                if gain:
+                    gains[reference] = gain
+        methods.append(MethodResults(label, results.method, results.models, gains))
+    return methods
+
+
+def read_study(job: StudyJob, trials: list[TrialRow], importances: dict[str, float]) -> StudyResults:
+    """Combine a study's trials and importances with the histories of its trials, read from its folder."""
+    pair = (job.teacher.network.name, job.student.name)
+    curves = {}
+    for trial in trials:
+        path = job.folder / "trials" / f"{trial['number']:04d}" / HISTORY
+        if path.exists() and (curve := _planned_curve(path, job.recipe.epochs)):
+            curves[trial["number"]] = curve
+    return StudyResults("-".join(pair), " → ".join(pair), trials, importances, curves)
+
+
+def _planned_curve(path: Path, epochs: int) -> PlannedCurve | None:
+    rows = read_history(path)
+    blocks = [name for name in (rows[0] if rows else {}) if name.startswith("p_planned_")]
+    if not blocks:
+        return None
+    table = np.array([[row["epoch"], *(row[name] for name in blocks)] for row in rows], dtype=np.float64)
+    return table[:, 0] / epochs, table[:, 1:]
