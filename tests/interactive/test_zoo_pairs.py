@@ -166,5 +166,5 @@ def test_initialising_from_a_teacher_of_fewer_blocks_is_refused() -> None:
 def test_places_follow_one_another() -> None:
     pairs = hybrid(network("wrn_40_2", seed=1), network("ShuffleV1", seed=2)).pairs
     for before, after in pairwise(pairs):
-        assert before.ours.after == after.ours.before
-        assert before.theirs.after == after.theirs.before
+        assert before.student.after == after.student.before
+        assert before.teacher.after == after.teacher.before

@@ -7,11 +7,10 @@ import torch
 from torch import nn
 
 from iakd import config, models
-from iakd.config import IakdOptions, LrSchedule, Schedule
+from iakd.config import IakdOptions
 from iakd.interactive.hybrid import Hybrid, initialise_from_teacher
 from iakd.models.network import initialise
 from iakd.models.quantisation import QuantisedConv2d, Quantiser, nearest, weight_bytes
-from iakd.training.timeline import Timeline
 
 
 def network(bits: int | None, arch: str = "resnet8", seed: int = 0) -> models.Network:
@@ -129,8 +128,7 @@ def test_weights_survive_saving() -> None:
 def test_a_network_of_few_bits_is_swapped_with_its_own_full_precision() -> None:
     """Precision swap: teacher and student are one architecture; a swapped place computes with all bits."""
     teacher, student = network(None).eval(), network(2, seed=3)
-    timeline = Timeline(2, 10, 0.1, LrSchedule(), batch_size=4)
-    hybrid = Hybrid(student, teacher, IakdOptions(), Schedule(), timeline, seed=0)
+    hybrid = Hybrid(student, teacher, IakdOptions(), seed=0)
     initialise_from_teacher(student, teacher)
     hybrid.train()
     logits = hybrid(images(), [True, False, True])
