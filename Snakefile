@@ -32,7 +32,7 @@ rule all:
         rules.evaluation.output,
         rules.report.output,
     message:
-        "Everything is there"
+        "All results are up to date"
 
 
 onstart:

@@ -129,9 +129,24 @@ def test_a_changed_setting_reruns_what_depends_on_it(project: Project, change: s
 
 
 @pytest.mark.parametrize(
+    ("change", "before", "now"),
+    [
+        ("distill={recipe: {lr: 0.02}}", "recipe.lr=0.05", "recipe.lr=0.02"),
+        ("methods={kd: {kd: {temperature: 2.0}}}", "method.kd.temperature=4.0", "method.kd.temperature=2.0"),
+        ("tune={trials: 4}", "tune.trials=3", "tune.trials=4"),
+        ("report={title: 'of {one}'}", "report.title=Interactive knowledge distillation", "report.title=of {one}"),
+    ],
+)
+def test_a_dry_run_says_what_a_changed_setting_was_and_is(project: Project, change: str, before: str, now: str) -> None:
+    printed = project.run(*SNAKEMAKE, "-n", "--config", change)
+    assert f"before: {before!r} now: {now!r} \n" in printed
+
+
+@pytest.mark.parametrize(
     ("source", "jobs"),
     [
-        ("training/loop.py", {k: v for k, v in EVERYTHING.items() if k != "prepare"}),
+        ("training/trainer.py", {k: v for k, v in EVERYTHING.items() if k != "prepare"}),
+        ("evaluation/measure.py", {"evaluate": 5, "evaluation": 1, "report": 1, "all": 1}),
         ("reporting/page.py", {"report": 1, "all": 1}),
     ],
 )

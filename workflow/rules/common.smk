@@ -4,36 +4,34 @@ import atexit
 import re
 import shlex
 import sys
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
-from iakd.orchestration import stale_results, fork_server
-from iakd.experiment import gpus
-from iakd.orchestration import snakemake_hooks as engine
-from iakd.orchestration.stale_results import EVALUATION
 from iakd.data.store import MANIFEST
 from iakd.errors import UserError
-from iakd.files import digest
-from iakd.experiment.jobs import RESULTS, STATE
+from iakd.experiment import gpus
+from iakd.experiment import run_dir as names
+from iakd.experiment.jobs import RESULTS, STATE, in_the_clear
 from iakd.experiment.provenance import source_sha
-from iakd.experiment.run_dir import HISTORY, METRICS, MODEL, RUN
+from iakd.experiment.run_dir import EVALUATION, HISTORY, METRICS, MODEL, RUN, SCHEDULE, TRIALS
+from iakd.orchestration import fork_server, stale_results
+from iakd.orchestration import snakemake_hooks as hooks
 from iakd.tracking.follower import wait_for_follower
-from iakd.tuning.results import SCHEDULE, TRIALS
 
 try:
-    EXPERIMENT = engine.set_up(
+    EXPERIMENT = hooks.set_up(
         config,
         workflow.config_settings.overwrite_config,
         workflow.overwrite_configfiles or workflow.configfiles,
         workflow.is_main_process,
     )
 except UserError as error:
-    engine.stop(error)
+    hooks.stop(error)
 
-JOBS = {job.path: job for job in (*EXPERIMENT.teachers, *EXPERIMENT.studies, *EXPERIMENT.students)}
-COMPARISON = ("metrics.json", "summary.csv", "runs.csv", "accuracy.csv", "curves.csv")
+JOBS = {job.path: job for job in (EXPERIMENT.data, *EXPERIMENT.teachers, *EXPERIMENT.studies, *EXPERIMENT.students)}
+COMPARISON = (METRICS, names.SUMMARY, names.RUNS, names.ACCURACY, names.CURVES)
 FIGURES = ("accuracy", "curves", "swaps", "hints", "tuning", "calibration", "confusion")
-REPORT = EXPERIMENT.report / "report.html"
+REPORT = EXPERIMENT.report / names.REPORT
 GPU = int(EXPERIMENT.params.compute.device == "cuda" or bool(gpus.gpus(EXPERIMENT.params.compute)))
 THREADS = EXPERIMENT.params.compute.threads
 PROCESSES = EXPERIMENT.params.compute.processes  # of a training
@@ -54,9 +52,51 @@ def files_of(jobs, *names):
     return [job.folder / name for job in jobs for name in names]
 
 
-def key(module, settings):
-    """Identity of work that is no job of the experiment: its settings and the sources of the module that does it."""
-    return digest({"settings": settings, "source": source_sha(f"iakd.{module}")})
+def settings(section, module):
+    """The parameters of a rule without jobs of its own: the settings of a section, and the sources of a module."""
+    values = getattr(EXPERIMENT.params, section).model_dump(mode="json")
+    texts = in_the_clear({section: values}, source_sha(f"iakd.{module}"))
+    return [literally(text) if "{" in text else text for text in texts]
+
+
+def literally(text):
+    """A function, in whose result Snakemake looks for no wildcards."""
+    return lambda wildcards: text
+
+
+@cache
+def watched(paths):
+    """What the jobs at `paths` depend on together, as texts."""
+    return tuple(dict.fromkeys(text for path in paths for text in JOBS[path].watched))
+
+
+def settings_of(jobs, *patterns):
+    """The parameters of a rule, one for each setting, so that `snakemake -n` names those that changed.
+
+    `jobs` are all that the rule may run; `patterns` are the paths, with wildcards, of those that it runs at once.
+    """
+    if not jobs:
+        return []
+    every = [set(watched((job.path,))) for job in jobs]
+    shared = {text for text in set.intersection(*every) if "{" not in text}
+    folders = {}
+    for job, texts in zip(jobs, every):
+        folders.setdefault(Path(job.path).parent, set()).update(texts - shared)
+
+    @cache
+    def others(*paths):
+        return [text for text in watched(paths) if text not in shared]
+
+    def parameter(position):
+        def text(wildcards):
+            paths = tuple(pattern.format(**wildcards) for pattern in patterns)
+            found = others(*paths)
+            # Snakemake compares sets: a repetition changes nothing, and a rule's jobs must have equally many.
+            return found[position] if position < len(found) else watched(paths)[0]
+
+        return text
+
+    return [*sorted(shared), *(parameter(position) for position in range(max(map(len, folders.values()))))]
 
 
 def teacher_options(wildcards):
@@ -102,10 +142,6 @@ def student_inputs(folders, wildcards):
     return {"teacher": files_of(teachers.values(), MODEL), "schedule": files_of(studies.values(), SCHEDULE)}
 
 
-def student_keys(folders, wildcards):
-    return sorted({job.watched_key for job in students_in(folders, wildcards)})
-
-
 def student_options(wildcards, output):
     """Taken from `output`, so that Snakemake sees no change in another grouping of seeds."""
     jobs = [JOBS[str(Path(path).parent.relative_to(RESULTS))] for path in output.model]
@@ -117,13 +153,13 @@ def student_options(wildcards, output):
 def start():
     """Before the first job: be alone here, and never declare results current that are not."""
     try:
-        engine.take_lock()
+        hooks.take_lock()
         if workflow.touch:
             stale_results.refuse(stale_results.other_settings(EXPERIMENT))
         elif sum(job.rule.name.split("_")[0] in fork_server.COMMANDS for job in workflow.dag.needrun_jobs()) > 1:
             fork_server.start(STATE / "warm.socket")
     except UserError as error:
-        engine.stop(error)
+        hooks.stop(error)
 
 
 def finish(succeeded):
@@ -133,5 +169,5 @@ def finish(succeeded):
         return
     wait_for_follower(EXPERIMENT.params)
     failed = getattr(workflow.scheduler, "failed", ())
-    lines = [f"The report: {REPORT}"] if succeeded else sorted(engine.last_line(job.log) for job in failed)
+    lines = [f"The report: {REPORT}"] if succeeded else sorted(hooks.last_line(job.log) for job in failed)
     atexit.register(print, *lines, sep="\n", file=sys.stderr)  # after Snakemake's own last lines

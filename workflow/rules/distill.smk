@@ -27,7 +27,7 @@ for number, folders in enumerate(folders_of_students()):
             mem_mb=4000,
             runtime=1440,
         params:
-            key=partial(student_keys, folders),
+            *settings_of(EXPERIMENT.students, *folders),
             options=student_options,
         message:
             f"Training student {' '.join(folders)}".replace("{", "{wildcards.")
@@ -39,4 +39,4 @@ rule students:
     input:
         files_of(EXPERIMENT.students, MODEL, HISTORY, METRICS, RUN, EVALUATION),
     message:
-        "The students are there"
+        "All students are trained"

@@ -18,7 +18,7 @@ rule evaluate:
         mem_mb=4000,
         runtime=120,
     params:
-        key=key("evaluation.model", EXPERIMENT.params.evaluate.model_dump()),
+        *settings("evaluate", "evaluation.measure"),
     message:
         "Evaluating {wildcards.model}"
     shell:
@@ -39,7 +39,7 @@ rule evaluation:
         mem_mb=2000,
         runtime=60,
     params:
-        key=key("stages.evaluate", EXPERIMENT.params.report.model_dump()),
+        *settings("report", "stages.evaluate"),
     message:
         "Comparing all models"
     shell:

@@ -1,7 +1,7 @@
 rule prepare:
     output:
         manifest=EXPERIMENT.data.folder / MANIFEST,
-        arrays=files_of([EXPERIMENT.data], *engine.data_products(EXPERIMENT)),
+        arrays=files_of([EXPERIMENT.data], *hooks.data_products(EXPERIMENT)),
     log:
         f"logs/{EXPERIMENT.data.path}.log",
     benchmark:
@@ -12,8 +12,8 @@ rule prepare:
         mem_mb=4000,
         runtime=120,
     params:
-        key=EXPERIMENT.data.key,
-        files=engine.data_files(EXPERIMENT),
+        *settings_of([EXPERIMENT.data], EXPERIMENT.data.path),
+        f"files={hooks.data_files(EXPERIMENT)}",
     message:
         "Reading and splitting the data set"
     shell:
@@ -24,4 +24,4 @@ rule data:
     input:
         rules.prepare.output,
     message:
-        "The data are there"
+        "The data set is prepared"

@@ -7,22 +7,22 @@ rule report:
     output:
         page=report(REPORT, caption="../report/page.rst", category="Results", labels={"result": "report"}),
         tables=report(
-            EXPERIMENT.report / "tables.md",
+            EXPERIMENT.report / names.TABLES_TEXT,
             caption="../report/tables.rst",
             category="Results",
             labels={"result": "tables"},
         ),
-        numbers=EXPERIMENT.report / "tables.csv",
+        numbers=EXPERIMENT.report / names.TABLES,
         figures=[
             report(
-                EXPERIMENT.report / "figures" / f"{name}.svg",
+                EXPERIMENT.report / names.FIGURES / f"{name}.svg",
                 caption=f"../report/{name}.rst",
                 category="Results",
                 labels={"result": name},
             )
             for name in FIGURES
         ],
-        picture=EXPERIMENT.report / "figures" / "accuracy.png",
+        picture=EXPERIMENT.report / names.FIGURES / "accuracy.png",
     log:
         f"logs/{EXPERIMENT.report.relative_to(RESULTS)}.log",
     conda:
@@ -31,7 +31,7 @@ rule report:
         mem_mb=2000,
         runtime=60,
     params:
-        key=key("stages.report", EXPERIMENT.params.report.model_dump()),
+        *settings("report", "stages.report"),
     message:
         "Writing the report"
     shell:

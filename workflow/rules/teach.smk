@@ -22,7 +22,7 @@ rule teach:
         mem_mb=4000,
         runtime=1440,
     params:
-        key=lambda wildcards: JOBS[wildcards.teacher].key,
+        *settings_of(EXPERIMENT.teachers, "{teacher}"),
         options=teacher_options,
     message:
         "Training teacher {wildcards.teacher}"
@@ -34,4 +34,4 @@ rule teachers:
     input:
         files_of(EXPERIMENT.teachers, MODEL, HISTORY, METRICS, RUN, EVALUATION),
     message:
-        "The teachers are there"
+        "All teachers are trained"

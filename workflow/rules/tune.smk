@@ -7,7 +7,7 @@ rule tune:
         trials=RESULTS / "{study}" / TRIALS,
         history=RESULTS / "{study}" / HISTORY,
         metrics=RESULTS / "{study}" / METRICS,
-        run=RESULTS / "{study}" / RUN,  # but not its journal: with more trials asked for, the study goes on
+        run=RESULTS / "{study}" / RUN,  # but not its journal, so that a study asked for more trials continues
     log:
         "logs/{study}.log",
     benchmark:
@@ -23,8 +23,8 @@ rule tune:
         mem_mb=4000 * EXPERIMENT.params.tune.workers,
         runtime=4320,
     params:
-        key=lambda wildcards: JOBS[wildcards.study].key,
-        trials=EXPERIMENT.params.tune.trials,
+        *settings_of(EXPERIMENT.studies, "{study}"),
+        f"tune.trials={EXPERIMENT.params.tune.trials}",
         options=study_options,
     message:
         "Searching for a schedule: {wildcards.study}"
@@ -36,4 +36,4 @@ rule studies:
     input:
         files_of(EXPERIMENT.studies, SCHEDULE, TRIALS, HISTORY, METRICS, RUN),
     message:
-        "The schedules are there"
+        "All schedules are found"

@@ -36,10 +36,11 @@ def gpus(compute: Compute) -> list[str]:
     if listed is not None:
         names = [name.strip() for name in listed.split(",")]
         return names[: next((i for i, name in enumerate(names) if name in ("", "-1")), None)]
-    return [str(index) for index in range(_installed())]
+    return [str(index) for index in range(installed())]
 
 
-def _installed() -> int:
+def installed() -> int:
+    """Return how many GPUs this machine has."""
     files = len(list(Path("/dev").glob("nvidia[0-9]*")))
     if files or not shutil.which("nvidia-smi"):
         return files

@@ -3,7 +3,9 @@
 Snakemake's rules and the command line both ask here, so there is one answer to both questions.
 """
 
-from dataclasses import dataclass, replace
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from iakd.experiment.provenance import source_sha
 from iakd.files import digest
 
 RESULTS = Path("results")
+SHORT = 16  # characters of a digest that people see
 STATE = Path(".state")  # checkpoints, live histories, locks: outside what workflow engines delete
 
 
@@ -51,17 +54,28 @@ class Job:
     @property
     def key(self) -> str:
         """Identity of settings and source code together."""
-        return digest({"settings": self.settings, "source": source_sha(f"iakd.stages.{self.stage}", *self.modules)})
+        return digest({"settings": self.settings, "source": self.source})
+
+    @property
+    def source(self) -> str:
+        """SHA-256 of the source code that it runs."""
+        return source_sha(f"iakd.stages.{self.stage}", *self.modules)
 
     @property
     def modules(self) -> list[str]:
-        """Modules that the work uses, but that its stage loads by name only."""
+        """Modules that its stage loads by name only."""
         return []
 
     @property
-    def watched_key(self) -> str:
-        """What a workflow engine knows of it; it runs the job again when this changes."""
-        return self.key
+    def watched(self) -> list[str]:
+        """What a workflow engine compares to decide whether to run the job again: `name=value` texts."""
+        return in_the_clear(self._by_section, self.source)
+
+    @property
+    def _by_section(self) -> dict[str, Any]:
+        """The settings, named as in params.yaml where they come from one section."""
+        others = {name: value for name, value in self.settings.items() if name != "data"}
+        return {"dataset": self.settings["data"], **others}
 
 
 @dataclass(frozen=True)
@@ -72,6 +86,10 @@ class DataJob(Job):
     def modules(self) -> list[str]:
         """The reader."""
         return [SOURCES[self.settings["source"]].reader.partition(":")[0]]
+
+    @property
+    def _by_section(self) -> dict[str, Any]:
+        return {"dataset": self.settings}
 
 
 @dataclass(frozen=True)
@@ -117,6 +135,10 @@ class StudyJob(Job):
         return _student_modules(self.teacher, self.student, self.method)
 
     @property
+    def _by_section(self) -> dict[str, Any]:
+        return {**super()._by_section, "teacher": _without_data(self.settings["teacher"])}
+
+    @property
     def normalisation(self) -> Normalisation | None:
         """Of the images that its students' stems know; None: the data set's."""
         return _normalisation_of_student(self.teacher, self.method)
@@ -140,9 +162,15 @@ class StudentJob(Job):
         return _student_modules(self.teacher, self.student, self.method)
 
     @property
-    def watched_key(self) -> str:
-        """Without the seed, which stands in the path: how many seeds are trained by one job changes nothing."""
-        return replace(self, settings={**self.settings, "seed": None}).key
+    def _by_section(self) -> dict[str, Any]:
+        """Without the seed, which is in the path, so that a different grouping of seeds re-runs nothing.
+
+        A study shows its own settings; here a digest of them stands for it.
+        """
+        settings = {**super()._by_section, "teacher": _without_data(self.settings["teacher"])}
+        settings["study"] = digest(self.settings["study"])[:SHORT] if self.study else None
+        del settings["seed"]
+        return settings
 
     @property
     def normalisation(self) -> Normalisation | None:
@@ -174,6 +202,26 @@ class Experiment:
     def report(self) -> Path:
         """Folder of the report."""
         return RESULTS / self.params.dataset.name / "report"
+
+
+def in_the_clear(settings: dict[str, Any], source: str) -> list[str]:
+    """Return `section.name=value` for each of `settings`, and the start of the SHA-256 of the source code."""
+    return [*_flat("", settings), f"source={source[:SHORT]}"]
+
+
+def _flat(name: str, value: Any) -> Iterator[str]:
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        value = dict(enumerate(value))
+    if isinstance(value, dict) and value:
+        for inner, its_value in value.items():
+            yield from _flat(f"{name}.{inner}" if name else str(inner), its_value)
+    else:
+        yield f"{name}={value if isinstance(value, str) else json.dumps(value)}"
+
+
+def _without_data(teacher: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A teacher's settings without those of the data, which it shares with its students."""
+    return teacher and {name: value for name, value in teacher.items() if name != "data"}
 
 
 def plan_experiment(params: Params) -> Experiment:

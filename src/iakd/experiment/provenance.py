@@ -23,9 +23,14 @@ def source_sha(*modules: str) -> str:
 
     Found by reading the import statements, so nothing is imported; a change elsewhere leaves the hash alone. Of a
     module of another package, such as a method that is a plugin, the files of that package count, too.
+
+    Raises ValueError where one of `modules` does not exist.
     """
     files: dict[str, str] = {}
     todo = list(modules)
+    for name in modules:
+        if _source_file(name) is None:
+            raise ValueError(f"no module {name}")
     while todo:
         name = todo.pop()
         path = _source_file(name)

@@ -21,8 +21,14 @@ from iakd.experiment.provenance import provenance
 
 Row = dict[str, float | int | None]
 SECONDS_BETWEEN_LOGS = 1.0
-LOCK, RUN, HISTORY, METRICS, MODEL = "lock", "run.json", "history.csv", "metrics.json", "model.safetensors"
-EVALUATION = "evaluation.json"
+
+# Every file of a result, except those of the data (iakd.data.store).
+RUN, HISTORY, METRICS, MODEL = "run.json", "history.csv", "metrics.json", "model.safetensors"  # of a training
+EVALUATION = "evaluation.json"  # beside a model
+SCHEDULE, TRIALS, JOURNAL = "schedule.yaml", "trials.csv", "study.journal"  # of a study, beside its RUN and HISTORY
+SUMMARY, RUNS, ACCURACY, CURVES = "summary.csv", "runs.csv", "accuracy.csv", "curves.csv"  # of the comparison
+REPORT, TABLES, TABLES_TEXT, FIGURES = "report.html", "tables.csv", "tables.md", "figures"  # of the report
+LOCK = "lock"  # in the live folder
 
 
 def now() -> str:

@@ -32,20 +32,29 @@ def stop(error: UserError) -> NoReturn:
 def set_up(config: dict[str, Any], given: dict[str, Any], origins: list[Path], main: bool) -> Experiment:
     """Check the settings and pass them to the jobs: $IAKD_PARAMS names them, `iakd` is this environment's.
 
-    `given` is what of `config` stood on the command line. `main`: this process decides what is out of date. Raises
-    UserError for a mistake in the settings, and for results that only seem to be made with them.
+    `given` is the part of `config` that came from the command line; `main` is true in the process that decides what is
+    out of date. Raises UserError for a mistake in the settings, and for results that only seem to be made with them.
     """
     settings = json.loads(json.dumps(config, default=str))  # Snakemake's ordered dictionaries as plain ones
     settings = merged(settings, _typed(given))
     experiment = plan_experiment(parse(settings, ", ".join(os.path.relpath(path) for path in origins)))
     if main:
-        stale_results.check(experiment)
+        stale_results.check(experiment, _records())
         for job in experiment.teachers:
-            job.check_file()  # Snakemake's own words for it are many
+            job.check_file()  # before Snakemake, which would need many lines to say it
     os.environ["IAKD_PARAMS"] = str(_settings_file(settings))
     os.environ[WITH_PARENT] = "1"
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     return experiment
+
+
+def _records() -> stale_results.Records:
+    """Return Snakemake's records of its results; `workflow.persistence` is set only after the rules are read."""
+    from snakemake.io import IOFile
+    from snakemake.persistence.file import FilePersistence
+
+    persistence = FilePersistence(nolock=True)
+    return lambda path: persistence.params(IOFile(str(path)))
 
 
 def _typed(value: Any) -> Any:

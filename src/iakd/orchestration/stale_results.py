@@ -1,40 +1,38 @@
-"""Results that Snakemake did not see being made: pulled by DVC, made by plain commands, or by another checkout.
+"""Find results that Snakemake did not see being made: pulled by DVC, made by plain commands, or by another checkout.
 
-Snakemake notices changed settings by its own records only. Where there are none, or they tell of other results than
-those that are there, it would take whatever it finds for current. The runs' own records know better.
+Snakemake notices changed settings by its own records only. Where these are missing, or describe other results than
+those on disk, it would take whatever it finds for current. The run's own record (run.json) knows better.
 """
 
 import json
 import os
 import time
-from base64 import urlsafe_b64encode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from iakd.data.store import MANIFEST
 from iakd.errors import UserError
 from iakd.experiment.jobs import Experiment, Job
-from iakd.experiment.run_dir import RUN
+from iakd.experiment.run_dir import EVALUATION, RUN
 
-EVALUATION = "evaluation.json"
-RECORDS = Path(".snakemake/metadata")
-NAME = 254  # characters of a name in that folder; Snakemake cuts longer ones into folders
+Records = Callable[[Path], list[str] | None]  # the parameters that Snakemake recorded for a file, each as its repr()
 
 
-def check(experiment: Experiment) -> None:
+def check(experiment: Experiment, records: Records) -> None:
     """Raise UserError where results of other settings would be taken for current.
 
-    Not in a stage of DVC, which can bring them back and is about to make them anew: there they are marked as missing.
-    And DVC has just checked the results of the stages before; without any record, their order in time says so.
+    In a DVC stage such results are marked as missing instead: DVC can restore them, and is about to rebuild them.
+    DVC has also just checked the results of the stages before, so where Snakemake has no record of any result, their
+    modification times are set to say so.
     """
-    unseen = [job for job in other_settings(experiment) if not _change_is_seen(job)]
+    unseen = [job for job in other_settings(experiment) if not _change_is_seen(job, records)]
     if "DVC_STAGE" not in os.environ:
         refuse(unseen)
         return
     for job in unseen:
         _record(job).unlink()
-    if not (RECORDS.exists() and any(RECORDS.iterdir())):
+    if all(records(_record(job)) is None for job in _jobs(experiment)):
         _date(experiment)
 
 
@@ -43,14 +41,18 @@ def refuse(jobs: list[Job]) -> None:
     if jobs:
         more = f" (and {len(jobs) - 1} more)" if len(jobs) > 1 else ""
         raise UserError(
-            f"{jobs[0].folder}{more}: made with other settings; set them back, or delete the folder to make it anew"
+            f"{jobs[0].folder}{more}: made with other settings; restore these, or delete the folder to rebuild it"
         )
 
 
 def other_settings(experiment: Experiment) -> list[Job]:
-    """The jobs whose results are there but, by their own record, were made with other settings."""
-    jobs = (experiment.data, *experiment.studies, *experiment.trained)
+    """Return the jobs whose results exist but, by their own record, were made with other settings."""
+    jobs = _jobs(experiment)
     return [job for job in jobs if _made_with(job) not in (None, json.loads(json.dumps(job.settings)))]
+
+
+def _jobs(experiment: Experiment) -> list[Job]:
+    return [experiment.data, *experiment.studies, *experiment.trained]
 
 
 def _record(job: Job) -> Path:
@@ -58,7 +60,7 @@ def _record(job: Job) -> Path:
 
 
 def _made_with(job: Job) -> Any:
-    """The settings behind the results of `job`, as far as `job.settings` names them; None if unknown."""
+    """Return the settings behind the results of `job`, as far as `job.settings` names them; None if unknown."""
     try:
         record = json.loads(_record(job).read_text())
         if job.stage == "prepare":
@@ -68,15 +70,10 @@ def _made_with(job: Job) -> Any:
         return None
 
 
-def _change_is_seen(job: Job) -> bool:
-    """Whether Snakemake's record of the results of `job` has another key than the one it compares with."""
-    name = urlsafe_b64encode(str(_record(job)).encode()).decode()
-    *folders, last = [name[i : i + NAME] for i in range(0, len(name), NAME)]
-    try:
-        record = json.loads(RECORDS.joinpath(*(f"@{folder}" for folder in folders), last).read_text())
-    except (OSError, ValueError):
-        return False
-    return not any(job.watched_key in value for value in record["params"])
+def _change_is_seen(job: Job, records: Records) -> bool:
+    """Whether Snakemake recorded other parameters for the results of `job` than it now compares them with."""
+    recorded = records(_record(job))
+    return recorded is not None and not {repr(text) for text in job.watched} <= set(recorded)
 
 
 def _date(experiment: Experiment) -> None:

@@ -21,7 +21,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
-    monkeypatch.setattr(gpus, "_installed", lambda: 4)
+    monkeypatch.setattr(gpus, "installed", lambda: 4)
 
 
 def child(seconds: float, share: int = 1, **environment: str) -> "subprocess.Popen[str]":

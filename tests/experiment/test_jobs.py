@@ -1,15 +1,17 @@
 """The experiment: which jobs an experiment has, and what makes each of them be done anew."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from iakd.config import load
 from iakd.errors import UserError
+from iakd.experiment import provenance
 from iakd.experiment.jobs import Experiment, plan_experiment, select
 from iakd.experiment.provenance import source_sha
 
-DEFAULT = Path(__file__).parent.parent / "params.yaml"
+DEFAULT = Path(__file__).parents[2] / "params.yaml"
 
 
 def experiment(*changes: str) -> Experiment:
@@ -103,10 +105,6 @@ def test_the_source_hash_covers_what_a_stage_imports_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Checked on a copy of the sources in which one file after the other is changed."""
-    import shutil
-
-    from iakd.experiment import provenance
-
     copy = tmp_path / "iakd"
     shutil.copytree(Path(provenance.__file__).parents[1], copy, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(provenance, "PACKAGE_ROOT", tmp_path)
@@ -150,6 +148,43 @@ def test_what_a_job_loads_by_name_is_part_of_its_identity(monkeypatch: pytest.Mo
     monkeypatch.setattr("iakd.experiment.jobs.source_sha", lambda *modules: asked.append(modules) or "source")
     kd = [job.key for job in jobs.students if job.label == "kd"]
     assert kd and all(modules == ("iakd.stages.distill", "iakd.distillation.losses.kd") for modules in asked)
+
+
+def test_what_a_job_depends_on_is_listed_in_the_clear() -> None:
+    jobs = experiment("methods.kd.recipe={lr: 0.2}")
+    kd = next(job for job in jobs.students if job.label == "kd")
+    assert {
+        "dataset.val=300",
+        "teacher.network.arch=resnet20",
+        "teacher.recipe.lr=0.1",
+        "transfer=100",
+        "method.kd.temperature=4.0",
+        "recipe.lr=0.2",
+        "recipe.lr_schedule.milestones=[0.4, 0.7]",
+        "study=null",
+        f"source={kd.source[:16]}",
+    } <= set(kd.watched)
+    assert {"dataset.split_seed=0"} <= set(jobs.data.watched)
+    assert {"tune.space.p0=[0.1, 0.9]", "first.1.kind=linear"} <= set(jobs.studies[0].watched)
+
+
+def test_what_is_listed_changes_with_every_setting_of_the_identity_but_the_seed() -> None:
+    def lists(experiment: Experiment) -> dict[str, list[str]]:
+        return {job.path: job.watched for job in (experiment.data, *experiment.studies, *experiment.trained)}
+
+    before = experiment()
+    for change in (
+        "dataset.val=200",
+        "teach.recipe.lr=0.2",
+        "tune.seed=1",
+        "distill.transfer=0.5",
+        "methods.kd.init=teacher",
+    ):
+        after = experiment(change)
+        same_key = {path for path, key in keys(before).items() if keys(after)[path] == key}
+        assert same_key == {path for path, texts in lists(before).items() if lists(after)[path] == texts}, change
+    kd = [job for job in before.students if job.label == "kd"]
+    assert kd[0].watched == kd[1].watched, "seeds may be trained in one job or in several"
 
 
 def test_a_pair_may_differ_in_recipe_and_options() -> None:

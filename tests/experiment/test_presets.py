@@ -12,10 +12,10 @@ from PIL import Image
 from iakd.config import load
 from iakd.experiment.jobs import Experiment, plan_experiment
 
-sys.path.insert(0, str(Path(__file__).parent / "data"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 import kinds
 
-FOLDER = Path(__file__).parent.parent / "experiments"
+FOLDER = Path(__file__).parents[2] / "experiments"
 STEPS = 2  # of each training
 METHODS = 8  # of a preset at most
 
