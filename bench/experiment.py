@@ -12,13 +12,11 @@ import common
 from iakd import files
 from iakd.experiment import run_dir
 
-EVALUATION = "evaluation.json"
-
 
 def group(folders: list[Path]) -> dict[str, Any]:
     """The seeds of one method, or of a teacher."""
     records = [files.read_json(folder / run_dir.RUN, "finish the experiment") for folder in folders]
-    evaluations = [files.read_json(folder / EVALUATION, "run `iakd evaluate`") for folder in folders]
+    evaluations = [files.read_json(folder / run_dir.EVALUATION, "run `iakd evaluate`") for folder in folders]
     top1 = [evaluation["top1"] for evaluation in evaluations]
     return {
         "top1": round(statistics.mean(top1), 3),
@@ -36,7 +34,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--command", required=True, help="what was run")
     arguments = parser.parse_args()
-    finished = [path.parent for path in sorted(arguments.results.glob(f"*/**/{EVALUATION}"))]
+    finished = [path.parent for path in sorted(arguments.results.glob(f"*/**/{run_dir.EVALUATION}"))]
     names = sorted({str(folder.parent.relative_to(arguments.results)) for folder in finished})
     files.write_json(
         arguments.out,

@@ -1,4 +1,4 @@
-"""Files that can be interrupted at any byte: whole or absent, never half-written."""
+"""Atomic files, whole or absent whatever interrupts their writer, and locks."""
 
 import contextlib
 import fcntl
@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from iakd.errors import UserError
 
-PATIENCE = 1.0  # seconds; `held` takes a lock for microseconds, which must not look like another owner
+PATIENCE = 1.0  # seconds; `held` takes a lock for microseconds, which must not look like another holder
 
 
 @contextlib.contextmanager
@@ -62,7 +62,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def printable(text: str) -> str:
-    """`text` with a backslash and a number for whatever is no Unicode: bytes of a file's name in an old encoding."""
+    """Return `text` with escapes for what is not valid Unicode, such as a file name in an old encoding."""
     return text.encode(errors="backslashreplace").decode()
 
 
@@ -77,49 +77,66 @@ def read_json(path: Path, hint: str) -> Any:
 
 
 def sha256_bytes(content: bytes) -> str:
-    """Hexadecimal SHA-256 of `content`."""
+    """Return the hexadecimal SHA-256 of `content`."""
     return hashlib.sha256(content).hexdigest()
 
 
 def sha256_file(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
+    """Return the hexadecimal SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest(value: Any) -> str:
-    """Hexadecimal SHA-256 of a JSON value, independent of the order of its keys."""
+    """Return the hexadecimal SHA-256 of a JSON value, independent of the order of its keys."""
     return sha256_bytes(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
+
+
+# Locks: files that the kernel unlocks when the process that holds them dies.
 
 
 @contextlib.contextmanager
 def exclusive(path: Path, busy: str) -> Iterator[None]:
-    """Hold the lock file `path` while the block runs; the kernel lets go of it when the process dies.
-
-    Raises UserError with `busy` where another process holds it.
-    """
+    """Hold the lock file `path` alone while the block runs. Raises UserError(busy) if another process holds it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        if not take(file, fcntl.LOCK_EX, PATIENCE):
-            raise UserError(busy)
+    file = try_lock(path, patience=PATIENCE)
+    if file is None:
+        raise UserError(busy)
+    with file:
         yield
 
 
-def take(file: IO[Any], how: int, patience: float) -> bool:
-    """Lock an open file, `how` being fcntl.LOCK_EX or LOCK_SH, within `patience` seconds; says whether it is locked."""
+def lock(path: Path, shared: bool = False) -> IO[str]:
+    """Wait for the lock file `path`, to hold it alone or `shared`; closing the returned file releases it."""
+    file = path.open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def try_lock(path: Path, shared: bool = False, patience: float = 0.0) -> IO[str] | None:
+    """Do as `lock` does, but return None if others hold the lock for more than `patience` seconds."""
+    file = path.open("a+")
     deadline = time.monotonic() + patience
-    while True:
-        try:
-            fcntl.flock(file, how | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
+    try:
+        while True:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+                return file
             if time.monotonic() >= deadline:
-                return False
+                file.close()
+                return None
             time.sleep(0.005)
+    except BaseException:
+        file.close()
+        raise
 
 
 def held(path: Path) -> bool:
-    """Whether some process holds the lock file `path` for itself; where there is no such file, nobody does."""
+    """Whether a process holds the lock file `path` alone; False where there is no such file."""
     try:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -128,3 +145,14 @@ def held(path: Path) -> bool:
     except BlockingIOError:
         return True
     return False
+
+
+def in_use(path: Path) -> bool:
+    """Whether any process holds the lock file `path`, alone or shared, for longer than such a question takes."""
+    for _ in range(5):
+        file = try_lock(path)
+        if file is not None:
+            file.close()
+            return False
+        time.sleep(0.002)
+    return True

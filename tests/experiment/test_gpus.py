@@ -84,7 +84,7 @@ def test_waits_for_a_gpu_and_gets_that_of_a_killed_process(
         assert name == "0"
     assert len(looks) >= 3
     assert [record.getMessage() for record in caplog.records] == [
-        "waiting for a GPU: all 1 are taken by other trainings"
+        "waiting for a GPU: all 1 are used by other trainings"
     ]
 
 

@@ -93,7 +93,7 @@ def test_two_processes_cannot_be_at_the_same_run(folder: Path) -> None:
     child = context.Process(target=_hold, args=(str(folder), ready, done))
     child.start()
     assert ready.wait(30)
-    with pytest.raises(UserError, match="another process is at this run"), make().open():
+    with pytest.raises(UserError, match="another process is working on this run"), make().open():
         pass
     child.kill()
     child.join()

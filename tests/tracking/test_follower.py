@@ -293,7 +293,7 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_follower_stays_while_a_command_is_at_work(params: Params, address: MlflowAddress, fast: None) -> None:
     with (address.folder / FOLLOWER_LOCK).open("a"):
-        users = follower.share_lock(address.folder / USERS_LOCK)
+        users = files.try_lock(address.folder / USERS_LOCK, shared=True, patience=1.0)
     assert users
     thread = threading.Thread(target=follower.follow, args=[params])
     thread.start()
@@ -307,9 +307,9 @@ def test_a_follower_stays_while_a_command_is_at_work(params: Params, address: Ml
 def test_a_command_that_joins_at_the_last_moment_keeps_the_follower(
     params: Params, address: MlflowAddress, fast: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    users = follower.share_lock(address.folder / USERS_LOCK)
+    users = files.try_lock(address.folder / USERS_LOCK, shared=True, patience=1.0)
     assert users
-    monkeypatch.setattr(follower, "is_locked", lambda _: False)  # it joined after the follower had looked
+    monkeypatch.setattr(files, "in_use", lambda _: False)  # it joined after the follower had looked
     thread = threading.Thread(target=follower.follow, args=[params])
     thread.start()
     thread.join(0.5)
@@ -336,7 +336,7 @@ def test_a_follower_ends_at_once_if_a_process_waits_for_it(
     thread = threading.Thread(target=follower.follow, args=[params])
     thread.start()
     until(lambda: files.held(address.folder / FOLLOWER_LOCK))
-    flush = follower.share_lock(address.folder / FLUSH_LOCK)
+    flush = files.try_lock(address.folder / FLUSH_LOCK, shared=True, patience=1.0)
     assert flush
     thread.join(5)
     flush.close()
@@ -361,7 +361,7 @@ def test_a_busy_follower_pauses_for_long_unless_a_process_waits_for_it(
     fake_runs.train(fake_runs.student())
     time.sleep(1)
     assert len(calls) == 1
-    flush = follower.share_lock(address.folder / FLUSH_LOCK)
+    flush = files.try_lock(address.folder / FLUSH_LOCK, shared=True, patience=1.0)
     assert flush
     thread.join(3)
     flush.close()
@@ -375,7 +375,7 @@ def test_a_command_that_starts_while_the_follower_ends_starts_another(
     started: list[Any] = []
     monkeypatch.setattr(follower, "start_follower", lambda *_: started.append(1))
     with files.exclusive(address.folder / FOLLOWER_LOCK, "held"):
-        users = follower.try_exclusive_lock(address.folder / USERS_LOCK)  # it has decided to end
+        users = files.try_lock(address.folder / USERS_LOCK)  # it has decided to end
         launcher = threading.Thread(target=follower.ensure_follower, args=[params])
         launcher.start()
         time.sleep(0.05)
@@ -402,7 +402,7 @@ def test_no_work_is_ever_left_without_a_follower(
         draw = random.Random(seed)
         for _ in range(15):
             time.sleep(draw.uniform(0, 0.06))
-            users = follower.share_lock(address.folder / USERS_LOCK)  # as `ensure_follower` does
+            users = files.try_lock(address.folder / USERS_LOCK, shared=True, patience=1.0)  # as `ensure_follower` does
             if not files.held(address.folder / FOLLOWER_LOCK):
                 start()
             deadline = time.monotonic() + 5
@@ -428,7 +428,7 @@ def test_no_work_is_ever_left_without_a_follower(
 
 
 def test_a_follower_ends_if_its_tree_is_deleted(params: Params, address: MlflowAddress, fast: None, tree: Path) -> None:
-    users = follower.share_lock(address.folder / USERS_LOCK)
+    users = files.try_lock(address.folder / USERS_LOCK, shared=True, patience=1.0)
     thread = threading.Thread(target=follower.follow, args=[params])
     thread.start()
     until(lambda: files.held(address.folder / FOLLOWER_LOCK))
@@ -462,7 +462,7 @@ def test_a_failing_mlflow_is_retried_while_anything_is_training(
         if work == "a live run":
             stack.enter_context(fake_runs.student().open())
         elif work == "a command that prepares":
-            users = follower.share_lock(address.folder / USERS_LOCK)
+            users = files.try_lock(address.folder / USERS_LOCK, shared=True, patience=1.0)
             assert users
             stack.enter_context(users)
         follower.follow(params)
@@ -473,7 +473,9 @@ def test_a_failing_mlflow_is_retried_while_anything_is_training(
 def test_probing_a_lock_never_fails_a_training(tree: Path) -> None:
     run = fake_runs.student()
     fake_runs.kill(run, 1)
-    probing = follower.share_lock(STATE / run.path / "lock")  # as `files.held` does, by a process that is slow
+    probing = files.try_lock(
+        STATE / run.path / "lock", shared=True, patience=1.0
+    )  # as `files.held` does, by a process that is slow
     assert probing
     threading.Timer(0.1, probing.close).start()
     with run.open():

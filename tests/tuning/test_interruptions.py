@@ -1,6 +1,5 @@
 """Studies that are killed: however and whenever that happens, the same command resumes and gives the same results."""
 
-import fcntl
 import os
 import random
 import signal
@@ -170,10 +169,11 @@ def test_a_study_waits_until_no_worker_of_an_earlier_one_can_write(
 ) -> None:
     lock = tmp_path / "workers.lock"
     monkeypatch.setattr(workers, "SECONDS_FOR_ORPHANS", 0.2)
-    with lock.open("a") as worker:
-        fcntl.flock(worker, fcntl.LOCK_SH)
-        with pytest.raises(RunFailed, match="workers of an earlier study are still alive"):
-            workers.wait_for_orphans(lock)
+    with (
+        files.lock(lock, shared=True),
+        pytest.raises(RunFailed, match="workers of an earlier study are still alive"),
+    ):
+        workers.wait_for_orphans(lock)
     workers.wait_for_orphans(lock)
 
 

@@ -1,6 +1,5 @@
 """The chain through Snakemake: killed twice on the way, it ends with what plain commands make."""
 
-import fcntl
 import json
 import os
 import re
@@ -14,6 +13,8 @@ from typing import Any
 
 import pytest
 from projects import TINY, Project
+
+from iakd import files
 
 pytestmark = pytest.mark.workflow
 SNAKEMAKE = ("snakemake", "--cores", "2", "--configfile", TINY)
@@ -171,8 +172,7 @@ def test_a_missing_product_is_made_again(project: Project) -> None:
 
 
 def test_a_second_workflow_says_so_and_leaves_the_first_alone(project: Project) -> None:
-    with (project.path / ".state/workflow.lock").open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with files.lock(project.path / ".state/workflow.lock"):
         printed = project.run(*SNAKEMAKE, "--forcerun", "report", code=2)
     assert f"iakd: another workflow is running in {project.path}; wait for it to end\n" in printed
     assert (project.path / "results/tiny/report/report.html").exists()

@@ -1,11 +1,10 @@
-"""Which GPU a process uses: one of its own among those of this machine, or one that a few share. No torch here.
+"""Assign GPUs to processes: each gets one of its own, or a few share one. Does not import torch.
 
-Snakemake counts GPUs but does not assign them. A process takes a lock file of one, in a folder shared by
-all projects of a user on a machine, and the kernel drops the lock with the process.
+Snakemake counts GPUs but does not assign them. A process locks a file per GPU, in a folder shared by all projects of a
+user on a machine.
 """
 
 import contextlib
-import fcntl
 import itertools
 import logging
 import os
@@ -18,6 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from iakd import files
 from iakd.config import Compute
 from iakd.errors import UserError
 
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 def gpus(compute: Compute) -> list[str]:
-    """Names, as CUDA_VISIBLE_DEVICES takes them, of the GPUs that a training may use; none where it runs on the CPU."""
+    """Return the GPUs that a training may use, as CUDA_VISIBLE_DEVICES names them; none where it runs on the CPU."""
     if compute.device == "cpu":
         return []
     listed = os.environ.get(VISIBLE)
@@ -41,28 +41,28 @@ def gpus(compute: Compute) -> list[str]:
 
 def installed() -> int:
     """Return how many GPUs this machine has."""
-    files = len(list(Path("/dev").glob("nvidia[0-9]*")))
-    if files or not shutil.which("nvidia-smi"):
-        return files
+    count = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    if count or not shutil.which("nvidia-smi"):
+        return count
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
     return len(re.findall("^GPU ", listed.stdout, re.MULTILINE))
 
 
 @contextlib.contextmanager
 def claim(compute: Compute, count: int = 1) -> Iterator[str | None]:
-    """Keep so many GPUs for this process and its children while the block runs; wait where too many are taken.
+    """Keep `count` GPUs for this process and its children while the block runs; wait while too few are free.
 
-    `compute.gpu_share` processes may keep the same one; those with the fewest are taken first.
+    Up to `compute.gpu_share` processes share a GPU; the least shared ones are taken first. Yields their names, or None
+    where there is nothing to choose: no GPU, or already assigned. Enter it before torch looks for GPUs.
 
-    Yields their names, None where there is nothing to choose: no GPU, or assigned already. Has to be entered before
-    torch looks for GPUs. Raises UserError where there are fewer.
+    Raises UserError if the machine has fewer than `count`.
     """
     names = gpus(compute)
     if not names or any(name in os.environ for name in ASSIGNED):
         yield None
         return
     if count > len(names):
-        raise UserError(f"compute.processes is {count}, and there are {len(names)} GPUs; each takes one of its own")
+        raise UserError(f"compute.processes is {count}, but there are {len(names)} GPUs and each process needs its own")
     before = os.environ.get(VISIBLE)
     with _lock(names, compute.gpu_share, count) as taken:
         name = ",".join(taken)
@@ -85,27 +85,23 @@ def _lock(names: list[str], share: int, count: int) -> Iterator[list[str]]:
     while True:
         with contextlib.ExitStack() as stack:
             taken: list[str] = []
-            for place, name in itertools.product(range(share), names):
-                lock = re.sub(r"\W", "_", name) + (f"+{place}" if place else "")
+            for layer, name in itertools.product(range(share), names):
+                lock = re.sub(r"\W", "_", name) + (f"+{layer}" if layer else "")
                 if name not in taken and len(taken) < count and _locked(folder / lock, stack):
                     taken.append(name)
             if len(taken) == count:
                 yield taken
                 return
         if not told:
-            log.info("waiting for a GPU: all %d are taken by other trainings", len(names))
+            log.info("waiting for a GPU: all %d are used by other trainings", len(names))
             told = True
-        # not in step with others that also need several, of which each might keep some
+        # at random times: processes that need several GPUs and wait in step could block each other for ever
         time.sleep(SECONDS_BETWEEN_LOOKS * (1 if count == 1 else random.uniform(0.5, 1.5)))
 
 
 def _locked(lock: Path, stack: contextlib.ExitStack) -> bool:
-    """Lock the file, until the stack is closed, if nobody else has."""
-    file = lock.open("a")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return False
-    stack.enter_context(file)
-    return True
+    """Try to lock the file until the stack is closed."""
+    file = files.try_lock(lock)
+    if file:
+        stack.enter_context(file)
+    return file is not None

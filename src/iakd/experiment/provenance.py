@@ -1,4 +1,4 @@
-"""What a result was made from: the source files that matter to it, the commit, the lock, the versions."""
+"""What a result was made from: its source files, the commit, the lock file, the versions."""
 
 import ast
 import functools
@@ -12,17 +12,15 @@ from typing import Any
 from iakd.files import digest, sha256_file
 
 PACKAGES = ("torch", "torchvision", "numpy", "snakemake", "dvc", "mlflow", "optuna", "iakd")
-
-
-PACKAGE_ROOT = Path(__file__).parents[2]  # where the package `iakd` lies
+PACKAGE_ROOT = Path(__file__).parents[2]  # the folder that contains the package `iakd`
 
 
 @functools.cache
 def source_sha(*modules: str) -> str:
-    """SHA-256 over the source files that `modules` are and import, directly or not, as far as they are of this project.
+    """Return a SHA-256 of the source files of `modules` and of all they import from this project, directly or not.
 
-    Found by reading the import statements, so nothing is imported; a change elsewhere leaves the hash alone. Of a
-    module of another package, such as a method that is a plugin, the files of that package count, too.
+    Import statements are read, so nothing is imported; a change in any other file does not affect the hash. For a
+    module of another package, such as a plugin's method, the files of that package count as well.
 
     Raises ValueError where one of `modules` does not exist.
     """
@@ -43,7 +41,7 @@ def source_sha(*modules: str) -> str:
 
 
 def _source_file(module: str) -> Path | None:
-    """The file of a module, whether or not it was imported; None where the name is not that of a module."""
+    """Return the file of a module without importing it; None if there is no such module."""
     top, _, rest = module.partition(".")
     root = PACKAGE_ROOT
     if top != "iakd":
@@ -58,7 +56,7 @@ def _source_file(module: str) -> Path | None:
 
 @functools.cache
 def _read(path: Path, module: str) -> tuple[str, list[str]]:
-    """A source file's SHA-256 and what it imports of its own package and of iakd. Read once by a process."""
+    """Return a source file's SHA-256 and its imports from its own package and from iakd. Each file is read once."""
     names: list[str] = []
     packages = {"iakd", module.partition(".")[0]}
     for node in ast.walk(ast.parse(path.read_text())):
@@ -79,7 +77,7 @@ def _git(*arguments: str) -> str | None:
 
 @functools.cache
 def provenance() -> dict[str, Any]:
-    """`git_commit` ('-dirty' behind it where tracked files differ), `lock_sha256` and `versions`; null if unknown."""
+    """Return `git_commit` (with '-dirty' if tracked files differ), `lock_sha256` and `versions`; null if unknown."""
     commit = _git("rev-parse", "HEAD")
     if commit and _git("status", "--porcelain", "--untracked-files=no"):
         commit += "-dirty"

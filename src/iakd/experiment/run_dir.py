@@ -1,6 +1,6 @@
-"""A training's files: live ones in .state/<path>/ while it runs, finished ones in results/<path>/, `run.json` last.
+"""The files of a training: live ones in .state/<path>/ while it runs, finished ones in results/<path>/.
 
-Whoever watches (MLflow's view of a run) reads these files; the training itself waits for nobody.
+`run.json` is written last. MLflow's view of a run is made from these files; the training never waits for it.
 """
 
 import contextlib
@@ -32,16 +32,16 @@ LOCK = "lock"  # in the live folder
 
 
 def now() -> str:
-    """The time as ISO 8601 in UTC."""
+    """Return the time as ISO 8601 in UTC."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 @dataclass
 class Run:
-    """One training, identified by `key`: a digest of all that its outcome depends on.
+    """One training, identified by `key`, a digest of everything that its outcome depends on.
 
     `about` names it for readers (dataset, teacher, student, method, trial …); `params` are its resolved settings;
-    `inputs` are hashes of what it read (the data, the teacher's weights).
+    `inputs` are hashes of what it reads (the data, the teacher's weights).
     """
 
     path: str
@@ -63,18 +63,20 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether results/<path>/ already holds this very run, whole."""
+        """Whether results/<path>/ already holds this very run, complete."""
         path = self.folder / RUN
-        return path.exists() and files.read_json(path, "delete it to train anew").get("key") == self.key
+        return path.exists() and files.read_json(path, "delete it to train again").get("key") == self.key
 
     @contextlib.contextmanager
     def open(self) -> Iterator["Run"]:
-        """Hold the run's lock and announce it as running; note the error if the block fails.
+        """Hold the run's lock and announce it as running; record the error if the block fails.
 
-        Raises UserError where another process is at the same run.
+        Raises UserError if another process has this run open.
         """
         self.live.mkdir(parents=True, exist_ok=True)
-        with files.exclusive(self.live / LOCK, f"{self.live}: another process is at this run; wait for it to end"):
+        with files.exclusive(
+            self.live / LOCK, f"{self.live}: another process is working on this run; wait for it to end"
+        ):
             self.started = self.started or now()
             self._since = time.monotonic()
             for name in (MODEL, HISTORY, METRICS, RUN):
@@ -83,12 +85,12 @@ class Run:
             try:
                 yield self
             except BaseException as error:
-                with contextlib.suppress(OSError):  # the error itself matters more than the note of it
+                with contextlib.suppress(OSError):  # the error itself matters more than the record of it
                     self._announce(error=f"{type(error).__name__}: {error}")
                 raise
 
     def wall_seconds(self) -> float:
-        """Seconds spent on this run so far, interrupted attempts included."""
+        """Return the seconds spent on this run so far, interrupted attempts included."""
         return round(self.seconds + time.monotonic() - self._since, 3)
 
     def _record(self) -> dict[str, Any]:
@@ -109,20 +111,20 @@ class Run:
         files.write_json(self.live / RUN, {**self._record(), "pid": os.getpid(), **more})
 
     def log(self, history: list[Row]) -> None:
-        """Show the history so far to whoever watches, once a second at most: short epochs must not wait for disks."""
+        """Write the live history, once a second at most: short epochs must not wait for disks."""
         if time.monotonic() >= self._next_log:
             files.write_text(self.live / HISTORY, history_text(history))
             self._next_log = time.monotonic() + SECONDS_BETWEEN_LOGS
 
     def finish(self, history: list[Row], metrics: dict[str, Any], model: bytes | None = None) -> Path:
-        """Publish the products and remove the live files. Returns the results folder."""
+        """Publish the products, remove the live files and return the results folder."""
         self.publish(history, metrics, model)
         self.clear_live()
         return self.folder
 
     def publish(self, history: list[Row], metrics: dict[str, Any], model: bytes | None = None) -> None:
-        """Write the products; `run.json` goes last and makes the run finished."""
-        (self.folder / RUN).unlink(missing_ok=True)  # an older run's: until the end this folder is unfinished
+        """Write the products; `run.json` is the last and makes the run finished."""
+        (self.folder / RUN).unlink(missing_ok=True)  # of an older run: this folder is unfinished until the end
         record = {**self._record(), "finished": now(), "wall_seconds": self.wall_seconds()}
         if model is not None:
             files.write_bytes(self.folder / MODEL, model)
@@ -132,9 +134,9 @@ class Run:
         files.write_json(self.folder / RUN, record)
 
     def clear_live(self) -> None:
-        """Remove the live files, but neither the lock nor the folders of runs below (the trials of a study).
+        """Remove this run's live files, but neither the lock nor the folders of nested runs (a study's trials).
 
-        Those of a run with other settings stay.
+        The live files of a run with other settings stay.
         """
         path = self.live / RUN
         if path.exists() and files.read_json(path, "delete it").get("key") != self.key:
@@ -145,7 +147,7 @@ class Run:
 
 
 def history_text(history: list[Row]) -> str:
-    """A history as CSV; a value that was not measured in an epoch stays empty."""
+    """Format a history as CSV; a value that was not measured in an epoch is empty."""
     columns = list(dict.fromkeys(name for row in history for name in row))
     out = io.StringIO()
     writer = csv.DictWriter(out, columns, lineterminator="\n")
@@ -155,7 +157,7 @@ def history_text(history: list[Row]) -> str:
 
 
 def read_history(path: Path) -> list[Row]:
-    """The rows of a history.csv, numbers as numbers, empty values as None. Raises UserError if it is missing."""
+    """Return the rows of a history.csv, with None for empty values. Raises UserError if the file is missing."""
     try:
         text = path.read_text()
     except FileNotFoundError:
@@ -173,9 +175,9 @@ def _number(text: str) -> float | int | None:
 
 
 def read_model(folder: Path) -> tuple[bytes, dict[str, Any]]:
-    """The weights in `folder`, checked against the hash that its run.json recorded, and that record.
+    """Return the weights in `folder`, checked against the hash in its run.json, and that record.
 
-    Raises UserError where one is missing or damaged.
+    Raises UserError if one is missing or damaged.
     """
     hint = "train it again (delete the folder and rerun)"
     record = files.read_json(folder / RUN, hint)

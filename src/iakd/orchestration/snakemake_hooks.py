@@ -1,12 +1,11 @@
-"""What the Snakefile asks for: the experiment of its settings, a lock, and the reason of a failure."""
+"""What the Snakefile needs: the experiment of its settings, a lock, and the reason for a failure."""
 
 import contextlib
-import fcntl
 import json
 import os
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 import yaml
 
@@ -20,7 +19,7 @@ from iakd.orchestration import stale_results
 from iakd.processes import WITH_PARENT
 
 LOCK = STATE / "workflow.lock"
-_held: list[Any] = []  # the lock's open file: it must live as long as the process
+_held: list[IO[str]] = []  # the open lock file: it must live as long as the process
 
 
 def stop(error: UserError) -> NoReturn:
@@ -58,7 +57,7 @@ def _records() -> stale_results.Records:
 
 
 def _typed(value: Any) -> Any:
-    """Numbers and so on as such: of a section on the command line Snakemake makes nothing but texts."""
+    """Parse the numbers and switches of a section from the command line, all of which Snakemake leaves as strings."""
     if isinstance(value, dict):
         return {str(name): _typed(inner) for name, inner in value.items()}
     if isinstance(value, list):
@@ -67,14 +66,14 @@ def _typed(value: Any) -> Any:
 
 
 def data_products(experiment: Experiment) -> list[str]:
-    """The arrays that `iakd prepare` is sure to write; with storage auto, only reading tells how images are kept."""
+    """Return the arrays that `iakd prepare` always writes; storage auto decides about images while it reads them."""
     dataset = experiment.params.dataset
     storage = dataset.storage if "storage" in SOURCES[dataset.source].settings else "array"
     return [file_name(split, kind) for split in SPLITS for kind in KINDS.get(storage, ("labels",))]
 
 
 def data_files(experiment: Experiment) -> str | None:
-    """A hash that changes with the user's files at `dataset.path`; where they are gone, that of those once read."""
+    """Return a hash of the user's files at `dataset.path`; if they are gone, the hash of those that were read."""
     manifest = experiment.data.folder / MANIFEST
     with contextlib.suppress(OSError, ValueError):
         return fingerprint(experiment.params.dataset) or json.loads(manifest.read_text()).get("fingerprint")
@@ -82,7 +81,7 @@ def data_files(experiment: Experiment) -> str | None:
 
 
 def _settings_file(settings: dict[str, Any]) -> Path:
-    """The settings under a name made from their content: jobs read exactly these, and no other run's."""
+    """Write the settings to a file named after their content, so that jobs read exactly these and no other run's."""
     path = STATE / "params" / f"{files.digest(settings)[:12]}.yaml"
     if not path.exists():
         files.write_text(path, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
@@ -90,23 +89,20 @@ def _settings_file(settings: dict[str, Any]) -> Path:
 
 
 def take_lock() -> None:
-    """Be the only workflow here until the process ends. Raises UserError where another one is at work.
+    """Lock this folder until the process ends. Raises UserError if another workflow is running in it.
 
-    The kernel drops the lock with its process, so unlike Snakemake's own it cannot be left behind.
+    Unlike Snakemake's own lock, this one cannot outlive a killed process.
     """
     LOCK.parent.mkdir(parents=True, exist_ok=True)
-    file = LOCK.open("a")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise UserError(f"another workflow is running in {Path.cwd()}; wait for it to end") from None
+    file = files.try_lock(LOCK)
+    if file is None:
+        raise UserError(f"another workflow is running in {Path.cwd()}; wait for it to end")
     _held.append(file)
 
 
 def last_line(logs: list[str]) -> str:
-    """Which log says last what: the reason of a failure in one line."""
+    """Return the log and its last line, which states why a job failed."""
     for log in map(Path, logs):
         lines = log.read_text(errors="replace").split("\n") if log.exists() else []
-        return f"{log}: {next((line for line in reversed(lines) if line.strip()), 'ended without a word')}"
+        return f"{log}: {next((line for line in reversed(lines) if line.strip()), 'ended without a message')}"
     return "a job without a log failed"

@@ -1,1 +1,1 @@
-"""The stages: what each reads and writes, nothing else."""
+"""One module per stage: what it reads and writes, nothing else."""

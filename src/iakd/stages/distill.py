@@ -18,10 +18,10 @@ log = logging.getLogger(__name__)
 
 
 def run(experiment: Experiment, *jobs: StudentJob) -> list[Path]:
-    """Train students side by side, leaving alone those whose very training is already finished. Returns their folders.
+    """Train students side by side, except those whose very training is finished, and return their folders.
 
-    Where one fails, the others go on to their end; then its error is raised. All keep what they need to go on until
-    all have been published: a workflow engine that deletes what a failed or killed job has made costs no training.
+    If one fails, the others are trained to the end before its error is raised. All keep their checkpoints until all are
+    published, so that no training is lost to a workflow engine that deletes the outputs of a failed or killed job.
     """
     several = processes()
     store = PreparedData.open(experiment.data.folder, settings=experiment.data.settings)

@@ -1,5 +1,6 @@
-"""Evaluate finished models on the test set, once each, and sum up: evaluation.json beside each model, and the folder
-results/<dataset>/evaluation/.
+"""Evaluate finished models on the test set, once each, and compare them.
+
+Writes evaluation.json beside each model, and results/<dataset>/evaluation/.
 """
 
 import logging
@@ -18,41 +19,45 @@ log = logging.getLogger(__name__)
 
 
 def evaluate_run(experiment: Experiment, folder: Path) -> Path:
-    """Evaluate the model in `folder`; returns the path of its evaluation.json.
+    """Evaluate the model in `folder` and return the path of its evaluation.json.
 
-    An evaluation of the same weights on the same data is left alone: the test set is touched once. Raises UserError
-    where `folder` is none of the experiment's, or its model is missing, damaged or of other settings or data.
+    An existing evaluation of the same weights on the same data is kept, since the test set is touched once.
+
+    Raises UserError if `folder` is not one of the experiment's, or its model is missing, damaged, or was trained with
+    other settings or data.
     """
     jobs = {job.folder.resolve(): job for job in experiment.trained}
     if folder.resolve() not in jobs:
         names = [str(job.folder) for job in experiment.trained]
         shown = ", ".join(names[:4]) + (f", … ({len(names)} in all)" if len(names) > 4 else "")
-        raise UserError(f"--run {folder}: no model of these settings{did_you_mean(str(folder), names)}; known: {shown}")
+        raise UserError(
+            f"--run {folder}: not a model of these settings{did_you_mean(str(folder), names)}; known: {shown}"
+        )
     return _evaluate(
         experiment, jobs[folder.resolve()], PreparedData.open(experiment.data.folder, settings=experiment.data.settings)
     )
 
 
 def run(experiment: Experiment) -> Path:
-    """Evaluate every model that has not been, and write the summary folder, whose path is returned.
+    """Evaluate every model that has no evaluation yet, write the comparison and return its folder.
 
-    Raises UserError naming the first missing model and the command that makes it.
+    Raises UserError naming the first missing model and the command that trains it.
     """
     for job in experiment.trained:
         if not (job.folder / run_dir.RUN).exists():
-            raise UserError(f"{job.folder} holds no finished model: run `{_command(job)}`")
+            raise UserError(f"{job.folder} has no finished model: run `{_command(job)}`")
     store = PreparedData.open(experiment.data.folder, settings=experiment.data.settings)
     for job in experiment.trained:
         _evaluate(experiment, job, store)
     comparison = read_comparison(experiment)
     for name, rows in (
-        ("runs.csv", tables.runs(comparison)),
-        ("summary.csv", tables.summary(comparison)),
-        ("accuracy.csv", tables.accuracy(comparison)),
-        ("curves.csv", tables.curves(comparison)),
+        (run_dir.RUNS, tables.runs(comparison)),
+        (run_dir.SUMMARY, tables.summary(comparison)),
+        (run_dir.ACCURACY, tables.accuracy(comparison)),
+        (run_dir.CURVES, tables.curves(comparison)),
     ):
         files.write_text(experiment.evaluation / name, run_dir.history_text(rows))
-    files.write_json(experiment.evaluation / "metrics.json", tables.metrics(comparison))
+    files.write_json(experiment.evaluation / run_dir.METRICS, tables.metrics(comparison))
     return experiment.evaluation
 
 
@@ -86,7 +91,7 @@ def _evaluate(experiment: Experiment, job: TeacherJob | StudentJob, store: Prepa
 
 
 def _command(job: TeacherJob | StudentJob) -> str:
-    """What makes this model."""
+    """Return the command that trains this model."""
     if isinstance(job, TeacherJob):
         return f"iakd teach --teacher {job.network.name} --seed {job.seed}"
     pair = f"{job.teacher.network.name}-{job.student.name}"

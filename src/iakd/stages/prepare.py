@@ -1,4 +1,4 @@
-"""prepare: read the data set, split it and store it as arrays with a manifest."""
+"""Prepare the data: read the data set, split it and store it as arrays with a manifest."""
 
 import logging
 from pathlib import Path
@@ -9,6 +9,7 @@ from iakd.data.sources.download import fingerprint
 from iakd.data.store import MANIFEST, SPLITS, PreparedData
 from iakd.data.writer import write_store
 from iakd.errors import UserError
+from iakd.experiment import run_dir
 from iakd.experiment.jobs import Experiment, Job
 
 log = logging.getLogger(__name__)
@@ -17,11 +18,13 @@ log = logging.getLogger(__name__)
 def run(experiment: Experiment) -> Path:
     """Bring results/<dataset>/data/ up to date and return the path of its manifest.
 
-    Intact data of the same settings, source code and files at `dataset.path` are left alone. Raises
-    UserError for unusable data.
+    Intact data of the same settings, source code and files at `dataset.path` are kept. Raises UserError for unusable
+    data.
     """
     job, settings = experiment.data, experiment.params.dataset
-    with files.exclusive(job.state / "lock", f"{job.folder}: another process is preparing it; wait for it to end"):
+    with files.exclusive(
+        job.state / run_dir.LOCK, f"{job.folder}: another process is preparing it; wait for it to end"
+    ):
         found = fingerprint(settings)
         if not _current(job, found):
             write_store(job.folder, sources.read(settings), settings, job.key, found)
@@ -32,9 +35,9 @@ def run(experiment: Experiment) -> Path:
 def _current(job: Job, found: str | None) -> bool:
     try:
         manifest = PreparedData.open(job.folder).manifest
-    except UserError:  # missing, half-written or damaged: made anew
+    except UserError:  # missing, incomplete or damaged
         return False
-    same_files = found is None or manifest.get("fingerprint") == found  # files that are gone need not be read again
+    same_files = found is None or manifest.get("fingerprint") == found  # deleted files need not be read again
     return manifest.get("key") == job.key and same_files
 
 

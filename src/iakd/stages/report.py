@@ -19,7 +19,7 @@ def run(experiment: Experiment) -> Path:
     comparison = read_comparison(experiment)
     manifest = files.read_json(experiment.data.folder / MANIFEST, "run `iakd prepare`")
     studies = [_study(job) for job in experiment.studies]
-    folder = experiment.report / "figures"
+    folder = experiment.report / run_dir.FIGURES
     with style.drawing():
         drawn = {
             "accuracy": accuracy.draw_accuracy(comparison),
@@ -32,10 +32,10 @@ def run(experiment: Experiment) -> Path:
         }
         figures = {name: style.write(figure, folder, name) for name, figure in drawn.items()}
         style.write_png(drawn["accuracy"], folder / "accuracy.png")
-    files.write_text(experiment.report / "tables.csv", run_dir.history_text(tables.summary(comparison)))
-    files.write_text(experiment.report / "tables.md", tables.markdown(comparison))
-    files.write_text(experiment.report / "report.html", page.render(comparison, studies, manifest, figures))
-    return experiment.report / "report.html"
+    files.write_text(experiment.report / run_dir.TABLES, run_dir.history_text(tables.summary(comparison)))
+    files.write_text(experiment.report / run_dir.TABLES_TEXT, tables.markdown(comparison))
+    files.write_text(experiment.report / run_dir.REPORT, page.render(comparison, studies, manifest, figures))
+    return experiment.report / run_dir.REPORT
 
 
 def _study(job: StudyJob) -> StudyResults:

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 def run(experiment: Experiment, job: TeacherJob) -> Path:
-    """Train one teacher, or leave it alone if this very training is already finished. Returns its folder."""
+    """Train one teacher, unless this very training is finished, and return its folder."""
     several = processes()
     store = PreparedData.open(experiment.data.folder, settings=experiment.data.settings)
     device = devices.set_up_device(experiment.params.compute)

@@ -8,7 +8,7 @@ from iakd.data.store import MANIFEST
 from iakd.experiment import run_dir
 from iakd.experiment.jobs import Experiment, StudyJob
 from iakd.files import digest
-from iakd.tuning.results import SCHEDULE, up_to_date
+from iakd.tuning.results import up_to_date
 from iakd.tuning.workers import StudentTrainer, TrialTrainer, method_label
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ def run(experiment: Experiment, job: StudyJob, trainer: type[TrialTrainer] = Stu
     study = _study_run(experiment, job)
     if up_to_date(study, tune.trials):
         log.info("%s: already tuned", job.folder)
-        return job.folder / SCHEDULE
+        return job.folder / run_dir.SCHEDULE
     from iakd.tuning.study import run_study  # imports Optuna
 
     return run_study(experiment, job, study, trainer)

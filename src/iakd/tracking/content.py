@@ -10,8 +10,8 @@ from typing import Any
 from iakd import files
 from iakd.errors import UserError
 from iakd.experiment.jobs import RESULTS
-from iakd.experiment.run_dir import EVALUATION, HISTORY, METRICS, MODEL, RUN, Row, read_history
-from iakd.tracking.scan import FIGURES, REPORT, RunFiles
+from iakd.experiment.run_dir import EVALUATION, FIGURES, HISTORY, METRICS, MODEL, REPORT, RUN, Row, read_history
+from iakd.tracking.scan import RunFiles
 
 MAX_PARAMETER_LENGTH = 500  # characters, which every MLflow server accepts
 RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"  # MLflow's words

@@ -17,7 +17,6 @@ Snakefiles and every training import this module, so it imports the mirror only 
 """
 
 import contextlib
-import fcntl
 import logging
 import os
 import subprocess
@@ -62,7 +61,7 @@ def ensure_follower(params: Params) -> None:
         if address is None:
             return
         address.folder.mkdir(parents=True, exist_ok=True)
-        users = share_lock(address.folder / USERS_LOCK)
+        users = files.try_lock(address.folder / USERS_LOCK, shared=True, patience=1.0)
         if users:
             _held_locks.append(users)
         if users is None or not files.held(address.folder / FOLLOWER_LOCK):
@@ -119,13 +118,13 @@ def _wait(address: MlflowAddress, params: Params, deadline: float) -> None:
     address.check_reachable()
     address.folder.mkdir(parents=True, exist_ok=True)
     child: subprocess.Popen[bytes] | None = None
-    flush = share_lock(address.folder / FLUSH_LOCK)
+    flush = files.try_lock(address.folder / FLUSH_LOCK, shared=True, patience=1.0)
     try:
         while time.monotonic() < deadline:
             began = time.monotonic()
             up_to_date = address.mirrored_signature() == signature(scan(address.dataset))
             alive = files.held(follower) or (child is not None and child.poll() is None)
-            if up_to_date and (not alive or is_locked(address.folder / USERS_LOCK)):
+            if up_to_date and (not alive or files.in_use(address.folder / USERS_LOCK)):
                 return
             if not alive:
                 if child:
@@ -187,13 +186,13 @@ class Follower:
             found = scan(self.address.dataset)
             scan_seconds = time.monotonic() - began
             try:
-                busy = any(run.locked for run in found) or is_locked(self.address.folder / USERS_LOCK)
+                busy = any(run.locked for run in found) or files.in_use(self.address.folder / USERS_LOCK)
                 if not self._update(found, busy):
                     return None
                 if busy:
                     active_at = began
                 elif self.mirrored == found and (began - active_at > LINGER or self._flush_requested()):
-                    users = try_exclusive_lock(self.address.folder / USERS_LOCK)
+                    users = files.try_lock(self.address.folder / USERS_LOCK)
                     if users:
                         return users
                 self._pause(max(20 * scan_seconds, min((time.monotonic() - began) / CPU_SHARE, LINGER)))
@@ -202,7 +201,7 @@ class Follower:
         return None
 
     def _flush_requested(self) -> bool:
-        return is_locked(self.address.folder / FLUSH_LOCK)
+        return files.in_use(self.address.folder / FLUSH_LOCK)
 
     def _pause(self, seconds: float) -> None:
         """Sleep for `seconds`, at least POLL, or until a process waits for the follower's end."""
@@ -241,32 +240,3 @@ class Follower:
         if self.mirror.store is not None or any(run.locked for run in found):
             return False
         return self.address.mirrored_signature() == signature(found)
-
-
-def share_lock(path: Path, timeout: float = 1.0) -> IO[str] | None:
-    """Share a lock file until the returned file is closed; return None if another process holds it exclusively."""
-    return _lock(path, fcntl.LOCK_SH, timeout)
-
-
-def try_exclusive_lock(path: Path) -> IO[str] | None:
-    """Hold a lock file exclusively until the returned file is closed; return None if any process holds it."""
-    return _lock(path, fcntl.LOCK_EX, 0.0)
-
-
-def _lock(path: Path, kind: int, timeout: float) -> IO[str] | None:
-    file = path.open("a+")
-    if files.take(file, kind, timeout):
-        return file
-    file.close()
-    return None
-
-
-def is_locked(path: Path) -> bool:
-    """Whether any process holds a lock file, shared or exclusively, for longer than such a check takes."""
-    for _ in range(5):
-        file = try_exclusive_lock(path)
-        if file is not None:
-            file.close()
-            return False
-        time.sleep(0.002)
-    return True

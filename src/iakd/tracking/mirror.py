@@ -4,7 +4,6 @@
 """
 
 import contextlib
-import fcntl
 import json
 import logging
 import time
@@ -204,9 +203,10 @@ def _turn(path: Path, process_id: str, timeout: float) -> Iterator[bool]:
 
     Raises RunFailed after `timeout` seconds of waiting, FileNotFoundError if the folder is gone.
     """
-    with path.open("a+") as file:
-        if not files.take(file, fcntl.LOCK_EX, timeout):
-            raise RunFailed(f"{path}: another process has been mirroring for {timeout:.0f} s; try again later")
+    file = files.try_lock(path, patience=timeout)
+    if file is None:
+        raise RunFailed(f"{path}: another process has been mirroring for {timeout:.0f} s; try again later")
+    with file:
         file.seek(0)
         interrupted = file.read() != process_id
         if interrupted:

@@ -4,7 +4,6 @@
 """
 
 import contextlib
-import fcntl
 import gc
 import itertools
 import json
@@ -245,9 +244,10 @@ def _metric_batches(metrics: list[MetricValue]) -> Iterator[list[MetricValue]]:
 def _opening(path: Path) -> Iterator[None]:
     """Let one process at a time create, migrate and check a database."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        if not files.take(file, fcntl.LOCK_EX, OPENING_TIMEOUT):
-            raise RunFailed(f"{path}: another process has been creating the database for {OPENING_TIMEOUT:.0f} s")
+    file = files.try_lock(path, patience=OPENING_TIMEOUT)
+    if file is None:
+        raise RunFailed(f"{path}: another process has been creating the database for {OPENING_TIMEOUT:.0f} s")
+    with file:
         yield
 
 

@@ -10,12 +10,24 @@ from pathlib import Path
 
 from iakd import files
 from iakd.experiment.jobs import RESULTS, STATE
-from iakd.experiment.run_dir import EVALUATION, HISTORY, LOCK, METRICS, MODEL, RUN
+from iakd.experiment.run_dir import (
+    EVALUATION,
+    FIGURES,
+    HISTORY,
+    JOURNAL,
+    LOCK,
+    METRICS,
+    MODEL,
+    REPORT,
+    RUN,
+    SCHEDULE,
+    TABLES,
+    TABLES_TEXT,
+    TRIALS,
+)
 
-REPORT = "report.html"
-FIGURES = "figures"
-RUN_FILES = (RUN, HISTORY, METRICS, EVALUATION, MODEL, "schedule.yaml", "trials.csv", "study.journal")
-REPORT_FILES = (REPORT, "tables.csv", "tables.md")
+RUN_FILES = (RUN, HISTORY, METRICS, EVALUATION, MODEL, SCHEDULE, TRIALS, JOURNAL)
+REPORT_FILES = (REPORT, TABLES, TABLES_TEXT)
 MAX_DEPTH = 6  # below results/<dataset>/; trials/0007 of a study are at 3
 
 FileStamp = tuple[str, int, int]  # name, modification time in ns, size in bytes

@@ -15,12 +15,12 @@ from iakd import files
 from iakd.config import Schedule, explain
 from iakd.errors import UserError
 from iakd.experiment import run_dir
+from iakd.experiment.run_dir import JOURNAL, SCHEDULE, TRIALS
 
 if TYPE_CHECKING:
     import optuna
 
 
-SCHEDULE, TRIALS, JOURNAL = "schedule.yaml", "trials.csv", "study.journal"  # in a study's results folder
 FINISHED = ("complete", "pruned", "failed")
 PARAMS = tuple(Schedule.model_fields)
 INTEGER_PARAMS = tuple(name for name, about in Schedule.model_fields.items() if about.annotation is int)

@@ -89,11 +89,11 @@ class Study:
 def _stored_study(run: run_dir.Run, address: str | None) -> Iterator[StoredStudy]:
     """Open the study that an earlier attempt or a clone of the results left, or a new one for new settings."""
     name = results.study_name(run.path)
-    journal = run.live / results.JOURNAL
+    journal = run.live / run_dir.JOURNAL
     if address:
         name = f"{name}@{run.key[:12]}"  # a database keeps the studies of other settings
-    elif not journal.exists() and (run.folder / results.JOURNAL).exists():
-        files.write_bytes(journal, (run.folder / results.JOURNAL).read_bytes())
+    elif not journal.exists() and (run.folder / run_dir.JOURNAL).exists():
+        files.write_bytes(journal, (run.folder / run_dir.JOURNAL).read_bytes())
     with contextlib.ExitStack() as stack:
         study = stack.enter_context(open_study(address, journal, name))
         if study.attributes.get("key", run.key) != run.key:
@@ -116,7 +116,7 @@ def _publish(run: run_dir.Run, stored: StoredStudy, total: int) -> Path:
     name = results.study_name(run.path)
     _remove_other_trials(run)
     results.write_trials(run.folder, trials)
-    with files.atomic_path(run.folder / results.JOURNAL) as path:
+    with files.atomic_path(run.folder / run_dir.JOURNAL) as path:
         stored.copy_to(path, name)
     schedule = results.write_schedule(run.folder, name, best.number, best.value, best.params)
     run.device = results.trial_run(run.folder, best.number).get("device", run.device)

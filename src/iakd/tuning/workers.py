@@ -5,7 +5,6 @@ each validation and is told whether to prune the trial, and sends the TrialResul
 """
 
 import contextlib
-import fcntl
 import math
 import multiprocessing
 import os
@@ -172,8 +171,7 @@ def run_worker(task: WorkerTask, pipe: Connection) -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=_end_with, args=[parent.sentinel], daemon=True).start()
-    with (task.job.state / ALIVE).open("a") as alive:
-        fcntl.flock(alive, fcntl.LOCK_SH)
+    with files.lock(task.job.state / ALIVE, shared=True):
         if not parent.is_alive():  # a new parent may have started before this worker took the lock
             return
         try:
@@ -353,6 +351,7 @@ def wait_for_orphans(lock: Path) -> None:
 
     Raises RunFailed if they take too long.
     """
-    with lock.open("a") as file:
-        if not files.take(file, fcntl.LOCK_EX, SECONDS_FOR_ORPHANS):
-            raise RunFailed(f"{lock}: workers of an earlier study are still alive; end them, then run again")
+    file = files.try_lock(lock, patience=SECONDS_FOR_ORPHANS)
+    if file is None:
+        raise RunFailed(f"{lock}: workers of an earlier study are still alive; end them, then run again")
+    file.close()

@@ -1,6 +1,5 @@
 """The folder of a data set's tables of teacher outputs: who uses which, and what has to go for a new one."""
 
-import fcntl
 import logging
 import os
 import shutil
@@ -37,24 +36,24 @@ class CacheDir:
         from that while it is open.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / LOCK).open("a") as lock:
-            if not files.take(lock, fcntl.LOCK_EX, PATIENCE):
-                return None
+        lock = files.try_lock(self.folder / LOCK, patience=PATIENCE)
+        if lock is None:
+            return None
+        with lock:
             mine = self.folder / key
             room = min(self.limit, _occupied(mine) + int(SHARE_OF_DISK * shutil.disk_usage(self.folder).free))
             others = sorted((f for f in self.folder.iterdir() if f.is_dir() and f != mine), key=_last_used)
             taken = sum(map(_full, others))
             while others and taken + size > self.limit:
                 folder = others.pop(0)
-                if not _in_use(folder):
+                if not files.in_use(folder / LOCK):
                     taken -= _full(folder)
                     shutil.rmtree(folder)
             if taken + size > self.limit or size > room:
                 log.info("%s: no room for %.1f GiB of the teacher's outputs", self.folder, size / 2**30)
                 return None
             mine.mkdir(exist_ok=True)
-            user = (mine / LOCK).open("a")
-            fcntl.flock(user, fcntl.LOCK_SH)
+            user = files.lock(mine / LOCK, shared=True)
             os.utime(mine / LOCK)
             return user
 
@@ -62,11 +61,6 @@ class CacheDir:
 def _last_used(folder: Path) -> float:
     lock = folder / LOCK
     return lock.stat().st_mtime if lock.exists() else 0.0
-
-
-def _in_use(folder: Path) -> bool:
-    with (folder / LOCK).open("a") as file:
-        return not files.take(file, fcntl.LOCK_EX, 0)
 
 
 def _full(folder: Path) -> int:
