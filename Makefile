@@ -1,37 +1,37 @@
-# `make` lists what there is. Nothing has to be activated: every recipe uses .venv, which is made on first use.
+# `make` lists all targets. No environment has to be activated: every recipe uses .venv, which is created on first use.
 .DEFAULT_GOAL := help
 .PHONY: help run adopt test bench lint format lock schema plots mlflow clean
 SHELL := bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
-unexport PYTHONDONTWRITEBYTECODE # else every process would compile a thousand modules anew
+unexport PYTHONDONTWRITEBYTECODE # otherwise every process would compile a thousand modules again
 
-# The first Python on this machine that is new enough; make PYTHON=/path/to/python3.12 names another one.
+# The first Python on this machine that is new enough; choose another with make PYTHON=/path/to/python3.12.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && exit; done; echo python3)
-# Further options of snakemake: make run ARGS="--configfile experiments/X.yaml"
+# More options for snakemake: make run ARGS="--configfile experiments/X.yaml"
 ARGS ?=
 PORT ?= 5000
 
 .venv/ready: requirements.lock pyproject.toml tools/environment.py
 	@$(PYTHON) tools/environment.py
 
-help: ## this list
+help: ## list all targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
-run: .venv/ready ## everything that params.yaml asks for, from the images to the report; goes on where it was
-	@snakemake --cores all $(ARGS)
+run: .venv/ready ## run the experiment in params.yaml, from the images to the report; resumes after an interruption
+	@snakemake --cores all --quiet host reason $(ARGS)
 
-adopt: .venv/ready ## after `dvc pull` or `dvc checkout`: take the results that are there as made from the settings
+adopt: .venv/ready ## after `dvc pull` or `dvc checkout`: accept the results on disk as made with the current settings
 	@snakemake --cores 1 --quiet all --touch --forceall $(ARGS) && echo "adopted: the next run starts from these results"
 
-test: .venv/ready ## all tests (some minutes)
+test: .venv/ready ## run all tests (takes several minutes)
 	@pytest -q -n 2 --dist loadfile $(ARGS)
 
-bench: .venv/ready ## how fast it is, beside the field's loops, on this machine (under 10 minutes); bench/gpu.py: on a GPU
+bench: .venv/ready ## measure the speed beside other training loops (under 10 minutes); bench/gpu.py: on a GPU
 	@for name in data train methods startup; do if [ -e bench/$$name.py ]; then python bench/$$name.py $(ARGS) || exit 1; fi; done
 	@python bench/table.py
 
-lint: .venv/ready ## style, types, layers, workflow and schema
+lint: .venv/ready ## check style, types, layers, workflow and schema
 	ruff check
 	ruff format --check
 	mypy
@@ -40,24 +40,24 @@ lint: .venv/ready ## style, types, layers, workflow and schema
 	snakemake --lint
 	iakd schema | diff - workflow/schemas/params.schema.json
 
-format: .venv/ready ## put sources and rules in their standard form
+format: .venv/ready ## format sources and rules
 	ruff format
 	ruff check --fix
 	snakefmt Snakefile workflow
 
-lock: .venv/ready ## write requirements.lock anew from pyproject.toml
+lock: .venv/ready ## update requirements.lock from pyproject.toml
 	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate --no-header \
 		--python-version 3.11 --extra dev --extra postgres pyproject.toml -o requirements.lock
 
-schema: .venv/ready ## write the JSON schema of params.yaml anew
+schema: .venv/ready ## update the JSON schema of params.yaml
 	iakd schema > workflow/schemas/params.schema.json
 
-plots: .venv/ready ## DVC's plots as a page that needs no network
+plots: .venv/ready ## show DVC's plots on a page that works offline
 	@python tools/plots.py $(ARGS)
 
-mlflow: .venv/ready ## the runs in MLflow, on http://127.0.0.1:5000 (PORT=… for another port)
+mlflow: .venv/ready ## start the MLflow UI on http://127.0.0.1:5000 (PORT=… for another port)
 	@iakd track ui --port $(PORT) $(ARGS)
 
-clean: ## delete all results, logs and caches without asking; data, MLflow's runs and .venv stay
+clean: ## delete all results, logs and caches without asking; keeps the data, MLflow's runs and .venv
 	rm -rf results/*/{teachers,tune,students,evaluation,report} .state logs .snakemake dist build
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

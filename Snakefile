@@ -1,11 +1,11 @@
 # The whole chain: images → teachers → schedule → students → evaluation → report.
 #
-#   snakemake --cores all                                   as params.yaml says
-#   snakemake --cores all --configfile experiments/X.yaml   as another complete settings file says
-#   snakemake --cores all --config 'distill={seeds: [0]}'   as params.yaml says, but for this
-#   snakemake --cores all -- students                       up to here: data teachers studies students evaluation report
+#   snakemake --cores all                                   with the settings in params.yaml
+#   snakemake --cores all --configfile experiments/X.yaml   with another complete settings file
+#   snakemake --cores all --config 'distill={seeds: [0]}'   with one setting changed
+#   snakemake --cores all -- students                       up to a target: data teachers studies students evaluation report
 
-if not workflow.overwrite_configfiles:  # a file named on the command line stands alone, not on top of this one
+if not workflow.overwrite_configfiles:  # a settings file on the command line replaces this one
 
     configfile: "params.yaml"
 

@@ -139,11 +139,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk(taught: Path, iakd: Iakd, small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where students go is full: one line, nothing half-written, and the run goes on once there is room."""
+    """Where students go is full: one line, nothing half-written, and the run resumes once there is space."""
     (taught / "results/toy/students").symlink_to(small_disk, target_is_directory=True)
     filler = small_disk / "filler"
     filler.write_bytes(bytes(64 * 1024 - 4096))
-    mistake(iakd("distill", "--method", "scratch"), "No space left on device", "make room")
+    mistake(iakd("distill", "--method", "scratch"), "No space left on device", "free some disk space")
     assert [p for p in small_disk.rglob("*") if p.is_file()] == [filler]
     filler.unlink()
     assert iakd("distill", "--method", "scratch")[0] == 0
@@ -179,4 +179,4 @@ def test_a_file_where_a_folder_has_to_be(iakd: Iakd, tmp_path: Path, monkeypatch
     settings.write_text("teachers: [{arch: resnet8}]\nstudents: [{arch: resnet8}]\nmethods: {scratch: {}}\n")
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "digits").touch()
-    mistake(iakd("prepare", "--params", str(settings)), "results/digits", "move the file that stands where a folder")
+    mistake(iakd("prepare", "--params", str(settings)), "results/digits", "move the file that is where a folder")

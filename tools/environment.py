@@ -1,4 +1,4 @@
-"""Make or update .venv from requirements.lock; with any Python `make` finds, so standard library only."""
+"""Create or update .venv from requirements.lock. Runs with any Python, so it uses the standard library only."""
 
 import fcntl
 import hashlib
@@ -9,7 +9,7 @@ from pathlib import Path
 
 VENV = Path(".venv")
 PYTHON, UV = VENV / "bin" / "python", VENV / "bin" / "uv"
-READY = VENV / "ready"  # what was installed; written last
+READY = VENV / "ready"  # hashes of what is installed; written last
 
 
 def sha256(name):
@@ -19,7 +19,7 @@ def sha256(name):
 def run(*command):
     done = subprocess.run([str(part) for part in command])
     if done.returncode:
-        sys.exit("the environment could not be made: see the lines above, then run make again")
+        sys.exit("the environment could not be created: see the lines above, then run make again")
 
 
 def install():
@@ -28,7 +28,7 @@ def install():
     if installed != wanted:
         READY.unlink(missing_ok=True)
         if not UV.exists():
-            print("making .venv", flush=True)
+            print("creating .venv", flush=True)
             run(sys.executable, "-m", "venv", VENV)
             run(PYTHON, "-m", "pip", "install", "--quiet", "uv")
         if installed.get("requirements.lock") != wanted["requirements.lock"]:
@@ -40,10 +40,10 @@ def install():
 
 
 if __name__ == "__main__":
-    if sys.version_info < (3, 11):  # noqa: UP036 - the point is to tell an older one
+    if sys.version_info < (3, 11):  # noqa: UP036 - for the error message in an older one
         version = ".".join(map(str, sys.version_info[:2]))
         sys.exit("iakd needs Python 3.11 or newer, this is " + version + ": make PYTHON=/path/to/python3.12")
     VENV.mkdir(exist_ok=True)
-    with (VENV / "lock").open("a") as lock:  # of two `make` at once, the second waits
+    with (VENV / "lock").open("a") as lock:  # if two `make` run at once, the second waits
         fcntl.flock(lock, fcntl.LOCK_EX)
         install()

@@ -1,4 +1,4 @@
-"""`dvc plots show` without a network: the page loads the drawing libraries that are installed with Snakemake."""
+"""Run `dvc plots show` offline: the page loads the plotting libraries that are installed with Snakemake."""
 
 import subprocess
 import sys

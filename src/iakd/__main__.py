@@ -2,12 +2,12 @@
 
 import sys
 
-from iakd.orchestration.fork_server import hand_over
+from iakd.orchestration.fork_server import run_in_server
 
 
 def main() -> None:
-    """Run the command line, in a warm process if there is one."""
-    code = hand_over(sys.argv[1:])
+    """Run the command line, in the fork server if there is one."""
+    code = run_in_server(sys.argv[1:])
     if code is not None:
         sys.exit(code)
     from iakd import cli

@@ -1,4 +1,4 @@
-"""The command line: one subcommand per stage. Imports lazily, so that help comes at once."""
+"""The command line: one subcommand per stage. Imports are lazy, so that `--help` is fast."""
 
 import contextlib
 import errno
@@ -25,26 +25,27 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
-track = typer.Typer(help="MLflow as a view of the results.", no_args_is_help=True)
+track = typer.Typer(help="Show the results in MLflow.", no_args_is_help=True)
 app.add_typer(track, name="track")
 
-ParamsFile = Annotated[Path, typer.Option("--params", metavar="FILE", help="Settings of the experiment.")]
+ParamsFile = Annotated[Path, typer.Option("--params", metavar="FILE", help="The settings of the experiment.")]
 Changes = Annotated[
-    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change a setting: dotted key, YAML value; repeatable.")
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting: dotted key, YAML value; repeatable."),
 ]
 DEFAULT = Path("params.yaml")
 NONE: list[str] = []
 NO_SEEDS: list[int] = []
 INTERRUPTED = 130  # the exit code that Typer makes of KeyboardInterrupt
-SHARED = ("teach", "distill")  # commands that several processes can carry out together
-REMEDIES = {  # of what the file system refuses
-    errno.ENOSPC: "make room",
-    errno.EDQUOT: "make room",
+SHARED = ("teach", "distill")  # commands that several processes can run together
+REMEDIES = {  # for errors of the file system
+    errno.ENOSPC: "free some disk space",
+    errno.EDQUOT: "free some disk space",
     errno.EROFS: "make it writable",
-    errno.EACCES: "take the rights",
-    errno.EPERM: "take the rights",
-    errno.ENOTDIR: "move the file that stands where a folder has to be",
-    errno.EEXIST: "move the file that stands where a folder has to be",
+    errno.EACCES: "fix the permissions",
+    errno.EPERM: "fix the permissions",
+    errno.ENOTDIR: "move the file that is where a folder should be",
+    errno.EEXIST: "move the file that is where a folder should be",
 }
 
 
@@ -57,9 +58,9 @@ def _experiment(params: Path, changes: list[str]) -> "Experiment":
 
 @contextlib.contextmanager
 def _training(experiment: "Experiment", shared: bool = False) -> Iterator[None]:
-    """Have a process of its own show this command's runs in MLflow while they run, and keep GPUs for it.
+    """Claim GPUs for this command, and have a follower process show its runs in MLflow while they run.
 
-    Where its trainings are to be `shared` by several processes, have these run the command instead of this one.
+    If its trainings are to be `shared` by several processes, those run the command instead of this process.
     """
     from iakd.experiment import gpus
     from iakd.tracking.follower import ensure_follower
@@ -67,7 +68,7 @@ def _training(experiment: "Experiment", shared: bool = False) -> Iterator[None]:
     rank, count = place()
     if rank == 0:
         ensure_follower(experiment.params)
-    if count > 1:  # whoever started them has divided up the GPUs
+    if count > 1:  # the parent process has assigned the GPUs
         yield
         return
     wanted = experiment.params.compute.processes if shared else 1
@@ -134,7 +135,7 @@ def distill(
     method: Annotated[str | None, typer.Option(help="Only the method with this label.")] = None,
     seed: Annotated[list[int], typer.Option(help="Only this seed; repeatable.")] = NO_SEEDS,
 ) -> None:
-    """Train the students, `compute.seeds_together` seeds of a kind side by side."""
+    """Train the students, `compute.seeds_together` seeds of one student side by side."""
     experiment = _experiment(params, changes)
     from iakd.experiment.jobs import group_seeds, select
 
@@ -152,7 +153,7 @@ def evaluate(
     changes: Changes = NONE,
     model: Annotated[Path | None, typer.Option("--run", help="Only the model in this results folder.")] = None,
 ) -> None:
-    """Evaluate finished models on the test set, once each, and sum up the comparison."""
+    """Evaluate finished models on the test set, once each, and compare them."""
     experiment = _experiment(params, changes)
     from iakd.experiment import gpus
 
@@ -174,17 +175,18 @@ def report(params: ParamsFile = DEFAULT, changes: Changes = NONE) -> None:
 @app.command()
 def pairs(
     teacher: Annotated[str, typer.Argument(help="An architecture, or the name of a network in params.yaml.")],
-    student: Annotated[str, typer.Argument(help="The same.")],
+    student: Annotated[str, typer.Argument(help="An architecture, or the name of a network in params.yaml.")],
     params: Annotated[
-        Path | None, typer.Option("--params", metavar="FILE", help="Where named networks are. [default: params.yaml]")
+        Path | None,
+        typer.Option("--params", metavar="FILE", help="The settings that name networks. [default: params.yaml]"),
     ] = None,
     size: Annotated[
-        int | None, typer.Option(min=1, max=4096, help="Pixels of an image's side. [default: the networks' own]")
+        int | None, typer.Option(min=1, max=4096, help="Image height and width in pixels. [default: the networks' own]")
     ] = None,
-    channels: Annotated[int, typer.Option(min=1, max=1024, help="Of an image.")] = 3,
-    classes: Annotated[int, typer.Option(min=2)] = 100,
+    channels: Annotated[int, typer.Option(min=1, max=1024, help="Image channels.")] = 3,
+    classes: Annotated[int, typer.Option(min=2, help="Classes.")] = 100,
 ) -> None:
-    """Show which teacher blocks would be swapped for which student blocks, or why they cannot be."""
+    """Show which teacher and student blocks can be swapped, or why a pair is impossible."""
     from iakd.config import load, network_called
 
     settings = load(params or DEFAULT) if params or DEFAULT.exists() else None
@@ -196,7 +198,7 @@ def pairs(
 
 @app.command()
 def methods() -> None:
-    """List the methods: any of them alone, or sums of several by name, such as iakd+kd."""
+    """List the methods, which can be used alone or combined, as in iakd+kd."""
     from iakd.config.methods import listing
 
     print(listing())
@@ -212,7 +214,7 @@ def schema() -> None:
 
 @track.command()
 def sync(params: ParamsFile = DEFAULT, changes: Changes = NONE) -> None:
-    """Bring MLflow up to date with the files; may be run at any time, any number of times."""
+    """Bring MLflow up to date with the result files. Safe to run at any time and repeatedly."""
     experiment = _experiment(params, changes)
     from iakd.tracking.mirror import sync
 
@@ -221,7 +223,7 @@ def sync(params: ParamsFile = DEFAULT, changes: Changes = NONE) -> None:
 
 @track.command()
 def follow(params: ParamsFile = DEFAULT, changes: Changes = NONE) -> None:
-    """Show runs in MLflow while they run; started by the stages, ends when nothing runs any more."""
+    """Show runs in MLflow while they run. Started by the stages; ends when nothing runs."""
     experiment = _experiment(params, changes)
     from iakd.tracking.follower import follow
 
@@ -230,7 +232,7 @@ def follow(params: ParamsFile = DEFAULT, changes: Changes = NONE) -> None:
 
 @track.command()
 def flush(params: ParamsFile = DEFAULT, changes: Changes = NONE) -> None:
-    """Wait until MLflow shows all that has finished, for a minute at most."""
+    """Wait until MLflow shows every finished run, for up to a minute."""
     experiment = _experiment(params, changes)
     from iakd.tracking.follower import wait_for_follower
 
@@ -241,9 +243,9 @@ def flush(params: ParamsFile = DEFAULT, changes: Changes = NONE) -> None:
 def ui(
     params: ParamsFile = DEFAULT,
     changes: Changes = NONE,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="On 127.0.0.1.")] = 5000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The port on 127.0.0.1.")] = 5000,
 ) -> None:
-    """Serve MLflow's pages and print the address of the one that compares the runs."""
+    """Start the MLflow UI and print the address of the page that compares the runs."""
     experiment = _experiment(params, changes)
     from iakd.tracking.ui import serve
 
@@ -252,7 +254,7 @@ def ui(
 
 @contextlib.contextmanager
 def _joined() -> Iterator[None]:
-    """Be one of several processes that train together, where this is one."""
+    """Join the other processes if this is one of several that train together."""
     if place()[1] == 1:
         yield
         return
@@ -261,7 +263,9 @@ def _joined() -> Iterator[None]:
     with joined():
         command = next(iter(sys.argv[1:]), "")
         if command not in SHARED:
-            raise UserError(f"several processes together can {' or '.join(SHARED)}; run `iakd {command}` by itself")
+            raise UserError(
+                f"several processes can only {' or '.join(SHARED)} together; run `iakd {command}` in one process"
+            )
         yield
 
 
@@ -279,12 +283,12 @@ def _stop(signum: int, frame: Any) -> NoReturn:
 
 
 def main() -> None:
-    """Run the command line: exit code 0 done, 1 failed or interrupted, 2 the user's mistake."""
+    """Run the command line: exit code 0 for done, 1 for failed or interrupted, 2 for a user's mistake."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for number in STOP_SIGNALS:
         if number != signal.SIGINT:  # Python's own handler raises KeyboardInterrupt
             signal.signal(number, _stop)
-    if os.environ.pop(WITH_PARENT, None):  # from the Snakefile; not for this one's own children
+    if os.environ.pop(WITH_PARENT, None):  # set by the Snakefile; child processes must not inherit it
         end_with_parent()
     try:
         with _joined():
@@ -294,7 +298,7 @@ def main() -> None:
     except RunFailed as error:
         _fail(str(error), 1)
     except KeyboardInterrupt:
-        _fail("interrupted; run the same command again and it goes on where it was", 1)
+        _fail("interrupted; run the same command again to resume", 1)
     except OSError as error:
         if error.errno not in REMEDIES:
             raise

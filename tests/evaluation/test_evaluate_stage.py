@@ -146,7 +146,9 @@ def test_damaged_weights(experiment):
 
 
 def test_folder_of_another_experiment(experiment):
-    with pytest.raises(UserError, match=r"no model of these settings \(did you mean 'results/digits/students/.*seed1"):
+    with pytest.raises(
+        UserError, match=r"not a model of these settings \(did you mean 'results/digits/students/.*seed1"
+    ):
         evaluate_run(experiment, Path("results/digits/students/resnet8w4-resnet8w2/iakd/seed11"))
 
 

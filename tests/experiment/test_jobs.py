@@ -1,4 +1,4 @@
-"""The experiment: which jobs an experiment has, and what makes each of them be done anew."""
+"""The experiment: which jobs it has, and what makes each of them run again."""
 
 import shutil
 from pathlib import Path

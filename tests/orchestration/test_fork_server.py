@@ -1,4 +1,4 @@
-"""The warm server: a handed-over command behaves like one of its own, and nobody is left behind."""
+"""The fork server: a command behaves as in its own process, and no process is left behind."""
 
 import os
 import signal
@@ -62,7 +62,7 @@ def wait_for(path: Path) -> None:
 
 
 def command(*arguments: str, **environment: str) -> subprocess.Popen[str]:
-    code = "import sys; from iakd.orchestration.fork_server import hand_over; sys.exit(hand_over(sys.argv[1:]))"
+    code = "import sys; from iakd.orchestration.fork_server import run_in_server; sys.exit(run_in_server(sys.argv[1:]))"
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
         env={**os.environ, fork_server.VARIABLE: "socket", **environment},
@@ -128,15 +128,17 @@ def test_a_defect_in_one_command_harms_no_other(server: subprocess.Popen[bytes])
 
 def test_without_a_server_the_command_runs_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert fork_server.hand_over(["teach"]) is None
+    assert fork_server.run_in_server(["teach"]) is None
     monkeypatch.setenv(fork_server.VARIABLE, "absent")
-    assert fork_server.hand_over(["teach"]) is None
+    assert fork_server.run_in_server(["teach"]) is None
     Path("stale").touch()
     monkeypatch.setenv(fork_server.VARIABLE, "stale")
-    assert fork_server.hand_over(["teach"]) is None
+    assert fork_server.run_in_server(["teach"]) is None
 
 
-def test_quick_commands_are_not_handed_over(server: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quick_commands_run_in_their_own_process(
+    server: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
     for arguments in ([], ["prepare"], ["--help"], ["track", "sync"]):
         monkeypatch.setenv(fork_server.VARIABLE, "socket")
-        assert fork_server.hand_over(arguments) is None
+        assert fork_server.run_in_server(arguments) is None

@@ -1,26 +1,28 @@
-"""Copies of this project that a workflow can run in, and whose sources can be changed."""
+"""Copies of this project in which a workflow can run and sources can be changed."""
 
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
-TINY = "tests/workflow/tiny.yaml"
 BIN = Path(sys.executable).parent
 
 
 @dataclass(frozen=True)
 class Project:
-    """A working copy, with its own sources on the path of every process."""
+    """A working copy whose own sources are on the path of every process."""
 
     path: Path
 
     @classmethod
     def copy(cls, path: Path) -> "Project":
-        """What git tracks here, and what is new and not ignored, copied to `path`."""
+        """Copy the tracked files, and new ones that are not ignored, to `path`."""
         listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
         done = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True)
         for name in filter(None, done.stdout.split("\0")):
@@ -31,7 +33,7 @@ class Project:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Nobody's caches and nobody's settings, the copy's sources, this interpreter's programs."""
+        """Its processes' variables: no user's caches or settings, the copy's sources, this interpreter's programs."""
         home = self.path.parent / "home"
         who = {
             f"GIT_{role}_{what}": "test@example.org" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
@@ -49,7 +51,7 @@ class Project:
         }
 
     def start(self, *command: str, log: Path | None = None) -> "subprocess.Popen[str]":
-        """Start a command in a process group of its own."""
+        """Start a command in its own process group."""
         out = log.open("w") if log else subprocess.PIPE
         return subprocess.Popen(
             command,
@@ -62,9 +64,18 @@ class Project:
         )
 
     def run(self, *command: str, code: int = 0) -> str:
-        """Run a command to its end and return what it printed; it has to end with `code`."""
+        """Run a command and return what it printed; it has to exit with `code`."""
         done = subprocess.run(
             command, cwd=self.path, env=self.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
         assert done.returncode == code, f"{' '.join(command)}: {done.returncode}\n{done.stdout}"
         return done.stdout
+
+
+Copy = Callable[[Path], Project]
+
+
+@pytest.fixture(scope="session")
+def copy_project() -> Copy:
+    """Copy this project to a folder."""
+    return Project.copy

@@ -4,27 +4,32 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 import yaml
-from projects import TINY, Project
+
+if TYPE_CHECKING:
+    from tests.workflow.conftest import Copy, Project
 
 pytestmark = pytest.mark.workflow
+TINY = "tests/workflow/tiny.yaml"
 METRICS = "results/tiny/evaluation/metrics.json"
 
 
-def snakemake_has_nothing_to_do(project: Project) -> bool:
+def snakemake_has_nothing_to_do(project: "Project") -> bool:
     return "Nothing to be done" in project.run("snakemake", "-n")
 
 
-def dvc_has_nothing_to_do(project: Project) -> bool:
+def dvc_has_nothing_to_do(project: "Project") -> bool:
     return "Data and pipelines are up to date." in project.run("dvc", "repro")
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+def project(tmp_path_factory: pytest.TempPathFactory, copy_project: "Copy") -> Iterator["Project"]:
     """A repository of its own with small settings, after `dvc repro`; no method asks for a study."""
-    project = Project.copy(tmp_path_factory.mktemp("dvc") / "project")
+    project = copy_project(tmp_path_factory.mktemp("dvc") / "project")
     settings = yaml.safe_load((project.path / TINY).read_text())
     del settings["methods"]["iakd-tuned"]
     settings["distill"]["seeds"] = [0]
@@ -40,7 +45,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     shutil.rmtree(project.path.parent)
 
 
-def test_after_repro_neither_has_anything_to_do(project: Project) -> None:
+def test_after_repro_neither_has_anything_to_do(project: "Project") -> None:
     assert snakemake_has_nothing_to_do(project)
     assert dvc_has_nothing_to_do(project)
     shown = json.loads(project.run("dvc", "metrics", "show", "--json"))
@@ -48,7 +53,7 @@ def test_after_repro_neither_has_anything_to_do(project: Project) -> None:
     assert project.run("git", "show", "--format=", "--name-only") == "dvc.lock\n"  # results are DVC's, not git's
 
 
-def test_plots_are_drawn_without_a_network(project: Project) -> None:
+def test_plots_are_drawn_without_a_network(project: "Project") -> None:
     project.run("python", "tools/plots.py")
     page = (project.path / "dvc_plots/index.html").read_text()
     assert len(re.findall(r"<script[^>]+src=\"file://[^\"]+/vega[^\"]*\.js\"", page)) == 3
@@ -57,12 +62,12 @@ def test_plots_are_drawn_without_a_network(project: Project) -> None:
         assert f'"title": "{label}"' in page
 
 
-def test_a_clone_starts_from_the_pulled_results(project: Project) -> None:
+def test_a_clone_starts_from_the_pulled_results(project: "Project") -> None:
     store = project.path.parent / "store"
     (project.path / "results/tiny/report/.report.html.k3j8").touch()  # what a kill may leave behind is not DVC's
     project.run("dvc", "remote", "add", "--local", "--default", "store", str(store))
     project.run("dvc", "push", "--quiet")
-    clone = Project(project.path.parent / "clone")
+    clone = replace(project, path=project.path.parent / "clone")
     project.run("git", "clone", "--quiet", ".", str(clone.path))
     shutil.copy(project.path / ".dvc/config.local", clone.path / ".dvc")
     clone.run("dvc", "pull", "--quiet")
@@ -77,7 +82,18 @@ def test_a_clone_starts_from_the_pulled_results(project: Project) -> None:
     ]
 
 
-def test_an_experiment_elsewhere_trains_students_only_and_can_be_applied(project: Project) -> None:
+def test_a_changed_setting_is_named(project: "Project") -> None:
+    path = project.path / "params.yaml"
+    text = path.read_text()
+    path.write_text(text.replace("epochs: 30\n", "epochs: 31\n"))
+    changed = yaml.safe_load(project.run("dvc", "status", "--json"))
+    assert set(changed) == {"tune", "distill", "evaluate", "report"}
+    assert changed["distill"] == [{"changed deps": {"params.yaml": {"distill": "modified"}}}]
+    assert re.search(r"distill\.recipe\.epochs +30 +31$", project.run("dvc", "params", "diff"), re.MULTILINE)
+    path.write_text(text)
+
+
+def test_an_experiment_elsewhere_trains_students_only_and_can_be_applied(project: "Project") -> None:
     teacher = project.path / "results/tiny/teachers/big/seed0/run.json"
     before = teacher.read_bytes()
     change = "distill.recipe.epochs=2"
@@ -94,10 +110,25 @@ def test_an_experiment_elsewhere_trains_students_only_and_can_be_applied(project
     assert METRICS in project.run("dvc", "metrics", "diff", "--all", "HEAD")
 
 
-def test_what_snakemake_did_alone_is_adopted_by_commit(project: Project) -> None:
+def test_what_snakemake_did_alone_is_adopted_by_commit(project: "Project") -> None:
     text = (project.path / "params.yaml").read_text()
     (project.path / "params.yaml").write_text(text.replace("epochs: 2\n", "epochs: 3\n"))
     project.run("snakemake", "--cores", "2", "--quiet", "all")
     project.run("dvc", "commit", "--force")
     assert dvc_has_nothing_to_do(project)
     assert snakemake_has_nothing_to_do(project)
+
+
+def test_a_removed_method_leaves_the_comparison(project: "Project") -> None:
+    """Last, since it changes the settings: its results stay on disk, so only the settings tell."""
+    path = project.path / "params.yaml"
+    settings = yaml.safe_load(path.read_text())
+    settings["methods"] = {"kd": {}, "scratch": {}}
+    path.write_text(yaml.safe_dump(settings, sort_keys=False))
+    project.run("dvc", "repro")
+    del settings["methods"]["scratch"]
+    path.write_text(yaml.safe_dump(settings, sort_keys=False))
+    project.run("dvc", "repro")
+    table = (project.path / "results/tiny/evaluation/summary.csv").read_text()
+    assert "kd" in table and "scratch" not in table
+    assert (project.path / "results/tiny/students/big-small/scratch").exists()

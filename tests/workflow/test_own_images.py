@@ -2,11 +2,14 @@
 
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from PIL import Image
-from projects import Project
+
+if TYPE_CHECKING:
+    from tests.workflow.conftest import Copy
 
 pytestmark = pytest.mark.workflow
 SETTINGS = """
@@ -23,8 +26,8 @@ def picture(path: Path, seed: int) -> None:
     Image.fromarray(np.random.default_rng(seed).integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(path)
 
 
-def test_new_images_are_noticed_and_missing_ones_not_needed(tmp_path: Path) -> None:
-    project = Project.copy(tmp_path / "project")
+def test_new_images_are_noticed_and_missing_ones_not_needed(tmp_path: Path, copy_project: "Copy") -> None:
+    project = copy_project(tmp_path / "project")
     (project.path / "own.yaml").write_text(SETTINGS)
     for name in ("cups", "plates"):
         for i in range(10):
@@ -39,8 +42,8 @@ def test_new_images_are_noticed_and_missing_ones_not_needed(tmp_path: Path) -> N
     assert "Nothing to be done" in project.run(*prepare, "--", "data"), "what was read once is there"
 
 
-def test_images_that_stay_in_their_files(tmp_path: Path) -> None:
-    project = Project.copy(tmp_path / "project")
+def test_images_that_stay_in_their_files(tmp_path: Path, copy_project: "Copy") -> None:
+    project = copy_project(tmp_path / "project")
     (project.path / "own.yaml").write_text(SETTINGS.replace("size: 16", "size: 16, storage: files"))
     for name in ("cups", "plates"):
         for i in range(10):

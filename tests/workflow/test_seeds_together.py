@@ -6,11 +6,13 @@ import re
 import signal
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
-from projects import Project
+
+if TYPE_CHECKING:
+    from tests.workflow.conftest import Copy, Project
 
 pytestmark = pytest.mark.workflow
 SETTINGS: dict[str, Any] = {
@@ -27,13 +29,13 @@ SNAKEMAKE = ("snakemake", "--cores", "1", "--configfile", "together.yaml")
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    project = Project.copy(tmp_path_factory.mktemp("together") / "project")
+def project(tmp_path_factory: pytest.TempPathFactory, copy_project: "Copy") -> "Project":
+    project = copy_project(tmp_path_factory.mktemp("together") / "project")
     (project.path / "together.yaml").write_text(yaml.safe_dump(SETTINGS))
     return project
 
 
-def jobs(project: Project, *command: str) -> dict[str, int]:
+def jobs(project: "Project", *command: str) -> dict[str, int]:
     printed = project.run(*command)
     return {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", printed, re.MULTILINE) if rule != "total"}
 
@@ -42,12 +44,12 @@ def models(seeds: int) -> list[str]:
     return [f"results/tiny/{STUDENTS}/seed{seed}/model.safetensors" for seed in range(seeds)]
 
 
-def test_a_job_of_the_default_grid_trains_all_seeds_of_a_student(project: Project) -> None:
+def test_a_job_of_the_default_grid_trains_all_seeds_of_a_student(project: "Project") -> None:
     dry = ("snakemake", "-n", "--quiet", "rules", "--config", "compute={seeds_together: 3}")
     assert {rule: n for rule, n in jobs(project, *dry).items() if "distill" in rule} == {"distill": 9}
 
 
-def test_killed_and_run_again_it_makes_what_single_trainings_make(project: Project) -> None:
+def test_killed_and_run_again_it_makes_what_single_trainings_make(project: "Project") -> None:
     checkpoints = [project.path / f".state/tiny/{STUDENTS}/seed{seed}/checkpoint.pt" for seed in range(3)]
     process = project.start(*SNAKEMAKE, "--", *models(3), log=project.path.parent / "killed.log")
     end = time.monotonic() + 60

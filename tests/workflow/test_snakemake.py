@@ -9,14 +9,17 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from projects import TINY, Project
 
 from iakd import files
 
+if TYPE_CHECKING:
+    from tests.workflow.conftest import Copy, Project
+
 pytestmark = pytest.mark.workflow
+TINY = "tests/workflow/tiny.yaml"
 SNAKEMAKE = ("snakemake", "--cores", "2", "--configfile", TINY)
 TIMES = {"latency_ms", "images_per_s"}
 
@@ -29,7 +32,7 @@ def wait_for(what: Callable[[], Any], seconds: float = 120) -> Any:
     return found
 
 
-def start_and_kill(project: Project, pattern: str, kill: Callable[[int, int], None]) -> Path:
+def start_and_kill(project: "Project", pattern: str, kill: Callable[[int, int], None]) -> Path:
     """Start the workflow, kill it as soon as a checkpoint like `pattern` is there, and return the checkpoint."""
     process = project.start(*SNAKEMAKE, log=project.path.parent / "killed.log")
     found: Path = wait_for(lambda: next(project.path.glob(f".state/{pattern}/checkpoint.pt"), None))
@@ -47,9 +50,9 @@ def group_is_gone(group: int) -> bool:
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+def project(tmp_path_factory: pytest.TempPathFactory, copy_project: "Copy") -> Iterator["Project"]:
     """The finished workflow, killed on the way: everything at once while the teacher learns, then Snakemake alone."""
-    project = Project.copy(tmp_path_factory.mktemp("snakemake") / "project")
+    project = copy_project(tmp_path_factory.mktemp("snakemake") / "project")
     start_and_kill(project, "tiny/teachers/big/seed0", os.killpg)
     start_and_kill(project, "tiny/students/*/*/*", os.kill)
     (project.path.parent / "finished.log").write_text(project.run(*SNAKEMAKE))
@@ -65,8 +68,10 @@ def evaluations(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def test_a_killed_workflow_ends_with_what_plain_commands_make(project: Project, tmp_path: Path) -> None:
-    plain = Project.copy(tmp_path / "plain")
+def test_a_killed_workflow_ends_with_what_plain_commands_make(
+    project: "Project", tmp_path: Path, copy_project: "Copy"
+) -> None:
+    plain = copy_project(tmp_path / "plain")
     for stage in ("prepare", "teach", "tune", "distill", "evaluate", "report"):
         printed = plain.run("iakd", stage, "--params", TINY, "--set", "tracking.enabled=false")
         assert (plain.path / printed.splitlines()[-1]).exists()
@@ -78,14 +83,14 @@ def test_a_killed_workflow_ends_with_what_plain_commands_make(project: Project, 
         assert (project.path / path).read_bytes() == (plain.path / path).read_bytes()
 
 
-def test_the_killed_teacher_went_on_and_the_report_is_named_last(project: Project) -> None:
+def test_the_killed_teacher_went_on_and_the_report_is_named_last(project: "Project") -> None:
     assert "going on at step" in (project.path / "logs/tiny/teachers/big/seed0.log").read_text()
     printed = (project.path.parent / "finished.log").read_text()
     assert printed.splitlines()[-1] == "The report: results/tiny/report/report.html"
     assert not list(project.path.glob(".state/**/checkpoint.pt"))
 
 
-def test_mlflow_shows_every_training_and_trial_once(project: Project) -> None:
+def test_mlflow_shows_every_training_and_trial_once(project: "Project") -> None:
     with sqlite3.connect(project.path / "mlflow.db") as database:
         rows = database.execute(
             "select p.value, r.status from runs r join tags p on p.run_uuid = r.run_uuid and p.key = 'iakd.path' "
@@ -97,11 +102,11 @@ def test_mlflow_shows_every_training_and_trial_once(project: Project) -> None:
     assert len(expected) == 1 + 1 + 3 + 4  # teacher, study, trials, students
 
 
-def test_nothing_to_do_afterwards(project: Project) -> None:
+def test_nothing_to_do_afterwards(project: "Project") -> None:
     assert "Nothing to be done" in project.run(*SNAKEMAKE)
 
 
-def dry_run(project: Project, *options: str) -> dict[str, int]:
+def dry_run(project: "Project", *options: str) -> dict[str, int]:
     """How many jobs of each rule would run."""
     printed = project.run(*SNAKEMAKE, "-n", "--quiet", "rules", *options)
     if "Nothing to be done" in printed:
@@ -125,7 +130,7 @@ EVERYTHING = {**STUDENTS, "prepare": 1, "teach": 1, "tune": 1, "evaluate": 5}
         ("compute={threads: 2}", {}),
     ],
 )
-def test_a_changed_setting_reruns_what_depends_on_it(project: Project, change: str, jobs: dict[str, int]) -> None:
+def test_a_changed_setting_reruns_what_depends_on_it(project: "Project", change: str, jobs: dict[str, int]) -> None:
     assert dry_run(project, "--config", change) == jobs
 
 
@@ -138,7 +143,9 @@ def test_a_changed_setting_reruns_what_depends_on_it(project: Project, change: s
         ("report={title: 'of {one}'}", "report.title=Interactive knowledge distillation", "report.title=of {one}"),
     ],
 )
-def test_a_dry_run_says_what_a_changed_setting_was_and_is(project: Project, change: str, before: str, now: str) -> None:
+def test_a_dry_run_says_what_a_changed_setting_was_and_is(
+    project: "Project", change: str, before: str, now: str
+) -> None:
     printed = project.run(*SNAKEMAKE, "-n", "--config", change)
     assert f"before: {before!r} now: {now!r} \n" in printed
 
@@ -151,7 +158,7 @@ def test_a_dry_run_says_what_a_changed_setting_was_and_is(project: Project, chan
         ("reporting/page.py", {"report": 1, "all": 1}),
     ],
 )
-def test_a_changed_source_file_reruns_what_imports_it(project: Project, source: str, jobs: dict[str, int]) -> None:
+def test_a_changed_source_file_reruns_what_imports_it(project: "Project", source: str, jobs: dict[str, int]) -> None:
     path = project.path / "src/iakd" / source
     text = path.read_text()
     path.write_text(text + "# changed\n")
@@ -161,7 +168,7 @@ def test_a_changed_source_file_reruns_what_imports_it(project: Project, source: 
         path.write_text(text)
 
 
-def test_a_missing_product_is_made_again(project: Project) -> None:
+def test_a_missing_product_is_made_again(project: "Project") -> None:
     path = project.path / "results/tiny/students/big-small/kd/seed1/metrics.json"
     text = path.read_bytes()
     path.unlink()
@@ -171,7 +178,7 @@ def test_a_missing_product_is_made_again(project: Project) -> None:
         path.write_bytes(text)
 
 
-def test_a_second_workflow_says_so_and_leaves_the_first_alone(project: Project) -> None:
+def test_a_second_workflow_says_so_and_leaves_the_first_alone(project: "Project") -> None:
     with files.lock(project.path / ".state/workflow.lock"):
         printed = project.run(*SNAKEMAKE, "--forcerun", "report", code=2)
     assert f"iakd: another workflow is running in {project.path}; wait for it to end\n" in printed
@@ -185,13 +192,13 @@ def test_a_second_workflow_says_so_and_leaves_the_first_alone(project: Project) 
         (("--config", "tune={trials: many}"), f"iakd: {TINY}: tune.trials: Input should be a valid integer"),
     ],
 )
-def test_mistakes_in_the_settings_are_one_line(project: Project, options: tuple[str, ...], line: str) -> None:
+def test_mistakes_in_the_settings_are_one_line(project: "Project", options: tuple[str, ...], line: str) -> None:
     printed = project.run(*SNAKEMAKE, "-n", *options, code=2)
     assert line in printed
     assert "Traceback" not in printed
 
 
-def test_a_settings_file_on_the_command_line_stands_alone(project: Project) -> None:
+def test_a_settings_file_on_the_command_line_stands_alone(project: "Project") -> None:
     (project.path / "alone.yaml").write_text(
         "dataset: {name: alone}\nteachers: [{arch: resnet8}]\nstudents: [{arch: resnet8}]\nmethods: {scratch: {}}\n"
     )
@@ -199,7 +206,7 @@ def test_a_settings_file_on_the_command_line_stands_alone(project: Project) -> N
     assert re.search(r"^distill +3$", printed, re.MULTILINE)  # params.yaml, on top of which it is not, has 27
 
 
-def test_the_workflow_s_own_report_has_the_figures_with_captions(project: Project) -> None:
+def test_the_workflow_s_own_report_has_the_figures_with_captions(project: "Project") -> None:
     project.run(*SNAKEMAKE, "--report", "workflow.html")
     page = (project.path / "workflow.html").read_text()
     for caption in (project.path / "workflow/report").glob("*.rst"):
@@ -208,7 +215,7 @@ def test_the_workflow_s_own_report_has_the_figures_with_captions(project: Projec
     assert not re.findall(r'<(?:script|link)[^>]+(?:src|href)="https?:', page)  # nothing is loaded from anywhere
 
 
-def test_results_without_a_record_are_adopted_only_if_they_fit(project: Project) -> None:
+def test_results_without_a_record_are_adopted_only_if_they_fit(project: "Project") -> None:
     """Last: it replaces Snakemake's records."""
     shutil.rmtree(project.path / ".snakemake")
     other = "methods={kd: {kd: {temperature: 2.0}}}"

@@ -1,4 +1,4 @@
-"""What all rules share: the experiment made from the settings, and every function."""
+"""What all rules share: the experiment made from the settings, and all functions."""
 
 import atexit
 import re
@@ -34,16 +34,16 @@ FIGURES = ("accuracy", "curves", "swaps", "hints", "tuning", "calibration", "con
 REPORT = EXPERIMENT.report / names.REPORT
 GPU = int(EXPERIMENT.params.compute.device == "cuda" or bool(gpus.gpus(EXPERIMENT.params.compute)))
 THREADS = EXPERIMENT.params.compute.threads
-PROCESSES = EXPERIMENT.params.compute.processes  # of a training
+PROCESSES = EXPERIMENT.params.compute.processes  # per training
 
 
 def one_of(jobs):
-    """A wildcard constraint: the path of one of these jobs, or nothing at all."""
+    """A wildcard constraint that matches the path of one of these jobs, or nothing."""
     return "|".join(re.escape(job.path) for job in jobs) or "(?!)"
 
 
 def one_of_students():
-    """The same for students without their seeds."""
+    """The same for students, without their seeds."""
     return "|".join(dict.fromkeys(re.escape(str(Path(job.path).parent)) for job in EXPERIMENT.students)) or "(?!)"
 
 
@@ -105,7 +105,7 @@ def teacher_options(wildcards):
 
 
 def teacher_files(wildcards):
-    """The file that an imported teacher comes from."""
+    """The checkpoint of an imported teacher."""
     path = JOBS[wildcards.teacher].network.path
     return [path] if path else []
 
@@ -116,9 +116,9 @@ def study_options(wildcards):
 
 
 def folders_of_students():
-    """The results of a job, below results/, for each rule that trains students.
+    """For each rule that trains students: the paths, below results/, of the students that one job trains.
 
-    Seeds are the same for all students, so a rule is enough for the first few of all of them, and one for the next.
+    All students have the same seeds, so one rule trains the first few seeds of each student, the next rule the next few.
     """
     seeds, size = EXPERIMENT.params.distill.seeds, EXPERIMENT.params.compute.seeds_together
     if size == 1:
@@ -135,7 +135,7 @@ def student_files(folders, name):
 
 
 def student_inputs(folders, wildcards):
-    """What the training of students reads besides the data: teachers and schedules, where they use them."""
+    """The teachers and schedules that the training of students reads."""
     jobs = students_in(folders, wildcards)
     teachers = {job.teacher.path: job.teacher for job in jobs if job.method.needs_teacher}
     studies = {job.study.path: job.study for job in jobs if job.study}
@@ -143,7 +143,7 @@ def student_inputs(folders, wildcards):
 
 
 def student_options(wildcards, output):
-    """Taken from `output`, so that Snakemake sees no change in another grouping of seeds."""
+    """Made from `output`, so that to Snakemake another grouping of seeds is not a change."""
     jobs = [JOBS[str(Path(path).parent.relative_to(RESULTS))] for path in output.model]
     pair = f"{jobs[0].teacher.network.name}-{jobs[0].student.name}"
     seeds = " ".join(f"--seed {job.seed}" for job in jobs)
@@ -151,23 +151,23 @@ def student_options(wildcards, output):
 
 
 def start():
-    """Before the first job: be alone here, and never declare results current that are not."""
+    """Before the first job: lock this folder, and never declare stale results current."""
     try:
         hooks.take_lock()
         if workflow.touch:
             stale_results.refuse(stale_results.other_settings(EXPERIMENT))
         elif sum(job.rule.name.split("_")[0] in fork_server.COMMANDS for job in workflow.dag.needrun_jobs()) > 1:
-            fork_server.start(STATE / "warm.socket")
+            fork_server.start(STATE / "fork_server.socket")
     except UserError as error:
         hooks.stop(error)
 
 
 def finish(succeeded):
-    """After the last job: bring MLflow up to date, and end with a line on what failed, or where the report is."""
+    """After the last job: bring MLflow up to date, then print what failed or where the report is."""
     reported = any(job.rule.name == "report" for job in workflow.dag.jobs)
-    if workflow.touch or (succeeded and not reported):  # a link of the chain: whoever goes on finishes this, too
+    if workflow.touch or (succeeded and not reported):  # a part of the workflow: the next part does this
         return
     wait_for_follower(EXPERIMENT.params)
     failed = getattr(workflow.scheduler, "failed", ())
     lines = [f"The report: {REPORT}"] if succeeded else sorted(hooks.last_line(job.log) for job in failed)
-    atexit.register(print, *lines, sep="\n", file=sys.stderr)  # after Snakemake's own last lines
+    atexit.register(print, *lines, sep="\n", file=sys.stderr)  # after Snakemake's own output

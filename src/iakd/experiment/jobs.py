@@ -1,6 +1,6 @@
-"""What an experiment consists of: its data, teachers, studies and students, where each lives, and what each depends on.
+"""The jobs of an experiment: its data, teachers, studies and students, where each is stored and what it depends on.
 
-Snakemake's rules and the command line both ask here, so there is one answer to both questions.
+Both Snakemake's rules and the command line use this module, so they always agree.
 """
 
 import json
@@ -35,20 +35,20 @@ STATE = Path(".state")  # checkpoints, live histories, locks: outside what workf
 
 @dataclass(frozen=True)
 class Job:
-    """One piece of work with a folder of its own."""
+    """A piece of work with its own folder."""
 
     path: str  # below results/ and .state/
     stage: str
-    settings: dict[str, Any]  # all that its outcome depends on, but for data, inputs and source
+    settings: dict[str, Any]  # everything its outcome depends on, except for data, inputs and source
 
     @property
     def folder(self) -> Path:
-        """Where its products go."""
+        """The folder of its products."""
         return RESULTS / self.path
 
     @property
     def state(self) -> Path:
-        """Where it keeps what it needs to go on after an interruption."""
+        """The folder of what it needs to resume after an interruption."""
         return STATE / self.path
 
     @property
@@ -84,7 +84,7 @@ class DataJob(Job):
 
     @property
     def modules(self) -> list[str]:
-        """The reader."""
+        """The module of its reader."""
         return [SOURCES[self.settings["source"]].reader.partition(":")[0]]
 
     @property
@@ -98,24 +98,24 @@ class TeacherJob(Job):
 
     network: Teacher
     seed: int
-    recipe: Recipe  # of no use to an imported one, and no part of its settings
+    recipe: Recipe  # unused by an imported one, and not part of its settings
 
     @property
     def modules(self) -> list[str]:
-        """What builds the network."""
+        """The modules that build its network."""
         return self.network.modules
 
     @property
     def normalisation(self) -> Normalisation | None:
-        """Of the images that its stem knows; None: the data set's."""
+        """The normalisation of the images that its stem expects; None: the data set's."""
         return self.network.own_normalisation
 
     def check_file(self) -> None:
-        """Raise UserError where the checkpoint is a file that does not exist."""
+        """Raise UserError if the checkpoint is a file that does not exist."""
         path = self.network.path
         if path is not None and not path.is_file():
             raise UserError(
-                f"teacher {self.network.name}: checkpoint {path} is no file (looked for below {Path.cwd()})"
+                f"teacher {self.network.name}: checkpoint {path} is not a file (looked for in {Path.cwd()})"
             )
 
 
@@ -125,13 +125,13 @@ class StudyJob(Job):
 
     teacher: TeacherJob
     student: Network
-    method: Method  # the first one with a tuned schedule: the study keeps its other settings
+    method: Method  # the first one with a tuned schedule; the study uses its other settings
     recipe: Recipe
-    first: list[Schedule]  # what its first trials try
+    first: list[Schedule]  # the schedules of its first trials
 
     @property
     def modules(self) -> list[str]:
-        """What builds the networks, and the losses."""
+        """The modules that build its networks, and those of its losses."""
         return _student_modules(self.teacher, self.student, self.method)
 
     @property
@@ -140,7 +140,7 @@ class StudyJob(Job):
 
     @property
     def normalisation(self) -> Normalisation | None:
-        """Of the images that its students' stems know; None: the data set's."""
+        """The normalisation of the images that its students' stems expect; None: the data set's."""
         return _normalisation_of_student(self.teacher, self.method)
 
 
@@ -154,11 +154,11 @@ class StudentJob(Job):
     method: Method
     seed: int
     recipe: Recipe
-    study: StudyJob | None  # where the schedule comes from, if it is tuned
+    study: StudyJob | None  # the source of a tuned schedule
 
     @property
     def modules(self) -> list[str]:
-        """What builds the networks, and the losses."""
+        """The modules that build its networks, and those of its losses."""
         return _student_modules(self.teacher, self.student, self.method)
 
     @property
@@ -174,13 +174,13 @@ class StudentJob(Job):
 
     @property
     def normalisation(self) -> Normalisation | None:
-        """Of the images that its stem knows; None: the data set's."""
+        """The normalisation of the images that its stem expects; None: the data set's."""
         return _normalisation_of_student(self.teacher, self.method)
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """All jobs of an experiment, each in the order in which they are listed in the settings."""
+    """All jobs of an experiment, in the order of the settings."""
 
     params: Params
     data: DataJob
@@ -190,17 +190,17 @@ class Experiment:
 
     @property
     def trained(self) -> list[TeacherJob | StudentJob]:
-        """Every job that ends with a model."""
+        """Every job that produces a model."""
         return [*self.teachers, *self.students]
 
     @property
     def evaluation(self) -> Path:
-        """Folder of the summary of all evaluations."""
+        """The folder of the comparison of all models."""
         return RESULTS / self.params.dataset.name / "evaluation"
 
     @property
     def report(self) -> Path:
-        """Folder of the report."""
+        """The folder of the report."""
         return RESULTS / self.params.dataset.name / "report"
 
 
@@ -225,7 +225,7 @@ def _without_data(teacher: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def plan_experiment(params: Params) -> Experiment:
-    """Lay out the jobs of an experiment."""
+    """Return the jobs of the experiment that the settings describe."""
     name = params.dataset.name
     data = DataJob(f"{name}/data", "prepare", params.dataset.model_dump(mode="json"))
     teachers = {network.name: _teachers(params, network, data) for network in params.teachers}
@@ -257,7 +257,7 @@ def plan_experiment(params: Params) -> Experiment:
 
 
 def _teachers(params: Params, network: Teacher, data: DataJob) -> list[TeacherJob]:
-    """One teacher per seed; an imported one is the same for all seeds, and takes the folder of the first."""
+    """Return one teacher per seed; an imported one is the same for all seeds and uses the folder of the first."""
     imported = network.checkpoint is not None
     shared: dict[str, Any] = {"data": data.settings, "network": network.model_dump(mode="json")}
     if not imported:
@@ -282,7 +282,7 @@ def _student_modules(teacher: TeacherJob, student: Network, method: Method) -> l
 
 
 def _normalisation_of_student(teacher: TeacherJob, method: Method) -> Normalisation | None:
-    """The teacher's, for a student that gets its stem."""
+    """Return the teacher's normalisation for a student that gets the teacher's stem."""
     takes_stem = method.init == "teacher" or ("iakd" in method.names and method.iakd.stem == "teacher")
     return teacher.normalisation if takes_stem else None
 
@@ -306,9 +306,9 @@ def _study(
 
 
 def _first_schedules(methods: list[Method]) -> list[Schedule]:
-    """The paper's three kinds, as the methods spell them out or else with their defaults, and all others of methods.
+    """Return the paper's three kinds, as in the methods or else with their defaults, and all other kinds in methods.
 
-    So the best trial of a study is never worse, on validation, than a schedule that stands in the settings.
+    So, on validation, the best trial of a study is never worse than a schedule in the settings.
     """
     named = [method.iakd.schedule for method in methods if "iakd" in method.names]
     given = [schedule for schedule in named if isinstance(schedule, Schedule)]
@@ -333,15 +333,15 @@ def _student_settings(
 
 
 def _as_students_see_it(teacher: TeacherJob) -> dict[str, Any]:
-    """A teacher's settings, without where it came from: students know its weights by their hash."""
+    """Return a teacher's settings without its checkpoint path: students identify its weights by their hash."""
     network = {name: value for name, value in teacher.settings["network"].items() if name != "checkpoint"}
     return {**teacher.settings, "network": network}
 
 
 def select(jobs: list[Any], kind: str, **wanted: Any) -> list[Any]:
-    """The jobs whose attributes equal all `wanted`; of a list, one of it. Raises UserError where there are none.
+    """Return the jobs whose attributes equal all `wanted`, or are in the list given; None or [] stands for any value.
 
-    None, or an empty list, is all.
+    Raises UserError if there are none.
     """
     asked = {name: value if isinstance(value, list) else [value] for name, value in wanted.items()}
     asked = {name: values for name, values in asked.items() if values and values != [None]}
@@ -360,7 +360,7 @@ def select(jobs: list[Any], kind: str, **wanted: Any) -> list[Any]:
 
 
 def group_seeds(jobs: list[StudentJob], size: int) -> list[list[StudentJob]]:
-    """Students that are alike but for the seed, up to `size` in a group, all in their order."""
+    """Group students that differ only in the seed, up to `size` in a group, keeping their order."""
     alike = [list(group) for _, group in groupby(jobs, key=lambda job: Path(job.path).parent)]
     return [group[start : start + size] for group in alike for start in range(0, len(group), size)]
 

@@ -1,8 +1,8 @@
-"""Short trainings without their start-up: a process that has torch loaded already forks itself for each command.
+"""A fork server: a process that has torch loaded forks itself for each command, which saves the start-up time.
 
-Importing torch and what its optimisers need takes five seconds of a core, as long as the training of a small student.
-A workflow starts one server (`python -m iakd.orchestration.fork_server SOCKET`); `iakd` hands its command line to
-it, passes signals on and ends with the same exit code. Where no server answers, the command runs in its own process.
+Importing torch and what its optimizers need takes five seconds of CPU time, as long as the training of a small student.
+A workflow starts one server (`python -m iakd.orchestration.fork_server SOCKET`); `iakd` sends its command line to it,
+forwards signals and exits with the same code. If no server answers, the command runs in its own process.
 """
 
 import contextlib
@@ -20,18 +20,19 @@ from typing import Any
 
 from iakd.processes import end_with_parent
 
-VARIABLE = "IAKD_WARM"  # the socket, a path below the working directory
+VARIABLE = "IAKD_FORK_SERVER"  # the socket, a path relative to the working directory
 COMMANDS = ("teach", "distill", "evaluate")
 STAGES = (*COMMANDS, "import_teacher")
 PRELOAD = ("torch._dynamo", *(f"iakd.stages.{stage}" for stage in STAGES), "iakd.evaluation.measure")
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-NUMBER_BYTES = 4  # of a message's length, a process number, an exit code
+NUMBER_BYTES = 4  # for the length of a message, a process id or an exit code
 
 
-def hand_over(arguments: list[str]) -> int | None:
-    """Have the server run `iakd ARGUMENTS` with this process's files, folder and environment; returns its exit code.
+def run_in_server(arguments: list[str]) -> int | None:
+    """Run `iakd ARGUMENTS` in the server, with this process's open files, folder and environment.
 
-    None where there is no server, or nothing to gain: then the caller runs the command itself.
+    Returns the exit code, or None if no server answers or the command would not gain from it; then the caller has to
+    run the command itself.
     """
     path = os.environ.pop(VARIABLE, None)
     if path is None or not arguments or arguments[0] not in COMMANDS:
@@ -47,7 +48,7 @@ def hand_over(arguments: list[str]) -> int | None:
         connection.sendall(message)
         worker = int.from_bytes(_receive(connection), "big")
         for number in FORWARDED:
-            signal.signal(number, lambda number, frame: _pass_on(worker, number))
+            signal.signal(number, lambda number, frame: _forward(worker, number))
         answer = _receive(connection)
     if not answer:
         print("iakd: the worker process died; run the same command again", file=sys.stderr)
@@ -60,22 +61,22 @@ def _number(value: int) -> bytes:
 
 
 def _receive(connection: socket.socket, size: int = NUMBER_BYTES) -> bytes:
-    """`size` bytes; fewer where the other side is gone."""
+    """Receive `size` bytes, or fewer if the other side is gone."""
     with contextlib.suppress(ConnectionResetError):
         return connection.recv(size, socket.MSG_WAITALL)
     return b""
 
 
-def _pass_on(worker: int, number: int) -> None:
+def _forward(worker: int, number: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(worker, number)
 
 
 def start(path: Path) -> subprocess.Popen[bytes]:
-    """Start a server that ends with this process, and name it to the commands started from here."""
+    """Start a server that ends with this process and serves the commands that are started from it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
-    # One thread: a process with several cannot be forked safely. The trainings set their own number.
+    # One thread, since a process with several cannot be forked safely. Trainings set their own number.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "iakd.orchestration.fork_server", str(path)]
     server = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
@@ -84,7 +85,7 @@ def start(path: Path) -> subprocess.Popen[bytes]:
 
 
 def _preload() -> tuple[str, ...]:
-    """The modules that commands need, the losses of all methods among them."""
+    """Return the modules that commands need, including the losses of all methods."""
     from iakd.config import METHODS
 
     losses = {spec.loss.partition(":")[0] for spec in METHODS.values() if spec.loss}
@@ -92,7 +93,7 @@ def _preload() -> tuple[str, ...]:
 
 
 def serve(path: Path, preload: tuple[str, ...]) -> None:
-    """Fork a worker for each command that comes in, until this process is ended."""
+    """Fork a worker for each incoming command, until this process is stopped."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(str(path))
     listener.listen()  # commands wait here while the modules are loaded
@@ -124,13 +125,13 @@ def serve(path: Path, preload: tuple[str, ...]) -> None:
                     client.close()
                     selector.unregister(key.fd)
                     os.close(key.fd)
-                else:  # the command was killed: end its work, too
+                else:  # the command was killed: stop its worker as well
                     selector.unregister(key.fileobj)
-                    _pass_on(key.data, signal.SIGTERM)
+                    _forward(key.data, signal.SIGTERM)
 
 
 def _remember_sources(modules: tuple[str, ...]) -> None:
-    """What the loaded modules are is what they were when they were loaded, whoever edits the files meanwhile."""
+    """Hash the sources of the loaded modules now, in case the files are edited while this server runs."""
     from iakd.experiment.provenance import provenance, source_sha
 
     for module in modules:
@@ -140,7 +141,7 @@ def _remember_sources(modules: tuple[str, ...]) -> None:
 
 
 def _fork(client: socket.socket, others: list[socket.socket]) -> int | None:
-    """Fork a worker for the command that `client` sends; its process number, None if the client is gone."""
+    """Fork a worker for the command that `client` sends. Returns its process id, or None if the client is gone."""
     size, descriptors, _, _ = socket.recv_fds(client, NUMBER_BYTES, 3)
     expected = int.from_bytes(size, "big")
     message = _receive(client, expected)
@@ -159,7 +160,7 @@ def _fork(client: socket.socket, others: list[socket.socket]) -> int | None:
 
 
 def _work(request: dict[str, Any], descriptors: list[int]) -> None:
-    """Be `iakd ARGUMENTS` from here on; never returns."""
+    """Run `iakd ARGUMENTS` in this process and exit; never returns."""
     code = 1
     try:
         end_with_parent()
