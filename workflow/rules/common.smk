@@ -83,20 +83,19 @@ def settings_of(jobs, *patterns):
     for job, texts in zip(jobs, every):
         folders.setdefault(Path(job.path).parent, set()).update(texts - shared)
 
+    size = max(map(len, folders.values()))
+
     @cache
-    def others(*paths):
-        return [text for text in watched(paths) if text not in shared]
+    def others(**wildcards):
+        texts = watched(tuple(pattern.format(**wildcards) for pattern in patterns))
+        found = [text for text in texts if text not in shared]
+        # Snakemake compares sets: a repetition changes nothing, and a rule's jobs must have equally many.
+        return found + [texts[0]] * (size - len(found))
 
     def parameter(position):
-        def text(wildcards):
-            paths = tuple(pattern.format(**wildcards) for pattern in patterns)
-            found = others(*paths)
-            # Snakemake compares sets: a repetition changes nothing, and a rule's jobs must have equally many.
-            return found[position] if position < len(found) else watched(paths)[0]
+        return lambda wildcards: others(**wildcards)[position]
 
-        return text
-
-    return [*sorted(shared), *(parameter(position) for position in range(max(map(len, folders.values()))))]
+    return [*sorted(shared), *map(parameter, range(size))]
 
 
 def teacher_options(wildcards):
