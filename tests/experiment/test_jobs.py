@@ -133,7 +133,7 @@ def test_the_source_hash_covers_what_a_stage_imports_and_nothing_else(
         assert touched("stages/report.py") == {"report"}
         assert touched("stages/distill.py") == {"distill"}
         assert touched("cli.py") == set()
-        assert touched("tracking/sync.py") == set(), "the view of a run is no part of it"
+        assert touched("tracking/mirror.py") == set(), "the view of a run is no part of it"
     finally:
         source_sha.cache_clear()
         provenance._read.cache_clear()

@@ -18,13 +18,12 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from iakd.processes import end_with_parent
+from iakd.processes import STOP_SIGNALS, end_with_parent
 
 VARIABLE = "IAKD_FORK_SERVER"  # the socket, a path relative to the working directory
 COMMANDS = ("teach", "distill", "evaluate")
 STAGES = (*COMMANDS, "import_teacher")
 PRELOAD = ("torch._dynamo", *(f"iakd.stages.{stage}" for stage in STAGES), "iakd.evaluation.measure")
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 NUMBER_BYTES = 4  # for the length of a message, a process id or an exit code
 
 
@@ -47,7 +46,7 @@ def run_in_server(arguments: list[str]) -> int | None:
         socket.send_fds(connection, [_number(len(message))], [0, 1, 2])
         connection.sendall(message)
         worker = int.from_bytes(_receive(connection), "big")
-        for number in FORWARDED:
+        for number in STOP_SIGNALS:
             signal.signal(number, lambda number, frame: _forward(worker, number))
         answer = _receive(connection)
     if not answer:
