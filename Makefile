@@ -1,6 +1,6 @@
 # `make` lists what there is. Nothing has to be activated: every recipe uses .venv, which is made on first use.
 .DEFAULT_GOAL := help
-.PHONY: help run adopt test bench lint format lock schema plots mlflow clean
+.PHONY: help run adopt test bench lint format lock schema docs plots mlflow clean
 SHELL := bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 unexport PYTHONDONTWRITEBYTECODE # else every process would compile a thousand modules anew
@@ -51,6 +51,9 @@ lock: .venv/ready ## write requirements.lock anew from pyproject.toml
 
 schema: .venv/ready ## write the JSON schema of params.yaml anew
 	iakd schema > workflow/schemas/params.schema.json
+
+docs: .venv/ready ## write docs/settings.md, the reference of all settings
+	@python tools/settings_reference.py
 
 plots: .venv/ready ## DVC's plots as a page that needs no network
 	@python tools/plots.py $(ARGS)
