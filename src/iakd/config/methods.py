@@ -205,13 +205,11 @@ BUILT_IN: dict[str, MethodSpec] = {
 class _Method(Strict):
     """One way to train the student."""
 
-    method: str = Field(
-        description="a name that `iakd methods` lists, or a sum of several such as iakd+kd; default: the label"
-    )
+    method: str = Field(description="a method that `iakd methods` lists, or a sum such as iakd+kd; default: the label")
     init: Literal["random", "teacher"] = Field(
-        "random", description="teacher: copy stem, head and first block of each group"
+        "random", description="teacher: start with copies of its stem, head and first block of each group"
     )
-    recipe: dict[str, Any] = Field({}, description="what differs from distill.recipe")
+    recipe: dict[str, Any] = Field({}, description="overrides of distill.recipe")
     iakd: IakdOptions = IakdOptions()
 
     @property
