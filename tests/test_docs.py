@@ -151,3 +151,13 @@ def run(line: str, project: Path) -> None:
         ["bash", "-c", line], cwd=project, env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+
+
+def test_contributing_names_the_files_that_things_travel_through() -> None:
+    section = (ROOT / "CONTRIBUTING.md").read_text().partition("## How things travel")[2].partition("\n## ")[0]
+    most = {"A batch": 14, "A trial": 7, "A run": 7}
+    for heading, limit in most.items():
+        block = section.partition(f"**{heading}")[2].partition("```text\n")[2].partition("```")[0]
+        files = re.findall(r"^ *([\w/]+\.py)", block, re.MULTILINE)
+        assert 1 < len(files) <= limit
+        assert [name for name in files if not (ROOT / "src/iakd" / name).exists()] == []
