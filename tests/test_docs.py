@@ -125,7 +125,7 @@ def test_a_guide_works_as_it_is_written(guide: str, tmp_path: Path) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(step["code"])
         else:
-            insert(project / step["old"], step["anchor"], step["code"])
+            insert(project / step["old"], step["anchor"], "\n\n" * bool(step["end"]) + step["code"])
     assert any((project / "results").rglob("run.json"))
 
 
