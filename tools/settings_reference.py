@@ -103,7 +103,7 @@ def _default(schema: dict[str, Any], required: bool) -> str:
     if required:
         return "required"
     value = schema.get("default")
-    if isinstance(value, dict) and value and "$ref" in schema:
+    if isinstance(value, dict) and value:
         return "see there"
     return "–" if value is None or value == "" else f"`{json.dumps(value, ensure_ascii=False)}`"
 
