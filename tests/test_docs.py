@@ -105,6 +105,7 @@ def guides() -> dict[str, str]:
     return {section.partition("\n")[0]: common + section for section in sections}
 
 
+@pytest.mark.workflow  # as slow as those that run a workflow
 @pytest.mark.parametrize("guide", guides())
 def test_a_guide_works_as_it_is_written(guide: str, tmp_path: Path) -> None:
     """Apply its files to a copy of the sources, and run its commands there."""
