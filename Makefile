@@ -1,6 +1,6 @@
 # `make` lists all targets. No environment has to be activated: every recipe uses .venv, which is created on first use.
 .DEFAULT_GOAL := help
-.PHONY: help run adopt test bench lint format lock schema plots mlflow clean
+.PHONY: help run adopt test bench lint format lock schema docs plots mlflow clean
 SHELL := bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 unexport PYTHONDONTWRITEBYTECODE # otherwise every process would compile a thousand modules again
@@ -51,6 +51,9 @@ lock: .venv/ready ## update requirements.lock from pyproject.toml
 
 schema: .venv/ready ## update the JSON schema of params.yaml
 	iakd schema > workflow/schemas/params.schema.json
+
+docs: .venv/ready ## write docs/settings.md, the reference of all settings
+	@python tools/settings_reference.py
 
 plots: .venv/ready ## show DVC's plots on a page that works offline
 	@python tools/plots.py $(ARGS)

@@ -19,6 +19,11 @@ DEFAULT = ROOT / "params.yaml"
         ("distill.recipe.lrr=1", "distill.recipe.lrr: unknown key (did you mean 'lr'?)"),
         ("methods.kd.kd.temprature=3", "methods.kd.kd.temprature: unknown key (did you mean 'temperature'?)"),
         ("methods.kd.recipe.ephochs=3", "methods.kd.recipe.ephochs: unknown key (did you mean 'epochs'?)"),
+        (
+            "methods.iakd-linear.iakd.schedule.solo=0.2",
+            "methods.iakd-linear.iakd.schedule.solo: unknown key (did you mean 'student_only'?)",
+        ),
+        ("tune.space.solo=[0.0, 0.5]", "tune.space.solo: unknown key (did you mean 'student_only'?)"),
         ("teachers.0.widht=8", "teachers.0.widht: unknown key (did you mean 'width'?)"),
         ("methods.new.method=ikad", "unknown method 'ikad' (did you mean 'iakd'?); known: iakd, scratch"),
         ("methods.kd.iakd.stem=teacher", "methods.kd: has options for 'iakd', which 'kd' does not use"),

@@ -52,20 +52,26 @@ def did_you_mean(word: str, known: Any) -> str:
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
+RENAMED = {"solo": "student_only"}  # settings of earlier versions, and what they are called now
+
+
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """The first mistake of a validation as one line, with the nearest known name for an unknown key."""
     first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
+    tags = model.model_json_schema().get("$defs", {})  # pydantic names the model where one of several was tried
+    path = [part for part in first["loc"] if part not in tags]
+    where = ".".join(map(str, path))
     what = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        what = f"unknown key{did_you_mean(str(first['loc'][-1]), _keys(model, first['loc'][:-1]))}"
+        key = str(path[-1])
+        what = f"unknown key{did_you_mean(RENAMED.get(key, key), _keys(model, path[:-1]))}"
     elif first["type"] != "value_error" and not isinstance(first["input"], dict | list):
         what += f", got {first['input']!r}"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return f"{where}: {what}{more}" if where else f"{what}{more}"
 
 
-def _keys(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+def _keys(model: type[BaseModel], path: list[int | str]) -> list[str]:
     """The known keys of the section at `path` below `model`."""
     schema = model.model_json_schema()
     node: dict[str, Any] = schema

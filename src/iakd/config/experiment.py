@@ -1,4 +1,4 @@
-"""An experiment: all sections together, and what has to agree between them."""
+"""An experiment: all sections together, with the checks that involve several of them."""
 
 from collections.abc import Sequence
 from itertools import chain
@@ -19,7 +19,7 @@ class Teach(Strict):
     """How teachers are trained; read by `iakd teach`."""
 
     seeds: list[Seed] = Field(
-        [0], min_length=1, description="one teacher each; students take them in turn; imported ones have no seed"
+        [0], min_length=1, description="one teacher per seed; students use them in turn; imported teachers have no seed"
     )
     recipe: Recipe = Recipe()
 
@@ -27,20 +27,20 @@ class Teach(Strict):
 class Distill(Strict):
     """Which students are trained, and how; read by `iakd distill`."""
 
-    seeds: list[Seed] = Field([0, 1, 2], min_length=1)
+    seeds: list[Seed] = Field([0, 1, 2], min_length=1, description="one student per seed, for each pair and method")
     transfer: Amount | None = Field(
-        None, description="training images that a student sees, drawn by class: a number, or a share; default: all"
+        None, description="training images that a student sees, stratified by class: a number or a share; default: all"
     )
     recipe: Recipe = Recipe()
 
 
 class Pair(Strict):
-    """A teacher and a student, by name, and what is other for them than for all."""
+    """A teacher and a student, by name, with per-pair overrides."""
 
-    teacher: Name
-    student: Name
-    recipe: dict[str, Any] = Field({}, description="what differs from distill.recipe")
-    methods: dict[Label, dict[str, Any]] = Field({}, description="what differs from the options of methods, by label")
+    teacher: Name = Field(description="name of one of the teachers")
+    student: Name = Field(description="name of one of the students")
+    recipe: dict[str, Any] = Field({}, description="overrides of distill.recipe")
+    methods: dict[Label, dict[str, Any]] = Field({}, description="overrides of the options in methods, by label")
 
     @model_validator(mode="before")
     @classmethod
@@ -52,62 +52,67 @@ class Pair(Strict):
 
 
 class Evaluate(Strict):
-    """The one look at the test set; read by `iakd evaluate`."""
+    """The evaluation on the test set; read by `iakd evaluate`."""
 
-    batch_size: int = Field(256, gt=0)
-    latency_runs: int = Field(30, gt=0, description="timed runs; their median is reported")
+    batch_size: int = Field(256, gt=0, description="images per batch")
+    latency_runs: int = Field(30, gt=0, description="timed runs, of which the median is reported")
 
 
 class Report(Strict):
     """What the report compares; read by `iakd evaluate` and `iakd report`."""
 
-    title: str = "Interactive knowledge distillation"
-    references: list[Label] = Field(["scratch", "kd"], description="methods that the others' gains are measured from")
-    confidence: float = Field(0.95, gt=0, lt=1, description="of the intervals")
+    title: str = Field("Interactive knowledge distillation", description="heading of the report")
+    references: list[Label] = Field(
+        ["scratch", "kd"], description="labels of the methods that the others are compared with"
+    )
+    confidence: float = Field(0.95, gt=0, lt=1, description="confidence level of the intervals")
 
 
 class Tracking(Strict):
-    """MLflow as a view of the results; the environment's MLFLOW_TRACKING_URI goes before `uri`."""
+    """MLflow, which mirrors the results; the environment variable MLFLOW_TRACKING_URI overrides `uri`."""
 
-    enabled: bool = True
-    uri: str = "sqlite:///mlflow.db"
-    artifacts: str = Field("mlartifacts", description="folder or address for artifacts, where no server decides")
-    experiment: str | None = Field(None, description="default: iakd-<dataset>")
+    enabled: bool = Field(True, description="mirror runs to MLflow")
+    uri: str = Field("sqlite:///mlflow.db", description="MLflow's tracking URI")
+    artifacts: str = Field("mlartifacts", description="folder or URI for artifacts, if no server decides")
+    experiment: str | None = Field(None, description="name of MLflow's experiment; default: iakd-<dataset>")
 
 
 class Compute(Strict):
-    """The machine; none of it is part of a run's identity."""
+    """The machine; no setting here is part of a run's identity."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int = Field(1, gt=0, description="of torch on the CPU, per job; sums may round differently with others")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU if there is one")
+    threads: int = Field(
+        1, gt=0, description="CPU threads of torch, per job; another number may round sums differently"
+    )
     processes: int = Field(
         1,
         gt=0,
-        description="that share each training of iakd teach and distill, each with its threads or a GPU of its own; "
+        description="processes that share each training of iakd teach and distill, each with its own threads or GPU: "
         "docs/parallel.md",
     )
-    deterministic: bool = Field(True, description="on a GPU: the same seed gives the same bits, at some cost in speed")
-    gpu_share: int = Field(1, gt=0, description="how many trainings share a GPU; small ones leave most of it idle")
+    deterministic: bool = Field(True, description="on a GPU: the same seed gives the same bits, somewhat slower")
+    gpu_share: int = Field(1, gt=0, description="trainings that share a GPU; small ones leave most of it idle")
     seeds_together: int = Field(
-        1, gt=0, description="how many seeds of a student one process trains side by side, with the same results"
+        1, gt=0, description="seeds of a student that one process trains side by side, with the same results"
     )
     engine: Literal["auto", "eager", "compile", "graphs"] = Field(
         "auto", description="compile: blocks by torch.compile; graphs: whole steps as CUDA graphs; auto: eager"
     )
     channels_last: Literal["auto"] | bool = Field(
-        "auto", description="memory layout of images and weights while training; auto: where it was measured quicker"
+        "auto",
+        description="memory layout of images and weights during training; auto: where it was measured to be faster",
     )
     workers: int | None = Field(
         None,
         ge=0,
-        description="processes of each training that decode images which stay in their files (dataset.storage files); "
-        "default: as many as there are cores; 0: none, the training does it itself",
+        description="processes per training that decode images (dataset.storage: files); 0: the training decodes them "
+        "itself; default: one per core",
     )
-    checkpoint_seconds: float = Field(30.0, ge=0, description="between two checkpoints of a running training")
+    checkpoint_seconds: float = Field(30.0, ge=0, description="seconds between two checkpoints of a training")
     teacher_cache: AutoOnOff = Field(
-        "auto", description="keep the teacher's outputs on disk for other trainings; auto: where they would be used"
+        "auto", description="cache the teacher's outputs on disk for other trainings; auto: if they would be reused"
     )
-    teacher_cache_gib: float = Field(8.0, gt=0, description="what they may take up, for each data set, in GiB")
+    teacher_cache_gib: float = Field(8.0, gt=0, description="largest size of the teacher cache of a data set, in GiB")
 
     @model_validator(mode="after")
     def _one_or_several(self) -> "Compute":
@@ -120,12 +125,12 @@ class Params(Strict):
     """All settings of an experiment."""
 
     dataset: Dataset = Dataset()
-    teachers: list[Teacher] = Field(min_length=1)
-    students: list[Network] = Field(min_length=1)
+    teachers: list[Teacher] = Field(min_length=1, description="networks that students learn from")
+    students: list[Network] = Field(min_length=1, description="the small networks to train")
     pairs: list[tuple[Name, Name] | Pair] | None = Field(
-        None, description="[teacher, student] names, or these with what differs for them; default: all"
+        None, description="[teacher, student] names, or a section with overrides for the pair; default: all pairs"
     )
-    methods: dict[Label, Method] = Field(min_length=1)
+    methods: dict[Label, Method] = Field(min_length=1, description="ways to train a student, by label")
     teach: Teach = Teach()
     tune: Tune = Tune()
     distill: Distill = Distill()

@@ -37,7 +37,7 @@ _LOGIT_METHODS = {
         options.KdOptions,
     ),
     "dkd": MethodSpec(
-        "kd with target and other classes weighed apart (Zhao et al. 2022)",
+        "kd with separate weights for the target class and the others (Zhao et al. 2022)",
         "logits",
         _loss("dkd:DKDLoss"),
         options.DkdOptions,
@@ -49,13 +49,13 @@ _LOGIT_METHODS = {
         options.DistOptions,
     ),
     "ctkd": MethodSpec(
-        "kd with a temperature that learns to make it harder (Li et al. 2023)",
+        "kd with a temperature that is learned against the student (Li et al. 2023)",
         "logits",
         _loss("ctkd:CTKDLoss"),
         options.CtkdOptions,
     ),
     "lskd": MethodSpec(
-        "kd between logits standardised image by image (Sun et al. 2024)",
+        "kd between logits that are standardised per image (Sun et al. 2024)",
         "logits",
         _loss("lskd:LSKDLoss"),
         options.LskdOptions,
@@ -83,7 +83,7 @@ _LOGIT_METHODS = {
 
 BUILT_IN: dict[str, MethodSpec] = {
     "iakd": MethodSpec(
-        "student blocks swapped at random for the teacher's while it trains", "interactive", options=IakdOptions
+        "student blocks are randomly swapped for the teacher's during the training", "interactive", options=IakdOptions
     ),
     "scratch": MethodSpec("cross-entropy alone", "reference", needs_teacher=False, alone="it adds no loss"),
     "label_smoothing": MethodSpec(
@@ -95,25 +95,25 @@ BUILT_IN: dict[str, MethodSpec] = {
     ),
     **_LOGIT_METHODS,
     "fitnet": MethodSpec(
-        "the teacher's maps at one level, predicted from the student's (Romero et al. 2015)",
+        "the teacher's feature maps at one level, predicted from the student's (Romero et al. 2015)",
         "features",
         _loss("fitnet:FitNetLoss"),
         options.FitnetOptions,
     ),
     "at": MethodSpec(
-        "where in the image the features are strong (Zagoruyko and Komodakis 2017)",
+        "the positions of the image at which features are strong (Zagoruyko and Komodakis 2017)",
         "features",
         _loss("at:ATLoss"),
         options.AtOptions,
     ),
     "nst": MethodSpec(
-        "which places the channels select, as a distribution (Huang and Wang 2017)",
+        "the positions that channels respond to, as a distribution (Huang and Wang 2017)",
         "features",
         _loss("nst:NSTLoss"),
         options.NstOptions,
     ),
     "vid": MethodSpec(
-        "information that the student's maps hold on the teacher's (Ahn et al. 2019)",
+        "mutual information between the feature maps of both networks (Ahn et al. 2019)",
         "features",
         _loss("vid:VIDLoss"),
         options.VidOptions,
@@ -125,13 +125,16 @@ BUILT_IN: dict[str, MethodSpec] = {
         options.FtOptions,
     ),
     "fsp": MethodSpec(
-        "products of successive maps, in a first phase (Yim et al. 2017)",
+        "products of successive feature maps, in a first phase (Yim et al. 2017)",
         "features",
         _loss("fsp:FSPLoss"),
         options.FspOptions,
     ),
     "ab": MethodSpec(
-        "which neurons are on, in a first phase (Heo et al. 2019)", "features", _loss("ab:ABLoss"), options.AbOptions
+        "which neurons are active, in a first phase (Heo et al. 2019)",
+        "features",
+        _loss("ab:ABLoss"),
+        options.AbOptions,
     ),
     "reviewkd": MethodSpec(
         "features fused from the last level to the first (Chen et al. 2021)",
@@ -140,7 +143,7 @@ BUILT_IN: dict[str, MethodSpec] = {
         options.ReviewkdOptions,
     ),
     "simkd": MethodSpec(
-        "the teacher's classifier behind a projector, which stay in the student (Chen et al. 2022)",
+        "the teacher's classifier behind a projector, both of which stay in the student (Chen et al. 2022)",
         "features",
         _loss("simkd:SimKDLoss"),
         options.SimkdOptions,
@@ -162,13 +165,13 @@ BUILT_IN: dict[str, MethodSpec] = {
         options.HintsOptions,
     ),
     "sp": MethodSpec(
-        "which images of a batch look alike, by their last maps (Tung and Mori 2019)",
+        "similarities between the images of a batch, by their last feature maps (Tung and Mori 2019)",
         "relations",
         _loss("sp:SPLoss"),
         options.SpOptions,
     ),
     "cc": MethodSpec(
-        "differences from the teacher correlate between neighbours (Peng et al. 2019)",
+        "differences from the teacher, uncorrelated between neighbouring images (Peng et al. 2019)",
         "relations",
         _loss("cc:CCLoss"),
         options.CcOptions,
@@ -177,19 +180,19 @@ BUILT_IN: dict[str, MethodSpec] = {
         "distances and angles between images (Park et al. 2019)", "relations", _loss("rkd:RKDLoss"), options.RkdOptions
     ),
     "pkt": MethodSpec(
-        "each image's distribution over its neighbours (Passalis and Tefas 2018)",
+        "similarities to the other images of a batch, as a distribution (Passalis and Tefas 2018)",
         "relations",
         _loss("pkt:PKTLoss"),
         options.PktOptions,
     ),
     "crd": MethodSpec(
-        "embeddings told apart from those of other classes' images (Tian et al. 2020)",
+        "embeddings contrasted with those of images of other classes (Tian et al. 2020)",
         "relations",
         _loss("crd:CRDLoss"),
         options.CrdOptions,
     ),
     "kcd": MethodSpec(
-        "fewer and fewer images, those that the student learns least from dropped, by any loss (Li et al. 2022)",
+        "images that teach the student little are dropped step by step, with any loss (Li et al. 2022)",
         "data",
         _loss("kcd:KCDLoss"),
         options.KcdOptions,
@@ -202,13 +205,11 @@ BUILT_IN: dict[str, MethodSpec] = {
 class _Method(Strict):
     """One way to train the student."""
 
-    method: str = Field(
-        description="a name that `iakd methods` lists, or a sum of several such as iakd+kd; default: the label"
-    )
+    method: str = Field(description="a method that `iakd methods` lists, or a sum such as iakd+kd; default: the label")
     init: Literal["random", "teacher"] = Field(
-        "random", description="teacher: copy stem, head and first block of each group"
+        "random", description="teacher: start with copies of its stem, head and first block of each group"
     )
-    recipe: dict[str, Any] = Field({}, description="what differs from distill.recipe")
+    recipe: dict[str, Any] = Field({}, description="overrides of distill.recipe")
     iakd: IakdOptions = IakdOptions()
 
     @property

@@ -30,15 +30,17 @@ ScheduleKind = Annotated[str, AfterValidator(_known), Field(json_schema_extra=_n
 class Schedule(Strict):
     """p(t), the probability that a student block is KEPT, over the progress t ∈ [0, 1] of the training."""
 
-    kind: ScheduleKind = "linear"
-    p0: Fraction = Field(0.5, description="at the start")
-    p1: Fraction = Field(1.0, description="at t_end (all but uniform)")
+    kind: ScheduleKind = Field("linear", description="shape of p(t): docs/method.md")
+    p0: Fraction = Field(0.5, description="p at the start")
+    p1: Fraction = Field(1.0, description="p at t_end; not used by uniform")
     t_end: float = Field(0.8, gt=0, le=1, description="progress at which p1 is reached (review: of each phase)")
     slope: float = Field(0.0, ge=-2, le=2, description="tilt over depth: the last block's p minus the first's")
-    student_only: Fraction = Field(0.2, description="last part of the training, at p = 1")
-    cycles: int = Field(3, gt=0, description="cyclic; review where the learning rate has no drops")
-    steps: int = Field(4, gt=0, description="step: number of equal stairs from p0 to p1")
-    steepness: float = Field(10.0, gt=0, description="sigmoid: slope in the middle; 10 is nearly flat at both ends")
+    student_only: Fraction = Field(0.2, description="share of the training, at its end, with p = 1: no swaps")
+    cycles: int = Field(3, gt=0, description="cyclic: waves; review: phases, if the learning rate has no drops")
+    steps: int = Field(4, gt=0, description="step: number of equal steps from p0 to p1")
+    steepness: float = Field(
+        10.0, gt=0, description="sigmoid: slope in the middle; with 10 it is nearly flat at both ends"
+    )
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,15 @@ Positive = Annotated[float, Field(gt=0)]
 
 
 class Erase(Strict):
-    """Random erasing: a rectangle of a normalised image set to 0, which is the mean colour (Zhong et al. 2020)."""
+    """Random erasing: a rectangle of a normalised image is set to 0, the mean colour (Zhong et al. 2020)."""
 
-    probability: Fraction = Field(0.5, description="of an image to be erased")
-    scale: tuple[Fraction, Fraction] = Field((0.02, 0.33), description="share of the area that is erased")
-    ratio: tuple[float, float] = Field((0.3, 3.3), description="height : width of the rectangle")
+    probability: Fraction = Field(0.5, description="probability that an image is erased")
+    scale: tuple[Fraction, Fraction] = Field(
+        (0.02, 0.33), description="lowest and highest share of the area that is erased"
+    )
+    ratio: tuple[float, float] = Field(
+        (0.3, 3.3), description="lowest and highest ratio height / width of the rectangle"
+    )
 
     @model_validator(mode="after")
     def _low_high(self) -> "Erase":
@@ -26,34 +30,38 @@ class Erase(Strict):
 
 
 class Mix(Strict):
-    """Images mixed in pairs, and their labels with them."""
+    """Images are mixed in pairs, and their labels too."""
 
     alpha: float = Field(gt=0, description="shares are drawn from Beta(alpha, alpha); 1: uniform")
-    probability: Fraction = Field(1.0, description="of a batch to be mixed")
+    probability: Fraction = Field(1.0, description="probability that a batch is mixed")
 
 
 class Augment(Strict):
-    """Random changes of a training image, drawn anew each time it is shown; docs/data.md describes them."""
+    """Random changes of a training image, drawn each time it is shown; docs/data.md describes them."""
 
-    pad: int = Field(0, ge=0, description="pixels of zero padding before a random crop to the old size: shifts")
-    flip: bool = Field(False, description="mirror half of the images left to right")
+    pad: int = Field(0, ge=0, description="pixels of zero padding before a random crop to the original size: shifts")
+    flip: bool = Field(False, description="flip half of the images horizontally")
     crop: Literal["none", "resized"] = Field(
         "none",
-        description="resized: a random part of the image in its full size, scaled to the size of the data set, as is "
-        "usual on ImageNet; needs dataset.storage files",
+        description="resized: a random part of the full-size image, resized to dataset.size, as is usual on ImageNet; "
+        "needs dataset.storage: files",
     )
     scale: tuple[PositiveFraction, PositiveFraction] = Field(
-        (0.08, 1.0), description="crop resized: bounds of the part's share of the area"
+        (0.08, 1.0), description="crop: resized: lowest and highest share of the area"
     )
-    ratio: tuple[Positive, Positive] = Field((0.75, 4 / 3), description="crop resized: bounds of width over height")
-    policy: Literal["none", "randaugment", "trivialaugment"] = Field("none", description="operations drawn at random")
-    operations: int = Field(2, gt=0, description="randaugment: how many an image goes through")
-    magnitude: int = Field(9, ge=0, le=30, description="randaugment: how strong they are")
+    ratio: tuple[Positive, Positive] = Field(
+        (0.75, 4 / 3), description="crop: resized: lowest and highest ratio width / height"
+    )
+    policy: Literal["none", "randaugment", "trivialaugment"] = Field(
+        "none", description="random operations on each image"
+    )
+    operations: int = Field(2, gt=0, description="randaugment: operations per image")
+    magnitude: int = Field(9, ge=0, le=30, description="randaugment: strength of the operations")
     erase: Erase | None = Field(None, description="random erasing")
     cutout: int = Field(
-        0, ge=0, description="side, in pixels, of a square that is set to 0; it may reach over the border"
+        0, ge=0, description="side in pixels of a square that is set to 0; it may extend over the border"
     )
-    mixup: Mix | None = Field(None, description="mixup; where cutmix is set too, each batch gets one of them by lot")
+    mixup: Mix | None = Field(None, description="mixup; if cutmix is set too, one of the two is drawn for each batch")
     cutmix: Mix | None = Field(None, description="CutMix")
 
     @field_validator("scale", "ratio")
@@ -94,12 +102,12 @@ class Augment(Strict):
 
 
 class LrSchedule(Strict):
-    """The learning rate over a training; fractions are of its epochs."""
+    """The LR schedule; fractions refer to the epochs of the training."""
 
-    kind: Literal["multistep", "cosine", "onecycle", "constant"] = "multistep"
-    milestones: list[Fraction] = Field([0.625, 0.75, 0.875], description="multistep: where the rate drops")
+    kind: Literal["multistep", "cosine", "onecycle", "constant"] = Field("multistep", description="shape")
+    milestones: list[Fraction] = Field([0.625, 0.75, 0.875], description="multistep: when the rate drops")
     gamma: float = Field(0.1, gt=0, le=1, description="multistep: factor of each drop")
-    warmup: Fraction = Field(0.0, description="linear growth from 0 (onecycle: the rising part)")
+    warmup: Fraction = Field(0.0, description="linear growth from 0 at the start; onecycle: the rising part")
 
     @field_validator("milestones")
     @classmethod
@@ -112,17 +120,21 @@ class LrSchedule(Strict):
 class Recipe(Strict):
     """How one network is trained."""
 
-    epochs: int = Field(240, gt=0)
-    batch_size: int = Field(64, gt=0)
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    epochs: int = Field(240, gt=0, description="passes over the training images")
+    batch_size: int = Field(64, gt=0, description="images per step, of all processes together")
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="the optimiser")
     lr: float = Field(0.05, gt=0, description="the highest learning rate")
-    momentum: Fraction = Field(0.9, description="sgd")
-    nesterov: bool = Field(False, description="sgd")
-    weight_decay: float = Field(5e-4, ge=0)
+    momentum: Fraction = Field(0.9, description="for sgd")
+    nesterov: bool = Field(False, description="for sgd: Nesterov momentum")
+    weight_decay: float = Field(5e-4, ge=0, description="of all trained parameters")
     lr_schedule: LrSchedule = LrSchedule()
-    label_smoothing: Fraction = Field(0.0, description="of every cross-entropy in the loss")
-    clip_norm: float | None = Field(None, gt=0, description="bound on the norm of the whole gradient")
+    label_smoothing: Fraction = Field(0.0, description="label smoothing of every cross-entropy in the loss")
+    clip_norm: float | None = Field(
+        None, gt=0, description="upper bound on the norm of the whole gradient; default: none"
+    )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast; losses stay in float32")
-    ema: float | None = Field(None, gt=0, lt=1, description="decay per step of a moving average of the weights")
+    ema: float | None = Field(
+        None, gt=0, lt=1, description="decay per step of a moving average of the weights; default: none"
+    )
     augment: Augment = Augment()
-    validate_every: int = Field(10, gt=0, description="epochs between two validations; the last one always is")
+    validate_every: int = Field(10, gt=0, description="epochs between validations; the last epoch is always validated")

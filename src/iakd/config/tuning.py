@@ -14,15 +14,15 @@ class Space(Strict):
     A field is sampled only for the kinds that use it.
     """
 
-    kind: list[ScheduleKind] = Field(list(KINDS), min_length=1)
-    p0: tuple[Fraction, Fraction] = (0.1, 0.9)
-    p1: tuple[Fraction, Fraction] = (0.7, 1.0)
-    t_end: tuple[Fraction, Fraction] = (0.3, 1.0)
-    slope: tuple[float, float] = (-0.6, 0.6)
-    student_only: tuple[Fraction, Fraction] = (0.0, 0.5)
-    cycles: tuple[int, int] = (2, 5)
-    steps: tuple[int, int] = (2, 6)
-    steepness: tuple[float, float] = (4.0, 16.0)
+    kind: list[ScheduleKind] = Field(list(KINDS), min_length=1, description="kinds to choose from")
+    p0: tuple[Fraction, Fraction] = Field((0.1, 0.9), description="lowest and highest p0")
+    p1: tuple[Fraction, Fraction] = Field((0.7, 1.0), description="lowest and highest p1")
+    t_end: tuple[Fraction, Fraction] = Field((0.3, 1.0), description="lowest and highest t_end")
+    slope: tuple[float, float] = Field((-0.6, 0.6), description="lowest and highest slope")
+    student_only: tuple[Fraction, Fraction] = Field((0.0, 0.5), description="lowest and highest student_only")
+    cycles: tuple[int, int] = Field((2, 5), description="lowest and highest cycles")
+    steps: tuple[int, int] = Field((2, 6), description="lowest and highest steps")
+    steepness: tuple[float, float] = Field((4.0, 16.0), description="lowest and highest steepness")
 
     @model_validator(mode="after")
     def _low_high(self) -> "Space":
@@ -42,7 +42,7 @@ class Space(Strict):
 class Sampler(Strict):
     """How a study proposes schedules."""
 
-    kind: Literal["tpe", "random"] = "tpe"
+    kind: Literal["tpe", "random"] = Field("tpe", description="sampler of Optuna")
     startup: int = Field(8, ge=0, description="tpe: random trials before the model is used")
     multivariate: bool = Field(True, description="tpe: model the settings together")
     candidates: int = Field(24, gt=0, description="tpe: candidates per trial, of which the most promising one is tried")
@@ -51,7 +51,9 @@ class Sampler(Strict):
 class Pruner(Strict):
     """When a study prunes a trial."""
 
-    kind: Literal["median", "hyperband", "none"] = "median"
+    kind: Literal["median", "hyperband", "none"] = Field(
+        "median", description="pruner of Optuna; none: train to the end"
+    )
     startup: int = Field(8, ge=0, description="median: complete trials before any is pruned")
     warmup: Fraction = Field(0.4, description="median: fraction of the epochs before any trial is pruned")
     reduction: int = Field(3, gt=1, description="hyperband: one trial in this many survives each rung")
