@@ -28,9 +28,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = "src/iakd"
 COPIED = ("src", "tests", "workflow", "docs", "params.yaml", "pyproject.toml")
-
+WEIGHTED = "tests/distillation/test_weighted_terms.py"
 LOSSES = {
-    name: [f"tests/distillation/test_{test}.py" for test in tests.split()]
+    name: [*(f"tests/distillation/test_{test}.py" for test in tests.split()), f"{WEIGHTED}?{name}"]
     for name, tests in {
         "ab": "first_phases",
         "at": "map_losses",
@@ -46,7 +46,7 @@ LOSSES = {
         "kcd": "kcd",
         "kd": "losses logits",
         "lskd": "logits",
-        "maps": "map_losses",
+        "maps": "map_losses tokens",
         "mlkd": "logits mlkd",
         "mutual": "mutual",
         "nst": "map_losses",
@@ -410,20 +410,24 @@ def warm_up() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Report which small changes of the sources the tests notice.")
-    parser.add_argument("modules", nargs="*", metavar="MODULE", help=f"of {', '.join(TARGETS)}; default: all")
+    parser.add_argument(
+        "modules", nargs="*", metavar="MODULE", help=f"of {', '.join(TARGETS)}, or a file of these; default: all"
+    )
     parser.add_argument("--count", type=int, default=0, help="mutants of each module; default: a tenth, 8 to 40")
     parser.add_argument("--seed", type=int, default=0, help="which mutants are drawn; default 0")
     parser.add_argument("--list", action="store_true", help="print the mutants instead of running them")
     parser.add_argument("-v", "--verbose", action="store_true", help="print what noticed each mutant, and the time")
     arguments = parser.parse_args()
-    unknown = set(arguments.modules) - set(TARGETS)
+    names = set(arguments.modules or TARGETS)
+    groups = {group: [m for m in TARGETS[group] if names & {group, m, m.removesuffix(".py")}] for group in TARGETS}
+    unknown = names - {name for group, modules in groups.items() for m in modules for name in (group, m, m[:-3])}
     if unknown:
         parser.error(f"unknown module {', '.join(sorted(unknown))}; known: {', '.join(TARGETS)}")
-    groups = arguments.modules or list(TARGETS)
     os.environ.update(OMP_NUM_THREADS="1", PYTHONHASHSEED="0")
     sample: dict[str, list[Mutant]] = {}
-    for group in groups:
-        modules = list(TARGETS[group])
+    for group, modules in groups.items():
+        if not modules:
+            continue
         total = sum(1 for module in modules for _ in mutants(module))
         sample[group] = drawn(modules, arguments.count or min(40, max(8, total // 10)), arguments.seed)
         print(f"{group}: {len(sample[group])} of {total} mutants", flush=True)

@@ -61,6 +61,11 @@ def test_a_whole_stage_is_all_its_pairs() -> None:
             assert (whole.before, whole.after) == (begin.before, end.after)
 
 
+def test_a_stage_of_one_pair_is_that_pair() -> None:
+    pairs = pair_blocks(network("resnet20"), network("resnet8"))
+    assert whole_stages(pairs) == pairs
+
+
 class Tokens(Block):
     """(B, N, C) → (B, N, C)."""
 
@@ -98,6 +103,22 @@ def test_transformers_are_paired_like_other_networks() -> None:
 def test_transformers_of_other_patches_are_refused() -> None:
     with pytest.raises(UserError, match="the teacher sees 16 tokens and the student 64; choose transformers"):
         pair_blocks(transformer((4,)), transformer((2,), side=4))
+
+
+class Merging(Block):
+    """Half as many tokens."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return tokens[:, ::2]
+
+
+def test_tokens_are_counted_after_the_last_block() -> None:
+    merging, other = (models.Network(Patches(8), [[Tokens(6, 6), Merging(6, 6)]], nn.Linear(6, 10)) for _ in range(2))
+    assert pair_blocks(merging, other)[-1].ours.after == (8, 6)
+    with pytest.raises(UserError, match="the teacher sees 8 tokens and the student 16"):
+        pair_blocks(merging, transformer((2,)))
+    with pytest.raises(UserError, match="the teacher sees 16 tokens and the student 8"):
+        pair_blocks(transformer((2,)), merging)
 
 
 @pytest.mark.parametrize("maps", ["teacher", "student"])
