@@ -180,11 +180,11 @@ LABELS = np.array([3, 1, 4, 1, 5, 9])
 
 def between_outputs(name: str, step: int = LATE, **options: Any) -> tuple[DistillationLoss, dict[str, float]]:
     """The part and its terms for LOGITS of student and teacher and for LABELS."""
-    part, outputs = part_between(name, STUDENT, TEACHER, **options)
+    part, _ = part_between(name, STUDENT, TEACHER, **options)
     student, teacher = (torch.tensor(logits, dtype=torch.float32) for logits in LOGITS)
     labels = torch.tensor(LABELS)
     batch = Batch(torch.zeros(6, 1, 8, 8), labels, torch.arange(6))
-    outputs = replace(outputs, step=step, batch=batch, student_logits=student, teacher_logits=teacher)
+    outputs = ForwardOutputs(step, batch, Features(logits=student), Features(logits=teacher))
     return part, value_of(part, outputs)
 
 
@@ -239,15 +239,10 @@ def test_ctkd_has_a_weight_and_bounds_of_its_temperature() -> None:
 # --- losses that need training images ---
 
 
-def seen(student: Features, teacher: Features, batch: Batch, step: int) -> ForwardOutputs:
-    """A step whose features are these."""
-    return ForwardOutputs(step, batch, student, teacher, torch.zeros(len(batch.labels), 10), None)
-
-
 def test_hints_are_weighted_and_averaged_over_the_points(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     training = make_training("hints", options={"hints": {"points": 3, "images": 64, "weight": 2.5}})
-    (part,) = training.method.losses
+    (part,) = training.objective.losses.values()
     assert len(part.places) == 3
     generator = torch.Generator().manual_seed(0)
     ours, theirs = (
@@ -255,9 +250,9 @@ def test_hints_are_weighted_and_averaged_over_the_points(tmp_path: Any, monkeypa
             position: torch.randn(2, block.out_channels, 4, 4, generator=generator)
             for position, block in enumerate(blocks)
         }
-        for blocks in (training.network.blocks, training.method.teacher.blocks)
+        for blocks in (training.objective.student.blocks, training.objective.teacher.blocks)
     )
-    outputs = seen(Features(blocks=ours), Features(blocks=theirs), fixed_batch(training), 0)
+    outputs = ForwardOutputs(0, fixed_batch(training), Features(blocks=ours), Features(blocks=theirs))
     losses = [
         hint_loss(adapter(ours[place]), theirs[point]).item()
         for adapter, (place, point) in zip(part.adapters, part.places, strict=True)
@@ -270,13 +265,13 @@ def test_crd_contrasts_both_ways_and_then_remembers(tmp_path: Any, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     options = {"negatives": 20, "weight": 2.5, "momentum": 0.25, "temperature": 0.3, "dim": 7}
     training = make_training("crd", options={"crd": options})
-    (part,), batch = training.method.losses, fixed_batch(training)
+    (part,), batch = training.objective.losses.values(), fixed_batch(training)
     banks = {name: getattr(part, f"{name}_bank").clone() for name in ("student", "teacher")}
     lengths = torch.cat([*banks.values()]).square().sum(1)
     assert lengths.mean().item() == pytest.approx(1, abs=0.1), "drawn so that a memory's length is about 1"
     generator = torch.Generator().manual_seed(0)
     pooled = {name: torch.randn(len(batch.labels), 32, generator=generator) for name in ("student", "teacher")}
-    outputs = seen(*(Features(pooled=pooled[name]) for name in ("student", "teacher")), batch, 5)
+    outputs = ForwardOutputs(5, batch, *(Features(pooled=pooled[name]) for name in ("student", "teacher")))
     drawn: list[Tensor] = []
     draw = part.negatives.draw
     part.negatives.draw = lambda *arguments: drawn.append(draw(*arguments)) or drawn[-1]
