@@ -85,7 +85,45 @@ TARGETS: dict[str, dict[str, list[str]]] = {
     },
     "training/timeline": {"training/timeline.py": ["tests/training/test_timeline.py"]},
     "data/splits": {"data/splits.py": ["tests/data/test_splits.py", "tests/data/test_split_parts.py"]},
+    "interactive/swap_sampler": {
+        "interactive/swap_sampler.py": [
+            "tests/interactive/test_swap_sampler.py",
+            "tests/interactive/test_granularity.py",
+            "tests/interactive/test_hybrid.py",
+        ],
+    },
+    "interactive/hybrid": {
+        "interactive/hybrid.py": [
+            "tests/interactive/test_granularity.py",
+            "tests/interactive/test_hybrid.py",
+            "tests/interactive/test_zoo_pairs.py",
+        ],
+    },
     "distillation/losses": {f"distillation/losses/{name}.py": tests for name, tests in LOSSES.items()},
+    "distillation/loss": {
+        "distillation/loss.py": [
+            "tests/distillation/test_losses.py",
+            "tests/distillation/test_first_phases.py",
+            "tests/distillation/test_mutual.py",
+            "tests/distillation/test_weighted_terms.py",
+        ],
+    },
+    "distillation/distiller": {
+        "distillation/distiller.py": [
+            "tests/training/test_distiller.py",
+            "tests/distillation/test_logits.py",
+            "tests/distillation/test_first_phases.py",
+            "tests/interactive/test_granularity.py",
+            "tests/training/test_loop.py",
+        ],
+    },
+    "training/optimizer": {"training/optimizer.py": ["tests/training/test_optimizer.py"]},
+    "training/trainer": {"training/trainer.py": ["tests/training/test_trainer.py", "tests/training/test_loop.py"]},
+    "tuning/decisions": {
+        "tuning/decisions.py": ["tests/tuning/test_search_space.py", "tests/tuning/test_decisions.py"],
+    },
+    "tuning/study": {"tuning/study.py": ["tests/tuning/test_study.py"]},
+    "reporting/statistics": {"reporting/statistics.py": ["tests/reporting/test_statistics.py"]},
 }
 
 # Mutants that behave as the original, reviewed one by one: module → (line before, line after) → why.

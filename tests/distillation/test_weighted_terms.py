@@ -4,7 +4,7 @@ The formulas themselves are tested against float64 in the files of their kind.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -234,6 +234,49 @@ def test_ctkd_has_a_weight_and_bounds_of_its_temperature() -> None:
     assert terms == pytest.approx({"ctkd": 2.5 * at_temperature(references.kd, temperature)}, rel=1e-4)
     strong, _ = between_outputs("ctkd", strength=3.0, epochs=2)
     assert [strong.factor(epoch) for epoch in (0, 1, 9)] == pytest.approx([-1.5, -3.0, -3.0])
+
+
+# --- images of a batch ---
+
+
+def changed(features: Features, change: Callable[[Tensor], Tensor]) -> Features:
+    """The features with all tensors changed."""
+    values: dict[str, Any] = {}
+    for field in fields(features):
+        value = getattr(features, field.name)
+        if isinstance(value, dict):
+            values[field.name] = {key: change(tensor) for key, tensor in value.items()}
+        else:
+            values[field.name] = None if value is None else change(value)
+    return Features(**values)
+
+
+RELATES = {"cc", "dist", "pkt", "rkd", "sp"}  # images of a batch to each other
+BY_IMAGE = {"ab", "at", "ctkd", "dkd", "fitnet", "fsp", "ft", "kd", "lskd", "nst", "ot", "reviewkd", "vid"}
+
+
+@pytest.mark.parametrize("name", sorted(RELATES | BY_IMAGE))
+def test_a_loss_is_the_mean_over_its_images_or_says_that_it_relates_them(name: str) -> None:
+    """Where several processes share a batch, the others' images are gathered for losses that relate them."""
+    part, outputs = part_between(name, STUDENT, TEACHER)
+    part.eval()  # normalisation layers of its own would relate the images, too
+    generator = torch.Generator().manual_seed(0)
+
+    def four(tensor: Tensor) -> Tensor:
+        """Two images and two like them."""
+        return tensor.repeat(2, *[1] * (tensor.dim() - 1)) + torch.randn(4, *tensor.shape[1:], generator=generator)
+
+    student, teacher = (
+        replace(changed(each, four), logits=3 * torch.randn(4, 10, generator=generator))
+        for each in (outputs.student, outputs.teacher)
+    )
+    labels, values = torch.tensor([1, 7, 3, 3]), []
+    for chosen in (slice(0, 4), slice(0, 2), slice(2, 4)):
+        batch = Batch(torch.zeros(len(labels[chosen]), 1, 8, 8), labels[chosen], torch.arange(4)[chosen])
+        features = (changed(each, lambda tensor, chosen=chosen: tensor[chosen]) for each in (student, teacher))
+        values.append(sum(term.item() for term in part(ForwardOutputs(LATE, batch, *features)).values()))
+    assert part.cross_sample == (name in RELATES)
+    assert (values[0] == pytest.approx((values[1] + values[2]) / 2, rel=1e-3)) == (not part.cross_sample)
 
 
 # --- losses that need training images ---
