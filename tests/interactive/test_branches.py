@@ -86,12 +86,12 @@ def test_maps_are_mixed_by_channel() -> None:
 def test_convolutional_adapters_are_there_where_widths_differ() -> None:
     teacher, student = network("resnet14", seed=1, width=8), network("resnet8", seed=2, width=4)
     (first, *_) = pair_blocks(teacher, student, (1, 8, 8))
-    branch = TeacherBranch(first, nn.Sequential(*first.teacher))
+    branch = TeacherBranch(first, nn.Sequential(*first.teacher.blocks))
     assert [type(layer) for layer in (*branch.enter, *branch.leave)] == [nn.Conv2d, nn.BatchNorm2d] * 2
     shapes = [(c.in_channels, c.out_channels, c.kernel_size, c.bias) for c in (branch.enter[0], branch.leave[0])]
     assert shapes == [(4, 8, (1, 1), None), (8, 4, (1, 1), None)]
     alike = pair_blocks(network("resnet14", seed=1), network("resnet8", seed=2), (1, 8, 8))[0]
-    plain = TeacherBranch(alike, nn.Sequential(*alike.teacher))
+    plain = TeacherBranch(alike, nn.Sequential(*alike.teacher.blocks))
     assert isinstance(plain.enter, nn.Identity) and isinstance(plain.leave, nn.Identity)
 
 

@@ -24,22 +24,22 @@ def resnets() -> tuple[models.Network, list[BlockPair]]:
 
 def test_groups_know_their_first_and_last_block() -> None:
     teacher, pairs = resnets()
-    assert [(pair.ours.first, pair.ours.last) for pair in pairs] == [(i, i) for i in range(12)]
-    assert [(p.theirs.first, p.theirs.last) for p in pairs[:5]] == [(0, 0), (1, 2), (3, 4), (5, 6), (7, 7)]
-    assert pairs[-1].theirs.last == len(teacher.blocks) - 1
+    assert [(pair.student.first, pair.student.last) for pair in pairs] == [(i, i) for i in range(12)]
+    assert [(p.teacher.first, p.teacher.last) for p in pairs[:5]] == [(0, 0), (1, 2), (3, 4), (5, 6), (7, 7)]
+    assert pairs[-1].teacher.last == len(teacher.blocks) - 1
     for before, after in pairwise(pairs):
-        assert after.theirs.first == before.theirs.last + 1
-        assert after.theirs.before == before.theirs.after and after.ours.before == before.ours.after
+        assert after.teacher.first == before.teacher.last + 1
+        assert after.teacher.before == before.teacher.after and after.student.before == before.student.after
 
 
 def test_shapes_before_and_after_a_group_are_those_that_the_network_gives() -> None:
     teacher, pairs = resnets()
     features = teacher.stem(torch.zeros(2, 3, 32, 32))
     for pair in pairs:
-        assert pair.theirs.before == tuple(features.shape[1:])
-        for block in pair.teacher:
+        assert pair.teacher.before == tuple(features.shape[1:])
+        for block in pair.teacher.blocks:
             features = block(features)
-        assert pair.theirs.after == tuple(features.shape[1:])
+        assert pair.teacher.after == tuple(features.shape[1:])
 
 
 def test_levels_are_the_last_pairs_of_the_stages() -> None:
@@ -54,9 +54,14 @@ def test_a_whole_stage_is_all_its_pairs() -> None:
     assert [stage.stage for stage in stages] == [0, 1, 2]
     for number, stage in enumerate(stages):
         first, last = pairs[4 * number], pairs[4 * number + 3]
-        assert list(stage.teacher) == list(teacher.stages[number])
-        assert list(stage.student) == [block for pair in pairs[4 * number : 4 * number + 4] for block in pair.student]
-        for whole, begin, end in ((stage.ours, first.ours, last.ours), (stage.theirs, first.theirs, last.theirs)):
+        assert list(stage.teacher.blocks) == list(teacher.stages[number])
+        assert list(stage.student.blocks) == [
+            block for pair in pairs[4 * number : 4 * number + 4] for block in pair.student.blocks
+        ]
+        for whole, begin, end in (
+            (stage.student, first.student, last.student),
+            (stage.teacher, first.teacher, last.teacher),
+        ):
             assert (whole.first, whole.last) == (begin.first, end.last)
             assert (whole.before, whole.after) == (begin.before, end.after)
 
@@ -95,9 +100,9 @@ def transformer(depths: tuple[int, ...], side: int = 8, block: type[Block] = Tok
 
 def test_transformers_are_paired_like_other_networks() -> None:
     pairs = pair_blocks(transformer((4,)), transformer((2,)))
-    assert [len(pair.teacher) for pair in pairs] == [2, 2]
+    assert [len(pair.teacher.blocks) for pair in pairs] == [2, 2]
     assert all(pair.same_shape and pair.same_size for pair in pairs)
-    assert pairs[0].ours.before == (16, 6)
+    assert pairs[0].student.before == (16, 6)
 
 
 def test_transformers_of_other_patches_are_refused() -> None:
@@ -114,7 +119,7 @@ class Merging(Block):
 
 def test_tokens_are_counted_after_the_last_block() -> None:
     merging, other = (models.Network(Patches(8), [[Tokens(6, 6), Merging(6, 6)]], nn.Linear(6, 10)) for _ in range(2))
-    assert pair_blocks(merging, other)[-1].ours.after == (8, 6)
+    assert pair_blocks(merging, other)[-1].student.after == (8, 6)
     with pytest.raises(UserError, match="the teacher sees 8 tokens and the student 16"):
         pair_blocks(merging, transformer((2,)))
     with pytest.raises(UserError, match="the teacher sees 16 tokens and the student 8"):
@@ -132,15 +137,15 @@ def test_maps_and_tokens_are_refused_in_both_directions(maps: str) -> None:
 def test_without_an_image_it_is_as_large_as_the_larger_of_the_two_was_designed_for() -> None:
     small, large = transformer((2,), size=16), transformer((2,), size=64)
     for teacher, student in ((small, large), (large, small)):
-        assert pair_blocks(teacher, student)[0].ours.before == (64, 6)
-    assert pair_blocks(small, large, image=(3, 32, 32))[0].ours.before == (16, 6)
+        assert pair_blocks(teacher, student)[0].student.before == (64, 6)
+    assert pair_blocks(small, large, image=(3, 32, 32))[0].student.before == (16, 6)
 
 
 def test_a_student_may_have_more_blocks_of_another_kind_only() -> None:
     with pytest.raises(UserError, match="stage 1 of the teacher has 2 blocks and the student's 3"):
         pair_blocks(transformer((2,)), transformer((3,)))
     pairs = pair_blocks(transformer((2,)), transformer((3,), block=OtherTokens))
-    assert [(len(pair.student), len(pair.teacher)) for pair in pairs] == [(1, 1), (2, 1)]
+    assert [(len(pair.student.blocks), len(pair.teacher.blocks)) for pair in pairs] == [(1, 1), (2, 1)]
 
 
 class Halving(Block):
@@ -171,7 +176,7 @@ def halvings(count: int, first: type[Block] = Halving) -> list[list[Block]]:
 
 def firsts(teacher: models.Network, student: models.Network) -> list[tuple[int, int, int]]:
     """Stage of the student, first block of the teacher's group, first of the student's."""
-    return [(pair.stage, pair.theirs.first, pair.ours.first) for pair in pair_blocks(teacher, student)]
+    return [(pair.stage, pair.teacher.first, pair.student.first) for pair in pair_blocks(teacher, student)]
 
 
 def test_stages_of_the_longer_network_go_with_the_first_that_is_no_larger() -> None:
@@ -186,7 +191,7 @@ def test_stages_of_the_longer_network_go_with_the_first_that_is_no_larger() -> N
 def test_smaller_maps_than_any_go_with_the_last_stage() -> None:
     longer, shorter = pyramid(halvings(4)), pyramid(halvings(3))
     pairs = pair_blocks(longer, shorter)
-    assert [len(pair.teacher) for pair in pairs] == [1, 1, 1, 1, 2, 2]
+    assert [len(pair.teacher.blocks) for pair in pairs] == [1, 1, 1, 1, 2, 2]
 
 
 def test_a_stage_without_partner_is_named_with_all_sizes() -> None:
