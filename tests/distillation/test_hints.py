@@ -140,6 +140,16 @@ def test_a_checkpoint_with_other_points_is_refused(make_training: Callable[..., 
         part.load_state_dict({**state, "points": state["points"] + 1})
 
 
+def test_a_resumed_training_with_other_points_is_refused(make_training: Callable[..., Trainer]) -> None:
+    """The loss is a submodule then: whoever loads it does not call its own load_state_dict."""
+    objective = make_training("hints+kd").objective
+    state = objective.state_dict()
+    objective.load_state_dict(state)
+    (name,) = [name for name in state if name.endswith(".points")]
+    with pytest.raises(UserError, match="other clusters than where the run began"):
+        objective.load_state_dict({**state, name: state[name] + 1})
+
+
 def test_more_points_than_blocks(make_training: Callable[..., Trainer]) -> None:
     with pytest.raises(UserError, match=r"hints\.points is 7 and the teacher has 6 blocks; lower it"):
         make_training("hints", options={"hints": {"points": 7}})

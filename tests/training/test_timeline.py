@@ -66,3 +66,31 @@ def test_lengths_that_are_all_equal_are_the_plain_timeline() -> None:
     plain, same = Timeline.of(recipe, 7), Timeline.of(recipe, 7, [7, 7, 7])
     assert plain == same
     assert [plain.place(step) for step in range(21)] == [divmod(step, 7) for step in range(21)]
+
+
+def test_milestones_fall_on_the_nearest_epoch() -> None:
+    timeline = Timeline(7, 10, 0.1, LrSchedule(milestones=[0.25, 0.5, 0.8]), 64)
+    assert timeline.drops == [20, 40, 60]  # epochs 1.75, 3.5 and 5.6; a half goes to the even one
+
+
+def test_a_smooth_rate_has_no_drops() -> None:
+    for kind in ("cosine", "onecycle", "constant"):
+        assert Timeline(7, 10, 0.1, LrSchedule(kind=kind, milestones=[0.5]), 64).drops == []
+
+
+@pytest.mark.parametrize("kind", ["multistep", "cosine", "onecycle", "constant"])
+def test_a_warm_up_is_rounded_to_the_nearest_step(kind: str) -> None:
+    """Of ten steps, 0.17 are two: half the highest rate, then all of it."""
+    timeline = Timeline(2, 5, 0.4, LrSchedule.model_validate({"kind": kind, "warmup": 0.17, "milestones": []}), 64)
+    assert [timeline.lr(step) for step in range(3)] == pytest.approx([0.2, 0.4, 0.4])
+
+
+def test_a_warm_up_may_last_the_whole_training() -> None:
+    timeline = Timeline(2, 5, 0.4, LrSchedule(kind="cosine", warmup=1.0), 64)
+    assert [timeline.lr(step) for step in range(10)] == pytest.approx([0.04 * (i + 1) for i in range(10)])
+
+
+def test_a_warm_up_does_not_move_the_drops() -> None:
+    timeline = Timeline(10, 3, 0.4, LrSchedule(milestones=[0.5], gamma=0.5, warmup=0.1), 64)
+    expected = [0.4 / 3, 0.8 / 3, 0.4, *[0.4] * 12, *[0.2] * 15]
+    assert [timeline.lr(step) for step in range(30)] == pytest.approx(expected)

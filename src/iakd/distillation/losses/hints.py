@@ -86,6 +86,7 @@ class HintLoss(DistillationLoss):
             for pair, point in zip(chosen, points, strict=True)
         )
         self.register_buffer("points", torch.tensor(points))
+        self.register_load_state_dict_pre_hook(_refuse_other_points)
         self._record = {
             "cka": similarity.round(4).tolist(),
             "clusters": clusters,
@@ -99,21 +100,22 @@ class HintLoss(DistillationLoss):
         """
         return self._record
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As usual. Raises UserError where the hint points are not those of the checkpoint."""
-        if state_dict["points"].tolist() != self.points.tolist():
-            raise UserError(
-                "hints: on this machine the teacher's blocks fall into other clusters than where the run began; "
-                "go on there, or delete its checkpoint to train it from its start"
-            )
-        return super().load_state_dict(state_dict, strict, assign)
-
     def forward(self, outputs: ForwardOutputs) -> dict[str, Tensor]:
         losses = [
             hint_loss(adapter(as_maps(outputs.student.blocks[ours])), as_maps(outputs.teacher.blocks[theirs]))
             for adapter, (ours, theirs) in zip(self.adapters, self.places, strict=True)
         ]
         return {"hints": self.options.weight * torch.stack(losses).mean()}
+
+
+def _refuse_other_points(module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+    """Raise UserError where the hint points are not those of a checkpoint that is loaded."""
+    points = state_dict.get(f"{prefix}points")
+    if points is not None and points.tolist() != module.points.tolist():  # type: ignore[operator]
+        raise UserError(
+            "hints: on this machine the teacher's blocks fall into other clusters than where the run began; "
+            "go on there, or delete its checkpoint to train it from its start"
+        )
 
 
 def _sample(data: ImageLoader, count: int) -> Iterator[Tensor]:

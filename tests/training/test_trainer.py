@@ -1,0 +1,173 @@
+"""What a training records, when it saves, what it restores, and how it ends when numbers are no longer finite."""
+
+import math
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from iakd import models
+from iakd.errors import RunFailed
+from iakd.models.cifar.resnet import BasicBlock
+from iakd.models.network import Network, initialise
+from iakd.training import checkpoint
+from iakd.training.trainer import EpochSums, Trainer
+
+Make = Callable[..., Trainer]
+FitUntil = Callable[[Trainer, int], None]
+
+
+def saved_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Steps at which checkpoints are written."""
+    steps: list[int] = []
+    save = checkpoint.save
+    monkeypatch.setattr(checkpoint, "save", lambda folder, state: steps.append(state["step"]) or save(folder, state))
+    return steps
+
+
+def test_a_row_tells_rates_times_and_final_metrics(make_training: Make) -> None:
+    """70 images in five steps an epoch; the rate is that of the epoch's last step."""
+    training = make_training("kd", epochs=4, lr_schedule={"kind": "cosine"})
+    started = time.monotonic()
+    history, metrics = training.fit()
+    elapsed = time.monotonic() - started
+    assert [row["lr"] for row in history] == [training.timeline.lr(step) for step in (4, 9, 14, 19)]
+    assert 0 < sum(row["seconds"] for row in history) < elapsed
+    for row in history:
+        assert row["images_per_s"] == pytest.approx(70 / row["seconds"], rel=0.05)
+    assert (metrics["epochs"], metrics["steps"]) == (4, 20)
+    assert metrics["train_loss"] == history[-1]["loss"]
+    assert metrics["val_top1"] == history[-1]["val_top1"]
+
+
+def test_validations_are_reported_when_they_are_due(make_training: Make) -> None:
+    seen: list[tuple[int, float]] = []
+    report = lambda epoch, row: seen.append((epoch, row["val_top1"]))  # noqa: E731
+    history, _ = make_training(epochs=5, validate_every=3, on_validation=report).fit()
+    assert seen == [(row["epoch"], row["val_top1"]) for row in history if "val_top1" in row]
+    assert [epoch for epoch, _ in seen] == [3, 5]
+
+
+def test_the_average_is_what_is_validated_and_kept(make_training: Make) -> None:
+    training = make_training(epochs=2, validate_every=1, ema=0.9)
+    history, metrics = training.fit()
+    assert training.average is not None
+    kept, average = training.objective.student.state_dict(), training.average.module.state_dict()
+    assert all(torch.equal(kept[name], value) for name, value in average.items())
+    assert metrics["val_nll"] == history[-1]["val_nll"]
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(0, list(range(1, 11))), (1e9, [])])
+def test_checkpoints_are_saved_when_their_time_has_come(
+    make_training: Make, monkeypatch: pytest.MonkeyPatch, seconds: float, expected: list[int]
+) -> None:
+    steps = saved_steps(monkeypatch)
+    make_training(epochs=2, compute={"checkpoint_seconds": seconds}).fit()
+    assert steps == expected
+
+
+def test_a_signal_saves_once_and_ends_the_training(
+    make_training: Make, monkeypatch: pytest.MonkeyPatch, fit_until: FitUntil
+) -> None:
+    steps = saved_steps(monkeypatch)
+    for stop in (3, 5):  # within an epoch and at its end
+        fit_until(make_training(path=f"toy/students/{stop}"), stop)
+    assert steps == [3, 5]
+
+
+def test_times_go_on_where_a_checkpoint_left_them(make_training: Make, fit_until: FitUntil) -> None:
+    """Seconds of an interrupted epoch and of the whole run are summed; the start is the first one's."""
+    part = make_training(path="part")
+    fit_until(part, 3)
+    state = checkpoint.load(part.run.live, "key")
+    assert state is not None
+    assert 0 < state["epoch_seconds"] <= state["wall_seconds"]
+    state |= {"epoch_seconds": 1000.0, "wall_seconds": 5000.0, "started": "2020-01-01T00:00:00+00:00"}
+    checkpoint.save(part.run.live, state)
+    resumed = make_training(path="part")
+    history, _ = resumed.fit()
+    assert 1000 < history[0]["seconds"] < 1100 and history[1]["seconds"] < 100
+    assert resumed.run.started == "2020-01-01T00:00:00+00:00"
+    assert 5000 < resumed.run.wall_seconds() < 5100
+
+
+class Noisy(Network):
+    """A network whose head drops features at random."""
+
+
+def noisy(seed: int) -> Network:
+    stem = nn.Sequential(nn.Conv2d(1, 4, 3, 2, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU())
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.5), nn.Linear(4, 4))
+    network = Noisy(stem, [[BasicBlock(4, 4, 1, "B")]], head, size=8)
+    initialise(network, torch.Generator().manual_seed(seed))
+    return network
+
+
+def test_what_layers_draw_depends_on_the_seed_and_survives_an_interruption(
+    make_training: Make, fit_until: FitUntil
+) -> None:
+    def make(path: str, seed: int = 0) -> Trainer:
+        return make_training("scratch", path=path, seed=seed, networks=(noisy(1), noisy(2)), augment={})
+
+    def weights(training: Trainer) -> bytes:
+        training.fit()
+        return models.save_weights(training.objective.student)
+
+    torch.manual_seed(1)
+    whole = weights(make("whole"))
+    torch.manual_seed(2)
+    assert weights(make("again")) == whole
+    assert weights(make("other", seed=1)) != whole
+    for stop in (3, 7):
+        fit_until(make("part"), stop)
+        torch.manual_seed(3)
+    assert weights(make("part")) == whole
+
+
+def test_a_loss_that_diverges_is_reported_with_epoch_and_step(make_training: Make) -> None:
+    training = make_training(epochs=3)
+    objective = training.objective
+
+    def spoil(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        if arguments[1] == 6:  # in the second epoch
+            nn.init.constant_(objective.student.head[-1].bias, math.nan)
+
+    objective.register_forward_pre_hook(spoil)
+    with pytest.raises(RunFailed, match=r"the loss is no longer finite in epoch 2 \(by step 10\)"):
+        training.fit()
+
+
+def test_a_validation_that_diverges_is_reported(make_training: Make) -> None:
+    training = make_training(epochs=3, validate_every=1)
+    training.objective.student.register_forward_hook(
+        lambda module, arguments, output: output if module.training else output * math.nan
+    )
+    with pytest.raises(RunFailed, match=r"the validation loss is no longer finite in epoch 1 \(by step 5\)"):
+        training.fit()
+
+
+def test_a_signal_after_the_last_step_does_not_lose_the_result(make_training: Make) -> None:
+    first = make_training(epochs=2, path="part", on_validation=lambda epoch, row: os.kill(os.getpid(), signal.SIGTERM))
+    history, _ = first.fit()
+    whole, _ = make_training(epochs=2, path="whole").fit()
+    assert [row["loss"] for row in history] == [row["loss"] for row in whole]
+
+
+def test_terms_that_come_and_go_are_averaged_over_all_images_of_the_epoch() -> None:
+    sums = EpochSums(torch.device("cpu"))
+    sums.add(("ce", "kd"), torch.tensor([1.0, 2.0]), torch.tensor(3), 4)
+    sums.add(("ce",), torch.tensor([4.0]), torch.tensor(1), 2)
+    sums.images += 6
+    assert sums.loss() == pytest.approx(4 * 3 + 2 * 4)
+    expected = {"loss": 20 / 6, "loss_ce": 12 / 6, "loss_kd": 8 / 6, "train_top1": 100 * 4 / 6}
+    assert sums.means() == pytest.approx(expected)
+    sums.reset()
+    assert (sums.images, sums.loss()) == (0, 0.0)
+    sums.add(("ce",), torch.tensor([1.0]), torch.tensor(1), 2)
+    sums.images += 2
+    assert sums.means() == {"loss": 1.0, "loss_ce": 1.0, "loss_kd": 0.0, "train_top1": 50.0}
