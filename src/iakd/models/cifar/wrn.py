@@ -32,7 +32,7 @@ class PreActivationBlock(Block):
             self.shortcut = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
 
     @property
-    def entry(self) -> nn.Module:
+    def input_norm(self) -> nn.Module:
         return self.bn1
 
     def forward(self, features: Tensor) -> Tensor:
