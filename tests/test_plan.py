@@ -1,4 +1,4 @@
-"""The experiment: which jobs an experiment has, and what makes each of them be done anew."""
+"""The experiment: which jobs an experiment has, and what makes each of them run again."""
 
 from pathlib import Path
 

@@ -104,7 +104,7 @@ def test_what_cannot_be_used_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no files for training"):
         read(tmp_path)
     save(tmp_path / "train.parquet", kinds.image_table(IMAGES[:2], label=LABELS[:2]))
-    with pytest.raises(UserError, match="test has labels that do not occur in train: 2"):
+    with pytest.raises(UserError, match="test has labels that are not in train: 2"):
         read(tmp_path)
     save(tmp_path / "train-2.parquet", kinds.image_table(IMAGES[:2], label=["a", "b"]))
     with pytest.raises(UserError, match="column 'label' differs from"):

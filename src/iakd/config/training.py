@@ -33,7 +33,7 @@ class Mix(Strict):
 
 
 class Augment(Strict):
-    """Random changes of a training image, drawn anew each time it is shown; docs/data.md describes them."""
+    """Random changes of a training image, drawn each time it is shown; docs/data.md describes them."""
 
     pad: int = Field(0, ge=0, description="pixels of zero padding before a random crop to the old size: shifts")
     flip: bool = Field(False, description="mirror half of the images left to right")
@@ -53,7 +53,7 @@ class Augment(Strict):
     cutout: int = Field(
         0, ge=0, description="side, in pixels, of a square that is set to 0; it may reach over the border"
     )
-    mixup: Mix | None = Field(None, description="mixup; where cutmix is set too, each batch gets one of them by lot")
+    mixup: Mix | None = Field(None, description="mixup; where cutmix is set too, each batch gets one of them at random")
     cutmix: Mix | None = Field(None, description="CutMix")
 
     @field_validator("scale", "ratio")

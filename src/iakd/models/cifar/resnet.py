@@ -50,7 +50,9 @@ class BasicBlock(ReluBlock):
 
 
 def build(network: config.Network, channels: int, classes: int) -> Network:
-    """A network of ARCHITECTURES; `width` is the number of channels of the first stage (default 16, wide ones 64)."""
+    """Build a network of ARCHITECTURES; `width` is the number of channels of the first stage (default 16, wide ones
+    64).
+    """
     wide = network.arch.endswith("x4")
     depth = int(network.arch.removeprefix("resnet").removesuffix("x4"))
     width = network.width or (64 if wide else 16)
@@ -108,7 +110,7 @@ class Bottleneck(ReluBlock):
 
 
 def build_bottleneck(network: config.Network, channels: int, classes: int) -> Network:
-    """A network of ARCHITECTURES; `width` is the number of channels of the stem (default 64)."""
+    """Build a network of BOTTLENECK_ARCHITECTURES; `width` is the number of channels of the stem (default 64)."""
     width = network.width or 64
     basic = network.arch in ("ResNet18", "ResNet34")
     stem = nn.Sequential(

@@ -98,7 +98,7 @@ class SplitBlock(ReluBlock):
 
 
 def build(network: config.Network, channels: int, classes: int) -> Network:
-    """A network of ARCHITECTURES."""
+    """Build a network of ARCHITECTURES."""
     first_version = network.arch == "ShuffleV1"
     stem = nn.Sequential(*_pointwise(channels, STEM))
     stages = []

@@ -40,7 +40,7 @@ class ConvolutionBlock(ReluBlock):
 
 
 def build(network: config.Network, channels: int, classes: int) -> Network:
-    """A network of ARCHITECTURES; `width` is the number of channels of the first stage (default 64)."""
+    """Build a network of ARCHITECTURES; `width` is the number of channels of the first stage (default 64)."""
     stages = []
     previous = channels
     for stage, groups in enumerate(CONVOLUTIONS[network.arch]):
