@@ -161,9 +161,9 @@ def test_a_trained_teacher_has_the_identity_that_it_had() -> None:
 def test_torchvisions_weights_bring_their_normalisation() -> None:
     from torchvision.models import get_model_weights
 
-    from iakd.models.external.torchvision import CUTS
+    from iakd.models.external.torchvision import PARTITIONS
 
-    for name in CUTS:
+    for name in PARTITIONS:
         for weights in get_model_weights(name):
             teacher = Teacher(arch=f"torchvision/{name}", checkpoint=f"torchvision:{weights.name}")
             published = weights.transforms()

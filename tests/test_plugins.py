@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,22 +15,21 @@ import yaml
 from iakd.experiment.run_dir import HISTORY, RUN
 
 SRC = Path(__file__).parent.parent / "src"
+GUIDE = Path(__file__).parent.parent / "docs" / "extending.md"
 FILES = {
     "acme/__init__.py": "",
     "acme/plugin.py": """
 from pydantic import Field
-from iakd.plugins import MethodSpec, NetworkFamily, SourceSpec, Strict
+from iakd.plugins import MethodSpec, Strict
 
 
 class GapOptions(Strict):
     weight: float = Field(1.0, ge=0)
 
 
-GAP = MethodSpec("squared gap between logits", "logits", "acme.loss:GapLoss", GapOptions)
-STRIPES = SourceSpec("striped images", "acme.data:read")
-NETS = NetworkFamily("acme.network:build", ("tiny",), frozenset({"width"}))
+GAP = MethodSpec("squared gap between logits", "logits", "acme.gap:GapLoss", GapOptions)
 """,
-    "acme/loss.py": """
+    "acme/gap.py": """
 import torch.nn.functional as F
 from iakd.distillation.loss import DistillationLoss
 from iakd.models.features import LOGITS
@@ -44,54 +45,31 @@ class GapLoss(DistillationLoss):
     def forward(self, outputs):
         return {"gap": self.weight * F.mse_loss(outputs.student_logits, outputs.teacher_logits)}
 """,
-    "acme/data.py": """
-import numpy as np
-from iakd.data.source_data import SourceData
-
-
-def read(settings):
-    labels = np.arange(120) % 3
-    images = np.random.default_rng(0).integers(0, 100, (120, 1, 8, 8), dtype=np.uint8)
-    images[:, 0, 2, :] += (60 * (labels == 1)).astype(np.uint8)[:, None]
-    images[:, 0, :, 2] += (60 * (labels == 2)).astype(np.uint8)[:, None]
-    return SourceData(images, labels.astype(np.int64), None, None, ["none", "row", "column"])
-""",
-    "acme/network.py": """
-from torch import nn
-from iakd.models.network import Block, Network
-
-
-class ConvBlock(Block):
-    def __init__(self, in_channels, out_channels):
-        super().__init__(in_channels, out_channels)
-        self.body = nn.Sequential(
-            nn.Conv2d(in_channels, out_channels, 3, padding=1), nn.BatchNorm2d(out_channels), nn.ReLU()
-        )
-
-    def forward(self, features):
-        return self.body(features)
-
-
-def build(network, channels, classes):
-    width = network.width or 8
-    stem = nn.Conv2d(channels, width, 3, padding=1)
-    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))
-    return Network(stem, [[ConvBlock(width, width)], [ConvBlock(width, width)]], head, size=8)
-""",
     "acme-0.1.dist-info/METADATA": "Metadata-Version: 2.1\nName: acme\nVersion: 0.1\n",
-    "acme-0.1.dist-info/entry_points.txt": """
-[iakd.methods]
-gap = acme.plugin:GAP
-[iakd.sources]
-stripes = acme.plugin:STRIPES
-[iakd.networks]
-acme = acme.plugin:NETS
-""",
+    "acme-0.1.dist-info/entry_points.txt": "[iakd.methods]\ngap = acme.plugin:GAP\n",
 }
+
+
+def guide() -> dict[str, str]:
+    """The packages of the guide's sections on data sets and networks, as one, with its entry points."""
+    text = GUIDE.read_text()
+    sections = "".join(text.split(f"\n## {title}\n")[1].split("\n## ")[0] for title in ("A data set", "A network"))
+    files, entries = {}, ""
+    for name, block in re.findall(
+        r"^New file `iakd-\w+/(\S+)`:\n\n```\w+\n(.*?)^```$", sections, re.DOTALL | re.MULTILINE
+    ):
+        if name == "pyproject.toml":
+            for group, declared in tomllib.loads(block)["project"]["entry-points"].items():
+                entries += "".join([f"[{group}]\n", *(f"{entry} = {value}\n" for entry, value in declared.items())])
+        else:
+            files[name] = block
+    return {**files, "acme-0.1.dist-info/entry_points.txt": entries}
+
+
 SETTINGS = {
     "dataset": {"source": "stripes", "val": 30, "test": 30},
-    "teachers": [{"arch": "acme/tiny", "width": 8, "name": "big"}],
-    "students": [{"arch": "acme/tiny", "width": 4, "name": "small"}],
+    "teachers": [{"arch": "tiny/net6", "name": "big"}],
+    "students": [{"arch": "tiny/net4", "width": 4, "name": "small"}],
     "methods": {"scratch": {}, "gap": {"gap": {"weight": 0.5}}, "iakd+gap": {}},
     "teach": {"recipe": {"epochs": 1}},
     "distill": {"seeds": [0], "recipe": {"epochs": 1, "batch_size": 30}},
@@ -104,10 +82,12 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
     """A folder in which the package is installed: importlib.metadata asks for no more than its .dist-info."""
-    for name, text in FILES.items():
-        path = tmp_path / "site" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+    for files in (FILES, guide()):
+        for name, text in files.items():
+            path = tmp_path / "site" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a") as file:
+                file.write(text)
     return tmp_path / "site"
 
 
@@ -143,7 +123,7 @@ def test_all_three_kinds_of_plugin_are_used_by_name(iakd: Run, tmp_path: Path) -
         assert done.returncode == 0, done.stderr
     results = tmp_path / "results" / "stripes"
     manifest = json.loads((results / "data" / "manifest.json").read_text())
-    assert manifest["classes"] == ["none", "row", "column"] and manifest["source"]["about"] == "striped images"
+    assert manifest["classes"] == ["noise", "row", "column"]
     students = results / "students" / "big-small"
     assert "gap" in (students / "gap" / "seed0" / HISTORY).read_text().splitlines()[0]
     for label in SETTINGS["methods"]:
@@ -173,14 +153,14 @@ def test_a_plugins_source_is_part_of_the_identity_of_the_jobs_that_use_it(packag
 
     def changed_by(file: str) -> set[str]:
         before = keys()
-        with (package / "acme" / file).open("a") as opened:
+        with (package / file).open("a") as opened:
             opened.write("# changed\n")
         return {path.removeprefix("stripes/") for path, key in keys().items() if key != before[path]}
 
     students = {f"students/big-small/{label}/seed0" for label in ("scratch", "gap", "iakd+gap")}
-    assert changed_by("data.py") == {"data"}
-    assert changed_by("network.py") == {"teachers/big/seed0", *students}
-    assert changed_by("loss.py") == students - {"students/big-small/scratch/seed0"}
+    assert changed_by("iakd_stripes/reader.py") == {"data"}
+    assert changed_by("iakd_tiny/network.py") == {"teachers/big/seed0", *students}
+    assert changed_by("acme/gap.py") == students - {"students/big-small/scratch/seed0"}
 
 
 @pytest.mark.parametrize(
@@ -189,8 +169,8 @@ def test_a_plugins_source_is_part_of_the_identity_of_the_jobs_that_use_it(packag
         ("iakd.methods", "methods={oops: {}}", "method 'oops': acme.nowhere:X cannot be loaded (ModuleNotFoundError"),
         ("iakd.sources", "dataset.source=oops", "source 'oops': acme.nowhere:X cannot be loaded (ModuleNotFoundError"),
         ("iakd.networks", "students.0.arch=oops/x", "unknown arch 'oops/x': acme.nowhere:X cannot be loaded"),
-        ("iakd.networks", "students.0.arch=acme/tinny", "unknown arch 'acme/tinny' (did you mean 'tiny'?)"),
-        ("iakd.networks", "students.0.arch=acne/tiny", "unknown arch 'acne/tiny' (did you mean 'acme'?)"),
+        ("iakd.networks", "students.0.arch=tiny/net5", "unknown arch 'tiny/net5' (did you mean 'net"),
+        ("iakd.networks", "students.0.arch=tinny/net4", "unknown arch 'tinny/net4' (did you mean 'tiny'?)"),
     ],
 )
 def test_a_broken_plugin_stops_only_those_who_ask_for_it(
@@ -232,7 +212,10 @@ def test_a_declaration_that_is_wrong_is_named_in_one_line(
 
 @pytest.mark.parametrize(
     ("reference", "words"),
-    [("acme.nowhere:Loss", "acme.nowhere:Loss cannot be loaded"), ("acme.data:read", "is not a DistillationLoss")],
+    [
+        ("acme.nowhere:Loss", "acme.nowhere:Loss cannot be loaded"),
+        ("iakd_stripes.reader:read", "is not a DistillationLoss"),
+    ],
 )
 def test_a_reference_that_is_wrong_is_named_in_one_line(package: Path, python: Run, reference: str, words: str) -> None:
     register(package, "iakd.methods", "oops = acme.plugin:OOPS")
@@ -246,8 +229,8 @@ def test_a_reference_that_is_wrong_is_named_in_one_line(package: Path, python: R
     [
         ("iakd.methods", "kd = acme.plugin:GAP"),
         ("iakd.methods", "recipe = acme.plugin:GAP"),  # a key of every method
-        ("iakd.sources", "digits = acme.plugin:STRIPES"),
-        ("iakd.networks", "torchvision = acme.plugin:NETS"),
+        ("iakd.sources", "digits = iakd_stripes:SPEC"),
+        ("iakd.networks", "torchvision = iakd_tiny:SPEC"),
     ],
 )
 def test_a_name_that_is_taken_keeps_its_meaning(package: Path, iakd: Run, group: str, entry: str) -> None:

@@ -135,7 +135,7 @@ def test_leftovers_of_any_kind_do_no_harm(left: bytes, server: Server, tmp_path:
     assert fetch(server, tmp_path).read_bytes() == CONTENT
 
 
-def test_a_server_without_ranges_starts_anew(server: Server, tmp_path: Path) -> None:
+def test_a_server_without_ranges_restarts_the_download(server: Server, tmp_path: Path) -> None:
     server.faults = ["cut", "no ranges"]
     assert fetch(server, tmp_path).read_bytes() == CONTENT
 

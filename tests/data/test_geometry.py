@@ -65,7 +65,7 @@ def test_random_boxes_are_distributed_as_said() -> None:
     tall = np.array([box.bottom - box.top for box in boxes])
     share = wide * tall / (height * width)
     small = share < 0.5  # these fit at once, whatever their ratio
-    # A share a > 3/4 fits with probability ln(a)/ln(3/4), else all is drawn anew: 0.42 / (0.75 - 0.08 + 0.119)
+    # A share a > 3/4 fits with probability ln(a)/ln(3/4), else everything is redrawn: 0.42 / (0.75 - 0.08 + 0.119)
     assert abs(small.mean() - 0.532) < 0.026  # 3.3 standard deviations
     for values, low, high in (
         (share[small], 0.08, 0.5),

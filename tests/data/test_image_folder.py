@@ -16,7 +16,7 @@ from iakd.config import Dataset
 from iakd.data.decoding import BadImage, decode, decode_all, from_bytes
 from iakd.data.source_data import SourceData
 from iakd.data.sources import folders
-from iakd.data.splits import split
+from iakd.data.splits import split_source
 from iakd.data.store import PreparedData
 from iakd.data.writer import write_store
 from iakd.errors import UserError
@@ -69,7 +69,7 @@ def test_parts_in_folders_of_their_own(tmp_path: Path) -> None:
 def test_a_single_folder_of_classes_is_split_by_class(tmp_path: Path) -> None:
     raw = read(folder(tmp_path, 20))
     assert raw.val_images is None and raw.test_images is None
-    parts = split(raw, settings(tmp_path))
+    parts = split_source(raw, settings(tmp_path))
     assert {name: part.per_class(3) for name, part in parts.items()} == {
         "train": [14] * 3,
         "val": [2] * 3,
@@ -82,7 +82,7 @@ def test_validation_and_test_are_drawn_only_where_there_is_none(tmp_path: Path) 
     folder(tmp_path / "train", 10)
     folder(tmp_path / "validation", 2, seed=50)
     raw = read(tmp_path)
-    parts = split(raw, settings(tmp_path, test=6))
+    parts = split_source(raw, settings(tmp_path, test=6))
     assert {name: (len(part.indices), part.origin) for name, part in parts.items()} == {
         "train": (24, "train"),
         "val": (6, "val"),
@@ -100,13 +100,13 @@ def test_names_hidden_files_and_links(tmp_path: Path) -> None:
     raw = read(root)
     assert np.bincount(raw.train_labels).tolist() == [5, 5, 4]
     assert raw.problems == [
-        f"{root}: 3 files are no images by name and were not read: bee/loop, bee/list.csv, notes.txt"
+        f"{root}: 3 files are not images, by their names, and were not read: bee/loop, bee/list.csv, notes.txt"
     ]
 
 
 BAD = {
     "empty.png": (b"", r"is empty \(0 bytes\)"),
-    "text.jpg": (b"hello" * 99, "is no image of a known kind"),
+    "text.jpg": (b"hello" * 99, "is not an image in a known format"),
     "cut.png": (kinds.png(kinds.pixels(1, 3, (3, 40, 40))[0])[:-900], "cannot be read"),
 }
 
@@ -120,7 +120,7 @@ def test_a_bad_file_is_refused_or_left_out(name: str, tmp_path: Path) -> None:
         read(tmp_path)
     raw = read(tmp_path, on_bad_file="skip")
     assert (raw.train_images == good.train_images).all() and (raw.train_labels == good.train_labels).all()
-    assert len(raw.problems) == 1 and "1 bad files are left out" in raw.problems[0] and name in raw.problems[0]
+    assert len(raw.problems) == 1 and "1 bad files were left out" in raw.problems[0] and name in raw.problems[0]
 
 
 def test_many_bad_files_are_counted_and_the_first_named(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_a_link_to_nowhere_and_a_file_that_may_not_be_read_are_bad_files(tmp_pat
 @pytest.mark.parametrize("storage", ["array", "files"])
 def test_a_pipe_is_a_bad_file_that_nobody_waits_for(storage: str, tmp_path: Path) -> None:
     os.mkfifo(folder(tmp_path) / "ant/9.png")
-    with pytest.raises(UserError, match=r"9\.png is no regular file"):
+    with pytest.raises(UserError, match=r"9\.png is not a regular file"):
         read(tmp_path, storage=storage)
 
 
@@ -154,7 +154,7 @@ def test_names_that_are_no_unicode(tmp_path: Path) -> None:
     path = write_store(tmp_path / "data", raw, settings(tmp_path / "x", on_bad_file="skip"))
     assert "\\udcff.png is empty" in json.loads(path.read_text())["problems"][0]
     (tmp_path / "x/bee").rename(tmp_path / "x" / os.fsdecode(b"\xfe"))
-    with pytest.raises(UserError, match="udcfe has a name that is no UTF-8: rename it") as caught:
+    with pytest.raises(UserError, match="udcfe has a name that is not UTF-8: rename it") as caught:
         read(tmp_path / "x", on_bad_file="skip")
     str(caught.value).encode()
 
@@ -170,7 +170,7 @@ def test_an_enormous_image_is_refused_by_its_header(side: int, tmp_path: Path) -
     idat = b"IDAT" + zlib.compress(b"")
     content = bomb(side) + struct.pack(">I", len(idat) - 4) + idat + struct.pack(">I", zlib.crc32(idat))
     kinds.unpacked(folder(tmp_path), {"ant/big.png": content})
-    with pytest.raises(UserError, match=r"big\.png has .* taken for a decompression bomb"):
+    with pytest.raises(UserError, match=r"big\.png has .* treated as a decompression bomb"):
         read(tmp_path)
 
 
@@ -182,10 +182,10 @@ def test_layouts_that_cannot_be_used_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no folders; each class"):
         read(root)
     kinds.unpacked(tmp_path, {"file.zip": b""})
-    with pytest.raises(UserError, match="is no folder; unpack archives first"):
+    with pytest.raises(UserError, match="is not a folder; unpack archives first"):
         read(tmp_path / "file.zip")
     folder(root, classes=("one",))
-    with pytest.raises(UserError, match=r"has 1 folder\(s\) of images; there must be two"):
+    with pytest.raises(UserError, match=r"has 1 folder\(s\) of images; at least two are needed"):
         read(root)
     folder(root / "a/test")
     with pytest.raises(UserError, match="has test/ but no train/"):
@@ -210,7 +210,7 @@ def test_an_empty_class_is_refused_or_left_out(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"train/b has no images: add images, remove the folder"):
         read(tmp_path)
     raw = read(tmp_path, on_bad_file="skip")
-    assert raw.classes == ["a", "c", "d"] and raw.problems == ["classes without images for training are left out: b"]
+    assert raw.classes == ["a", "c", "d"] and raw.problems == ["classes without training images were left out: b"]
     assert raw.train_labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     for number in range(4):
         (tmp_path / f"train/c/{number}.png").write_bytes(b"")
@@ -236,7 +236,7 @@ def test_mixed_and_enlarged_sizes_are_told(tmp_path: Path) -> None:
     folder(tmp_path)
     kinds.unpacked(tmp_path, {"bee/x.png": kinds.png(kinds.pixels(1, 9, (3, 30, 20))[0])})
     assert read(tmp_path, size=16).problems == [
-        f"{tmp_path}: images have 2 sizes, 8×8 to 30×20; all were brought to 16×16",
+        f"{tmp_path}: images have 2 sizes, 8×8 to 30×20; all were scaled to 16×16",
         f"{tmp_path}: 12 images are smaller than 16×16 and were enlarged",
     ]
 

@@ -88,7 +88,7 @@ def test_other_layouts_are_refused(tmp_path: Path) -> None:
         folders.read_imagenet(settings(tmp_path))
     class_folders(tmp_path)
     images(tmp_path / "train/cats", ["x.JPEG"], 7)
-    with pytest.raises(UserError, match="train/cats is called by no WordNet id such as n01440764"):
+    with pytest.raises(UserError, match="train/cats is not named by a WordNet id such as n01440764"):
         folders.read_imagenet(settings(tmp_path))
 
 

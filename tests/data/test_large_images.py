@@ -15,7 +15,7 @@ from iakd.config import Params
 from iakd.data import scanning as scanning
 from iakd.data.decoding import decode, from_bytes, from_file
 from iakd.data.file_index import entry_at
-from iakd.data.geometry import Box
+from iakd.data.geometry import CropBox
 from iakd.data.sources import folders
 from iakd.data.store import PreparedData
 from iakd.errors import RunFailed, UserError
@@ -50,7 +50,9 @@ def test_the_index_has_path_size_and_hash_of_each_file(tmp_path: Path) -> None:
     root = photos.same_size(tmp_path / "ümlaut and space", 5)
     (root / "bee/04.png").rename(root / "bee/é.png")
     found = photos.store(root, tmp_path / "store", val=1, test=1)
-    entries = [entry_at(found.files(split), i) for split in ("train", "val", "test") for i in range(found._n(split))]
+    entries = [
+        entry_at(found.files(split), i) for split in ("train", "val", "test") for i in range(len(found.labels(split)))
+    ]
     assert {entry.path for entry in entries} == {str(path.relative_to(root)) for path in root.rglob("*.png")}
     assert all(entry.size == (root / entry.path).stat().st_size for entry in entries)
     assert len({entry.hash for entry in entries}) == 15 == len(entries)
@@ -82,10 +84,10 @@ def test_bad_files_are_refused_or_left_out_and_copies_told(tmp_path: Path) -> No
     assert not (tmp_path / "refused").exists()
     found = photos.store(root, tmp_path / "skipped", on_bad_file="skip")
     bad = next(problem for problem in found.manifest["problems"] if "bad files" in problem)
-    assert "3 bad files are left out" in bad and "x.JPEG cannot be read (" in bad
+    assert "3 bad files were left out" in bad and "x.JPEG cannot be read (" in bad
     assert "empty.jpg is empty" in bad
     assert "images that occur more than once, with different labels: 1" in found.manifest["problems"]
-    assert sum(found._n(split) for split in ("train", "val", "test")) == 25
+    assert sum(len(found.labels(split)) for split in ("train", "val", "test")) == 25
     assert found.sha256 != clean.sha256
 
 
@@ -114,9 +116,9 @@ def test_a_second_prepare_does_nothing_and_a_killed_one_leaves_nothing(
     assert {path.stat().st_mtime_ns for path in folder.iterdir()} == {10**18}
     Path("images/ant/00.png").unlink()
     prepare.run(experiment)
-    assert sum(PreparedData.open(folder)._n(split) for split in ("train", "val", "test")) == 59
+    assert sum(len(PreparedData.open(folder).labels(split)) for split in ("train", "val", "test")) == 59
     Path("images").rename("elsewhere")
-    with pytest.raises(UserError, match=r"^dataset\.path: images does not exist; the images of .*data are in it$"):
+    with pytest.raises(UserError, match=r"^dataset\.path: images does not exist; it holds the images of .*data$"):
         PreparedData.open(folder)
     with pytest.raises(UserError, match=r"dataset\.path: images does not exist"):
         prepare.run(experiment)
@@ -145,7 +147,7 @@ def test_long_looks_show_where_they_are(
     monkeypatch.setattr(scanning, "SECONDS_BETWEEN_LINES", 0.0)
     with caplog.at_level(logging.INFO):
         photos.store(photos.same_size(tmp_path / "images"), tmp_path / "store")
-    assert "images: 60 of 60 images looked at" in caplog.text
+    assert "images: 60 of 60 images scanned" in caplog.text
 
 
 @pytest.mark.parametrize("turned", [False, True])
@@ -165,8 +167,8 @@ def test_a_large_jpeg_is_decoded_at_less_than_its_size(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(JpegImageFile, "draft", draft)
     for crop, box, size in (
-        (None, Box(80, 0, 560, 480) if not turned else Box(0, 80, 480, 560), (80, 60)),
-        (lambda height, width: Box(20, 30, 120, 130), Box(20, 30, 120, 130), (320, 240)),
+        (None, CropBox(80, 0, 560, 480) if not turned else CropBox(0, 80, 480, 560), (80, 60)),
+        (lambda height, width: CropBox(20, 30, 120, 130), CropBox(20, 30, 120, 130), (320, 240)),
     ):
         image, original = decode(from_bytes("x", content), 3, (32, 32), crop)
         assert original == (upright.height, upright.width)

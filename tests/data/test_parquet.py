@@ -56,11 +56,11 @@ def test_a_single_file_labels_of_text_and_bare_bytes(tmp_path: Path) -> None:
 def test_gaps_in_the_labels_are_closed_and_told(tmp_path: Path) -> None:
     raw = read(save(tmp_path / "x.parquet", kinds.image_table(IMAGES, label=[1, 5, 3] * 4)))
     assert raw.classes == ["1", "3", "5"] and raw.train_labels.tolist() == [0, 2, 1] * 4
-    assert raw.problems == ["labels without images for training: 0, 2, 4; the others are numbered anew"]
+    assert raw.problems == ["labels without training images: 0, 2, 4; the others were renumbered"]
     names = {"label": ["ant", "bee", "cat"]}
     raw = read(save(tmp_path / "x.parquet", kinds.image_table(IMAGES, names, label=[0, 2] * 6)))
     assert raw.classes == ["ant", "cat"] and np.unique(raw.train_labels).tolist() == [0, 1]
-    assert "for training: 1;" in raw.problems[0]
+    assert "training images: 1;" in raw.problems[0]
 
 
 def test_columns_can_be_named(tmp_path: Path) -> None:
@@ -88,13 +88,13 @@ def test_what_cannot_be_used_is_one_line(tmp_path: Path) -> None:
     content = save(path, kinds.image_table(IMAGES, label=LABELS)).read_bytes()
     for damaged in (b"", content[:-20], content[:200], b"PAR1" + b"\0" * 300 + b"PAR1"):
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match=r"^[^\n]*a\.parquet is no readable Parquet file[^\n]*$"):
+        with pytest.raises(UserError, match=r"^[^\n]*a\.parquet is not a readable Parquet file[^\n]*$"):
             read(path)
     save(path, kinds.image_table(IMAGES, label=[0] * 12))
-    with pytest.raises(UserError, match="has 1 classes; there must be two"):
+    with pytest.raises(UserError, match="has 1 classes; at least two are needed"):
         read(path)
     save(path, kinds.image_table(IMAGES, {"label": ["ant", "bee"]}, label=LABELS))
-    with pytest.raises(UserError, match="labels run to 2 for 2 class names"):
+    with pytest.raises(UserError, match="labels go up to 2 for 2 class names"):
         read(path)
     save(path, kinds.image_table(IMAGES[:3], label=[0, None, 1]))
     with pytest.raises(UserError, match="rows without a label"):
@@ -104,10 +104,10 @@ def test_what_cannot_be_used_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no files for training"):
         read(tmp_path)
     save(tmp_path / "train.parquet", kinds.image_table(IMAGES[:2], label=LABELS[:2]))
-    with pytest.raises(UserError, match="test has labels that do not occur in train: 2"):
+    with pytest.raises(UserError, match="test has labels that are not in train: 2"):
         read(tmp_path)
     save(tmp_path / "train-2.parquet", kinds.image_table(IMAGES[:2], label=["a", "b"]))
-    with pytest.raises(UserError, match="column 'label' is not as in"):
+    with pytest.raises(UserError, match="column 'label' differs from"):
         read(tmp_path)
 
 
@@ -115,7 +115,7 @@ def test_bytes_that_are_no_image(tmp_path: Path) -> None:
     rows: list[bytes | None] = [kinds.png(image) for image in IMAGES]
     rows[4], rows[7] = b"nonsense", None
     path = save(tmp_path / "x.parquet", kinds.image_table(rows, label=LABELS))
-    with pytest.raises(UserError, match=r"x\.parquet, row 4, is no image of a known kind"):
+    with pytest.raises(UserError, match=r"x\.parquet, row 4, is not an image in a known format"):
         read(path)
     raw = read(path, on_bad_file="skip")
     assert len(raw.train_labels) == 10 and (raw.train_images[4] == IMAGES[5]).all()

@@ -1,4 +1,4 @@
-"""The prepare stage: what is made, left alone, and made anew."""
+"""The prepare stage: what it writes, what it keeps, and what it prepares again."""
 
 import logging
 import os
@@ -58,14 +58,14 @@ def test_data_that_are_up_to_date_are_left_alone(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("change", [{"val": 12}, {"split_seed": 1}])
-def test_other_settings_prepare_anew(change: dict[str, int]) -> None:
+def test_other_settings_are_prepared_again(change: dict[str, int]) -> None:
     prepare.run(rgb.experiment())
     before = PreparedData.open(FOLDER).sha256
     prepare.run(rgb.experiment(**change))
     assert PreparedData.open(FOLDER, settings=rgb.experiment(**change).data.settings).sha256 != before
 
 
-def test_another_version_of_the_reader_prepares_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_version_of_the_reader_is_a_reason_to_prepare_again(monkeypatch: pytest.MonkeyPatch) -> None:
     prepare.run(rgb.experiment())
     age()
     monkeypatch.setattr("iakd.experiment.jobs.source_sha", lambda *modules: "changed")
@@ -74,7 +74,7 @@ def test_another_version_of_the_reader_prepares_anew(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "train.images.npy", "test.labels.npy"])
-def test_damaged_data_are_made_anew_with_the_same_bytes(name: str) -> None:
+def test_damaged_data_are_prepared_again_with_the_same_bytes(name: str) -> None:
     prepare.run(rgb.experiment())
     path = FOLDER / name
     content = path.read_bytes()
@@ -88,11 +88,11 @@ def test_damaged_data_are_made_anew_with_the_same_bytes(name: str) -> None:
 
 def test_problems_are_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     raw = rgb.raw()
-    raw.problems.append("a.txt is no image")
+    raw.problems.append("a.txt is not an image")
     monkeypatch.setattr(rgb, "read", lambda settings: raw)
     prepare.run(rgb.experiment())
     assert [(r.levelname, r.message) for r in caplog.records if r.levelno > logging.INFO] == [
-        ("WARNING", f"{FOLDER}: a.txt is no image")
+        ("WARNING", f"{FOLDER}: a.txt is not an image")
     ]
 
 

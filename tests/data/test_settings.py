@@ -8,7 +8,7 @@ import pytest
 
 from iakd.config import SOURCES, Dataset, parse
 from iakd.data.source_data import SourceData
-from iakd.data.splits import amount, split
+from iakd.data.splits import count_of, split_source
 from iakd.errors import UserError
 
 
@@ -81,17 +81,17 @@ def test_what_is_written_down_reads_back_the_same() -> None:
 
 
 def test_amounts_are_numbers_or_shares_of_the_training_images() -> None:
-    assert amount(5, 100) == 5 and amount(0.25, 100) == 25 and amount(0.001, 100) == 1 and amount(1, 100) == 1
+    assert count_of(5, 100) == 5 and count_of(0.25, 100) == 25 and count_of(0.001, 100) == 1 and count_of(1, 100) == 1
     images = np.arange(40, dtype=np.uint8).reshape(40, 1, 1, 1)
     raw = SourceData(images, np.arange(40) % 2, None, None, ["a", "b"])
-    parts = split(raw, Dataset(val=0.1, test=0.25))
+    parts = split_source(raw, Dataset(val=0.1, test=0.25))
     assert {name: len(part.indices) for name, part in parts.items()} == {"train": 26, "val": 4, "test": 10}
     with pytest.raises(UserError, match=r"^dataset\.val \+ dataset\.test: 42 of 40 images leave none"):
-        split(raw, Dataset(val=0.8, test=10))
+        split_source(raw, Dataset(val=0.8, test=10))
     own = SourceData(
         images, np.arange(40) % 2, images[:2], np.array([0, 1]), ["a", "b"], [], images[:4], np.arange(4) % 2
     )
-    parts = split(own, Dataset())
+    parts = split_source(own, Dataset())
     assert {name: (len(part.indices), part.origin) for name, part in parts.items()} == {
         "train": (40, "train"),
         "val": (4, "val"),
@@ -103,7 +103,7 @@ def test_a_class_without_training_images_is_named_even_where_nothing_is_drawn() 
     images, labels = np.zeros((4, 1, 1, 1), np.uint8), np.array([0, 0, 2, 2])
     raw = SourceData(images, labels, images, labels, ["a", "b", "c"], [], images, labels)
     with pytest.raises(UserError, match="class 'b': none of its 0 images is left for training; add images, or leave"):
-        split(raw, Dataset())
+        split_source(raw, Dataset())
 
 
 def test_the_page_on_data_has_every_source_and_setting() -> None:

@@ -105,7 +105,7 @@ def test_statistics_are_the_training_parts_in_units_of_0_to_1(folder: Path) -> N
 def test_statistics_do_not_depend_on_how_many_images_are_handled_at_a_time(
     folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("iakd.data.statistics.PIECE", 7)
+    monkeypatch.setattr("iakd.data.statistics.CHUNK", 7)
     other = tmp_path_factory.mktemp("other")
     write_store(other, rgb.raw(), rgb.settings())
     for name in [*ARRAYS, "manifest.json"]:
@@ -223,7 +223,7 @@ def test_a_changed_byte_is_noticed_by_its_hash(folder: Path, name: str) -> None:
     content = bytearray((folder / name).read_bytes())
     content[-8] ^= 1
     (folder / name).write_bytes(content)
-    with pytest.raises(UserError, match=rf"{name} is altered.*run `iakd prepare` again$"):
+    with pytest.raises(UserError, match=rf"{name} was altered.*run `iakd prepare` again$"):
         PreparedData.open(folder)
     PreparedData.open(folder, check=False)  # sizes only
 
@@ -237,7 +237,7 @@ def test_a_damaged_header_is_one_line_whatever_numpy_makes_of_it(folder: Path) -
             damaged[position] = value
             if damaged != content:
                 path.write_bytes(damaged)
-                with pytest.raises(UserError, match=r"^[^\n]*val\.images\.npy is (damaged|altered)[^\n]*$"):
+                with pytest.raises(UserError, match=r"^[^\n]*val\.images\.npy (is damaged|was altered)[^\n]*$"):
                     PreparedData.open(folder)
 
 
@@ -275,7 +275,7 @@ def test_data_of_other_settings_are_refused(folder: Path) -> None:
 
 def test_a_full_disk_leaves_earlier_data_as_they_were(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    real, written = writer.pieces, []
+    real, written = writer.in_chunks, []
 
     def full(array: Any, indices: Any) -> Any:
         if len(written) == 3:
@@ -283,7 +283,7 @@ def test_a_full_disk_leaves_earlier_data_as_they_were(folder: Path, monkeypatch:
         written.append(1)
         return real(array, indices)
 
-    monkeypatch.setattr(writer, "pieces", full)
+    monkeypatch.setattr(writer, "in_chunks", full)
     with pytest.raises(OSError, match="No space left"):
         write_store(folder, rgb.raw(), rgb.settings(split_seed=1))
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
@@ -320,7 +320,7 @@ def test_a_reader_that_breaks_the_rules_is_told() -> None:
     good = rgb.raw()
     with pytest.raises(ValueError, match="uint8"):
         SourceData(good.train_images.astype(np.float32), good.train_labels, None, None, rgb.CLASSES)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="labels are int64"):
+    with pytest.raises(ValueError, match="expected labels int64"):
         SourceData(good.train_images, good.train_labels[:-1], None, None, rgb.CLASSES)
     with pytest.raises(ValueError, match="for 2 classes"):
         SourceData(good.train_images, good.train_labels, None, None, rgb.CLASSES[:2])

@@ -110,5 +110,5 @@ def test_stages_without_a_partner_of_their_size_are_refused(teacher: str, studen
 
 
 def test_maps_and_tokens_cannot_be_swapped() -> None:
-    with pytest.raises(UserError, match="the student's blocks give maps and the teacher's tokens"):
+    with pytest.raises(UserError, match="the student's blocks return maps and the teacher's tokens"):
         pair_blocks(network("torchvision/vit_b_32"), network("torchvision/resnet18"))

@@ -1,4 +1,4 @@
-"""Public projects' networks as they name and order their layers, written anew: what a user's checkpoint comes from."""
+"""Public projects' networks as they name and order their layers, rewritten: what a user's checkpoint comes from."""
 
 import torch
 import torch.nn.functional as F

@@ -199,7 +199,7 @@ class PreActivation(nn.Module):
 
 def test_layers_of_the_right_shapes_in_blocks_of_another_kind_are_refused(tmp_path: Path) -> None:
     message = refusal(tmp_path, PreActivation().state_dict(), arch="resnet8", shortcut="A")
-    assert "has the layers of resnet8, but its blocks are put together otherwise; nothing was loaded" in message
+    assert "has the layers of resnet8, but its blocks are composed differently; nothing was loaded" in message
 
 
 def test_values_that_are_not_finite(tmp_path: Path) -> None:
@@ -251,14 +251,14 @@ def test_damaged_files_and_files_of_other_kinds(tmp_path: Path) -> None:
         content = (tmp_path / whole).read_bytes()
         for end in (20_000, len(content) // 2):  # PyTorch says an OSError of the one, a RuntimeError of the other
             path.write_bytes(content[: min(end, len(content) // 2)])
-            with pytest.raises(UserError, match=r"the checkpoint is truncated or damaged \(.+\); copy it anew"):
+            with pytest.raises(UserError, match=r"the checkpoint is truncated or damaged \(.+\); copy it again"):
                 load_external(settings(arch="resnet8"), 3, 10, path, "the checkpoint")
     for content in (b"", b"<!DOCTYPE html><html>", b"hello"):
         path.write_bytes(content)
-        with pytest.raises(UserError, match="the checkpoint is no checkpoint"):
+        with pytest.raises(UserError, match="the checkpoint is not a checkpoint"):
             load_external(settings(arch="resnet8"), 3, 10, path, "the checkpoint")
     for missing in (tmp_path / "absent", tmp_path):
-        with pytest.raises(UserError, match="is no file"):
+        with pytest.raises(UserError, match="is not a file"):
             load_external(settings(arch="resnet8"), 3, 10, missing, "the checkpoint")
 
 

@@ -10,7 +10,7 @@ from iakd import config, models
 from iakd.config import Normalisation
 from iakd.errors import UserError
 from iakd.models.flops import model_cost
-from iakd.models.normalisation import Renormalise, adapt_input, entry
+from iakd.models.normalisation import Renormalise, adapt_input, input_conversion
 from iakd.models.shapes import feature_shapes
 
 DATA = Normalisation(mean=[0.1, 0.2, 0.3], std=[0.5, 0.25, 0.125])
@@ -80,8 +80,8 @@ def test_a_swapped_first_block_without_a_stem_sees_what_its_teacher_sees() -> No
         adapt_input(student, own, DATA.mean, DATA.std)
         adapt_input(teacher, OWN, DATA.mean, DATA.std)
         shown = normalised(images, DATA).float()
-        swapped = torch.nn.Sequential(*entry(student, teacher), teacher.blocks[0])
+        swapped = torch.nn.Sequential(*input_conversion(student, teacher), teacher.blocks[0])
         expected = teacher.blocks[0](teacher.enter(shown))
         torch.testing.assert_close(swapped(student.enter(shown)), expected, rtol=1e-4, atol=1e-5)
-    assert entry(student, teacher) == [], "the student has the teacher's normalisation already"
-    assert entry(network(), teacher) == []
+    assert input_conversion(student, teacher) == [], "the student has the teacher's normalisation already"
+    assert input_conversion(network(), teacher) == []

@@ -6,8 +6,8 @@ from torchvision.models import get_model, get_model_weights
 
 from iakd import config, models
 from iakd.errors import UserError
-from iakd.models.external.partition import partition
-from iakd.models.external.torchvision import CUTS
+from iakd.models.external.partition import split_model
+from iakd.models.external.torchvision import PARTITIONS
 from iakd.models.flops import model_cost
 from iakd.models.network import initialise
 from iakd.models.shapes import feature_shapes
@@ -32,7 +32,7 @@ def network(name: str, channels: int = 3, classes: int = 1000) -> models.Network
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_the_parts_compute_what_the_model_computes(name: str) -> None:
     model = get_model(name, weights=None, num_classes=7).eval()
-    net = partition(model, CUTS[name], (3, 224, 224)).eval()
+    net = split_model(model, PARTITIONS[name], (3, 224, 224)).eval()
     side = 224 if name.startswith("vit") else 64
     images = torch.randn(1, 3, side, side)
     with torch.no_grad():
@@ -76,7 +76,7 @@ def test_stages_are_blocks_of_equal_size(name: str, blocks: list[int], sizes: li
 def test_every_name_is_one_of_torchvisions_classifiers() -> None:
     from torchvision.models import list_models
 
-    assert set(CUTS) <= set(list_models())
+    assert set(PARTITIONS) <= set(list_models())
 
 
 def test_grey_images() -> None:

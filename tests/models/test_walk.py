@@ -27,7 +27,7 @@ def test_activating_what_was_before_gives_the_output_bit_by_bit(arch: str) -> No
     net = network(arch)
     features = net.enter(IMAGES)
     for block in net.blocks:
-        before, after = block.before_activation(features), block(features)
+        before, after = block.preactivation(features), block(features)
         assert torch.equal(block.activate(before), after)
         assert (before < 0).any() == (arch in RECTIFIED or (after < 0).any())
         features = after

@@ -31,16 +31,16 @@ COMPILE = {"engine": "compile"}
 class Odd(BasicBlock):
     """A block that does what torch's compiler does not understand."""
 
-    def before_activation(self, features: Tensor) -> Tensor:
+    def preactivation(self, features: Tensor) -> Tensor:
         torch._dynamo.graph_break()
-        return super().before_activation(features)
+        return super().preactivation(features)
 
 
 class Forgetful(BasicBlock):
     """A block that drops some of its channels."""
 
-    def before_activation(self, features: Tensor) -> Tensor:
-        return nn.functional.dropout2d(super().before_activation(features), 0.3, self.training)
+    def preactivation(self, features: Tensor) -> Tensor:
+        return nn.functional.dropout2d(super().preactivation(features), 0.3, self.training)
 
 
 def weights(training: Trainer) -> bytes:

@@ -1,4 +1,4 @@
-"""From an image file of any kind to a uint8 array of one size and number of channels."""
+"""Decode image files of any kind to uint8 arrays of one size and number of channels."""
 
 import io
 import math
@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from iakd.data.geometry import Box, Crop, centre_box, centre_crop
+from iakd.data.geometry import CropBox, CropFunction, centre_box, centre_crop
 from iakd.data.source_data import Images, SourceImages
 from iakd.errors import UserError
 from iakd.processes import cores
@@ -23,25 +23,25 @@ from iakd.processes import cores
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-MAX_PIXELS = 90_000_000  # of one image; more is taken for a decompression bomb
+MAX_PIXELS = 90_000_000  # of one image; a larger one is treated as a decompression bomb
 MAX_BYTES = 1 << 30  # of one image file
-ORIENTATION, TURNED = 0x0112, 5  # EXIF: from this value on, rows and columns change places
+ORIENTATION, TRANSPOSED = 0x0112, 5  # EXIF tag; from this value on, rows and columns are exchanged
 
 
 class BadImage(Exception):
-    """A file that is no usable image; says why, to be put behind the file's name."""
+    """A file that is not a usable image. The message follows the file's name."""
 
 
-class Item(NamedTuple):
-    """An image that is still encoded: what to call it, and how to open it."""
+class EncodedImage(NamedTuple):
+    """An image that is still encoded: its name in messages, and a function that opens it."""
 
     name: str
     open: Callable[[], IO[bytes]]
 
 
-def from_file(path: Path, name: str | None = None) -> Item:
-    """An image in a file."""
-    return Item(name or str(path), lambda: _open(path))
+def from_file(path: Path, name: str | None = None) -> EncodedImage:
+    """Return the image in a file. Its name in messages is `name`, or else the path."""
+    return EncodedImage(name or str(path), lambda: _open(path))
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -49,24 +49,24 @@ def _open(path: Path) -> IO[bytes]:
     return path.open("rb")
 
 
-def from_bytes(name: str, content: bytes | None) -> Item:
-    """An image in memory."""
-    return Item(name, lambda: io.BytesIO(content or b""))
+def from_bytes(name: str, content: bytes | None) -> EncodedImage:
+    """Return an image in memory."""
+    return EncodedImage(name, lambda: io.BytesIO(content or b""))
 
 
 def decode(
-    item: Item, channels: int, size: tuple[int, int] | None, crop: Crop | None = None
+    encoded: EncodedImage, channels: int, size: tuple[int, int] | None, crop: CropFunction | None = None
 ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """One image as uint8 (C, H, W), and its (height, width) before scaling. Raises BadImage.
+    """Return one image as uint8 (C, H, W), and its (height, width) before scaling. Raises BadImage.
 
-    EXIF orientation is applied. 16-bit grey is scaled to 8 bits, transparency laid over white, then the mode
-    becomes RGB or grey (ITU-R 601). With `size`: the part that `crop` chooses, by default as much as possible of
-    the centre, is scaled to it, antialiased. A JPEG much larger than needed is decoded at 1/2, 1/4 or 1/8.
+    EXIF orientation is applied, 16-bit grey is scaled to 8 bits, transparent pixels are blended with white, and the
+    image is converted to RGB or grey (ITU-R 601). With `size`, the box that `crop` returns (default: the largest centre
+    crop) is scaled to it with antialiasing. A JPEG much larger than needed is decoded at 1/2, 1/4 or 1/8 of its size.
     """
     from PIL import Image, ImageOps
 
     try:
-        with item.open() as file:
+        with encoded.open() as file:
             length = file.seek(0, io.SEEK_END)
             file.seek(0)
             check_length(length)
@@ -75,22 +75,22 @@ def decode(
                 raise BadImage(_too_large(f"{image.width}×{image.height} pixels"))
             original = None
             if size and image.format == "JPEG":
-                turned = image.getexif().get(ORIENTATION, 1) >= TURNED
-                original = (image.width, image.height) if turned else (image.height, image.width)
-                _reduce(image, _chosen(crop, original, size), size)
+                transposed = image.getexif().get(ORIENTATION, 1) >= TRANSPOSED
+                original = (image.width, image.height) if transposed else (image.height, image.width)
+                _reduce(image, _crop_box(crop, original, size), size)
             image = ImageOps.exif_transpose(image)
             original = original or (image.height, image.width)
             image = _eight_bits(image)
             image = image.convert("RGB" if channels == 3 else "L")
             if size:
-                image = _scaled(image, original, _chosen(crop, original, size), size)
+                image = _scaled(image, original, _crop_box(crop, original, size), size)
     except BadImage:
         raise
     except Image.DecompressionBombError:
         raise BadImage(_too_large(f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} million pixels")) from None
     except Image.UnidentifiedImageError:
-        raise BadImage("is no image of a known kind") from None
-    except Exception as error:  # for damaged files Pillow raises nearly anything
+        raise BadImage("is not an image in a known format") from None
+    except Exception as error:  # Pillow raises almost anything for a damaged file
         reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
         raise BadImage(f"cannot be read ({reason or type(error).__name__})") from None
     array = np.asarray(image, dtype=np.uint8)
@@ -98,62 +98,62 @@ def decode(
 
 
 def check_kind(mode: int) -> None:
-    """Raises BadImage for what would be waited for, such as a pipe; `mode` as `stat` gives it."""
+    """Raise BadImage unless `mode` (see `os.stat`) is a regular file's: reading a pipe, for instance, would block."""
     if not stat.S_ISREG(mode):
-        raise BadImage("is no regular file")
+        raise BadImage("is not a regular file")
 
 
 def check_length(length: int) -> None:
-    """Raises BadImage where a file of so many bytes need not be opened."""
+    """Raise BadImage if a file of `length` bytes cannot be an image."""
     if not length:
         raise BadImage("is empty (0 bytes)")
     if length > MAX_BYTES:
-        raise BadImage(f"has {length / 2**30:.1f} GiB, which is no image file")
+        raise BadImage(f"has {length / 2**30:.1f} GiB, too much for an image")
 
 
-def _chosen(crop: Crop | None, original: tuple[int, int], size: tuple[int, int]) -> Box:
+def _crop_box(crop: CropFunction | None, original: tuple[int, int], size: tuple[int, int]) -> CropBox:
     return crop(*original) if crop else centre_box(*original, size)
 
 
-def _reduce(image: "Image", box: Box, size: tuple[int, int]) -> None:
-    """Have a JPEG decoded with fewer pixels, as long as `box` has no fewer than `size`."""
+def _reduce(image: "Image", box: CropBox, size: tuple[int, int]) -> None:
+    """Let a JPEG be decoded with fewer pixels, but not fewer than `size` within `box`."""
     factor = min((box.bottom - box.top) / size[0], (box.right - box.left) / size[1])
     if factor >= 2:
         image.draft(image.mode, (math.ceil(image.width / factor), math.ceil(image.height / factor)))
 
 
-def _scaled(image: "Image", original: tuple[int, int], box: Box, size: tuple[int, int]) -> "Image":
-    """The `box`, in pixels of the `original` (height, width), of the image as decoded, scaled to `size`."""
+def _scaled(image: "Image", original: tuple[int, int], box: CropBox, size: tuple[int, int]) -> "Image":
+    """Crop the decoded image to `box`, in pixels of the `original` (height, width), and scale it to `size`."""
     from PIL import Image
 
     height, width = size
     if size == original == (image.height, image.width) and box == (0, 0, width, height):
         return image
-    across, down = image.width / original[1], image.height / original[0]
-    part = (
-        box.left * across,
-        box.top * down,
-        min(box.right * across, image.width),
-        min(box.bottom * down, image.height),
+    x_scale, y_scale = image.width / original[1], image.height / original[0]
+    source = (
+        box.left * x_scale,
+        box.top * y_scale,
+        min(box.right * x_scale, image.width),
+        min(box.bottom * y_scale, image.height),
     )
-    return image.resize((width, height), Image.Resampling.BILINEAR, box=part)
+    return image.resize((width, height), Image.Resampling.BILINEAR, box=source)
 
 
 def _too_large(what: str) -> str:
-    return f"has {what}, and more than {MAX_PIXELS // 10**6} million are taken for a decompression bomb"
+    return f"has {what}, and more than {MAX_PIXELS // 10**6} million are treated as a decompression bomb"
 
 
 def _eight_bits(image: "Image") -> "Image":
-    """`image` with 8 bits a channel and nothing transparent."""
+    """Return `image` with 8 bits per channel and without transparency."""
     from PIL import Image
 
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
-            raise BadImage("has 32-bit pixels; 8 or 16 bits can be read")
+            raise BadImage("has 32-bit pixels; only 8 and 16 bits are supported")
         return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
     if image.mode == "F":
-        raise BadImage("has floating-point pixels; 8 or 16 bits can be read")
+        raise BadImage("has floating-point pixels; only 8 and 16 bits are supported")
     if image.mode in ("LA", "La", "PA", "RGBa", "RGBA") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -161,9 +161,9 @@ def _eight_bits(image: "Image") -> "Image":
     return image
 
 
-MAX_ARRAY = 8 << 30  # bytes of all images of a part
-TOGETHER = 256  # images decoded between two looks at the outcome
-LISTED = 20  # bad files that are named one by one
+MAX_ARRAY = 8 << 30  # bytes of all images of a split
+CHUNK = 256  # images handed to the threads at a time
+LISTED = 20  # bad files that are named
 
 
 P = TypeVar("P", bound=SourceImages)
@@ -171,7 +171,11 @@ P = TypeVar("P", bound=SourceImages)
 
 @dataclass
 class DecodedImages(Generic[P]):
-    """Images (n, C, H, W) of the items with `kept`, and how many had which size and which were bad."""
+    """Images (n, C, H, W), decoded or in files, and what was found out about them.
+
+    `kept` bool (N,) tells which of the N images that were read are among them; `bad` says what is wrong with the
+    others.
+    """
 
     images: P
     kept: NDArray[np.bool_]
@@ -179,14 +183,14 @@ class DecodedImages(Generic[P]):
     bad: list[str] = field(default_factory=list)
 
     def refuse_or_list(self, name: str, error: BadImage, on_bad_file: str) -> None:
-        """Take note of a bad file; raises UserError unless `on_bad_file` is skip."""
+        """Raise UserError for a bad file, or list it if `on_bad_file` is skip."""
         if on_bad_file == "refuse":
             raise UserError(f"{name} {error}: repair or remove it, or set dataset.on_bad_file to skip")
         self.bad.append(f"{name} {error}")
 
 
 def decode_all(
-    items: Iterable[Item],
+    encoded: Iterable[EncodedImage],
     n: int,
     channels: int,
     size: tuple[int, int] | None,
@@ -194,18 +198,18 @@ def decode_all(
     where: str,
     crop_pct: float = 1.0,
 ) -> DecodedImages[Images]:
-    """Decode `n` items, in order, on several threads. Without `size`, all must have the first one's.
+    """Decode `n` images, in order, on several threads. Without `size`, all must be as large as the first one.
 
-    Raises UserError for a bad image unless `on_bad_file` is skip, for sizes that differ where none is asked for,
-    and where the array would be larger than MAX_ARRAY. `where` names the whole in messages.
+    Raises UserError for a bad image unless `on_bad_file` is skip, for images that differ in size if no `size` is given,
+    and if the array would be larger than MAX_ARRAY. `where` is the name of the whole in messages.
     """
     images: Images | None = None
     out = DecodedImages(np.empty((0, channels, *(size or (1, 1))), np.uint8), np.zeros(n, dtype=bool))
-    for position, (name, outcome) in enumerate(_decoded(items, channels, size, crop_pct)):
-        if isinstance(outcome, BadImage):
-            out.refuse_or_list(name, outcome, on_bad_file)
+    for position, (name, result) in enumerate(_decoded(encoded, channels, size, crop_pct)):
+        if isinstance(result, BadImage):
+            out.refuse_or_list(name, result, on_bad_file)
             continue
-        image, original = outcome
+        image, original = result
         if images is None:
             images = _allocate(n, image.shape, where)
         if image.shape != images.shape[1:]:
@@ -225,7 +229,7 @@ def _allocate(n: int, shape: tuple[int, ...], where: str) -> Images:
         side = "×".join(map(str, shape[1:]))
         raise UserError(
             f"{where}: {n} images of {side} would take {wanted / 2**30:.1f} GiB, more than the {MAX_ARRAY >> 30} GiB "
-            "that are kept as one array: set a smaller dataset.size, use fewer images, or, where the source has it, "
+            "that are allowed as one array: set a smaller dataset.size, use fewer images, or, if the source has it, "
             "set dataset.storage to files"
         )
     return np.zeros((n, *shape), np.uint8)
@@ -235,34 +239,32 @@ DecodeResult = tuple[Images, tuple[int, int]] | BadImage
 
 
 def _decoded(
-    items: Iterable[Item], channels: int, size: tuple[int, int] | None, crop_pct: float
+    encoded: Iterable[EncodedImage], channels: int, size: tuple[int, int] | None, crop_pct: float
 ) -> Iterator[tuple[str, DecodeResult]]:
-    def one(item: Item) -> tuple[str, DecodeResult]:
+    def one(encoded: EncodedImage) -> tuple[str, DecodeResult]:
         try:
-            return item.name, decode(item, channels, size, centre_crop(size, crop_pct) if size else None)
+            return encoded.name, decode(encoded, channels, size, centre_crop(size, crop_pct) if size else None)
         except BadImage as error:
-            return item.name, error
+            return encoded.name, error
 
-    rest = iter(items)
+    rest = iter(encoded)
     threads = min(8, cores())
     with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
-        warnings.filterwarnings("ignore", module="PIL")  # sizes are checked here; oddities of EXIF do not matter
-        while some := list(islice(rest, TOGETHER)):
-            yield from pool.map(one, some)
+        warnings.filterwarnings("ignore", module="PIL")  # sizes are checked here, and odd EXIF data do not matter
+        while chunk := list(islice(rest, CHUNK)):
+            yield from pool.map(one, chunk)
 
 
-def remarks(decoded: DecodedImages[Any], size: tuple[int, int] | None, where: str) -> list[str]:
-    """What a user should know of the images of one part: bad ones, mixed sizes, enlarged ones."""
+def image_problems(decoded: DecodedImages[Any], size: tuple[int, int] | None, where: str) -> list[str]:
+    """Describe what a user should know about the images of a split: bad, resized and enlarged ones."""
     found = []
     if decoded.bad:
         more = f"; … ({len(decoded.bad) - LISTED} more)" if len(decoded.bad) > LISTED else ""
-        found.append(f"{where}: {len(decoded.bad)} bad files are left out: {'; '.join(decoded.bad[:LISTED])}{more}")
+        found.append(f"{where}: {len(decoded.bad)} bad files were left out: {'; '.join(decoded.bad[:LISTED])}{more}")
     if size and len(decoded.sizes) > 1:
         smallest, largest = min(decoded.sizes, key=np.prod), max(decoded.sizes, key=np.prod)
         ends = f"{smallest[0]}×{smallest[1]} to {largest[0]}×{largest[1]}"
-        found.append(
-            f"{where}: images have {len(decoded.sizes)} sizes, {ends}; all were brought to {size[0]}×{size[1]}"
-        )
+        found.append(f"{where}: images have {len(decoded.sizes)} sizes, {ends}; all were scaled to {size[0]}×{size[1]}")
     if size:
         small = sum(n for (height, width), n in decoded.sizes.items() if height < size[0] or width < size[1])
         if small:

@@ -1,4 +1,4 @@
-"""The index of images that stay in their files: what names each file, and what tells whether it has changed."""
+"""The index of images that stay in their files: path, size and hash of each file."""
 
 import hashlib
 import os
@@ -14,7 +14,7 @@ Index = NDArray[np.void]  # (N,), of `index_dtype`
 
 
 class FileEntry(NamedTuple):
-    """A file: its path below dataset.path, its size in bytes, and the hash of its content."""
+    """A file: its path below dataset.path, its size in bytes and the hash of its content."""
 
     path: str
     size: int
@@ -22,12 +22,12 @@ class FileEntry(NamedTuple):
 
 
 def index_dtype(longest: int) -> np.dtype[Any]:
-    """Of an index whose paths have up to `longest` bytes: no Python object for each file, so that it can be mapped."""
+    """Return the dtype of an index whose longest path has `longest` bytes: no objects, so it can be mapped."""
     return np.dtype([("path", f"S{longest}"), ("bytes", "<i8"), ("hash", "u1", (HASH_BYTES,))])
 
 
 def make_index(entries: list[FileEntry]) -> Index:
-    """The entries as an array."""
+    """Return an index of the entries."""
     paths = [os.fsencode(entry.path) for entry in entries]
     index = np.zeros(len(entries), index_dtype(max(map(len, paths), default=1)))
     index["path"] = paths
@@ -37,22 +37,22 @@ def make_index(entries: list[FileEntry]) -> Index:
 
 
 def entry_at(index: Index, position: int) -> FileEntry:
-    """One entry of an index."""
+    """Return one entry of an index."""
     row = index[position]
     return FileEntry(os.fsdecode(bytes(row["path"])), int(row["bytes"]), row["hash"].tobytes())
 
 
 def content_hash(content: bytes) -> bytes:
-    """What an index has as the hash of a file's content."""
+    """Return the hash of a file's content, as it is in the index."""
     return hashlib.blake2b(content, digest_size=HASH_BYTES).digest()
 
 
 class FileChanged(Exception):
-    """A file that is not what it was when the index was made; says how, to be put behind the file's name."""
+    """A file that differs from the index. The message follows the file's name."""
 
 
 def read_entry(root: Path, entry: FileEntry) -> bytes:
-    """The content of a file below `root`. Raises Changed where it cannot be read or is not that of the index."""
+    """Return the content of a file below `root`. Raises FileChanged if it is unreadable or not as in the index."""
     try:
         content = (root / entry.path).read_bytes()
     except FileNotFoundError:

@@ -29,15 +29,15 @@ from iakd.data.store import PreparedData
 from iakd.errors import UserError
 from iakd.processes import cores, serve_parent, signals_held
 
-CHUNK = 32  # images that a worker process decodes at a time: few, for little shared memory and an early first batch
-SECONDS_TO_END = 5.0
-AHEAD = 4  # chunks that each worker process has ready
+CHUNK = 32  # images that a worker process decodes at a time: few, to save shared memory and start early
+SECONDS_TO_STOP = 5.0
+AHEAD = 4  # chunks that each worker process decodes ahead
 
 _Positions = NDArray[np.int64]
 
 
 class Chunk(NamedTuple):
-    """Some positions of an epoch, and for each that is wanted the images at these and their crops."""
+    """Some positions of an epoch and, for each request, the images at these positions and their random crops."""
 
     positions: _Positions
     wanted: list[tuple[_Positions, RandomCrops | None]]
@@ -45,19 +45,20 @@ class Chunk(NamedTuple):
 
 @dataclass(frozen=True)
 class FileImages(Dataset[Tensor | str]):
-    """Image files, and how they become arrays; what worker processes work on.
+    """Image files and how they become arrays; what worker processes work on.
 
-    `index` names the files below `root`; `shape` (C, H, W) is that of the arrays.
+    `index` lists the files below `root`; arrays have the `shape` (C, H, W). `remedy` tells a user what to do if a file
+    has changed.
     """
 
     root: Path
     index: Index
     shape: tuple[int, int, int]
     crop_pct: float
-    again: str  # what to do where a file has changed
+    remedy: str  # what to do where a file has changed
 
     def __getitem__(self, chunk: Chunk) -> Tensor | str:
-        """Images uint8 (wanted, n, C, H, W), or what is wrong: of an error DataLoader would make one of many lines."""
+        """Return images uint8 (requests, n, C, H, W), or a message, as DataLoader makes many lines of exceptions."""
         images = np.empty((len(chunk.wanted), len(chunk.positions), *self.shape), np.uint8)
         channels, height, width = self.shape
         centre = centre_crop((height, width), self.crop_pct)
@@ -66,19 +67,19 @@ class FileImages(Dataset[Tensor | str]):
                 entry = entry_at(self.index, indices[place])
                 crop = crops.at(position) if crops else centre
                 try:
-                    item = from_bytes(entry.path, read_entry(self.root, entry))
-                    images[number, place] = decode(item, channels, (height, width), crop)[0]
+                    encoded = from_bytes(entry.path, read_entry(self.root, entry))
+                    images[number, place] = decode(encoded, channels, (height, width), crop)[0]
                 except (FileChanged, BadImage) as error:
-                    return f"{self.root / entry.path} {error} since `iakd prepare` looked at it: {self.again}"
+                    return f"{self.root / entry.path} {error} since `iakd prepare` read it: {self.remedy}"
         return torch.from_numpy(images)
 
 
 class FileLoader(ImageLoader):
-    """A set of images in files, decoded anew each time they are shown; the rest as of `ImageLoader`.
+    """Images in files, decoded every time they are shown; otherwise like `ImageLoader`.
 
-    `workers`: processes that decode; 0: none, this process does it. They start with the first batch, are kept for the
-    next, and end with this object or process. Batches raise UserError where a file is missing, unreadable or changed,
-    or where a worker process has died.
+    `workers` is the number of decoding processes; with 0 this process decodes. They start with the first batch, are
+    kept for later ones, and stop with this object or process. Batches raise UserError if a file is missing, unreadable
+    or changed, or if a worker process has died.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class FileLoader(ImageLoader):
         self._decoder = _Decoder(files, workers, pinned=self.device.type == "cuda")
 
     def close(self) -> None:
-        """End the worker processes, which may hold what this process has open: a lock, for one."""
+        """Stop the worker processes, which may hold open files of this process, for instance a lock."""
         self._decoder.close()
 
     def _fetch(self, wanted: list[FetchRequest], parts: list[slice]) -> Iterator[list[Tensor]]:
@@ -103,66 +104,68 @@ class FileLoader(ImageLoader):
         chunks = (
             Chunk(some, [(order[some], crops) for order, crops in orders])
             for positions in places
-            for some in _pieces(positions)
+            for some in _chunk_positions(positions)
         )
-        decoded = self._decoder.each(chunks)
+        decoded = self._decoder.decode(chunks)
         for positions in places:
-            pieces = [next(decoded).to(self.device, non_blocking=True) for _ in _pieces(positions)]
+            pieces = [next(decoded).to(self.device, non_blocking=True) for _ in _chunk_positions(positions)]
             yield list(torch.cat(pieces, dim=1))
 
 
-def _pieces(positions: _Positions) -> list[_Positions]:
+def _chunk_positions(positions: _Positions) -> list[_Positions]:
     return [positions[start : start + CHUNK] for start in range(0, len(positions), CHUNK)]
 
 
 class _Decoder:
-    """Decodes chunks in order, ahead of their use, by worker processes that stay from one pass to the next."""
+    """Decodes chunks in order, ahead of their use, in worker processes that stay alive between passes."""
 
     def __init__(self, files: FileImages, workers: int, pinned: bool) -> None:
         self._files, self._workers, self._pinned = files, workers, pinned
-        self._todo = _Todo()
+        self._sampler = _ChunkSampler()
         self._passes = 0
-        self._end: Callable[[], object] = lambda: None
+        self._terminate: Callable[[], object] = lambda: None
         self._loader = self._new_loader()
 
     def _new_loader(self) -> "DataLoader[Any]":
         options: dict[str, Any] = {}
         if self._workers:
-            # A fork is quick, also from a process of the fork server, and has torch loaded; it never touches the GPU.
+            # A fork is quick and has torch loaded, also in a process of the fork server. It never uses the GPU.
             options = {"multiprocessing_context": "fork", "prefetch_factor": AHEAD, "persistent_workers": True}
         return DataLoader(
             self._files,
             batch_size=None,
-            sampler=self._todo,
+            sampler=self._sampler,
             num_workers=self._workers,
             pin_memory=self._pinned,
-            worker_init_fn=functools.partial(_begin, os.getpid()),
-            generator=torch.Generator(),  # else each pass would draw from the global one
+            worker_init_fn=functools.partial(_start_worker, os.getpid()),
+            generator=torch.Generator(),  # otherwise each pass would draw from the global one
             **options,
         )
 
     def close(self) -> None:
-        """End the processes and the pass that they are in; the next pass starts new ones."""
+        """Stop the processes and the current pass. The next pass starts new ones."""
         self._passes += 1
-        self._end()
+        self._terminate()
         self._loader = self._new_loader()
 
-    def each(self, chunks: Iterable[Chunk]) -> Iterator[Tensor]:
-        """The images of each chunk. Only the latest pass can go on: an earlier one raises RuntimeError."""
+    def decode(self, chunks: Iterable[Chunk]) -> Iterator[Tensor]:
+        """Yield the images of each chunk. A new pass ends the one before, which then raises RuntimeError."""
         self._passes += 1
-        mine = self._passes
-        self._todo.chunks = chunks
+        this_pass = self._passes
+        self._sampler.chunks = chunks
         others = set(multiprocessing.active_children())
-        with signals_held(), _same_handler(), _deaths_told():
-            passing = iter(self._loader)
+        with signals_held(), _keep_sigchld_handler(), _report_deaths():
+            iterator = iter(self._loader)
         started = set(multiprocessing.active_children()) - others
         if started:
-            self._end = weakref.finalize(self, _end, os.getpid(), started)
+            self._terminate = weakref.finalize(self, _terminate, os.getpid(), started)
         while True:
-            if mine != self._passes:
-                raise RuntimeError("this pass over the images is over: another has begun, or the set was closed")
-            with _deaths_told():
-                result = next(passing, None)
+            if this_pass != self._passes:
+                raise RuntimeError(
+                    "this pass over the images is over: another one has started, or the loader was closed"
+                )
+            with _report_deaths():
+                result = next(iterator, None)
             if result is None:
                 return
             if isinstance(result, str):
@@ -170,8 +173,8 @@ class _Decoder:
             yield result
 
 
-class _Todo:
-    """The chunks of a pass, as what DataLoader calls a sampler."""
+class _ChunkSampler:
+    """The chunks of a pass, in the role of DataLoader's sampler."""
 
     def __init__(self) -> None:
         self.chunks: Iterable[Chunk] = ()
@@ -181,10 +184,10 @@ class _Todo:
 
 
 @contextlib.contextmanager
-def _same_handler() -> Iterator[None]:
-    """While DataLoader starts its processes, keep the handler of SIGCHLD.
+def _keep_sigchld_handler() -> Iterator[None]:
+    """Keep the handler of SIGCHLD while DataLoader starts its processes.
 
-    DataLoader's raises an error wherever the main thread is when a worker dies; without, the next batch raises it.
+    DataLoader's handler raises wherever the main thread is when a worker dies; without it, the next batch raises.
     """
     handler = signal.getsignal(signal.SIGCHLD)
     yield
@@ -193,8 +196,8 @@ def _same_handler() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _deaths_told() -> Iterator[None]:
-    """Say in one line that a worker process has died."""
+def _report_deaths() -> Iterator[None]:
+    """Report the death of a worker process in one line."""
     try:
         yield
     except RuntimeError as error:
@@ -202,22 +205,22 @@ def _deaths_told() -> Iterator[None]:
             raise
         raise UserError(
             "a process that decodes images died: not enough memory, or shared memory (/dev/shm)? Set "
-            "compute.workers lower; 0 does without such processes"
+            "compute.workers lower; 0 uses no such processes"
         ) from None
 
 
-def _end(parent: int, workers: set[BaseProcess]) -> None:
-    """DataLoader's own way to end its processes takes seconds for each where the garbage collector starts it."""
+def _terminate(parent: int, workers: set[BaseProcess]) -> None:
+    """Terminate workers. DataLoader's own way takes seconds for each if the garbage collector starts it."""
     if os.getpid() == parent:
         for worker in workers:
             worker.terminate()
         for worker in workers:
-            worker.join(SECONDS_TO_END)
+            worker.join(SECONDS_TO_STOP)
 
 
-def _begin(parent: int, worker: int) -> None:
+def _start_worker(parent: int, worker: int) -> None:
     serve_parent(parent)
-    warnings.filterwarnings("ignore", module="PIL")  # `iakd prepare` looked at all images
+    warnings.filterwarnings("ignore", module="PIL")  # `iakd prepare` has checked all images
 
 
 def make_loader(
@@ -227,11 +230,13 @@ def make_loader(
     chosen: Indices | None = None,
     workers: int | None = None,
 ) -> ImageLoader:
-    """The images of a split, or those at the positions `chosen` of it; `workers` as in the settings `compute`."""
+    """Return a loader of the images of a split, or of those at the positions `chosen` in it. `workers`: see
+    `compute.workers`.
+    """
     which = slice(None) if chosen is None else chosen
     labels = store.labels(split)[which]
     if store.storage == "array":
         return DeviceLoader(store.images(split)[which], labels, store.mean, store.std, device)
-    again = f"put it back, or delete {store.folder} and run `iakd prepare`"
-    files = FileImages(store.root, store.files(split)[which], store.image_shape, store.crop_pct, again)
+    remedy = f"put it back, or delete {store.folder} and run `iakd prepare`"
+    files = FileImages(store.root, store.files(split)[which], store.image_shape, store.crop_pct, remedy)
     return FileLoader(files, labels, store.mean, store.std, device, cores() if workers is None else workers)

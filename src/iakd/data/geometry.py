@@ -1,4 +1,4 @@
-"""Which part of an image is shown: a box in its pixels, which is then scaled to the size of the data set."""
+"""Crops: the box of an image that is scaled to the size of the data set."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,8 +10,8 @@ from iakd.config import Augment
 from iakd.seeding import derive
 
 
-class Box(NamedTuple):
-    """Edges in pixels, not necessarily whole ones."""
+class CropBox(NamedTuple):
+    """Edges in pixels, not necessarily whole numbers."""
 
     left: float
     top: float
@@ -19,54 +19,55 @@ class Box(NamedTuple):
     bottom: float
 
 
-Crop = Callable[[int, int], Box]  # from an image's height and width to the part of it that is shown
+CropFunction = Callable[[int, int], CropBox]  # from an image's height and width to the box that is shown
 
-TRIES = 10  # of a random box to lie within the image
-DRAWS = 2 * TRIES + 2  # random numbers that one random box takes
+TRIES = 10  # to find a random box within the image
+DRAWS = 2 * TRIES + 2  # random numbers for one random box
 
 
-def centre_box(height: int, width: int, size: tuple[int, int], crop_pct: float = 1.0) -> Box:
-    """The largest box in the centre with the shape of `size` (height, width), `crop_pct` of it in each direction.
+def centre_box(height: int, width: int, size: tuple[int, int], crop_pct: float = 1.0) -> CropBox:
+    """Return the largest centred box with the aspect ratio of `size` (height, width), times `crop_pct` in each
+    direction.
 
-    With crop_pct 0.875 and 224 pixels that is: shorter side to 256, then 224×224 from the centre.
+    With crop_pct 0.875 and 224 pixels: scale the shorter side to 256, then crop 224×224 from the centre.
     """
     scale = crop_pct * min(height / size[0], width / size[1])
-    tall, wide = size[0] * scale, size[1] * scale
-    left, top = (width - wide) / 2, (height - tall) / 2
-    return Box(left, top, left + wide, top + tall)
+    box_height, box_width = size[0] * scale, size[1] * scale
+    left, top = (width - box_width) / 2, (height - box_height) / 2
+    return CropBox(left, top, left + box_width, top + box_height)
 
 
-def centre_crop(size: tuple[int, int], crop_pct: float) -> Crop:
-    """`centre_box` of images of any height and width."""
+def centre_crop(size: tuple[int, int], crop_pct: float) -> CropFunction:
+    """Return `centre_box` as a function of an image's height and width."""
     return lambda height, width: centre_box(height, width, size, crop_pct)
 
 
 def random_box(
     draws: Sequence[float], height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
-) -> Box:
-    """The box of a random resized crop (Szegedy et al., "Going Deeper with Convolutions", 2015, section 6).
+) -> CropBox:
+    """Return the box of a random resized crop (Szegedy et al., "Going Deeper with Convolutions", 2015, section 6).
 
-    Its area is a share of the image's, uniform in `scale`; its width over height log-uniform in `ratio`; its place
-    uniform. Where that does not fit in ten attempts, the largest box in the centre with the nearest ratio.
-    `draws`: DRAWS numbers, uniform in [0, 1). The same as torchvision's RandomResizedCrop with these draws.
+    Its share of the image's area is uniform in `scale`, its width divided by its height log-uniform in `ratio`, and its
+    position uniform. If ten attempts do not fit, it is the largest centred box with the nearest ratio. `draws` are
+    DRAWS numbers, uniform in [0, 1). With the same draws, torchvision's RandomResizedCrop gives the same box.
     """
     low, high = math.log(ratio[0]), math.log(ratio[1])
     for attempt in range(TRIES):
         area = height * width * (scale[0] + (scale[1] - scale[0]) * draws[2 * attempt])
-        shape = math.exp(low + (high - low) * draws[2 * attempt + 1])
-        wide, tall = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
-        if 0 < wide <= width and 0 < tall <= height:
-            top = int(draws[-2] * (height - tall + 1))
-            left = int(draws[-1] * (width - wide + 1))
-            return Box(left, top, left + wide, top + tall)
-    shape = min(max(width / height, ratio[0]), ratio[1])
-    tall, wide = min(height, round(width / shape)), min(width, round(height * shape))
-    left, top = (width - wide) // 2, (height - tall) // 2
-    return Box(left, top, left + wide, top + tall)
+        aspect = math.exp(low + (high - low) * draws[2 * attempt + 1])
+        box_width, box_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < box_width <= width and 0 < box_height <= height:
+            top = int(draws[-2] * (height - box_height + 1))
+            left = int(draws[-1] * (width - box_width + 1))
+            return CropBox(left, top, left + box_width, top + box_height)
+    aspect = min(max(width / height, ratio[0]), ratio[1])
+    box_height, box_width = min(height, round(width / aspect)), min(width, round(height * aspect))
+    left, top = (width - box_width) // 2, (height - box_height) // 2
+    return CropBox(left, top, left + box_width, top + box_height)
 
 
 class RandomCrops(NamedTuple):
-    """A stream of draws, one for each position of an epoch, and the bounds of the crops."""
+    """The random crops of an epoch: a random stream, indexed by position, and the bounds of the crops."""
 
     stream: str
     seed: int
@@ -76,11 +77,11 @@ class RandomCrops(NamedTuple):
 
     @classmethod
     def of(cls, augment: Augment, stream: str, seed: int, epoch: int) -> "RandomCrops | None":
-        """None where `augment` has no such crops."""
+        """Return the crops of `augment`; None if it has none."""
         return cls(stream, seed, epoch, augment.scale, augment.ratio) if augment.crop == "resized" else None
 
-    def at(self, position: int) -> Crop:
-        """The crop at a position of the epoch."""
+    def at(self, position: int) -> CropFunction:
+        """Return the crop at a position of the epoch."""
         raw = np.random.PCG64(derive(self.stream, "resized", self.seed, self.epoch, position)).random_raw(DRAWS)
         draws = ((raw >> np.uint64(11)) * 2.0**-53).tolist()
         return lambda height, width: random_box(draws, height, width, self.scale, self.ratio)

@@ -1,4 +1,4 @@
-"""A first look at image files that stay files: each is decoded once, by worker processes, and entered in an index."""
+"""The first reading of image files that stay in their files: each is decoded once, by worker processes, and indexed."""
 
 import functools
 import logging
@@ -24,15 +24,15 @@ from iakd.data.statistics import moments
 from iakd.errors import RunFailed
 from iakd.processes import cores, serve_parent, signals_held
 
-CHUNK = 32  # files that a process is given at a time
-AHEAD = 4  # chunks for each process that are handed out at a time
+CHUNK = 32  # files handed to a process at a time
+AHEAD = 4  # chunks handed out per process
 SECONDS_BETWEEN_LINES = 30
 
 log = logging.getLogger(__name__)
 
 
 class ScannedImage(NamedTuple):
-    """What is known of a good image."""
+    """A good image: its index entry, the moments (C, 2) of its pixels, and its (height, width) before scaling."""
 
     entry: FileEntry
     moments: NDArray[np.int64]  # (C, 2)
@@ -48,39 +48,39 @@ def scan(
     on_bad_file: str,
     where: str,
 ) -> DecodedImages[ImageFiles]:
-    """Look at the image files `paths`, all below `root`, in order.
+    """Decode the image files `paths`, all below `root`, once each, and index them in order.
 
-    Raises UserError for a bad image unless `on_bad_file` is skip; `where` names the whole in messages.
+    Raises UserError for a bad image unless `on_bad_file` is skip. `where` is the name of the whole in messages.
     """
     entries: list[FileEntry] = []
     sums = np.zeros((len(paths), channels, 2), np.int64)
     kept = np.zeros(len(paths), dtype=bool)
     out = DecodedImages(ImageFiles(make_index(entries), sums[:0], size), kept)
-    started = shown = time.monotonic()
+    started = logged = time.monotonic()
     names = [os.path.relpath(path, root) for path in paths]
-    look = functools.partial(_look, str(root), channels, size, crop_pct)
-    for position, outcome in enumerate(_in_processes(look, names, where)):
-        if isinstance(outcome, BadImage):
-            out.refuse_or_list(str(paths[position]), outcome, on_bad_file)
+    scan_one = functools.partial(_scan_one, str(root), channels, size, crop_pct)
+    for position, result in enumerate(_in_processes(scan_one, names, where)):
+        if isinstance(result, BadImage):
+            out.refuse_or_list(str(paths[position]), result, on_bad_file)
         else:
-            entries.append(outcome.entry)
-            sums[position] = outcome.moments
+            entries.append(result.entry)
+            sums[position] = result.moments
             kept[position] = True
-            out.sizes[outcome.original] += 1
+            out.sizes[result.original] += 1
         now = time.monotonic()
-        if now - shown > SECONDS_BETWEEN_LINES:
-            shown, rate = now, (position + 1) / (now - started)
-            log.info(f"{where}: {position + 1} of {len(paths)} images looked at, {rate:.0f} images/s")
+        if now - logged > SECONDS_BETWEEN_LINES:
+            logged, rate = now, (position + 1) / (now - started)
+            log.info(f"{where}: {position + 1} of {len(paths)} images scanned, {rate:.0f} images/s")
     out.images = ImageFiles(make_index(entries), sums[kept], size)
     return out
 
 
-def _look(root: str, channels: int, size: tuple[int, int], crop_pct: float, name: str) -> ScannedImage | BadImage:
+def _scan_one(root: str, channels: int, size: tuple[int, int], crop_pct: float, name: str) -> ScannedImage | BadImage:
     path = Path(root, name)
     try:
-        about = path.stat()
-        check_kind(about.st_mode)
-        check_length(about.st_size)
+        status = path.stat()
+        check_kind(status.st_mode)
+        check_length(status.st_size)
         content = path.read_bytes()
         image, original = decode(from_bytes(name, content), channels, size, centre_crop(size, crop_pct))
     except OSError as error:
@@ -91,31 +91,33 @@ def _look(root: str, channels: int, size: tuple[int, int], crop_pct: float, name
 
 
 def _in_processes(
-    look: "functools.partial[ScannedImage | BadImage]", names: list[str], where: str
+    scan_one: "functools.partial[ScannedImage | BadImage]", names: list[str], where: str
 ) -> Iterator[ScannedImage | BadImage]:
-    """`look` at each of the names, on all cores; results in order."""
-    context = multiprocessing.get_context("fork")  # quick, and safe here: nothing else runs in this process
+    """Yield `scan_one` of each name, in order, computed on all cores."""
+    context = multiprocessing.get_context("fork")  # quick, and safe: this process has no other threads
     processes = min(cores(), len(names) // CHUNK + 1)
     pool = ProcessPoolExecutor(processes, context, _begin, (os.getpid(),))
-    waiting: deque[Future[list[ScannedImage | BadImage]]] = deque()
+    pending: deque[Future[list[ScannedImage | BadImage]]] = deque()
     try:
         for start in range(0, len(names), CHUNK):
-            with signals_held():  # the first time, processes start
-                waiting.append(pool.submit(_each, look, names[start : start + CHUNK]))
-            if len(waiting) == AHEAD * processes:
-                yield from waiting.popleft().result()
-        while waiting:
-            yield from waiting.popleft().result()
+            with signals_held():  # the first call starts processes
+                pending.append(pool.submit(_scan_each, scan_one, names[start : start + CHUNK]))
+            if len(pending) == AHEAD * processes:
+                yield from pending.popleft().result()
+        while pending:
+            yield from pending.popleft().result()
     except BrokenProcessPool:
-        raise RunFailed(f"{where}: a process that decodes images died; is there enough memory?") from None
+        raise RunFailed(f"{where}: a process that decodes images died; probably out of memory") from None
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _each(look: "functools.partial[ScannedImage | BadImage]", names: list[str]) -> list[ScannedImage | BadImage]:
-    return [look(name) for name in names]
+def _scan_each(
+    scan_one: "functools.partial[ScannedImage | BadImage]", names: list[str]
+) -> list[ScannedImage | BadImage]:
+    return [scan_one(name) for name in names]
 
 
 def _begin(parent: int) -> None:
     serve_parent(parent)
-    warnings.filterwarnings("ignore", module="PIL")  # sizes are checked by us; oddities of EXIF do not matter
+    warnings.filterwarnings("ignore", module="PIL")  # sizes are checked here, and odd EXIF data do not matter

@@ -14,8 +14,8 @@ from iakd.data.store import Images, Labels
 class ImageFiles:
     """Images that stay in their files, each of which was decoded once.
 
-    `index` (N,) names the files below dataset.path. `moments` int64 (N, C, 2): sums over an image's pixels of their
-    values and of the squares, at `size` (height, width).
+    `index` (N,) lists the files below dataset.path. `moments` int64 (N, C, 2) holds, for each image scaled to `size`
+    (height, width), the sums of its pixels' values and of their squares.
     """
 
     index: Index
@@ -30,7 +30,7 @@ class ImageFiles:
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """(N, C, H, W) of the array that they would be."""
+        """(N, C, H, W) of the decoded images."""
         return len(self), self.moments.shape[1], *self.size
 
 
@@ -39,10 +39,11 @@ SourceImages = Images | ImageFiles
 
 @dataclass(frozen=True)
 class SourceData:
-    """Images uint8 (N, C, H, W) or files, labels int64 (N,) as positions in `classes`, and problems the reader found.
+    """Images uint8 (N, C, H, W) or files, labels int64 (N,) as positions in `classes`, and problems that the reader
+    found.
 
-    Where a source has no test set of its own, `test_images` and `test_labels` are None and the test part is
-    drawn from the training images; likewise for validation. Raises ValueError where a reader breaks these rules.
+    `test_images` and `test_labels` are None if the source has no test set of its own: the test split is then drawn from
+    the training images. The same holds for validation. Raises ValueError if a reader breaks these rules.
     """
 
     train_images: SourceImages
@@ -55,10 +56,10 @@ class SourceData:
     val_labels: Labels | None = None
 
     @classmethod
-    def of_parts(
+    def from_splits(
         cls, images: Mapping[str, SourceImages], labels: dict[str, Labels], classes: list[str], problems: list[str]
     ) -> "SourceData":
-        """From images and labels by part: `train`, and `test` and `val` where the source has them."""
+        """Return a source's data from images and labels by split: `train` and, if there are any, `test` and `val`."""
         test, val = (images.get("test"), labels.get("test")), (images.get("val"), labels.get("val"))
         return cls(images["train"], labels["train"], *test, classes, problems, *val)
 
@@ -67,19 +68,19 @@ class SourceData:
         for images, labels in ((self.test_images, self.test_labels), (self.val_images, self.val_labels)):
             if images is None or labels is None:
                 if images is not labels:
-                    raise ValueError("a source gives images and labels of a part, or neither")
+                    raise ValueError("a source returns images and labels of a split, or neither")
                 continue
             self._check(images, labels)
             if images.shape[1:] != self.train_images.shape[1:] or type(images) is not type(self.train_images):
-                raise ValueError(f"other images {images.shape}, training images {self.train_images.shape}")
+                raise ValueError(f"images {images.shape} do not match the training images {self.train_images.shape}")
 
     def _check(self, images: SourceImages, labels: Labels) -> None:
         if isinstance(images, ImageFiles):
             if 0 in images.shape or images.moments.shape[0] != len(images):
-                raise ValueError(f"files of shape {images.shape} with moments {images.moments.shape}")
+                raise ValueError(f"image files of shape {images.shape} with moments {images.moments.shape}")
         elif images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:
-            raise ValueError(f"images are uint8 (N, C, H, W), got {images.dtype} {images.shape}")
+            raise ValueError(f"expected images uint8 (N, C, H, W), got {images.dtype} {images.shape}")
         if labels.dtype != np.int64 or labels.shape != (len(images),):
-            raise ValueError(f"labels are int64 ({len(images)},), got {labels.dtype} {labels.shape}")
+            raise ValueError(f"expected labels int64 ({len(images)},), got {labels.dtype} {labels.shape}")
         if labels.min() < 0 or labels.max() >= len(self.classes):
-            raise ValueError(f"labels run from {labels.min()} to {labels.max()} for {len(self.classes)} classes")
+            raise ValueError(f"labels range from {labels.min()} to {labels.max()} for {len(self.classes)} classes")

@@ -1,4 +1,4 @@
-"""Which image falls in which part: random subsets that keep the proportions of the classes."""
+"""The division into training, validation and test images: random subsets that keep the proportions of the classes."""
 
 from typing import NamedTuple
 
@@ -14,119 +14,127 @@ Indices = NDArray[np.int64]
 
 
 class Split(NamedTuple):
-    """A part of a data set: images and labels of the source, and which of their images belong to it, ascending."""
+    """A split: images and labels of the source, and the ascending positions of those that belong to the split."""
 
     images: SourceImages
     labels: Labels
     indices: Indices
-    origin: str = "train"  # the source's own part that they come from
+    origin: str = "train"  # the source's given part that they come from
 
     def per_class(self, classes: int) -> list[int]:
-        """Number of images of each class."""
+        """Return the number of images of each class."""
         counts: list[int] = np.bincount(self.labels[self.indices], minlength=classes).tolist()
         return counts
 
 
 def stratified(labels: Labels, n: int, seed: int, setting: str = "split") -> Indices:
-    """Positions of `n` images drawn at random by class, ascending, int64 (n,).
+    """Return the positions of `n` images drawn at random in proportion to the classes, ascending, int64 (n,).
 
-    Each class gives its share n·N_c/N, rounded down or up so that the sum is n (largest remainder, ties by
-    lot). The draws use only numpy's raw generator, whose values no numpy release may change. Raises
-    UserError, naming `setting`, where there are fewer than `n` images.
+    Each class gets n·N_c/N images, rounded down or up so that the sum is n (largest remainder; ties are broken at
+    random). Only numpy's raw bit generator is used, whose output no numpy release may change. Raises UserError, naming
+    `setting`, if there are fewer than `n` images.
     """
-    total = len(labels)
-    if not 0 <= n <= total:
-        raise UserError(f"{setting}: {n} images asked for where there are {total}; ask for fewer")
+    n_images = len(labels)
+    if not 0 <= n <= n_images:
+        raise UserError(f"{setting}: {n} images asked for where there are {n_images}; ask for fewer")
     counts = np.bincount(labels)
-    lots = np.random.PCG64(seed).random_raw(total + len(counts))  # for images, then for ties
-    shares, remainders = np.divmod(counts * n, max(total, 1))
-    by_remainder = np.lexsort((lots[total:], -remainders))
-    shares[by_remainder[: n - shares.sum()]] += 1
-    return _drawn(labels, shares, lots[:total])
+    draws = np.random.PCG64(seed).random_raw(n_images + len(counts))  # for images, then for ties
+    wanted, remainders = np.divmod(counts * n, max(n_images, 1))
+    by_remainder = np.lexsort((draws[n_images:], -remainders))
+    wanted[by_remainder[: n - wanted.sum()]] += 1
+    return _lowest_draws(labels, wanted, draws[:n_images])
 
 
-def share_of_each(labels: Labels, share: float, seed: int) -> Indices:
-    """Positions of `share` of each class, rounded but at least one image, drawn as in `stratified`.
+def fraction_per_class(labels: Labels, fraction: float, seed: int) -> Indices:
+    """Return the positions of a fraction of each class, rounded but at least one image, drawn as in `stratified`.
 
-    The images of a smaller share are among those of a larger one, of the same seed; likewise with `of_each`.
+    With the same seed, a smaller fraction is a subset of a larger one; the same holds between this and
+    `count_per_class`.
     """
     counts = np.bincount(labels)
-    shares = np.maximum(np.rint(share * counts).astype(np.int64), np.minimum(counts, 1))
-    return _drawn(labels, shares, np.random.PCG64(seed).random_raw(len(labels)))
+    wanted = np.maximum(np.rint(fraction * counts).astype(np.int64), np.minimum(counts, 1))
+    return _lowest_draws(labels, wanted, np.random.PCG64(seed).random_raw(len(labels)))
 
 
-def of_each(labels: Labels, n: int, seed: int, classes: list[str], setting: str) -> Indices:
-    """Positions of `n` images of each class. Raises UserError, naming `setting`, where a class has fewer."""
+def count_per_class(labels: Labels, n: int, seed: int, classes: list[str], setting: str) -> Indices:
+    """Return the positions of `n` images of each class. Raises UserError, naming `setting`, if a class has fewer."""
     counts = np.bincount(labels, minlength=len(classes))
     least = int(counts.argmin())
     if counts[least] < n:
         raise UserError(
-            f"{setting}: {n} images asked for of each class where {classes[least]!r} has {counts[least]} for training; "
+            f"{setting}: {n} images of each class asked for, but {classes[least]!r} has {counts[least]} for training; "
             "ask for fewer"
         )
-    return _drawn(labels, np.full(len(classes), n), np.random.PCG64(seed).random_raw(len(labels)))
+    return _lowest_draws(labels, np.full(len(classes), n), np.random.PCG64(seed).random_raw(len(labels)))
 
 
-def _drawn(labels: Labels, shares: Indices, lots: NDArray[np.uint64]) -> Indices:
-    """Positions of the `shares` images (classes,) of each class with the lowest `lots`, ascending."""
-    counts = np.bincount(labels, minlength=len(shares))
-    by_class = np.lexsort((lots, labels))  # at random within each class
+def _lowest_draws(labels: Labels, wanted: Indices, draws: NDArray[np.uint64]) -> Indices:
+    """Return the ascending positions of the `wanted` (classes,) images of each class with the lowest `draws`."""
+    counts = np.bincount(labels, minlength=len(wanted))
+    by_class = np.lexsort((draws, labels))  # at random within each class
     rank = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return np.sort(by_class[rank < np.repeat(shares, counts)]).astype(np.int64)
+    return np.sort(by_class[rank < np.repeat(wanted, counts)]).astype(np.int64)
 
 
-def amount(wanted: int | float, total: int) -> int:
-    """A number of images from a setting that gives a number, or a share of `total` as a float; at least 1."""
-    return max(1, round(wanted * total)) if isinstance(wanted, float) else wanted
-
-
-def split(raw: SourceData, settings: Dataset) -> dict[str, Split]:
-    """The parts train, val and test of a data set; the source's own val and test sets whole, where it has them.
-
-    Shares are of all the source's training images. With few-shot settings, some of what is left after val and test
-    is training. Raises UserError where that leaves no image, or none of
-    some class, for training.
+def count_of(value: int | float, n_images: int) -> int:
+    """Return the number of images that a setting means: the number itself, or a fraction of `n_images` if a float; at
+    least 1.
     """
-    images, labels, seed = raw.train_images, raw.train_labels, settings.split_seed
-    drawn = {
-        name: amount(wanted, len(labels))
-        for name, wanted, own in (
-            ("val", settings.val, raw.val_images),
-            ("test", settings.test, raw.test_images),
+    return max(1, round(value * n_images)) if isinstance(value, float) else value
+
+
+def split_source(source: SourceData, settings: Dataset) -> dict[str, Split]:
+    """Return the splits train, val and test of a data set. The source's own val and test sets are used whole.
+
+    Fractions are of all training images of the source. Settings such as `train_fraction` keep a subset of what remains
+    after val and test. Raises UserError if no image, or none of some class, remains for training.
+    """
+    images, labels, seed = source.train_images, source.train_labels, settings.split_seed
+    sizes = {
+        name: count_of(value, len(labels))
+        for name, value, given in (
+            ("val", settings.val, source.val_images),
+            ("test", settings.test, source.test_images),
         )
-        if own is None
+        if given is None
     }
-    wish = " + ".join(f"dataset.{name}" for name in drawn)
-    if sum(drawn.values()) >= len(labels):
-        raise UserError(f"{wish}: {sum(drawn.values())} of {len(labels)} images leave none for training; ask for fewer")
-    rest = np.arange(len(labels))
-    parts: dict[str, Split] = {}
-    for name, own_images, own_labels in (
-        ("test", raw.test_images, raw.test_labels),
-        ("val", raw.val_images, raw.val_labels),
+    names = " + ".join(f"dataset.{name}" for name in sizes)
+    if sum(sizes.values()) >= len(labels):
+        raise UserError(
+            f"{names}: {sum(sizes.values())} of {len(labels)} images leave none for training; ask for fewer"
+        )
+    remaining = np.arange(len(labels))
+    splits: dict[str, Split] = {}
+    for name, given_images, given_labels in (
+        ("test", source.test_images, source.test_labels),
+        ("val", source.val_images, source.val_labels),
     ):
-        if own_images is None or own_labels is None:
-            taken = rest[stratified(labels[rest], drawn[name], derive("split", name, seed))]
-            rest = np.setdiff1d(rest, taken, assume_unique=True)
-            parts[name] = Split(images, labels, taken)
+        if given_images is None or given_labels is None:
+            chosen = remaining[stratified(labels[remaining], sizes[name], derive("split", name, seed))]
+            remaining = np.setdiff1d(remaining, chosen, assume_unique=True)
+            splits[name] = Split(images, labels, chosen)
         else:
-            parts[name] = Split(own_images, own_labels, np.arange(len(own_labels)), origin=name)
-    train = Split(images, labels, rest)
-    per_class = train.per_class(len(raw.classes))
+            splits[name] = Split(given_images, given_labels, np.arange(len(given_labels)), origin=name)
+    train = Split(images, labels, remaining)
+    per_class = train.per_class(len(source.classes))
     if not all(per_class):
         position = per_class.index(0)
-        there = int(np.sum(labels == position))
-        hint = f"add images, leave the class out, or ask for less in {wish}" if wish else "add images, or leave it out"
-        raise UserError(f"class {raw.classes[position]!r}: none of its {there} images is left for training; {hint}")
-    few = _few(labels[rest], settings, raw.classes)
-    return {"train": train._replace(indices=rest[few]), "val": parts["val"], "test": parts["test"]}
+        available = int(np.sum(labels == position))
+        hint = (
+            f"add images, leave the class out, or ask for less in {names}" if names else "add images, or leave it out"
+        )
+        raise UserError(
+            f"class {source.classes[position]!r}: none of its {available} images is left for training; {hint}"
+        )
+    subset = _training_subset(labels[remaining], settings, source.classes)
+    return {"train": train._replace(indices=remaining[subset]), "val": splits["val"], "test": splits["test"]}
 
 
-def _few(labels: Labels, settings: Dataset, classes: list[str]) -> Indices | slice:
-    """Which of the images with these labels are kept for training."""
+def _training_subset(labels: Labels, settings: Dataset, classes: list[str]) -> Indices | slice:
+    """Return which of the images with these labels are used for training."""
     seed = derive("split", "train", settings.split_seed)
     if settings.train_fraction is not None:
-        return share_of_each(labels, settings.train_fraction, seed)
+        return fraction_per_class(labels, settings.train_fraction, seed)
     if settings.images_per_class is not None:
-        return of_each(labels, settings.images_per_class, seed, classes, "dataset.images_per_class")
+        return count_per_class(labels, settings.images_per_class, seed, classes, "dataset.images_per_class")
     return slice(None)

@@ -1,7 +1,7 @@
-"""The canonical store: a data set as memory-mapped arrays of its images or an index of their files, and a manifest
-that vouches for them.
+"""The prepared data set on disk: memory-mapped arrays of its images, or an index of their files, and a manifest with
+hashes.
 
-Reading and writing are apart, so that a change in a source's reader is no change to what trainings depend on.
+Reading is separate from writing, so that a change in a source's reader does not change what trainings depend on.
 """
 
 import dataclasses
@@ -19,72 +19,72 @@ Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 
 SPLITS = ("train", "val", "test")
-KINDS = {"array": ("images", "labels"), "files": ("files", "labels")}  # of files in the store, by `storage`
+KINDS = {"array": ("images", "labels"), "files": ("files", "labels")}  # of files of a split, by `storage`
 MANIFEST = "manifest.json"
-AGAIN = "run `iakd prepare` again"
+PREPARE_AGAIN = "run `iakd prepare` again"
 
 
 def file_name(split: str, kind: str) -> str:
-    """Name of a part's file of `kind`."""
+    """Return the name of a split's file of `kind`."""
     return f"{split}.{kind}.npy"
 
 
 def combined_sha256(splits: dict[str, Any]) -> str:
-    """One hash for all images and labels of a data set."""
+    """Return one hash for all images and labels of a data set."""
     return files.digest({name: splits[name]["sha256"] for name in SPLITS})
 
 
 @dataclasses.dataclass(frozen=True)
 class PreparedData:
-    """A prepared data set. `open` it."""
+    """A prepared data set; use `open`."""
 
     folder: Path
     manifest: dict[str, Any]
 
     @classmethod
     def open(cls, folder: Path, check: bool = True, settings: dict[str, Any] | None = None) -> "PreparedData":
-        """The data set in `folder`: the sizes of its files are checked, with `check` their hashes too.
+        """Open the data set in `folder`, checking the sizes of its files and, with `check`, their hashes.
 
-        `settings`, where given, are those that it must have been prepared with. Raises UserError for whatever
-        is missing, damaged or of other settings.
+        Raises UserError if anything is missing or damaged, or if it was prepared with other `settings` than those
+        given.
         """
         path = folder / MANIFEST
         manifest = files.read_json(path, "run `iakd prepare`")
         store = cls(folder, manifest)
         try:
-            whole = store._whole()
+            complete = store._is_complete()
         except (KeyError, TypeError, ValueError, AttributeError):
-            whole = False
-        if not whole:
-            raise UserError(f"{path} is damaged (entries are missing or contradict each other): {AGAIN}")
+            complete = False
+        if not complete:
+            raise UserError(f"{path} is damaged (entries are missing or inconsistent): {PREPARE_AGAIN}")
         if settings is not None and manifest["settings"] != settings:
-            raise UserError(f"{folder} was prepared with other settings of `dataset`: {AGAIN}")
+            raise UserError(f"{folder} was prepared with other settings of `dataset`: {PREPARE_AGAIN}")
         if store.storage == "files" and not store.root.is_dir():
-            raise UserError(f"dataset.path: {store.root} does not exist; the images of {folder} are in it")
+            raise UserError(f"dataset.path: {store.root} does not exist; it holds the images of {folder}")
         for name in SPLITS:
             store.files(name) if store.storage == "files" else store.images(name)
             store.labels(name)
             for file, sha256 in manifest["splits"][name]["files"].items():
                 if check and files.sha256_file(folder / file) != sha256:
-                    raise UserError(f"{folder / file} is altered (its SHA-256 is not the manifest's): {AGAIN}")
+                    raise UserError(f"{folder / file} was altered (its SHA-256 is not the manifest's): {PREPARE_AGAIN}")
         return store
 
     def images(self, split: str) -> Images:
-        """Images of a split, uint8 (N, C, H, W), memory-mapped read-only; not where `storage` is files."""
-        return self._array(split, "images", np.dtype(np.uint8), (self._n(split), *self.image_shape))
+        """Return the images of a split, uint8 (N, C, H, W), memory-mapped read-only; only if `storage` is array."""
+        return self._array(split, "images", np.dtype(np.uint8), (self._count(split), *self.image_shape))
 
     def files(self, split: str) -> Index:
-        """Index of a split's files below `root`, (N,), memory-mapped read-only; only where `storage` is files."""
-        array: Index = self._array(split, "files", None, (self._n(split),))
+        """Return a split's index (N,) of files below `root`, memory-mapped read-only; only if `storage` is files."""
+        array: Index = self._array(split, "files", None, (self._count(split),))
         return array
 
     def labels(self, split: str) -> Labels:
-        """Labels of a split, int64 (N,), positions in `classes`, memory-mapped read-only."""
-        return self._array(split, "labels", np.dtype(np.int64), (self._n(split),))
+        """Return the labels of a split, int64 (N,), positions in `classes`, memory-mapped read-only."""
+        return self._array(split, "labels", np.dtype(np.int64), (self._count(split),))
 
     @property
     def storage(self) -> str:
-        """`array`, or `files` where the images are still in those of the user."""
+        """`array`, or `files` if the images stay in the user's files."""
         return str(self.manifest["storage"])
 
     @property
@@ -94,12 +94,12 @@ class PreparedData:
 
     @property
     def crop_pct(self) -> float:
-        """Setting `crop_pct` of the data set."""
+        """The setting `crop_pct` of the data set."""
         return float(self.manifest["settings"]["crop_pct"])
 
     @property
     def sha256(self) -> str:
-        """One hash for all images and labels, split included; of files, their paths and contents."""
+        """One hash for all images and labels and their split; of files, for their paths and contents."""
         return str(self.manifest["sha256"])
 
     @property
@@ -123,8 +123,8 @@ class PreparedData:
         """Standard deviation of each channel over the training split, in 0–1 units; never below 1/255."""
         return list(self.manifest["std"])
 
-    def _whole(self) -> bool:
-        """Whether the manifest has all entries that are used, and its hashes agree."""
+    def _is_complete(self) -> bool:
+        """Return whether the manifest has all entries that are used, with consistent hashes."""
         channels = self.image_shape[0]
         splits = self.manifest["splits"]
         return (
@@ -134,28 +134,30 @@ class PreparedData:
             and all(
                 set(splits[name]["files"]) == {file_name(name, kind) for kind in KINDS[self.storage]}
                 and splits[name]["sha256"] == files.digest(splits[name]["files"])
-                and len(splits[name]["indices"]) == self._n(name)
+                and len(splits[name]["indices"]) == self._count(name)
                 for name in SPLITS
             )
         )
 
-    def _n(self, split: str) -> int:
+    def _count(self, split: str) -> int:
         return int(self.manifest["splits"][split]["n"])
 
     def _array(self, split: str, kind: str, dtype: np.dtype[Any] | None, shape: tuple[int, ...]) -> NDArray[Any]:
-        """`dtype` None: of an index, which depends on its longest path."""
+        """Open an array file. `dtype` None: an index, whose dtype depends on its longest path."""
         path = self.folder / file_name(split, kind)
         try:
             array = np.lib.format.open_memmap(path, mode="r")
         except FileNotFoundError:
-            raise UserError(f"{path} does not exist: {AGAIN}") from None
+            raise UserError(f"{path} does not exist: {PREPARE_AGAIN}") from None
         except OSError:
             raise
-        except Exception:  # for a damaged header numpy raises nearly anything
-            raise UserError(f"{path} is damaged or truncated: {AGAIN}") from None
+        except Exception:  # numpy raises almost anything for a damaged header
+            raise UserError(f"{path} is damaged or truncated: {PREPARE_AGAIN}") from None
         if dtype is None:
             names = array.dtype.names or ()
             dtype = index_dtype(array.dtype["path"].itemsize if "path" in names else 1)
         if array.dtype != dtype or array.shape != shape or array.offset + array.nbytes != path.stat().st_size:
-            raise UserError(f"{path} is damaged ({array.dtype} {array.shape} instead of {dtype} {shape}): {AGAIN}")
+            raise UserError(
+                f"{path} is damaged ({array.dtype} {array.shape} instead of {dtype} {shape}): {PREPARE_AGAIN}"
+            )
         return array

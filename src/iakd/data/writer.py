@@ -1,4 +1,4 @@
-"""Making the canonical store from what a source has read."""
+"""Write a prepared data set from what a source has read."""
 
 import contextlib
 from pathlib import Path
@@ -10,47 +10,47 @@ from numpy.typing import NDArray
 from iakd import files
 from iakd.config import SOURCES, Dataset
 from iakd.data.source_data import ImageFiles, SourceData
-from iakd.data.splits import Indices, Split, split
-from iakd.data.statistics import constant_channels, duplicates, mean_std, missing_classes, pieces
+from iakd.data.splits import Indices, Split, split_source
+from iakd.data.statistics import constant_channels, duplicates, in_chunks, mean_std, missing_classes
 from iakd.data.store import KINDS, MANIFEST, SPLITS, combined_sha256, file_name
 
 
 def write_store(
-    folder: Path, raw: SourceData, settings: Dataset, key: str | None = None, fingerprint: str | None = None
+    folder: Path, source: SourceData, settings: Dataset, key: str | None = None, fingerprint: str | None = None
 ) -> Path:
-    """Split `raw`; write {split}.images.npy (or {split}.files.npy), {split}.labels.npy and, last of all, manifest.json.
+    """Split `source`, then write {split}.images.npy (or {split}.files.npy), {split}.labels.npy and, last,
+    manifest.json.
 
-    `key`, the identity of the job with its source code, and `fingerprint`, of the files that were read, are noted
-    in the manifest. Earlier data stay until the new are complete beside them; while files change places there is no
-    manifest. Returns the manifest's path.
-    Raises UserError where the data are too few for the split that is asked for.
+    `key`, the identity of the job and its source code, and `fingerprint`, of the files that were read, are recorded in
+    the manifest. An earlier data set stays until the new one is complete beside it; while files are exchanged there is
+    no manifest. Returns the manifest's path. Raises UserError if there are too few images for the requested split.
     """
-    parts = split(raw, settings)
-    storage = "files" if isinstance(raw.train_images, ImageFiles) else "array"
+    splits = split_source(source, settings)
+    storage = "files" if isinstance(source.train_images, ImageFiles) else "array"
     arrays = [file_name(name, kind) for name in SPLITS for kind in KINDS[storage]]
-    others = {file_name(name, kind) for name in SPLITS for kinds in KINDS.values() for kind in kinds} - set(arrays)
-    for name in [MANIFEST, *arrays, *others]:
+    unused = {file_name(name, kind) for name in SPLITS for kinds in KINDS.values() for kind in kinds} - set(arrays)
+    for name in [MANIFEST, *arrays, *unused]:
         for leftover in folder.glob(f".{name}.*"):  # of a writer that was killed
             leftover.unlink()
-    with contextlib.ExitStack() as stack:  # on leaving, files come into place in reverse: the manifest last
+    with contextlib.ExitStack() as stack:  # on exit, files are moved into place in reverse order: the manifest last
         new = {name: stack.enter_context(files.atomic_path(folder / name)) for name in [MANIFEST, *arrays]}
         hashes: dict[str, str] = {}
-        for name, part in parts.items():
-            images = part.images.index if isinstance(part.images, ImageFiles) else part.images
-            for kind, array in zip(KINDS[storage], (images, part.labels), strict=True):
+        for name, split in splits.items():
+            images = split.images.index if isinstance(split.images, ImageFiles) else split.images
+            for kind, array in zip(KINDS[storage], (images, split.labels), strict=True):
                 file = file_name(name, kind)
-                hashes[file] = _save(new[file], array, part.indices)
-        about: dict[str, Any] = {"settings": settings.model_dump(mode="json"), "key": key}
-        about |= {"fingerprint": fingerprint} if fingerprint else {}
-        files.write_json(new[MANIFEST], {**about, **_describe(raw, settings, parts, storage, hashes)})
+                hashes[file] = _save(new[file], array, split.indices)
+        manifest: dict[str, Any] = {"settings": settings.model_dump(mode="json"), "key": key}
+        manifest |= {"fingerprint": fingerprint} if fingerprint else {}
+        files.write_json(new[MANIFEST], {**manifest, **_describe(source, settings, splits, storage, hashes)})
         (folder / MANIFEST).unlink(missing_ok=True)
-        for name in others:  # of data that were stored in the other way
+        for name in unused:  # of data with the other kind of storage
             (folder / name).unlink(missing_ok=True)
     return folder / MANIFEST
 
 
 def _save(path: Path, array: NDArray[Any], indices: Indices) -> str:
-    """Write `array[indices]` as .npy, some images at a time; returns the file's SHA-256."""
+    """Write `array[indices]` as .npy, some images at a time. Returns the file's SHA-256."""
     header = {
         "descr": np.lib.format.dtype_to_descr(array.dtype),
         "fortran_order": False,
@@ -58,48 +58,48 @@ def _save(path: Path, array: NDArray[Any], indices: Indices) -> str:
     }
     with path.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
-        for piece in pieces(array, indices):
-            file.write(np.ascontiguousarray(piece).data)
+        for chunk in in_chunks(array, indices):
+            file.write(np.ascontiguousarray(chunk).data)
     return files.sha256_file(path)
 
 
 def _describe(
-    raw: SourceData, settings: Dataset, parts: dict[str, Split], storage: str, hashes: dict[str, str]
+    source: SourceData, settings: Dataset, splits: dict[str, Split], storage: str, hashes: dict[str, str]
 ) -> dict[str, Any]:
-    """What the manifest says of the data; `hashes`: SHA-256 of each file."""
-    splits: dict[str, Any] = {}
-    for name, part in parts.items():
-        own = {file_name(name, kind): hashes[file_name(name, kind)] for kind in KINDS[storage]}
-        splits[name] = {
-            "n": len(part.indices),
-            "sha256": files.digest(own),
-            "files": own,
-            "per_class": part.per_class(len(raw.classes)),
-            "from": part.origin,
-            "indices": part.indices.tolist(),
+    """Return the manifest's description of the data. `hashes`: SHA-256 of each file."""
+    described: dict[str, Any] = {}
+    for name, split in splits.items():
+        split_files = {file_name(name, kind): hashes[file_name(name, kind)] for kind in KINDS[storage]}
+        described[name] = {
+            "n": len(split.indices),
+            "sha256": files.digest(split_files),
+            "files": split_files,
+            "per_class": split.per_class(len(source.classes)),
+            "from": split.origin,
+            "indices": split.indices.tolist(),
         }
-    mean, std = mean_std(parts["train"].images, parts["train"].indices)
-    per_class = {name: splits[name]["per_class"] for name in SPLITS}
-    _, channels, height, width = raw.train_images.shape
+    mean, std = mean_std(splits["train"].images, splits["train"].indices)
+    per_class = {name: described[name]["per_class"] for name in SPLITS}
+    _, channels, height, width = source.train_images.shape
     return {
         "source": {
             "name": settings.source,
             "about": SOURCES[settings.source].summary,
-            "train": len(raw.train_images),
-            "test": None if raw.test_images is None else len(raw.test_images),
-            **({} if raw.val_images is None else {"val": len(raw.val_images)}),
+            "train": len(source.train_images),
+            "test": None if source.test_images is None else len(source.test_images),
+            **({} if source.val_images is None else {"val": len(source.val_images)}),
         },
         "storage": storage,
-        "classes": raw.classes,
+        "classes": source.classes,
         "image": {"channels": channels, "height": height, "width": width},
         "mean": mean,
         "std": std,
         "problems": [
-            *map(files.printable, raw.problems),  # they name files
-            *missing_classes(per_class, raw.classes),
+            *map(files.printable, source.problems),  # they contain file names
+            *missing_classes(per_class, source.classes),
             *constant_channels(std),
-            *duplicates(parts),
+            *duplicates(splits),
         ],
-        "sha256": combined_sha256(splits),
-        "splits": splits,
+        "sha256": combined_sha256(described),
+        "splits": described,
     }

@@ -13,7 +13,7 @@ from iakd import devices as devices
 from iakd.config import Method, Schedule
 from iakd.data.file_loader import make_loader
 from iakd.data.loader import ImageLoader, steps_per_epoch
-from iakd.data.splits import Indices, share_of_each, stratified
+from iakd.data.splits import Indices, fraction_per_class, stratified
 from iakd.data.store import PreparedData
 from iakd.distillation.distiller import Distiller, make_distiller
 from iakd.distillation.registry import changes_student, deploy, timeline_of
@@ -208,7 +208,7 @@ def transfer_set(experiment: Experiment, store: PreparedData) -> Indices | None:
     wanted, labels = experiment.params.distill.transfer, store.labels("train")
     seed = derive("transfer", experiment.params.dataset.split_seed)
     if isinstance(wanted, float):
-        return share_of_each(labels, wanted, seed)
+        return fraction_per_class(labels, wanted, seed)
     return stratified(labels, wanted, seed, setting="distill.transfer") if wanted else None
 
 

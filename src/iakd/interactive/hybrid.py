@@ -19,7 +19,7 @@ from iakd.interactive.swap_sampler import KeepMask
 from iakd.models import Network
 from iakd.models.features import LOGITS, BlockSlot, Features, FeatureSpec, forward_slots
 from iakd.models.network import Frozen, initialise
-from iakd.models.normalisation import entry
+from iakd.models.normalisation import input_conversion
 from iakd.models.pairing import BlockPair, pair_blocks, whole_stages
 from iakd.models.quantisation import QUANTISER
 from iakd.models.shapes import Shape
@@ -105,7 +105,7 @@ class Hybrid(nn.Module):
         self.pairs = self._pair()
         self._sizes_of: dict[Shape, list[tuple[Shape, Shape] | None]] = {}  # by shape of an image
         groups: list[list[nn.Module]] = [list(pair.teacher.blocks) for pair in self.pairs]
-        groups[0][:0] = entry(student, teacher)
+        groups[0][:0] = input_conversion(student, teacher)
         branches = [
             # copies, so that their mode is independent of the teacher's own forward pass
             TeacherBranch(pair, copy.deepcopy(nn.Sequential(*group)), options.teacher_bn == "batch")

@@ -1,4 +1,4 @@
-"""The layers of a network as they show in the names and shapes of its tensors."""
+"""Match the tensors of a foreign checkpoint to those of a network, by name or by structure."""
 
 import re
 from collections import Counter, defaultdict
@@ -18,39 +18,40 @@ SHORTCUT = re.compile(r"shortcut|downsample|down_sample|skip|identity|bypass|pro
 
 
 @dataclass(frozen=True)
-class Layer:
-    """The tensors of one module, or a tensor by itself. `kind`: the last parts of their names, and their shapes."""
+class TensorGroup:
+    """The tensors of one module, or a single tensor. `kind`: the last parts of their names, and their shapes."""
 
     name: str
     kind: tuple[tuple[str, Shape], ...]
 
     @property
     def is_shortcut(self) -> bool:
-        """Whether its name says that it stands beside a block's main path."""
+        """Whether the name is that of a shortcut."""
         return SHORTCUT.search(self.name) is not None
 
     def tensor(self, leaf: str) -> str:
-        """The full name of one of its tensors."""
+        """Return the full name of one of the tensors."""
         return f"{self.name}.{leaf}" if self.name else leaf
 
 
-def layers(shapes: Shapes) -> list[Layer]:
-    """The layers in the order of their first tensors; counters of batches and bookkeeping are left out."""
+def layers(shapes: Shapes) -> list[TensorGroup]:
+    """Return the layers in the order of their first tensors, without batch counters and bookkeeping."""
     tensors: dict[str, dict[str, Shape]] = {}
     for name, shape in shapes.items():
         module, _, leaf = name.rpartition(".")
         if leaf != COUNTER and leaf not in BOOKKEEPING:
             tensors.setdefault(module, {})[leaf] = shape
-    return [Layer(name, tuple(sorted(leaves.items()))) for name, leaves in tensors.items()]
+    return [TensorGroup(name, tuple(sorted(leaves.items()))) for name, leaves in tensors.items()]
 
 
 def readings(shapes: Shapes) -> list[dict[str, str]]:
-    """The names as they stand, without what wrappers put in, and without what frameworks put in front: → as they stand.
+    """Return possible readings of the names, each as reading → name: as they are, without wrappers, and without usual
+    prefixes.
 
-    Readings in which two names would become one are left out.
+    Readings in which two names coincide are left out.
     """
     result = [{name: name for name in shapes}]
-    for reading in (_unwrapped, _bare):
+    for reading in (_unwrapped, _without_prefixes):
         found = {reading(name): name for name in shapes}
         if len(found) == len(shapes) and found not in result:
             result.append(found)
@@ -61,38 +62,38 @@ def _unwrapped(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
-def _bare(name: str) -> str:
+def _without_prefixes(name: str) -> str:
     parts = _unwrapped(name).split(".")
     while len(parts) > 2 and parts[0] in PREFIXES:
         parts = parts[1:]
     return ".".join(parts)
 
 
-def natural(name: str) -> list[tuple[int, int | str]]:
-    """Sorts names as people count: layer2 before layer10."""
+def natural_key(name: str) -> list[tuple[int, int | str]]:
+    """Return a sort key that orders numbers in names by value: layer2 before layer10."""
     return [(0, int(part)) if part.isdigit() else (1, part) for part in re.findall(r"\d+|\D+", name)]
 
 
 def without_numbers(name: str) -> str:
-    """What is left of a name when numbers are taken for one another."""
+    """Return the name with all numbers replaced."""
     return re.sub(r"\d+", "#", name)
 
 
-Names = dict[str, str]  # of tensors, ours → theirs
-Kinds = Counter[tuple[tuple[str, tuple[int, ...]], ...]]
+NameMap = dict[str, str]  # of tensors, ours → theirs
+KindCounts = Counter[tuple[tuple[str, tuple[int, ...]], ...]]
 UNIT = re.compile(r"stem|head|stages\.\d+\.\d+")
-MOST_STEPS = 50_000  # of a search for an order
+MAX_STEPS = 50_000  # of a search for an order
 
 
 class Ambiguous(Exception):
-    """The layers fit in several ways, and nothing says which is right."""
+    """The layers fit in several ways, and nothing tells which is right."""
 
 
-def match(ours: Shapes, theirs: Shapes, original_names: Names, ordered: bool) -> Names | None:
-    """Our tensors' names → theirs, for all of ours and all of theirs; None where they do not fit.
+def match(ours: Shapes, theirs: Shapes, original_names: NameMap, ordered: bool) -> NameMap | None:
+    """Return the checkpoint's name for each tensor of the network (`ours`); None if they do not fit.
 
-    `original_names` are names in the library that our network was cut from (theirs → ours). `ordered`: their names
-    stand in the order of definition. Counters of batches may be missing from theirs. Raises Ambiguous.
+    `original_names` maps names in the library that the network comes from to the network's. `ordered`: the checkpoint's
+    tensors are in the order of definition. Batch counters may be missing in the checkpoint. Raises Ambiguous.
     """
     found = by_name(ours, theirs, original_names)
     if all(ours[mine] == theirs[name] for mine, name in found.items()) and _complete(found, ours, theirs):
@@ -100,8 +101,8 @@ def match(ours: Shapes, theirs: Shapes, original_names: Names, ordered: bool) ->
     return _by_structure(ours, theirs, ordered)
 
 
-def by_name(ours: Shapes, theirs: Shapes, original_names: Names) -> Names:
-    """Ours → theirs for all tensors that have one name in both, in the reading that has most of them."""
+def by_name(ours: Shapes, theirs: Shapes, original_names: NameMap) -> NameMap:
+    """Return the names that occur in both, network → checkpoint, in the reading with most of them."""
     return max(
         (
             {mine: names[name] for name, mine in known.items() if name in names and mine in ours}
@@ -112,59 +113,65 @@ def by_name(ours: Shapes, theirs: Shapes, original_names: Names) -> Names:
     )
 
 
-def _complete(found: Names, ours: Shapes, theirs: Shapes) -> bool:
+def _complete(found: NameMap, ours: Shapes, theirs: Shapes) -> bool:
     missing = [name for name in ours if name not in found and not name.endswith(COUNTER)]
     used = set(found.values())
     extra = [name for name in theirs if name not in used and name.rpartition(".")[2] not in BOOKKEEPING]
     return not missing and not extra
 
 
-def _by_structure(ours: Shapes, theirs: Shapes, ordered: bool) -> Names | None:
+def _by_structure(ours: Shapes, theirs: Shapes, ordered: bool) -> NameMap | None:
     units = _units(layers(ours))
-    bare = readings(theirs)[-1]
-    foreign = layers({name: theirs[full] for name, full in bare.items()})
+    shortest = readings(theirs)[-1]
+    foreign = layers({name: theirs[full] for name, full in shortest.items()})
     if Counter(layer.kind for unit in units for layer in unit) != Counter(layer.kind for layer in foreign):
         return None
-    ordered = ordered and _as_numbered(foreign)
-    parts = _arranged(units, foreign, ordered)
+    ordered = ordered and _is_in_numeric_order(foreign)
+    parts = _arrange(units, foreign, ordered)
     if parts is None:
         return None
-    names: Names = {}
+    names: NameMap = {}
     for unit, part in zip(units, parts, strict=True):
         for mine, their in _matched(unit, part, ordered):
             for leaf in (*(leaf for leaf, _ in mine.kind), COUNTER):
-                if mine.tensor(leaf) in ours and their.tensor(leaf) in bare:
-                    names[mine.tensor(leaf)] = bare[their.tensor(leaf)]
+                if mine.tensor(leaf) in ours and their.tensor(leaf) in shortest:
+                    names[mine.tensor(leaf)] = shortest[their.tensor(leaf)]
     return names
 
 
-def _as_numbered(foreign: Sequence[Layer]) -> bool:
-    """Whether names that differ in numbers only come in the order of these: not so in files sorted by name."""
+def _is_in_numeric_order(foreign: Sequence[TensorGroup]) -> bool:
+    """Return whether names that differ only in numbers are in numeric order, unlike in files sorted by name."""
     alike: dict[str, list[str]] = defaultdict(list)
     for layer in foreign:
         alike[without_numbers(layer.name)].append(layer.name)
-    return all(names == sorted(names, key=natural) for names in alike.values())
+    return all(names == sorted(names, key=natural_key) for names in alike.values())
 
 
-def _units(ours: Sequence[Layer]) -> list[list[Layer]]:
-    units: dict[str, list[Layer]] = {}
+def _units(ours: Sequence[TensorGroup]) -> list[list[TensorGroup]]:
+    units: dict[str, list[TensorGroup]] = {}
     for layer in ours:
         found = UNIT.match(layer.name)
         assert found, f"{layer.name}: a tensor outside stem, stages and head"
         units.setdefault(found[0], []).append(layer)
-    return [units[name] for name in sorted(units, key=lambda name: (name == "head", name != "stem", natural(name)))]
+    return [units[name] for name in sorted(units, key=lambda name: (name == "head", name != "stem", natural_key(name)))]
 
 
 # --- units ---
 
 
-def _arranged(units: list[list[Layer]], foreign: list[Layer], ordered: bool) -> list[list[Layer]] | None:
-    """Their layers, unit by unit. Raises Ambiguous where they can be put in several orders."""
+def _arrange(
+    units: list[list[TensorGroup]], foreign: list[TensorGroup], ordered: bool
+) -> list[list[TensorGroup]] | None:
+    """Return the checkpoint's layers unit by unit. Raises Ambiguous if several orders are possible."""
     wanted = [Counter(layer.kind for layer in unit) for unit in units]
-    if ordered and (cut := _cut(wanted, foreign)) and not _torn(units, cut):
-        return cut
+    if ordered and (divided := _divide(wanted, foreign)) and not _splits_a_block(units, divided):
+        return divided
     for depth in (1, 2):  # of names: what is defined together is called alike up to here
-        found = [parts for parts in _orders(wanted, _chains(foreign, depth, ordered)) if not _torn(units, parts)]
+        found = [
+            parts
+            for parts in _interleavings(wanted, _chains(foreign, depth, ordered))
+            if not _splits_a_block(units, parts)
+        ]
         if len({tuple(frozenset(part) for part in parts) for parts in found}) > 1:
             raise Ambiguous("its modules can be put in several orders, and safetensors does not keep the right one")
         if found:
@@ -172,8 +179,8 @@ def _arranged(units: list[list[Layer]], foreign: list[Layer], ordered: bool) -> 
     return None
 
 
-def _cut(wanted: list[Kinds], foreign: Sequence[Layer]) -> list[list[Layer]] | None:
-    parts: list[list[Layer]] = []
+def _divide(wanted: list[KindCounts], foreign: Sequence[TensorGroup]) -> list[list[TensorGroup]] | None:
+    parts: list[list[TensorGroup]] = []
     position = 0
     for kinds in wanted:
         part = list(foreign[position : position + kinds.total()])
@@ -184,10 +191,10 @@ def _cut(wanted: list[Kinds], foreign: Sequence[Layer]) -> list[list[Layer]] | N
     return parts
 
 
-def _torn(units: list[list[Layer]], parts: list[list[Layer]]) -> bool:
-    """Whether a block is put together from pieces of several modules that other blocks have pieces of, too.
+def _splits_a_block(units: list[list[TensorGroup]], parts: list[list[TensorGroup]]) -> bool:
+    """Return whether a block would be assembled from parts of several modules that also contribute to other blocks.
 
-    So it would be if layers of a pre-activation network were taken for those of an ordinary one, shifted by one.
+    This happens if the layers of a pre-activation network are taken for those of an ordinary one, shifted by one.
     """
     for position, (unit, part) in enumerate(zip(units, parts, strict=True)):
         paths = [layer.name.split(".")[:-1] for layer in part]
@@ -200,42 +207,46 @@ def _torn(units: list[list[Layer]], parts: list[list[Layer]]) -> bool:
     return False
 
 
-def _chains(foreign: Sequence[Layer], depth: int, ordered: bool) -> list[list[list[Layer]]]:
-    """Groups of layers by the first parts of their names, in chains within which numbers tell the order."""
-    groups: dict[str, list[Layer]] = defaultdict(list)
+def _chains(foreign: Sequence[TensorGroup], depth: int, ordered: bool) -> list[list[list[TensorGroup]]]:
+    """Return groups of layers that share the first parts of their names, in chains ordered by the numbers in them."""
+    groups: dict[str, list[TensorGroup]] = defaultdict(list)
     for layer in foreign:
         groups[".".join(layer.name.split(".")[:depth])].append(layer)
-    chains: dict[str, list[list[Layer]]] = defaultdict(list)
-    for name in sorted(groups, key=natural):
-        members = groups[name] if ordered else sorted(groups[name], key=lambda layer: natural(layer.name))
+    chains: dict[str, list[list[TensorGroup]]] = defaultdict(list)
+    for name in sorted(groups, key=natural_key):
+        members = groups[name] if ordered else sorted(groups[name], key=lambda layer: natural_key(layer.name))
         chains[without_numbers(name)].append(members)
     return list(chains.values())
 
 
-def _orders(wanted: list[Kinds], chains: list[list[list[Layer]]]) -> Iterator[list[list[Layer]]]:
-    """All ways to interleave the chains so that they can be cut into the units."""
+def _interleavings(
+    wanted: list[KindCounts], chains: list[list[list[TensorGroup]]]
+) -> Iterator[list[list[TensorGroup]]]:
+    """Yield all ways to interleave the chains so that they can be divided into the units."""
     total = sum(len(chain) for chain in chains)
     steps = 0
 
-    def go(taken: tuple[int, ...], parts: list[list[Layer]]) -> Iterator[list[list[Layer]]]:
+    def go(taken: tuple[int, ...], parts: list[list[TensorGroup]]) -> Iterator[list[list[TensorGroup]]]:
         nonlocal steps
         steps += 1
-        if steps > MOST_STEPS:
+        if steps > MAX_STEPS:
             raise Ambiguous("its modules can be put in too many orders to try them all")
         if sum(taken) == total:
             yield parts
             return
         for i, chain in enumerate(chains):
             if taken[i] < len(chain):
-                longer = _continued(wanted, parts, chain[taken[i]])
+                longer = _extend(wanted, parts, chain[taken[i]])
                 if longer is not None:
                     yield from go((*taken[:i], taken[i] + 1, *taken[i + 1 :]), longer)
 
     yield from go((0,) * len(chains), [[]])
 
 
-def _continued(wanted: list[Kinds], parts: list[list[Layer]], group: Sequence[Layer]) -> list[list[Layer]] | None:
-    """`parts` with the layers of `group` put into the current unit and those after it; None where one does not fit."""
+def _extend(
+    wanted: list[KindCounts], parts: list[list[TensorGroup]], group: Sequence[TensorGroup]
+) -> list[list[TensorGroup]] | None:
+    """Return `parts` with the layers of `group` added to the current unit and later ones; None if one does not fit."""
     parts = [*parts[:-1], list(parts[-1])]
     for layer in group:
         if len(parts[-1]) == wanted[len(parts) - 1].total():
@@ -252,10 +263,12 @@ def _continued(wanted: list[Kinds], parts: list[list[Layer]], group: Sequence[La
 # --- layers of one unit ---
 
 
-def _matched(unit: Sequence[Layer], part: Sequence[Layer], ordered: bool) -> Iterator[tuple[Layer, Layer]]:
-    """Each layer of our unit with theirs."""
-    pairs: dict[Layer, Layer] = {}
-    by_kind: dict[object, tuple[list[Layer], list[Layer]]] = defaultdict(lambda: ([], []))
+def _matched(
+    unit: Sequence[TensorGroup], part: Sequence[TensorGroup], ordered: bool
+) -> Iterator[tuple[TensorGroup, TensorGroup]]:
+    """Yield each layer of the network's unit with the checkpoint's."""
+    pairs: dict[TensorGroup, TensorGroup] = {}
+    by_kind: dict[object, tuple[list[TensorGroup], list[TensorGroup]]] = defaultdict(lambda: ([], []))
     for side, members in enumerate((unit, part)):
         for layer in members:
             by_kind[layer.kind][side].append(layer)
@@ -272,23 +285,23 @@ def _matched(unit: Sequence[Layer], part: Sequence[Layer], ordered: bool) -> Ite
             several.append((ours, theirs))
     for ours, theirs in several:  # no name tells the shortcut: but a normalisation stands right after its convolution
         if not ordered:
-            raise _unclear(theirs)
-        before_ours, before_theirs = (_before(members) for members in (unit, part))
+            raise _ambiguous(theirs)
+        before_ours, before_theirs = (_convolutions_before(members) for members in (unit, part))
         for layer in ours:
             leader = pairs.get(before_ours[layer]) if layer in before_ours else None
             found = [other for other in theirs if leader is not None and before_theirs.get(other) == leader]
             if len(found) != 1:
-                raise _unclear(theirs)
+                raise _ambiguous(theirs)
             pairs[layer] = found[0]
     yield from pairs.items()
 
 
-def _shortcuts(members: Sequence[Layer]) -> int:
+def _shortcuts(members: Sequence[TensorGroup]) -> int:
     return sum(layer.is_shortcut for layer in members)
 
 
-def _before(members: Sequence[Layer]) -> dict[Layer, Layer]:
-    """The convolution or linear layer right before each normalisation, in the order of definition."""
+def _convolutions_before(members: Sequence[TensorGroup]) -> dict[TensorGroup, TensorGroup]:
+    """Return the convolution or linear layer directly before each normalisation, in the order of definition."""
     found = {}
     for before, layer in pairwise(members):
         widths = [dict(each.kind).get("weight", ()) for each in (before, layer)]
@@ -297,14 +310,14 @@ def _before(members: Sequence[Layer]) -> dict[Layer, Layer]:
     return found
 
 
-def _in_order(members: list[Layer], ordered: bool) -> list[Layer]:
-    """Layers of one kind as they follow each other: as defined, or else as numbered."""
+def _in_order(members: list[TensorGroup], ordered: bool) -> list[TensorGroup]:
+    """Return layers of one kind in order: as defined, or else as numbered."""
     if ordered:
         return members
     if len({without_numbers(layer.name) for layer in members}) > 1:
-        raise _unclear(members)
-    return sorted(members, key=lambda layer: natural(layer.name))
+        raise _ambiguous(members)
+    return sorted(members, key=lambda layer: natural_key(layer.name))
 
 
-def _unclear(members: Sequence[Layer]) -> Ambiguous:
+def _ambiguous(members: Sequence[TensorGroup]) -> Ambiguous:
     return Ambiguous(f"{members[0].name} and {members[1].name} have one shape, and nothing says which comes first")

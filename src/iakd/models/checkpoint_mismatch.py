@@ -1,4 +1,4 @@
-"""Why a checkpoint does not fit: what else it would fit, or a table of what differs."""
+"""Explain why a checkpoint does not fit: the settings that it would fit, or a table of the differences."""
 
 import logging
 from collections import Counter
@@ -12,15 +12,15 @@ from iakd.models.checkpoint_matching import (
     BOOKKEEPING,
     COUNTER,
     Ambiguous,
-    Layer,
-    Names,
+    NameMap,
     Shapes,
+    TensorGroup,
     by_name,
     layers,
     match,
 )
 
-ROWS = 12  # that are shown of the table
+ROWS = 12  # of the table that are shown
 NOTHING = "–"
 MismatchRow = tuple[str, str, str, str]  # name and shape here, name and shape in the file
 
@@ -28,9 +28,9 @@ log = logging.getLogger(__name__)
 
 
 def explain(settings: config.Network, channels: int, classes: int, theirs: Shapes, ordered: bool) -> str:
-    """In one line, why tensors of these shapes are no weights of the network that `settings` describe.
+    """Return in one line why tensors of these shapes are not weights of the network that `settings` describe.
 
-    Where no other setting explains it, a table is logged before.
+    If no other setting explains it, a table of the differences is logged first.
     """
     its_classes = next((shape[0] for shape in reversed(list(theirs.values())) if len(shape) == 2), classes)
     depths = {shape[1] for shape in theirs.values() if len(shape) == 4}
@@ -43,13 +43,13 @@ def explain(settings: config.Network, channels: int, classes: int, theirs: Shape
     ours = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     rows = _rows(ours, theirs, network.original_names)
     if not rows:
-        return f"has the layers of {settings.arch}, but its blocks are put together otherwise; nothing was loaded"
+        return f"has the layers of {settings.arch}, but its blocks are composed differently; nothing was loaded"
     log.error("%s", "\n".join(_table(rows)))
     return f"does not fit {settings.arch}, {len(rows)} tensors differ (table above); nothing was loaded"
 
 
 def _near(settings: config.Network, theirs: Shapes) -> Iterator[config.Network]:
-    """The network that was asked for, then others, the likeliest first."""
+    """Yield the requested network, then similar ones, the most likely first."""
     yield settings
     widths = sorted({shape[0] for shape in theirs.values() if len(shape) == 4})[:2]
     for width in (settings.width, None, *widths):
@@ -69,14 +69,14 @@ def _fits(settings: config.Network, channels: int, classes: int, theirs: Shapes,
         return match(ours, theirs, network.original_names, ordered) is not None
     except Ambiguous:
         return True
-    except UserError:  # a setting that the family has no use for
+    except UserError:  # a setting that the family does not use
         return False
 
 
 def _difference(
     settings: config.Network, other: config.Network, channels: tuple[int, int], classes: tuple[int, int]
 ) -> str:
-    """What would have to be set otherwise, or is otherwise in the data (here, in the file)."""
+    """Return what would have to change in the settings, or what differs in the data. Pairs: (here, in the file)."""
     changes = [
         f"without {name}" if getattr(other, name) is None else f"with {name}: {getattr(other, name)}"
         for name in ("arch", "width", "shortcut")
@@ -95,8 +95,8 @@ def _difference(
     return "; ".join(reasons)
 
 
-def _rows(ours: Shapes, theirs: Shapes, original_names: Names) -> list[MismatchRow]:
-    """What does not fit: by name where most names are the same, else the layers of which only one side has the kind."""
+def _rows(ours: Shapes, theirs: Shapes, original_names: NameMap) -> list[MismatchRow]:
+    """Return the differences: by name if most names are the same, else layers of kinds that only one side has."""
     named = by_name(ours, theirs, original_names)
     if len(named) > len(ours) / 2:
         used = set(named.values())
@@ -115,8 +115,8 @@ def _rows(ours: Shapes, theirs: Shapes, original_names: Names) -> list[MismatchR
     return rows + [(NOTHING, "", name, _text(theirs[name])) for name in there]
 
 
-def _unpaired(some: list[Layer], others: list[Layer]) -> list[str]:
-    """The tensors of layers of a kind that the others have fewer of."""
+def _unpaired(some: list[TensorGroup], others: list[TensorGroup]) -> list[str]:
+    """Return the tensors of layers of kinds that are more frequent here than in `others`."""
     left = Counter(layer.kind for layer in others)
     names = []
     for layer in some:

@@ -1,7 +1,7 @@
-"""The tensors of a program that `torch.export.save` wrote, read without unpickling anything.
+"""Read foreign checkpoints without running any code in them: safetensors, torch.save, torch.export.save.
 
-MLflow logs PyTorch models in this form. The archive names each tensor of the state_dict in a JSON file and holds its
-bytes beside it (format of torch 2.7 and later).
+MLflow logs PyTorch models as programs of `torch.export.save` (format of torch 2.7 and later): the archive lists each
+tensor of the state_dict in a JSON file and holds its bytes beside it.
 """
 
 import argparse
@@ -40,7 +40,7 @@ DTYPES = {  # torch._export.serde.schema.ScalarType
 
 
 def is_exported(path: Path) -> bool:
-    """Whether the file is such an archive."""
+    """Return whether the file is a program of `torch.export.save`."""
     try:
         with zipfile.ZipFile(path) as archive:
             return _index(archive) is not None
@@ -49,7 +49,9 @@ def is_exported(path: Path) -> bool:
 
 
 def read_exported(path: Path) -> dict[str, Tensor]:
-    """The state_dict, in its order. Raises KeyError, ValueError, RuntimeError or BadZipFile where it is damaged."""
+    """Return the state_dict of an exported program, in order. Raises KeyError, ValueError, RuntimeError or BadZipFile
+    if damaged.
+    """
     with zipfile.ZipFile(path) as archive:
         index = _index(archive)
         assert index is not None
@@ -71,13 +73,13 @@ def _tensor(content: bytes, entry: dict[str, Any]) -> Tensor:
     return flat.as_strided(sizes, strides, int(about["storage_offset"]["as_int"]))
 
 
-USUAL = (  # names of weights in a training checkpoint; those of a moving average come after the plain ones
+USUAL_KEYS = (  # names of weights in a training checkpoint; those of a moving average come after the plain ones
     *("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "weights", "params"),
     *("teacher", "ema", "ema_state_dict", "model_ema", "state_dict_ema"),
 )
-DEPTH = 4  # of nested dictionaries
+MAX_DEPTH = 4  # of nested dictionaries
 NUMPY_CLASSES = {type(np.dtype(kind)) for kind in ("?", "i1", "i2", "i4", "i8", "u1", "f2", "f4", "f8")}
-HARMLESS: tuple[Any, ...] = (  # data without code, which training checkpoints have among their notes
+SAFE_TYPES: tuple[Any, ...] = (  # data without code, which training checkpoints have among their notes
     argparse.Namespace,
     np.dtype,
     *NUMPY_CLASSES,
@@ -86,35 +88,36 @@ HARMLESS: tuple[Any, ...] = (  # data without code, which training checkpoints h
 
 
 @dataclass(frozen=True)
-class Tensors:
-    """A state_dict found in a file. `where`: the keys that lead to it; `ordered`: whether names are in the order in
-    which the layers were defined, which safetensors does not keep.
+class StateDict:
+    """A state_dict in a file. `key_path`: the keys that lead to it; `ordered`: whether the names are in the order of
+    definition, which safetensors does not keep.
     """
 
-    where: str
+    key_path: str
     tensors: dict[str, Tensor]
     ordered: bool
 
 
-def read_checkpoint(path: Path, origin: str) -> list[Tensors]:
-    """What could be a network's weights in the file at `path`, the likeliest first; at least one.
+def read_checkpoint(path: Path, origin: str) -> list[StateDict]:
+    """Return the state_dicts in the file at `path` that may be a network's weights, the most likely first; at least
+    one.
 
-    Raises UserError, naming `origin`, where the file is missing, damaged, or holds other objects than tensors, numbers
-    and texts.
+    Raises UserError, naming `origin`, if the file is missing, damaged, or holds objects other than tensors, numbers and
+    texts.
     """
     try:
         with path.open("rb") as file:
             head = file.read(9)
     except (FileNotFoundError, IsADirectoryError):
-        raise UserError(f"{origin}: {path} is no file") from None
+        raise UserError(f"{origin}: {path} is not a file") from None
     if head[8:] == b"{":
-        found = [Tensors("", _safetensors(path, origin), ordered=False)]
+        found = [StateDict("", _safetensors(path, origin), ordered=False)]
     elif head[:2] == b"PK" and is_exported(path):
-        found = [Tensors("", _exported(path, origin), ordered=True)]
+        found = [StateDict("", _exported(path, origin), ordered=True)]
     elif head[:2] == b"PK" or head[:1] == b"\x80":
-        found = sorted(_within(_torch(path, origin)), key=_rank)
+        found = sorted(_state_dicts(_torch(path, origin)), key=_rank)
     else:
-        raise UserError(f"{origin} is no checkpoint: neither safetensors nor written by torch.save")
+        raise UserError(f"{origin} is not a checkpoint: neither safetensors nor written by torch.save")
     if not any(each.tensors for each in found):
         raise UserError(f"{origin} holds no weights of a network (no dictionary with tensors called ….weight)")
     return found
@@ -136,7 +139,7 @@ def _exported(path: Path, origin: str) -> dict[str, Tensor]:
 
 def _torch(path: Path, origin: str) -> Any:
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(list(HARMLESS)):
+        with warnings.catch_warnings(), torch.serialization.safe_globals(list(SAFE_TYPES)):
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # in a damaged file anything can go wrong, an OSError for an impossible place too
@@ -152,24 +155,24 @@ def _torch(path: Path, origin: str) -> Any:
 
 def _damaged(origin: str, error: Exception) -> UserError:
     reason = next(iter(str(error).splitlines()), "")[:100].rstrip(". ") or type(error).__name__
-    return UserError(f"{origin} is truncated or damaged ({reason}); copy it anew")
+    return UserError(f"{origin} is truncated or damaged ({reason}); copy it again")
 
 
-def _within(value: Any, where: tuple[str, ...] = ()) -> Iterator[Tensors]:
-    """Dictionaries of tensors in nested ones; an optimiser's have no weights."""
-    if not isinstance(value, Mapping) or len(where) > DEPTH:
+def _state_dicts(value: Any, key_path: tuple[str, ...] = ()) -> Iterator[StateDict]:
+    """Yield dictionaries of tensors in nested dictionaries; an optimiser's have no weights."""
+    if not isinstance(value, Mapping) or len(key_path) > MAX_DEPTH:
         return
     texts = {key: item for key, item in value.items() if isinstance(key, str)}
     tensors = {key: item.detach() for key, item in texts.items() if isinstance(item, Tensor)}
     if any(key.rpartition(".")[2] == "weight" for key in tensors):
-        yield Tensors(".".join(where), tensors, ordered=True)
+        yield StateDict(".".join(key_path), tensors, ordered=True)
     for key, item in texts.items():
-        yield from _within(item, (*where, key))
+        yield from _state_dicts(item, (*key_path, key))
 
 
-def _rank(found: Tensors) -> int:
-    """The outermost first, then by name."""
-    name = found.where.rpartition(".")[2]
+def _rank(found: StateDict) -> int:
+    """Order the outermost first, then by name."""
+    name = found.key_path.rpartition(".")[2]
     with contextlib.suppress(ValueError):
-        return USUAL.index(name)
-    return len(USUAL) if name else -1
+        return USUAL_KEYS.index(name)
+    return len(USUAL_KEYS) if name else -1

@@ -1,4 +1,4 @@
-"""A network of the zoo with the weights of a foreign checkpoint, whole or not at all."""
+"""Load the weights of a foreign checkpoint into a network, completely or not at all."""
 
 import logging
 from pathlib import Path
@@ -8,27 +8,28 @@ from torch import Tensor
 
 from iakd import config, models
 from iakd.errors import UserError
-from iakd.models.checkpoint_matching import Ambiguous, Names, Shapes, match
+from iakd.models.checkpoint_matching import Ambiguous, NameMap, Shapes, match
 from iakd.models.checkpoint_mismatch import explain
-from iakd.models.checkpoints import Tensors, read_checkpoint
+from iakd.models.checkpoints import StateDict, read_checkpoint
 from iakd.models.network import Network
 
 log = logging.getLogger(__name__)
 
 
 def load_external(settings: config.Network, channels: int, classes: int, path: Path, origin: str) -> Network:
-    """The network that `settings` describe, with the weights in the file at `path`, whatever their names are there.
+    """Build the network that `settings` describe, with the weights in the file at `path`, whatever their names are
+    there.
 
-    Raises UserError, naming `origin`, where the file cannot be read or does not fit; if nothing else explains it, after
-    a table of what differs on standard error.
+    Raises UserError, naming `origin`, if the file cannot be read or does not fit. If nothing else explains it, a table
+    of the differences is logged first.
     """
     network = models.build(settings, channels, classes)
     found = read_checkpoint(path, origin)
     for each in found:
         names = _match(network, each, origin)
         if names is not None:
-            _fill(network, each.tensors, names, origin)
-            inside = f", in {each.where}" if each.where else ""
+            _copy_weights(network, each.tensors, names, origin)
+            inside = f", in {each.key_path}" if each.key_path else ""
             log.info("%s: the weights of %s%s", origin, settings.arch, inside)
             return network
     raise UserError(f"{origin}: {explain(settings, channels, classes, _shapes(found[0].tensors), found[0].ordered)}")
@@ -38,7 +39,7 @@ def _shapes(tensors: dict[str, Tensor]) -> Shapes:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
-def _match(network: Network, found: Tensors, origin: str) -> Names | None:
+def _match(network: Network, found: StateDict, origin: str) -> NameMap | None:
     try:
         return match(_shapes(network.state_dict()), _shapes(found.tensors), network.original_names, found.ordered)
     except Ambiguous as error:
@@ -46,7 +47,7 @@ def _match(network: Network, found: Tensors, origin: str) -> Names | None:
 
 
 @torch.no_grad()
-def _fill(network: Network, tensors: dict[str, Tensor], names: Names, origin: str) -> None:
+def _copy_weights(network: Network, tensors: dict[str, Tensor], names: NameMap, origin: str) -> None:
     for name, tensor in network.state_dict().items():
         if name not in names:  # a counter of batches, which old files do not have
             tensor.zero_()

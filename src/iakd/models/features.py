@@ -1,4 +1,4 @@
-"""A forward pass that keeps what somebody wants to look at on the way, without a change to the network."""
+"""A forward pass that keeps chosen features, without changing the network."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -12,8 +12,8 @@ from iakd.models.network import Block, Network
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """What is looked at of a forward pass: features after these blocks (counted from 0), the same before their last
-    activation, and the rest by name.
+    """The features of a forward pass to keep: after these blocks (counted from 0), before the blocks' last activation,
+    and others by name.
     """
 
     blocks: frozenset[int] = frozenset()
@@ -40,12 +40,14 @@ POOLED = FeatureSpec(pooled=True)
 
 @dataclass
 class Features:
-    """What a walk has kept: maps (B, C, H, W) or tokens (B, N, C) after the stem and after blocks, `unpooled`
-    (B, C, H, W), which is what the global pooling takes, `pooled` (B, D), which is what the last linear layer takes,
-    and `logits` (B, classes). What was not needed may be missing.
+    """The features that a forward pass has kept.
 
-    `preactivations` are what blocks give before their last activation. Where a network activates at the beginning of
-    the next block instead (`Block.entry`), they are what that one normalises; where it does neither, the features.
+    Maps (B, C, H, W) or tokens (B, N, C) after the stem and after blocks; `unpooled` (B, C, H, W), the input of the
+    global pooling; `pooled` (B, D), the input of the last linear layer; `logits` (B, classes). Features that were not
+    asked for may be missing.
+
+    `preactivations` are the outputs of blocks before their last activation. In a network of pre-activation blocks
+    (`Block.input_norm`) they are what the next block's normalisation returns; if a block has neither, its output.
     """
 
     blocks: dict[int, Tensor] = field(default_factory=dict)
@@ -56,51 +58,51 @@ class Features:
     logits: Tensor | None = None
 
 
-BlockSlot = tuple[int, Callable[[Tensor], Tensor]]  # position of a block, and what stands there
+BlockSlot = tuple[int, Callable[[Tensor], Tensor]]  # index of a block, and what is computed in its place
 
 
 def forward_features(network: Network, images: Tensor, needs: FeatureSpec) -> Features:
-    """The network's forward pass on images (B, C, H, W), as far as it is needed."""
+    """Run the network on images (B, C, H, W), as far as `needs` requires."""
     return forward_slots(network, images, enumerate(network.blocks), needs)
 
 
-def forward_slots(network: Network, images: Tensor, places: Iterable[BlockSlot], needs: FeatureSpec) -> Features:
-    """The same with other blocks in the network's places."""
+def forward_slots(network: Network, images: Tensor, slots: Iterable[BlockSlot], needs: FeatureSpec) -> Features:
+    """Like `forward_features`, with `slots` in place of the network's blocks."""
     kept = Features()
     features = network.enter(images)
     if needs.stem:
         kept.stem = features
-    to_the_end = needs.unpooled or needs.pooled or needs.logits
+    needs_head = needs.unpooled or needs.pooled or needs.logits
     last = max(needs.blocks | needs.preactivations, default=-1)
-    for position, block in places:
-        if not to_the_end and position > last:
+    for position, block in slots:
+        if not needs_head and position > last:
             return kept
         if position in needs.preactivations and isinstance(block, Block):
-            before = block.before_activation(features)
+            before = block.preactivation(features)
             features = block.activate(before)
         else:
             before = features = block(features)
         if position in needs.preactivations:
-            kept.preactivations[position] = _normalised(_next_entry(network, position), before)
+            kept.preactivations[position] = _normalise(_next_input_norm(network, position), before)
         if position in needs.blocks:
             kept.blocks[position] = features
-    if to_the_end:
-        _finish(network, features, needs, kept)
+    if needs_head:
+        _forward_head(network, features, needs, kept)
     return kept
 
 
-def _next_entry(network: Network, position: int) -> nn.Module | None:
-    """The layer that normalises what a block gives, in networks whose blocks normalise first."""
+def _next_input_norm(network: Network, position: int) -> nn.Module | None:
+    """Return the layer that normalises a block's output, in networks of pre-activation blocks."""
     blocks = network.blocks
-    if blocks[position].entry is None:
+    if blocks[position].input_norm is None:
         return None
     if position + 1 < len(blocks):
-        return blocks[position + 1].entry
+        return blocks[position + 1].input_norm
     return next(module for module in network.head.modules() if isinstance(module, nn.BatchNorm2d))
 
 
-def _normalised(layer: nn.Module | None, features: Tensor) -> Tensor:
-    """By the batch's statistics where the layer is in training mode, but its running ones are not moved."""
+def _normalise(layer: nn.Module | None, features: Tensor) -> Tensor:
+    """Normalise, by the batch's statistics in training mode, without updating the running statistics."""
     if not isinstance(layer, nn.BatchNorm2d):
         return features
     tracking, layer.track_running_stats = layer.track_running_stats, layer.track_running_stats and not layer.training
@@ -110,14 +112,14 @@ def _normalised(layer: nn.Module | None, features: Tensor) -> Tensor:
         layer.track_running_stats = tracking
 
 
-def _finish(network: Network, features: Tensor, needs: FeatureSpec, kept: Features) -> None:
-    """The head, and what two of its layers take."""
+def _forward_head(network: Network, features: Tensor, needs: FeatureSpec, kept: Features) -> None:
+    """Run the head, and keep the inputs of its pooling and its classifier if needed."""
     watched: list[tuple[str, nn.Module]] = []
     if needs.unpooled:
         watched.append(("unpooled", pooling(network)))
     if needs.pooled:
         watched.append(("pooled", classifier(network)))
-    handles = [layer.register_forward_pre_hook(partial(_note, kept, name)) for name, layer in watched]
+    handles = [layer.register_forward_pre_hook(partial(_store_input, kept, name)) for name, layer in watched]
     try:
         kept.logits = network.head(features)
     finally:
@@ -125,21 +127,21 @@ def _finish(network: Network, features: Tensor, needs: FeatureSpec, kept: Featur
             handle.remove()
 
 
-def _note(kept: Features, name: str, layer: nn.Module, arguments: tuple[Tensor]) -> None:
+def _store_input(kept: Features, name: str, layer: nn.Module, arguments: tuple[Tensor]) -> None:
     setattr(kept, name, arguments[0])
 
 
 def pooling(network: Network) -> nn.AdaptiveAvgPool2d:
-    """The layer of the head that takes the means of maps. Raises UserError where there is none."""
+    """Return the head's global average pooling. Raises UserError if it has none."""
     layers = [layer for layer in network.head.modules() if isinstance(layer, nn.AdaptiveAvgPool2d)]
     if not layers:
-        raise UserError("a method that looks at the last maps needs a network whose head takes their means")
+        raise UserError("a method that uses the last maps needs a network with global average pooling")
     return layers[0]
 
 
 def classifier(network: Network) -> nn.Linear:
-    """The network's last linear layer. Raises UserError where there is none."""
+    """Return the network's last linear layer. Raises UserError if it has none."""
     layers = [layer for layer in network.head.modules() if isinstance(layer, nn.Linear)]
     if not layers:
-        raise UserError("a method that looks at pooled features needs a network that ends in a linear layer")
+        raise UserError("a method that uses pooled features needs a network that ends in a linear layer")
     return layers[-1]

@@ -1,4 +1,4 @@
-"""What one image costs a network."""
+"""Parameters and multiply–accumulate operations of a network."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,15 +11,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from iakd.models.network import Network
 from iakd.models.quantisation import weight_bytes
-from iakd.models.shapes import Shape, hollow
+from iakd.models.shapes import Shape, meta_tensors
 
 
 def model_cost(network: nn.Module, shape: Shape) -> dict[str, int]:
-    """`parameters` (how many numbers they hold), `weight_bytes` (what they take), and `macs` (multiply–accumulate
-    operations on one image).
+    """Return `parameters` (their number), `weight_bytes` (their size) and `macs` (multiply–accumulates for one image).
 
-    `shape` is (channels, height, width). Counted are convolutions and matrix products, as is usual in the field;
-    normalisation, activations and additions are not. The network's mode is put back.
+    `shape` is (channels, height, width). As is usual, convolutions and matrix products are counted; normalisation,
+    activations and additions are not. The network's mode is restored.
     """
     first = next(network.parameters())
     training = network.training
@@ -35,8 +34,10 @@ def model_cost(network: nn.Module, shape: Shape) -> dict[str, int]:
 
 
 def block_costs(network: Network, shape: Shape) -> list[dict[str, int]]:
-    """The same for each block by itself, in order; nothing is computed."""
-    macs = functional_call(_BlockMacs(network), hollow(network, "network."), (torch.empty(2, *shape, device="meta"),))
+    """Return `parameters` and `macs` of each block, in order; nothing is computed."""
+    macs = functional_call(
+        _BlockMacs(network), meta_tensors(network, "network."), (torch.empty(2, *shape, device="meta"),)
+    )
     return [
         {"parameters": _parameters(block), "macs": number // 2}
         for block, number in zip(network.blocks, macs, strict=True)
@@ -61,9 +62,9 @@ class _BlockMacs(nn.Module):
 
 @contextmanager
 def _counter() -> Iterator[FlopCounterMode]:
-    """A counter of floating-point operations, two per multiply–accumulate."""
+    """Count floating-point operations, two per multiply–accumulate."""
     fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # the counter does not see into fused attention
+    torch.backends.mha.set_fastpath_enabled(False)  # the counter cannot look inside fused attention
     try:
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             yield counter

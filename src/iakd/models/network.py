@@ -11,7 +11,7 @@ from iakd.config import Normalisation
 
 
 class Block(nn.Module):
-    """A unit that interactive distillation can swap; it knows how many channels it takes and gives."""
+    """A unit that can be swapped; it knows its numbers of input and output channels."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -20,41 +20,41 @@ class Block(nn.Module):
 
     @property
     def kind(self) -> type[nn.Module]:
-        """What sort of unit this is; networks of the same kind differ in depth and width only."""
+        """The type of the unit; networks with blocks of the same type differ in depth and width only."""
         return type(self)
 
     @property
-    def entry(self) -> nn.Module | None:
-        """The layer that normalises what comes in before anything else happens to it, where the block has one."""
+    def input_norm(self) -> nn.Module | None:
+        """The layer that normalises the input before anything else, in pre-activation blocks; else None."""
         return None
 
-    def before_activation(self, features: Tensor) -> Tensor:
-        """The output before the block's last activation; where it ends in none, the output."""
+    def preactivation(self, features: Tensor) -> Tensor:
+        """Return the output before the block's last activation, or the output if there is no activation at the end."""
         return self(features)
 
     def activate(self, features: Tensor) -> Tensor:
-        """The last activation: `activate(before_activation(x))` is the output, bit by bit."""
+        """Apply the last activation: `activate(preactivation(x))` equals the output, bit for bit."""
         return features
 
 
-class RectifiedBlock(Block):
-    """A block that ends in a ReLU; it has `before_activation` to say."""
+class ReluBlock(Block):
+    """A block that ends in a ReLU; subclasses define `preactivation`."""
 
     def activate(self, features: Tensor) -> Tensor:
         return F.relu(features)
 
     def forward(self, features: Tensor) -> Tensor:
-        return F.relu(self.before_activation(features), inplace=True)  # `activate`, where nobody else looks
+        return F.relu(self.preactivation(features), inplace=True)  # like `activate`, in place
 
 
 class Network(nn.Module):
-    """An image classifier, (B, C, H, W) float → (B, classes) logits.
+    """An image classifier, (B, C, H, W) float → (B, classes) logits: head ∘ block_L ∘ … ∘ block_1 ∘ stem ∘ input.
 
-    `stages` hold blocks of equal spatial size; a stage's first block is the one that reduces it. `input` stands before
-    the stem and has nothing to learn: the identity, or what a network needs whose images were normalised otherwise than
-    the data set's; `normalisation` is that of the images behind it, where it is known. `size` is the side in pixels of
-    the images that the architecture was designed for, `original_names` the names that the network's tensors have in
-    the library it was cut from (theirs → ours; empty for the zoo's own).
+    `stages` hold blocks with equal spatial size; the first block of a stage may reduce it. `input` has no parameters:
+    it is the identity, or converts images whose normalisation differs from the one that the network was trained with.
+    `normalisation` is the latter, if known. `size` is the side in pixels of the images that the architecture was
+    designed for. `original_names` maps the names of tensors in the library that the network comes from to their names
+    here (empty for this project's own networks).
     """
 
     def __init__(self, stem: nn.Module, stages: Iterable[Iterable[Block]], head: nn.Module, size: int = 32) -> None:
@@ -69,11 +69,11 @@ class Network(nn.Module):
 
     @property
     def blocks(self) -> list[Block]:
-        """All blocks from the first to the last."""
+        """All blocks, from the first to the last."""
         return [block for stage in self.stages for block in stage]  # type: ignore[attr-defined]
 
     def enter(self, images: Tensor) -> Tensor:
-        """What the first block gets."""
+        """Return the input of the first block."""
         return self.stem(self.input(images))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -123,17 +123,18 @@ def _keep_own_state(module: nn.Module, state_dict: dict[str, Any], prefix: str, 
 
 
 def initialise(module: nn.Module, generator: torch.Generator) -> None:
-    """Draw all weights of a newly built module anew from `generator`.
+    """Draw all weights of a newly built module again, from `generator`.
 
-    Convolutions after He et al. 2015 (fan-out per group, ReLU), linear layers uniform in ±1/√fan-in, normalisation
-    layers as the identity with fresh statistics. Parameters of no such layer (class tokens, positions, layer scales)
-    keep a constant that they were built with; the others are normal with σ = 0.02, as is usual in transformers.
+    Convolutions as in He et al. 2015 (fan-out per group, ReLU), linear layers uniform in ±1/√fan-in, normalisation
+    layers as the identity with reset statistics. Parameters of other layers (class tokens, positions, layer scales)
+    keep a constant value that they were built with; otherwise they are normal with σ = 0.02, as is usual in
+    transformers.
     """
     for layer in module.modules():
         match layer:
             case nn.Conv2d():
                 _draw_convolution(layer, generator)
-            case nn.ConvTranspose2d():  # torch counts its fans the other way round
+            case nn.ConvTranspose2d():  # torch exchanges fan-in and fan-out here
                 nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu", generator=generator)
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
@@ -153,7 +154,7 @@ def initialise(module: nn.Module, generator: torch.Generator) -> None:
 def _draw_convolution(layer: nn.Conv2d, generator: torch.Generator) -> None:
     if layer.groups == 1:
         nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu", generator=generator)
-    else:  # torch's own does not know that an input channel feeds one group only
+    else:  # torch's own ignores that an input channel feeds one group only
         fan_out = layer.out_channels // layer.groups * layer.weight[0, 0].numel()
         nn.init.normal_(layer.weight, std=(2 / fan_out) ** 0.5, generator=generator)
     if layer.bias is not None:

@@ -1,4 +1,4 @@
-"""Images that a data set normalises in one way, for a network that knows them in another."""
+"""Convert images that the data set normalises in one way for a network that was trained with another."""
 
 from collections.abc import Sequence
 
@@ -12,9 +12,9 @@ from iakd.models.shapes import image_channels
 
 
 class Renormalise(nn.Module):
-    """Images (B, C, H, W) normalised by `data` → the same normalised by `own`, in float32.
+    """Images (B, C, H, W) normalised by `data` → the same images normalised by `own`, in float32.
 
-    The numbers are no part of the state_dict, which stays a plain network's.
+    The factors are not part of the state_dict, which stays the plain network's.
     """
 
     scale: Tensor
@@ -35,31 +35,32 @@ class Renormalise(nn.Module):
 
 
 def adapt_input(network: Network, own: Normalisation | None, mean: Sequence[float], std: Sequence[float]) -> None:
-    """Let `network` take images normalised by `mean` and `std`, although it knows those normalised by `own`.
+    """Let `network`, trained on images normalised by `own`, take images normalised by `mean` and `std`.
 
-    None: the same. Raises UserError where `own` is of another number of channels.
+    `own` None: no difference. Raises UserError if `own` has a different number of channels.
     """
     data = Normalisation(mean=list(mean), std=list(std))
     try:
-        network.input = _between(data, own or data, len(mean))
+        network.input = _conversion(data, own or data, len(mean))
     except ValueError as error:
         raise UserError(f"normalisation of the teacher: it {error}; give one number for each channel") from None
     network.normalisation = own or data
 
 
-def entry(student: Network, teacher: Network) -> list[nn.Module]:
-    """What the teacher's first block needs before it in the place of the student's: mostly nothing.
+def input_conversion(student: Network, teacher: Network) -> list[nn.Module]:
+    """Return what the teacher's first block needs before it when it replaces the student's; usually nothing.
 
-    Where both networks have no stem (VGG), the block takes the image itself, normalised as the teacher knows it.
+    If neither network has a stem (VGG), the block takes the image itself, which must be normalised as the teacher
+    expects.
     """
-    bare = all(isinstance(network.stem, nn.Identity) for network in (student, teacher))
-    if not bare or student.normalisation is None or teacher.normalisation is None:
+    no_stems = all(isinstance(network.stem, nn.Identity) for network in (student, teacher))
+    if not no_stems or student.normalisation is None or teacher.normalisation is None:
         return []
-    step = _between(student.normalisation, teacher.normalisation, image_channels(teacher))
-    return [] if isinstance(step, nn.Identity) else [step.to(next(teacher.parameters()).device)]
+    conversion = _conversion(student.normalisation, teacher.normalisation, image_channels(teacher))
+    return [] if isinstance(conversion, nn.Identity) else [conversion.to(next(teacher.parameters()).device)]
 
 
-def _between(data: Normalisation, own: Normalisation, channels: int) -> nn.Module:
+def _conversion(data: Normalisation, own: Normalisation, channels: int) -> nn.Module:
     if own.of_channels(channels) == data.of_channels(channels):
         return nn.Identity()
     return Renormalise(data, own, channels)

@@ -1,4 +1,4 @@
-"""Which teacher blocks stand in for which student blocks; docs/networks.md gives the rules with examples."""
+"""The pairing of student and teacher blocks; docs/networks.md explains the rules with examples."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ from iakd.models.shapes import Shape, feature_shapes, image_channels
 
 
 def group_sizes(blocks: int, groups: int) -> list[int]:
-    """Sizes of `groups` contiguous groups of a stage's blocks, as even as possible, smaller first."""
-    size, larger = divmod(blocks, groups)
-    return [size] * (groups - larger) + [size + 1] * larger
+    """Return the sizes of `groups` contiguous groups of `blocks` blocks, as even as possible, smaller first."""
+    size, more = divmod(blocks, groups)
+    return [size] * (groups - more) + [size + 1] * more
 
 
 @dataclass(frozen=True)
@@ -57,69 +57,78 @@ class BlockPair:
 
 
 def pair_blocks(teacher: Network, student: Network, image: Shape | None = None) -> list[BlockPair]:
-    """Pair the networks stage by stage, from the first student block to the last.
+    """Pair the blocks of two networks stage by stage, from the first student block to the last.
 
-    Shapes are those of an image of shape `image` (channels, height, width); without it, of an image as large as the
-    networks were designed for. Raises UserError, saying why, where a pair is impossible.
+    Shapes are for an image of shape `image` (channels, height, width); default: as large as the networks were designed
+    for. Raises UserError, with the reason, for an impossible pair.
     """
     side = max(teacher.size, student.size)
     image = image or (image_channels(student), side, side)
-    their_shapes, our_shapes = feature_shapes(teacher, image), feature_shapes(student, image)
-    _check_kinds(their_shapes[-1], our_shapes[-1])
-    their_stages, our_stages = _stages(teacher, their_shapes), _stages(student, our_shapes)
+    teacher_shapes, student_shapes = feature_shapes(teacher, image), feature_shapes(student, image)
+    _check_features(teacher_shapes[-1], student_shapes[-1])
+    teacher_stages, student_stages = _stages(teacher, teacher_shapes), _stages(student, student_shapes)
     pairs = []
-    for stage, theirs, ours in _aligned(their_stages, our_stages):
-        if len(theirs) < len(ours) and teacher.blocks[theirs[0]].kind is student.blocks[ours[0]].kind:
+    for stage, teacher_blocks, student_blocks in _align_stages(teacher_stages, student_stages):
+        if (
+            len(teacher_blocks) < len(student_blocks)
+            and teacher.blocks[teacher_blocks[0]].kind is student.blocks[student_blocks[0]].kind
+        ):
             raise UserError(
-                f"impossible pair: stage {stage + 1} of the teacher has {len(theirs)} blocks and the student's "
-                f"{len(ours)}; choose a deeper teacher or a shallower student"
+                f"impossible pair: stage {stage + 1} of the teacher has {len(teacher_blocks)} blocks and the student's "
+                f"{len(student_blocks)}; choose a deeper teacher or a shallower student"
             )
-        places = min(len(theirs), len(ours))
-        for their_group, our_group in zip(_groups(theirs, places), _groups(ours, places), strict=True):
+        slots = min(len(teacher_blocks), len(student_blocks))
+        for teacher_group, student_group in zip(
+            _groups(teacher_blocks, slots), _groups(student_blocks, slots), strict=True
+        ):
             pairs.append(
-                BlockPair(stage, _part(student, our_group, our_shapes), _part(teacher, their_group, their_shapes))
+                BlockPair(
+                    stage,
+                    _group(student, student_group, student_shapes),
+                    _group(teacher, teacher_group, teacher_shapes),
+                )
             )
     return pairs
 
 
 def levels(pairs: Sequence[BlockPair]) -> list[BlockPair]:
-    """The pairs that end a stage of the student: where both networks' features are best compared."""
+    """Return the pairs that end a stage of the student, where features of both networks are compared."""
     return [
         pair for pair, after in zip(pairs, [*pairs[1:], None], strict=True) if not after or after.stage != pair.stage
     ]
 
 
 def whole_stages(pairs: Sequence[BlockPair]) -> list[BlockPair]:
-    """All pairs of a stage of the student as one."""
+    """Merge all pairs of each student stage into one."""
     stages = [list(members) for _, members in groupby(pairs, key=lambda pair: pair.stage)]
     return [
         BlockPair(
-            members[0].stage, _joined([pair.student for pair in members]), _joined([pair.teacher for pair in members])
+            members[0].stage, _merge([pair.student for pair in members]), _merge([pair.teacher for pair in members])
         )
         for members in stages
     ]
 
 
-def _joined(parts: list[BlockGroup]) -> BlockGroup:
-    blocks = [block for part in parts for block in part.blocks]
-    return BlockGroup(parts[0].first, blocks, parts[0].before, parts[-1].after)
+def _merge(groups: list[BlockGroup]) -> BlockGroup:
+    blocks = [block for group in groups for block in group.blocks]
+    return BlockGroup(groups[0].first, blocks, groups[0].before, groups[-1].after)
 
 
-def _check_kinds(theirs: Shape, ours: Shape) -> None:
-    if len(theirs) != len(ours):
-        maps, tokens = ("teacher", "student") if len(theirs) == 3 else ("student", "teacher")
+def _check_features(teacher: Shape, student: Shape) -> None:
+    if len(teacher) != len(student):
+        maps, tokens = ("teacher", "student") if len(teacher) == 3 else ("student", "teacher")
         raise UserError(
-            f"impossible pair: the {maps}'s blocks give maps and the {tokens}'s tokens; "
+            f"impossible pair: the {maps}'s blocks return maps and the {tokens}'s tokens; "
             "choose two convolutional networks or two transformers"
         )
-    if len(theirs) == 2 and theirs[0] != ours[0]:
+    if len(teacher) == 2 and teacher[0] != student[0]:
         raise UserError(
-            f"impossible pair: the teacher sees {theirs[0]} tokens and the student {ours[0]}; "
+            f"impossible pair: the teacher has {teacher[0]} tokens and the student {student[0]}; "
             "choose transformers with patches of the same size"
         )
 
 
-Stage = tuple[Sequence[int], int]  # positions of a stage's blocks in the network, and the height of its maps
+Stage = tuple[Sequence[int], int]  # indices of a stage's blocks in the network, and the height of its maps
 
 
 def _stages(network: Network, shapes: list[Shape]) -> list[Stage]:
@@ -128,11 +137,12 @@ def _stages(network: Network, shapes: list[Shape]) -> list[Stage]:
     return [(range(start, end), _size(shapes[end])[0]) for start, end in zip(starts, ends, strict=True)]
 
 
-def _aligned(teacher: list[Stage], student: list[Stage]) -> list[tuple[int, Sequence[int], Sequence[int]]]:
-    """Stage of the student, teacher blocks, student blocks, for each two stages that belong together.
+def _align_stages(teacher: list[Stage], student: list[Stage]) -> list[tuple[int, Sequence[int], Sequence[int]]]:
+    """Return student stage, teacher blocks, student blocks, for each two stages that correspond.
 
-    As many stages: the first with the first, and so on. Otherwise the stages of the network that has more of them are
-    put together: each goes with the first stage of the other whose maps are no larger, the smallest ones with the last.
+    Networks with equally many stages: the first with the first, and so on. Otherwise stages of the network with more of
+    them are merged: each goes to the first stage of the other network whose maps are no larger, the smallest ones to
+    the last.
     """
     if len(teacher) == len(student):
         return [(i, *both) for i, both in enumerate(zip(_blocks(teacher), _blocks(student), strict=True))]
@@ -165,12 +175,12 @@ def _groups(blocks: Sequence[int], count: int) -> list[Sequence[int]]:
     return [blocks[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 
-def _part(network: Network, positions: Sequence[int], shapes: list[Shape]) -> BlockGroup:
+def _group(network: Network, positions: Sequence[int], shapes: list[Shape]) -> BlockGroup:
     blocks = network.blocks
     first, last = positions[0], positions[-1]
     return BlockGroup(first, [blocks[position] for position in positions], shapes[first], shapes[last + 1])
 
 
 def _size(shape: Shape) -> Shape:
-    """Height and width of a map; the number of tokens."""
+    """Return height and width of a map; of tokens, their number."""
     return shape[1:] if len(shape) == 3 else shape[:1]

@@ -1,9 +1,9 @@
-"""Networks that compute with few bits, simulated in floating point so that they can be trained.
+"""Simulated quantisation: networks with few bits, in floating point so that they can be trained.
 
-Quantisation-aware training with straight-through gradients (Jacob et al. 2018, sections 2 and 3): a weight becomes the
-nearest of 2^bits − 1 values, symmetric around 0, with a scale for each output channel; what goes into a layer becomes
-one of 2^bits values between the running ends of its range. torch.fake_quantize_* compute the same, but have no kernel
-for tensors without content, from which this project reads shapes.
+Quantisation-aware training with straight-through gradients (Jacob et al. 2018, sections 2 and 3). A weight is rounded
+to one of 2^bits − 1 values, symmetric around 0, with a scale per output channel; a layer's input to one of 2^bits
+values in the running range of its inputs. torch.fake_quantize_* compute the same, but have no kernel for meta tensors,
+from which this project reads shapes.
 """
 
 import math
@@ -12,15 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-FIRST_AND_LAST = 8  # bits of the layers next to image and classes, as is usual: they cost little and matter much
-QUANTISER = "quantiser.range"  # how the name of a range ends in a network's state
-MOMENTUM = 0.1  # of the running ends of a range
+FIRST_AND_LAST = 8  # bits of the first and last layer, as is usual: they are small and sensitive
+QUANTISER = "quantiser.range"  # end of a range's name in a state_dict
+MOMENTUM = 0.1  # of the running range
 
 
 def nearest(values: Tensor, scale: Tensor, zero: Tensor | int, low: int, high: int) -> Tensor:
-    """`values` as the nearest (q − zero)·scale with a whole q from low to high.
+    """Round `values` to the nearest (q − zero)·scale with an integer q from low to high.
 
-    The gradient passes unchanged where the value lies within the range, and is 0 outside it.
+    The gradient passes unchanged within the range, and is 0 outside it.
     """
     levels = torch.clamp(values / scale + zero, low, high)
     levels = levels + (levels.round() - levels).detach()
@@ -28,35 +28,35 @@ def nearest(values: Tensor, scale: Tensor, zero: Tensor | int, low: int, high: i
 
 
 class Quantiser(nn.Module):
-    """What a layer needs to compute with `bits`: the range (2,) of its input, learnt from the batches it sees."""
+    """What a layer needs to compute with `bits`: the running range (2,) of its inputs, updated by training batches."""
 
     range: Tensor
 
     def __init__(self, bits: int) -> None:
         super().__init__()
         self.bits = bits
-        self.register_buffer("range", torch.tensor([math.inf, -math.inf]))  # nothing seen yet
+        self.register_buffer("range", torch.tensor([math.inf, -math.inf]))  # no batch yet
 
     def input(self, features: Tensor) -> Tensor:
-        """`features` in 2^bits steps over a range that contains 0."""
+        """Round `features` to 2^bits levels over a range that contains 0."""
         now = self.ends(features)
         if self.training:
             self.range.copy_(torch.where(self.range.isfinite(), torch.lerp(self.range, now, MOMENTUM), now))
         low, high = torch.where(self.range.isfinite(), self.range, now).unbind()
-        most = 2**self.bits - 1
-        scale = ((high - low) / most).clamp(min=1e-8)
-        return nearest(features, scale, (-low / scale).round(), 0, most)
+        max_level = 2**self.bits - 1
+        scale = ((high - low) / max_level).clamp(min=1e-8)
+        return nearest(features, scale, (-low / scale).round(), 0, max_level)
 
     def ends(self, features: Tensor) -> Tensor:
-        """Lowest and highest value (2,) of `features` and 0."""
+        """Return the lowest and highest value (2,) of `features` and 0."""
         low, high = features.detach().float().aminmax()
         return torch.stack([low.clamp(max=0), high.clamp(min=0)])
 
     def weight(self, weight: Tensor) -> Tensor:
-        """`weight` (out, …) in 2^bits − 1 steps, symmetric, each output channel on its own scale."""
-        most = 2 ** (self.bits - 1) - 1
-        scale = weight.detach().flatten(1).abs().amax(1).clamp(min=1e-8) / most
-        return nearest(weight, scale.view(-1, *[1] * (weight.dim() - 1)), 0, -most, most)
+        """Round `weight` (out, …) to 2^bits − 1 symmetric levels, with a scale per output channel."""
+        max_level = 2 ** (self.bits - 1) - 1
+        scale = weight.detach().flatten(1).abs().amax(1).clamp(min=1e-8) / max_level
+        return nearest(weight, scale.view(-1, *[1] * (weight.dim() - 1)), 0, -max_level, max_level)
 
 
 class QuantisedConv2d(nn.Conv2d):
@@ -78,23 +78,23 @@ class QuantisedLinear(nn.Linear):
         return F.linear(self.quantiser.input(features), self.quantiser.weight(self.weight), self.bias)
 
 
-OF: dict[type[nn.Module], type[nn.Module]] = {nn.Conv2d: QuantisedConv2d, nn.Linear: QuantisedLinear}
+QUANTISED_TYPES: dict[type[nn.Module], type[nn.Module]] = {nn.Conv2d: QuantisedConv2d, nn.Linear: QuantisedLinear}
 
 
 def quantise(network: nn.Module, bits: int) -> None:
-    """Have all convolutions and linear layers compute with `bits`, the first and the last with at least eight."""
-    layers = [layer for layer in network.modules() if type(layer) in OF]
+    """Let all convolutions and linear layers compute with `bits`; the first and the last with at least eight."""
+    layers = [layer for layer in network.modules() if type(layer) in QUANTISED_TYPES]
     for layer in layers:
         ends = layer is layers[0] or layer is layers[-1]
-        layer.__class__ = OF[type(layer)]  # the parameters stay where they are, under their names
+        layer.__class__ = QUANTISED_TYPES[type(layer)]  # parameters keep their names
         layer.quantiser = Quantiser(max(bits, FIRST_AND_LAST) if ends else bits)
 
 
 def weight_bytes(network: nn.Module) -> int:
-    """Bytes that the parameters take: 4 for each, but of quantised weights as many bits as they have."""
-    spared = sum(
+    """Return the bytes of the parameters: 4 each, or the bits of quantised weights."""
+    saved_bits = sum(
         layer.weight.numel() * (32 - layer.quantiser.bits)
         for layer in network.modules()
         if isinstance(layer, QuantisedConv2d | QuantisedLinear)
     )
-    return (32 * sum(parameter.numel() for parameter in network.parameters()) - spared) // 8
+    return (32 * sum(parameter.numel() for parameter in network.parameters()) - saved_bits) // 8

@@ -1,4 +1,4 @@
-"""The shapes of features inside a network, without computing any of them."""
+"""Shapes of features inside a network, found without computing any."""
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from iakd.models.network import Network
 Shape = tuple[int, ...]  # of one image's features: (channels, height, width), or (tokens, channels)
 
 
-class _Trace(nn.Module):
+class _FeatureShapes(nn.Module):
     def __init__(self, network: Network) -> None:
         super().__init__()
         self.network = network
@@ -25,15 +25,17 @@ class _Trace(nn.Module):
 
 
 def feature_shapes(network: Network, image: Shape) -> list[Shape]:
-    """Shapes after the stem and after each block for one image of shape (channels, height, width).
+    """Return the shapes after the stem and after each block, for one image of shape (channels, height, width).
 
-    Parameters are stood in for by tensors without content, so nothing is computed and nothing changes.
+    Uses meta tensors, so nothing is computed and nothing changes.
     """
     with torch.no_grad():
-        return functional_call(_Trace(network), hollow(network, "network."), (torch.empty(2, *image, device="meta"),))
+        return functional_call(
+            _FeatureShapes(network), meta_tensors(network, "network."), (torch.empty(2, *image, device="meta"),)
+        )
 
 
-class _Unpooled(nn.Module):
+class _UnpooledShape(nn.Module):
     def __init__(self, network: Network) -> None:
         super().__init__()
         self.network = network
@@ -45,25 +47,25 @@ class _Unpooled(nn.Module):
 
 
 def unpooled_shape(network: Network, image: Shape) -> Shape:
-    """Shape of the maps that the network's head pools, for one image; nothing is computed."""
+    """Return the shape of the maps that the network's head pools, for one image; nothing is computed."""
     with torch.no_grad():
         return functional_call(
-            _Unpooled(network), hollow(network, "network."), (torch.empty(2, *image, device="meta"),)
+            _UnpooledShape(network), meta_tensors(network, "network."), (torch.empty(2, *image, device="meta"),)
         )
 
 
-def hollow(module: nn.Module, prefix: str) -> dict[str, Tensor]:
-    """Tensors without content in the place of a module's, by name after `prefix`."""
+def meta_tensors(module: nn.Module, prefix: str) -> dict[str, Tensor]:
+    """Return meta tensors in place of a module's parameters and buffers, by name after `prefix`."""
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     return {prefix + name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
 
 
 def image_channels(network: Network) -> int:
-    """How many channels an image has that the network takes."""
+    """Return the number of image channels that the network takes."""
     first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
     return first.in_channels
 
 
 def channels(shape: Shape) -> int:
-    """Number of channels of features of this shape."""
+    """Return the number of channels of features with this shape."""
     return shape[0] if len(shape) == 3 else shape[-1]

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import torch
 
-from iakd import devices as devices
-from iakd import files, models
+from iakd import devices, files, models
 from iakd.config.networks import REGISTRY, TORCHVISION
 from iakd.data.file_loader import make_loader
 from iakd.data.sources.download import fetch
@@ -35,15 +34,15 @@ log = logging.getLogger(__name__)
 
 
 def run(experiment: Experiment, job: TeacherJob) -> Path:
-    """Import one teacher, see `_run`; of several processes, the first one does it."""
+    """Import one teacher; of several processes, the first one does it."""
     return processes().lead(lambda: _run(experiment, job))
 
 
 def _run(experiment: Experiment, job: TeacherJob) -> Path:
-    """Import one teacher, or leave it alone if this very file already is. Returns its folder.
+    """Import one teacher, unless this very file has been imported already. Returns its folder.
 
-    Raises UserError where the checkpoint is missing, unreadable or does not fit, and where its accuracy on the
-    validation images is near chance; then nothing is written.
+    Raises UserError, and writes nothing, if the checkpoint is missing, unreadable or does not fit, or if its accuracy
+    on the validation images is near chance.
     """
     store = PreparedData.open(experiment.data.folder, settings=experiment.data.settings)
     device = devices.set_up_device(experiment.params.compute)
@@ -59,7 +58,7 @@ def _run(experiment: Experiment, job: TeacherJob) -> Path:
             log.info("%s: already imported", job.folder)
             return job.folder
         with attempt.open():
-            network = load_external(job.network, store.image_shape[0], len(store.classes), path, _named(job))
+            network = load_external(job.network, store.image_shape[0], len(store.classes), path, _origin(job))
             adapt_input(network, job.normalisation, store.mean, store.std)
             network.to(device)
             workers = experiment.params.compute.workers
@@ -94,7 +93,7 @@ def _attempt(
 
 
 def _recorded(job: TeacherJob) -> str | None:
-    """The hash of the checkpoint that was imported, where the same name can only ever mean the same file."""
+    """Return the hash of the imported checkpoint, if the same name can only ever mean the same file."""
     name = job.network.checkpoint or ""
     if not (name.startswith(TORCHVISION) or re.fullmatch(rf"{REGISTRY}[^@]*/\d+(/.*)?", name)):
         return None
@@ -105,12 +104,14 @@ def _recorded(job: TeacherJob) -> str | None:
     return record["inputs"].get("checkpoint") if record["params"] == job.settings else None
 
 
-def _named(job: TeacherJob) -> str:
+def _origin(job: TeacherJob) -> str:
     return f"teacher {job.network.name}: checkpoint {job.network.checkpoint}"
 
 
 def _locate(experiment: Experiment, job: TeacherJob, folder: Path) -> Path:
-    """The checkpoint as a file, downloaded where need be: into `folder`, or where torchvision's are kept."""
+    """Return the checkpoint as a file, downloading it if necessary: to `folder`, or to the cache of torchvision's
+    weights.
+    """
     name = job.network.checkpoint or ""
     if name.startswith(REGISTRY):
         from iakd.tracking.mlflow_client import download_weights
@@ -127,11 +128,11 @@ def _locate(experiment: Experiment, job: TeacherJob, folder: Path) -> Path:
 def _check(
     top1: float, job: TeacherJob, network: Network, store: PreparedData, device: torch.device, workers: int | None
 ) -> None:
-    """Raise UserError where `top1` (percent, on validation images) is near chance."""
+    """Raise UserError if `top1` (percent, on validation images) is near chance."""
     labels, classes = store.labels("val"), len(store.classes)
     if top1 < 100 * plausibility.required_accuracy(labels, classes):
         hint = plausibility.likely_cause(network, store, device, workers)
         raise UserError(
-            f"{_named(job)}: only {top1:.1f} % on the validation images, where chance is "
+            f"{_origin(job)}: only {top1:.1f} % on the validation images, where chance is "
             f"{100 * plausibility.chance_accuracy(labels, classes):.1f} %; {hint}"
         )

@@ -1,4 +1,4 @@
-"""Random changes of training images: vectorised, on the device, each kind with a random stream of its own."""
+"""Random augmentation of training images: vectorised, on the device, each kind with a random stream of its own."""
 
 from iakd.data.augmentation.augmenter import Augmenter, view_images
 

@@ -1,7 +1,7 @@
-"""Padded crops and mirror images: finitely many views of each image, which have numbers.
+"""Padded crops and mirrored images: each image has finitely many views, which are numbered.
 
-The number of a view is (flip·(2·pad + 1) + top)·(2·pad + 1) + left, where (top, left) is the corner of the crop in the
-padded image and flip is 1 where the crop is then mirrored, else 0.
+The number of a view is (flip·(2·pad + 1) + top)·(2·pad + 1) + left. (top, left) is the corner of the crop in the padded
+image; flip is 1 if the crop is mirrored, else 0.
 """
 
 import math
@@ -16,60 +16,61 @@ from iakd.devices import to_device
 from iakd.seeding import generator
 
 
-def number(augment: Augment, flips: Tensor, corners: Tensor) -> Tensor:
-    """Numbers of views, int64 (B,), from flips (B,) and corners (2, B): top, left."""
+def view_numbers(augment: Augment, flips: Tensor, corners: Tensor) -> Tensor:
+    """Return the numbers of views, int64 (B,), from flips (B,) and corners (2, B): top, left."""
     side = 2 * augment.pad + 1
     top, left = corners
     return (flips * side + top) * side + left if augment.flip else top * side + left
 
 
 def view_images(images: Tensor, views: Tensor, augment: Augment) -> Tensor:
-    """The views with numbers `views` (B,) of images uint8 (B, C, H, W), of the same shape."""
+    """Return the views with numbers `views` (B,) of images uint8 (B, C, H, W), in the same shape."""
     side = 2 * augment.pad + 1
-    return shifted(images, augment, views // side**2, torch.stack((views // side % side, views % side)))
+    return crop_and_flip(images, augment, views // side**2, torch.stack((views // side % side, views % side)))
 
 
-def shifted(images: Tensor, augment: Augment, flips: Tensor, corners: Tensor) -> Tensor:
-    """Images (B, C, H, W), padded, cut at `corners` (2, B), then mirrored where `flips` (B,) is 1 and not 0.
+def crop_and_flip(images: Tensor, augment: Augment, flips: Tensor, corners: Tensor) -> Tensor:
+    """Pad images (B, C, H, W), crop them at `corners` (2, B), then mirror those with `flips` (B,) equal to 1.
 
-    Of pad and flip, only what `augment` has is done.
+    Padding and mirroring are skipped if `augment` does not have them.
     """
     top, left = corners
-    if augment.flip:  # first, as it is quicker on whole images; the crop then begins at the mirrored place
+    if augment.flip:  # first, because it is faster on whole images; the crop then starts at the mirrored position
         images = mirror(images, flips)
         left = left + flips * (2 * augment.pad - 2 * left)
     return crop(images, augment.pad, top, left) if augment.pad else images
 
 
 def crop(images: Tensor, pad: int, top: Tensor, left: Tensor) -> Tensor:
-    """Crops of the old size, with corners `top` and `left` (B,), from images (B, C, H, W) with `pad` zeros around.
+    """Crop images (B, C, H, W) padded with `pad` zeros back to their size, at the corners `top` and `left` (B,).
 
-    From its first pixel to its last, a crop is one stretch of the padded images' memory, so that one copy fetches it
-    together with what lies between its rows. The result is a view that passes over this.
+    From its first pixel to its last, a crop is contiguous in the padded images' memory except for the ends of rows, so
+    a single copy fetches it together with them. The result is a view that skips them.
     """
     n, channels, height, width = images.shape
     padded = F.pad(images, (pad, pad, pad, pad))
     rows, columns = padded.shape[2:]
     length = ((channels - 1) * rows + height - 1) * columns + width
-    stretches = padded.as_strided((padded.numel() - length + 1, length), (1, 1))
+    windows = padded.as_strided((padded.numel() - length + 1, length), (1, 1))
     first = torch.arange(n, device=images.device) * (channels * rows * columns) + top * columns + left
-    taken = stretches.index_select(0, first)
-    return taken.as_strided((n, channels, height, width), (length, rows * columns, columns, 1))
+    crops = windows.index_select(0, first)
+    return crops.as_strided((n, channels, height, width), (length, rows * columns, columns, 1))
 
 
 def mirror(images: Tensor, flips: Tensor) -> Tensor:
-    """Images (B, C, H, W), mirrored left to right where `flips` (B,) is 1 and not 0."""
-    both = torch.cat((images, images.flip(-1)))  # picking from both is far quicker than torch.where
+    """Mirror images (B, C, H, W) left to right where `flips` (B,) is 1."""
+    both = torch.cat((images, images.flip(-1)))  # indexing both is much faster than torch.where
     return both.index_select(0, torch.arange(len(images), device=images.device) + len(images) * flips)
 
 
-TRIES = 10  # to find a rectangle that fits
+TRIES = 10  # to find a box that fits
 
 
 def erasing_boxes(erase: Erase, size: tuple[int, int], n: int, draws: torch.Generator) -> Tensor:
-    """Boxes of random erasing (Zhong et al. 2020), (n, 4): top, left, bottom, right; empty where nothing is erased.
+    """Return the boxes of random erasing (Zhong et al. 2020), (n, 4): top, left, bottom, right; empty if nothing is
+    erased.
 
-    A share of the area and a ratio of height to width (its logarithm uniform) are drawn until the rectangle fits.
+    The fraction of the area is drawn uniformly, and the ratio of height to width log-uniformly, until the box fits.
     """
     height, width = size
     wanted = torch.rand(n, generator=draws, dtype=torch.float64) < erase.probability
@@ -89,7 +90,7 @@ def erasing_boxes(erase: Erase, size: tuple[int, int], n: int, draws: torch.Gene
 
 
 def cutout_boxes(side: int, size: tuple[int, int], n: int, draws: torch.Generator) -> Tensor:
-    """Boxes of cutout (DeVries and Taylor 2017), (n, 4): squares about any pixel, maybe reaching over the border."""
+    """Return the boxes of cutout (DeVries and Taylor 2017), (n, 4): squares around any pixel, clipped later."""
     centres = torch.stack([torch.randint(length, (n,), generator=draws) for length in size], 1)
     return torch.cat((centres - side // 2, centres - side // 2 + side), 1)
 
@@ -107,7 +108,7 @@ MixBox = tuple[int, int, int, int]  # top, left, bottom, right
 
 
 class Mixing:
-    """Mixup, CutMix, or one of the two for each batch by lot, for the `n` positions of an epoch."""
+    """Mixup, CutMix, or a random one of the two for each batch, for the `n` positions of an epoch."""
 
     def __init__(self, augment: Augment, size: tuple[int, int], n: int, draws: torch.Generator) -> None:
         self.size = size
@@ -115,24 +116,29 @@ class Mixing:
         self._uniform = torch.rand(n, 5, generator=draws, dtype=torch.float64)
 
     def draw(self, position: int) -> tuple[float, MixBox | None]:
-        """Weight of the own image for a batch that begins at `position`, and CutMix's box; 1 where nothing is mixed."""
+        """Return the weight of the image itself for a batch that starts at `position`, and CutMix's box; 1 if nothing
+        is mixed.
+        """
         which, whether, share, y, x = self._uniform[position].tolist()
         name, kind = self.kinds[int(which * len(self.kinds))]
         if whether >= kind.probability:
             return 1.0, None
-        from scipy.special import betaincinv  # here, as few trainings mix and it is slow to import
+        from scipy.special import betaincinv  # imported here: slow, and few trainings mix
 
         own = float(betaincinv(kind.alpha, kind.alpha, share))
         if name == "mixup":
             return own, None
         height, width = self.size
-        (top, bottom), (left, right) = (_interval(place, length, own) for place, length in ((y, height), (x, width)))
+        (top, bottom), (left, right) = (
+            _clipped_interval(place, length, own) for place, length in ((y, height), (x, width))
+        )
         return 1.0 - (bottom - top) * (right - left) / (height * width), (top, left, bottom, right)
 
     def apply(self, images: Tensor, labels: Tensor, part: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """Images float32 (B, C, H, W) at the positions `part`, mixed; labels of those mixed in; weight of the own.
+        """Mix images float32 (B, C, H, W) at the positions `part`, each with the one before it in the batch.
 
-        Labels int64 (B,); weights float32 (B,).
+        Returns the images, the labels int64 (B,) of the images mixed in, and the weights float32 (B,) of the images'
+        own labels.
         """
         own, box = self.draw(part.start)
         before = images.roll(1, 0)
@@ -144,18 +150,21 @@ class Mixing:
         return images, labels.roll(1, 0), torch.full(labels.shape, own, device=images.device)
 
 
-def _interval(place: float, length: int, own: float) -> tuple[int, int]:
-    """First and last+1 pixel of a box about any pixel, which the border cuts off; its area is to be 1 - `own`."""
+def _clipped_interval(place: float, length: int, own: float) -> tuple[int, int]:
+    """Return first and last+1 pixel of a box around any pixel, clipped at the border; its area is 1 - `own` if
+    unclipped.
+    """
     centre, half = int(place * length), int(0.5 * math.sqrt(1 - own) * length)
     return max(centre - half, 0), min(centre + half, length)
 
 
 class Augmenter:
-    """What is drawn for each of the `n` positions of an epoch, and its application to batches of images of `size`.
+    """The random draws of an epoch with `n` positions, and their application to batches of images of `size` (height,
+    width).
 
-    Each kind of augmentation has a stream of its own, (`stream`, kind, seed, epoch), drawn for the whole epoch on the
-    CPU. So a batch depends on its positions alone, not on the batches before it or on the device, and one kind does
-    not disturb the draws of another. `size` is (height, width).
+    Each kind of augmentation has a random stream of its own, (`stream`, kind, seed, epoch), drawn for the whole epoch
+    on the CPU. A batch therefore depends on its positions only, not on earlier batches or the device, and one kind does
+    not change the draws of another.
     """
 
     def __init__(
@@ -173,8 +182,8 @@ class Augmenter:
         flips = torch.randint(2, (n,), generator=draws)
         corners = torch.randint(2 * augment.pad + 1, (2, n), generator=draws)
         self._flips, self._corners = to_device(flips, device), to_device(corners, device)
-        # (n,) on the CPU: which view of its image a position shows, where there are finitely many
-        self.views = None if augment.views is None else number(augment, flips, corners)
+        # (n,) on the CPU: the number of the view at each position; None if there are not finitely many
+        self.views = None if augment.views is None else view_numbers(augment, flips, corners)
 
         def of(kind: str) -> torch.Generator:
             return generator(stream, kind, seed, epoch)
@@ -186,17 +195,18 @@ class Augmenter:
         self._mixing = Mixing(augment, size, n, of("mix")) if augment.mixes else None
 
     def apply(self, images: Tensor, part: slice) -> Tensor:
-        """Images uint8 (B, C, H, W) at the positions `part` (B of them): cropped, mirrored, changed by the policy.
+        """Crop, mirror and apply the policy to images uint8 (B, C, H, W) at the positions `part` (B of them).
 
-        Every image for itself: in batches of another size it comes out the same.
+        The result of each image is independent of the other images of its batch.
         """
-        images = shifted(images, self.augment, self._flips[part], self._corners[:, part])
+        images = crop_and_flip(images, self.augment, self._flips[part], self._corners[:, part])
         return self._policy.apply(images, part) if self._policy else images
 
     def finish(self, images: Tensor, labels: Tensor, part: slice) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """What is done to normalised images float32 (B, C, H, W) of a batch, in place: erasing, then mixing.
+        """Erase, then mix, normalised images float32 (B, C, H, W) of a batch, in place.
 
-        Gives the images; labels (B,) of the images mixed in, and weight (B,) of the own label, or None twice.
+        Returns the images, and the labels (B,) of the images mixed in with the weight (B,) of the own labels, or None
+        twice.
         """
         for boxes in self._boxes:
             images = blank(images, boxes[part])

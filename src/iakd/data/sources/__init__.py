@@ -1,6 +1,6 @@
 """Readers of data sets, a module for each family. `config.dataset.SOURCES` lists them.
 
-A reader takes the settings and returns `SourceData`. Heavy imports belong inside it.
+A reader takes the settings and returns `SourceData`. It imports heavy packages when it is called.
 """
 
 from collections.abc import Callable
@@ -12,10 +12,10 @@ from iakd.plugins import import_object
 
 
 def reader_of(source: str) -> Callable[[Dataset], SourceData]:
-    """The function that reads this kind of data set."""
+    """Return the function that reads this kind of data set."""
     return cast(Callable[[Dataset], SourceData], import_object(SOURCES[source].reader))
 
 
 def read(settings: Dataset) -> SourceData:
-    """All images of the data set. Raises UserError where files are missing or unusable."""
+    """Read all images of the data set. Raises UserError if files are missing or unusable."""
     return reader_of(settings.source)(settings)

@@ -1,4 +1,4 @@
-"""The files of a data set as published: in a folder, or in a tar or zip archive. Nothing is unpacked to disk."""
+"""Read the files of a data set as published, from a folder or a tar or zip archive, without unpacking it to disk."""
 
 import contextlib
 import gzip
@@ -14,20 +14,20 @@ from typing import Any
 from iakd.errors import UserError
 
 SUFFIXES = (".tar.gz", ".tgz", ".tar", ".zip")
-MAX_BYTES = 4 << 30  # of one member: no publisher's file is larger
+MAX_BYTES = 4 << 30  # of one file in an archive; no published one is larger
 DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, zlib.error, RuntimeError, NotImplementedError)
 
 
 def is_archive(path: Path) -> bool:
-    """Whether the name is that of a tar or zip archive."""
+    """Return whether the name is that of a tar or zip archive."""
     return path.name.lower().endswith(SUFFIXES)
 
 
 def collect(path: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
-    """Contents of the files whose base name is `wanted`, by base name without '.gz', whose compression is undone.
+    """Return the contents of the files whose base name is `wanted`, by base name. '.gz' is removed and decompressed.
 
-    `path` is an archive, or a folder that has the files, or has a folder with them, or else an archive. Raises
-    UserError where the archive is damaged, names a file outside itself, or has two files of one name.
+    `path` is an archive, a folder with the files or with a folder of them, or a folder with an archive. Raises
+    UserError if the archive is damaged, names a file outside itself, or has two files of one name.
     """
     if path.is_dir():
         return _collect_folder(path, wanted)
@@ -36,23 +36,25 @@ def collect(path: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     try:
         for name, size, read in _members(path):
-            base = PurePosixPath(name.replace("\\", "/"))
-            if base.is_absolute() or ".." in base.parts:
+            member_path = PurePosixPath(name.replace("\\", "/"))
+            if member_path.is_absolute() or ".." in member_path.parts:
                 raise UserError(
-                    f"{path}: has a file named {name!r}, outside the archive: not a genuine one, get it anew"
+                    f"{path}: has a file named {name!r}, outside the archive: it is not genuine, download it again"
                 )
-            if not wanted(base.name.removesuffix(".gz")):
+            if not wanted(member_path.name.removesuffix(".gz")):
                 continue
             if size > MAX_BYTES:
-                raise UserError(f"{path}: {name} would have {size / 2**30:.0f} GiB: not a genuine archive, get it anew")
-            _add(found, base.name, read(), path)
+                raise UserError(
+                    f"{path}: {name} would have {size / 2**30:.0f} GiB: it is not genuine, download it again"
+                )
+            _add(found, member_path.name, read(), path)
     except DAMAGED as error:
         raise _damaged(path, error) from None
     return found
 
 
 def _members(path: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
-    """Name, size and reader of each file of an archive, in its order."""
+    """Yield name, size and reader of each file in an archive, in order."""
     if path.name.lower().endswith(".zip"):
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
@@ -63,7 +65,7 @@ def _members(path: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
         for member in tar:
             if member.isfile():
                 yield member.name, member.size, lambda member=member: _read(tar, member)  # type: ignore[misc]
-        while tar.fileobj and tar.fileobj.read(1 << 20):  # to the end, where the checksum of a compressed one is
+        while tar.fileobj and tar.fileobj.read(1 << 20):  # to the end, where a compressed archive has its checksum
             pass
 
 
@@ -102,13 +104,15 @@ def _add(found: dict[str, bytes], name: str, content: bytes, path: Path) -> None
     if name.endswith(".gz"):
         content = gzip.GzipFile(fileobj=io.BytesIO(content)).read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:
-            raise UserError(f"{path}: {name} is larger than {MAX_BYTES >> 30} GiB: not a genuine file, get it anew")
+            raise UserError(
+                f"{path}: {name} is larger than {MAX_BYTES >> 30} GiB: it is not genuine, download it again"
+            )
     found[key] = content
 
 
 def _damaged(path: Path, error: BaseException) -> UserError:
     reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-    return UserError(f"{path} is damaged or truncated ({reason}): get it anew")
+    return UserError(f"{path} is damaged or truncated ({reason}): download it again")
 
 
 ALLOWED = {
@@ -124,20 +128,19 @@ ALLOWED = {
 
 
 class _Restricted(pickle.Unpickler):
-    """Finds arrays and builtins only."""
+    """Loads arrays and built-in types only."""
 
     def find_class(self, module: str, name: str) -> Any:
         if name in ALLOWED.get(module.replace("__builtin__", "builtins"), ()):
             return super().find_class(module.replace("numpy.core", "numpy._core"), name)
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which data have no use for")
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not data")
 
 
 def loads(content: bytes) -> Any:
-    """The object in a pickle of arrays and builtins; strings of Python 2 become bytes.
-
-    Raises ValueError, with a reason, for anything else.
+    """Load a pickle of arrays and built-in types; strings of Python 2 become bytes. Raises ValueError, with a reason,
+    for others.
     """
     try:
         return _Restricted(io.BytesIO(content), encoding="bytes").load()
-    except Exception as error:  # for damaged pickles the unpickler raises nearly anything
+    except Exception as error:  # the unpickler raises almost anything for damaged pickles
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 in any of their forms: Python pickles, the binary version, Parquet."""
+"""CIFAR-10 and CIFAR-100 in all their formats: Python pickles, the binary version, Parquet."""
 
 import dataclasses
 from collections.abc import Callable
@@ -20,12 +20,12 @@ from iakd.errors import UserError
 SHAPE = (3, 32, 32)
 PIXELS = 3 * 32 * 32
 EXPECTED = {"train": 50_000, "test": 10_000}
-Arrays = tuple[Images, Labels]
+LabelledImages = tuple[Images, Labels]
 
 
 @dataclass(frozen=True)
-class Cifar:
-    """What the files of one of the two sets are called, and what is in them."""
+class CifarFormat:
+    """The file names of one of the two data sets, and what its files contain."""
 
     train: tuple[str, ...]  # names of the pickles; '.bin' is added in the binary version
     test: str
@@ -33,81 +33,81 @@ class Cifar:
     pickled_names: str  # keys of the class names and
     pickled_labels: str  # … of the labels
     text_names: str
-    label_bytes: int  # in a record of the binary version
-    label_at: int  # which of them is read
+    label_bytes: int  # per record of the binary version
+    label_at: int  # index of the one that is read
     column: str | None  # of the labels, in Parquet
-    classes: tuple[str, ...]  # where the files do not say them
+    classes: tuple[str, ...]  # if the files do not name them
 
 
-def read(path: Path, cifar: Cifar, only_test: bool) -> SourceData:
-    """All images of a CIFAR set. Raises UserError where files are missing or damaged."""
+def read(path: Path, cifar: CifarFormat, only_test: bool) -> SourceData:
+    """Read all images of a CIFAR data set. Raises UserError if files are missing or damaged."""
     pickles = {*cifar.train, cifar.test, cifar.pickled_meta}
     binary = {f"{name}.bin" for name in (*cifar.train, cifar.test)} | {cifar.text_names}
     found = {} if path.suffix == ".parquet" else collect(path, lambda name: name in pickles | binary)
     names: list[str] | None
     if any(name.endswith(".bin") for name in found):
-        names = _text(found.get(cifar.text_names))
-        parts = _parts(path, found, cifar, ".bin", only_test, _records)
+        names = _lines(found.get(cifar.text_names))
+        splits = _read_splits(path, found, cifar, ".bin", only_test, _read_binary)
     elif found:
         names = _pickled_names(found.get(cifar.pickled_meta), cifar, path)
-        parts = _parts(path, found, cifar, "", only_test, _pickled)
+        splits = _read_splits(path, found, cifar, "", only_test, _read_pickle)
     elif path.suffix == ".parquet" or next(path.rglob("*.parquet"), None):
-        names, parts = _from_parquet(path, cifar, only_test)
+        names, splits = _from_parquet(path, cifar, only_test)
     else:
         raise UserError(f"{path}: has none of the files of this data set ({cifar.test}, {cifar.test}.bin, *.parquet)")
     classes = list(names or cifar.classes)
     if len(classes) != len(cifar.classes):
-        raise UserError(f"{path}: names {len(classes)} classes where there are {len(cifar.classes)}: get it anew")
+        raise UserError(f"{path}: names {len(classes)} classes, expected {len(cifar.classes)}: download it again")
     problems = []
-    for part, (_, labels) in parts.items():
-        if len(labels) != EXPECTED[part]:
-            problems.append(f"{len(labels):,} {part} images where the publisher's files have {EXPECTED[part]:,}")
+    for split, (_, labels) in splits.items():
+        if len(labels) != EXPECTED[split]:
+            problems.append(f"{len(labels):,} {split} images, but the publisher's files have {EXPECTED[split]:,}")
         if not 0 <= labels.min() <= labels.max() < len(classes):
-            raise UserError(f"{path}: has labels from {labels.min()} to {labels.max()}: damaged, get it anew")
+            raise UserError(f"{path}: has labels from {labels.min()} to {labels.max()}: damaged, download it again")
     if only_test:
-        return SourceData(*parts["test"], None, None, classes, [*problems, "only the publisher's test files are used"])
-    return SourceData(*parts["train"], *parts["test"], classes, problems)
+        return SourceData(*splits["test"], None, None, classes, [*problems, "only the publisher's test files are used"])
+    return SourceData(*splits["train"], *splits["test"], classes, problems)
 
 
-Reader = Callable[[bytes, Cifar], Arrays]
+Reader = Callable[[bytes, CifarFormat], LabelledImages]
 
 
-def _parts(
-    path: Path, found: dict[str, bytes], cifar: Cifar, suffix: str, only_test: bool, reader: Reader
-) -> dict[str, Arrays]:
-    parts = {}
-    for part, names in (("train", cifar.train), ("test", (cifar.test,))):
-        if only_test and part == "train":
+def _read_splits(
+    path: Path, found: dict[str, bytes], cifar: CifarFormat, suffix: str, only_test: bool, reader: Reader
+) -> dict[str, LabelledImages]:
+    splits = {}
+    for split, names in (("train", cifar.train), ("test", (cifar.test,))):
+        if only_test and split == "train":
             continue
         arrays = []
         for name in (f"{name}{suffix}" for name in names):
             if name not in found:
-                raise UserError(f"{path}: {name} is missing; get the data set anew")
+                raise UserError(f"{path}: {name} is missing; download the data set again")
             try:
                 arrays.append(reader(found.pop(name), cifar))
             except (KeyError, TypeError, ValueError, OverflowError) as error:
                 reason = " ".join(str(error).split())
-                raise UserError(f"{path}: {name} is damaged or no file of this data set ({reason})") from None
-        parts[part] = arrays[0] if len(arrays) == 1 else _joined(arrays)
-    return parts
+                raise UserError(f"{path}: {name} is damaged or not a file of this data set ({reason})") from None
+        splits[split] = arrays[0] if len(arrays) == 1 else _concatenate(arrays)
+    return splits
 
 
-def _joined(arrays: list[Arrays]) -> Arrays:
+def _concatenate(arrays: list[LabelledImages]) -> LabelledImages:
     return np.concatenate([images for images, _ in arrays]), np.concatenate([labels for _, labels in arrays])
 
 
-def _records(content: bytes, cifar: Cifar) -> Arrays:
-    """The binary version: label byte(s), then 3,072 pixels, channel by channel."""
+def _read_binary(content: bytes, cifar: CifarFormat) -> LabelledImages:
+    """Read the binary version: label byte(s), then 3,072 pixels, channel by channel."""
     length = cifar.label_bytes + PIXELS
     if not content or len(content) % length:
-        raise ValueError(f"{len(content)} bytes are no multiple of {length}")
+        raise ValueError(f"{len(content)} bytes are not a multiple of {length}")
     table = np.frombuffer(content, np.uint8).reshape(-1, length)
     return table[:, cifar.label_bytes :].reshape(-1, *SHAPE), table[:, cifar.label_at].astype(np.int64)
 
 
-def _pickled(content: bytes, cifar: Cifar) -> Arrays:
-    """The Python version: a dictionary with `data` uint8 (n, 3072) and lists of labels."""
-    table = _strings(archives.loads(content))
+def _read_pickle(content: bytes, cifar: CifarFormat) -> LabelledImages:
+    """Read the Python version: a dictionary with `data` uint8 (n, 3072) and lists of labels."""
+    table = _string_keys(archives.loads(content))
     pixels = np.asarray(table["data"])
     labels = np.asarray(table[cifar.pickled_labels], dtype=np.int64)
     if pixels.dtype != np.uint8 or pixels.shape != (len(labels), PIXELS) or labels.ndim != 1 or not len(labels):
@@ -115,50 +115,52 @@ def _pickled(content: bytes, cifar: Cifar) -> Arrays:
     return pixels.reshape(-1, *SHAPE), labels
 
 
-def _strings(table: Any) -> dict[str, Any]:
+def _string_keys(table: Any) -> dict[str, Any]:
     if not isinstance(table, dict):
-        raise ValueError("it is no dictionary")
+        raise ValueError("it is not a dictionary")
     return {key.decode() if isinstance(key, bytes) else str(key): value for key, value in table.items()}
 
 
-def _pickled_names(content: bytes | None, cifar: Cifar, path: Path) -> list[str] | None:
+def _pickled_names(content: bytes | None, cifar: CifarFormat, path: Path) -> list[str] | None:
     if content is None:
         return None
     try:
-        names = _strings(archives.loads(content))[cifar.pickled_names]
+        names = _string_keys(archives.loads(content))[cifar.pickled_names]
         return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
     except (KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{path}: {cifar.pickled_meta} is damaged or no file of this data set ({reason})") from None
+        raise UserError(f"{path}: {cifar.pickled_meta} is damaged or not a file of this data set ({reason})") from None
 
 
-def _text(content: bytes | None) -> list[str] | None:
+def _lines(content: bytes | None) -> list[str] | None:
     return None if content is None else [line for line in content.decode(errors="replace").split("\n") if line.strip()]
 
 
-def _from_parquet(path: Path, cifar: Cifar, only_test: bool) -> tuple[list[str] | None, dict[str, Arrays]]:
-    parts, names = {}, None
+def _from_parquet(
+    path: Path, cifar: CifarFormat, only_test: bool
+) -> tuple[list[str] | None, dict[str, LabelledImages]]:
+    splits, names = {}, None
     files = split_files(path)
-    for part in ("test",) if only_test else ("train", "test"):
-        if part not in files:
-            raise UserError(f"{path}: has no Parquet files of the {part} images ({part}-….parquet)")
-        table = open_table(files[part], None, cifar.column)
+    for split in ("test",) if only_test else ("train", "test"):
+        if split not in files:
+            raise UserError(f"{path}: has no Parquet files of the {split} images ({split}-….parquet)")
+        table = open_table(files[split], None, cifar.column)
         labels = np.asarray(table.labels())
         if labels.dtype.kind not in "iu":
-            raise UserError(f"{path}: column {table.label!r} has rows without a whole number")
-        decoded = decode_all(table.items(), len(labels), 3, None, "refuse", str(path))
+            raise UserError(f"{path}: column {table.label!r} has rows without an integer")
+        decoded = decode_all(table.encoded(), len(labels), 3, None, "refuse", str(path))
         if decoded.images.shape[1:] != SHAPE:
             raise UserError(f"{path}: images of {decoded.images.shape[1:]} instead of {SHAPE}")
-        parts[part] = decoded.images, labels.astype(np.int64)
+        splits[split] = decoded.images, labels.astype(np.int64)
         names = names or table.names
-    return names, parts
+    return names, splits
 
 
 CIFAR10_FILES = Published(
     "https://www.cs.toronto.edu/~kriz", {"cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a"}
 )
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-FORM = Cifar(
+CIFAR10 = CifarFormat(
     train=tuple(f"data_batch_{batch}" for batch in range(1, 6)),
     test="test_batch",
     pickled_meta="batches.meta",
@@ -173,8 +175,8 @@ FORM = Cifar(
 
 
 def read_cifar10(settings: Dataset) -> SourceData:
-    """All images, from `dataset.path` or downloaded. Raises UserError for missing or damaged files."""
-    return read(locate(settings, CIFAR10_FILES), FORM, settings.only_test)
+    """Read all images, from `dataset.path` or downloaded. Raises UserError for missing or damaged files."""
+    return read(locate(settings, CIFAR10_FILES), CIFAR10, settings.only_test)
 
 
 CIFAR100_FILES = Published(
@@ -195,7 +197,7 @@ COARSE_CLASSES = """
     large_omnivores_and_herbivores medium_mammals non-insect_invertebrates people reptiles small_mammals trees
     vehicles_1 vehicles_2
 """
-FINE = Cifar(
+CIFAR100 = CifarFormat(
     train=("train",),
     test="test",
     pickled_meta="meta",
@@ -207,8 +209,8 @@ FINE = Cifar(
     column="fine_label",
     classes=tuple(FINE_CLASSES.split()),
 )
-COARSE = dataclasses.replace(
-    FINE,
+CIFAR100_COARSE = dataclasses.replace(
+    CIFAR100,
     pickled_names="coarse_label_names",
     pickled_labels="coarse_labels",
     text_names="coarse_label_names.txt",
@@ -219,6 +221,6 @@ COARSE = dataclasses.replace(
 
 
 def read_cifar100(settings: Dataset) -> SourceData:
-    """All images, from `dataset.path` or downloaded. Raises UserError for missing or damaged files."""
-    form = FINE if settings.labels == "fine" else COARSE
+    """Read all images, from `dataset.path` or downloaded. Raises UserError for missing or damaged files."""
+    form = CIFAR100 if settings.labels == "fine" else CIFAR100_COARSE
     return read(locate(settings, CIFAR100_FILES), form, settings.only_test)

@@ -13,14 +13,14 @@ SIDE, LEVELS = 8, 16  # pixels per side; the grey values run from 0 to 16
 
 
 def read(settings: Dataset) -> SourceData:
-    """The images of `sklearn.datasets.load_digits`, grey values 0–16 stretched to 0–255.
+    """Read the images of `sklearn.datasets.load_digits`, with grey values 0–16 stretched to 0–255.
 
-    The stretched value is v·255/16, halves rounded upwards. Reads the installed file itself: importing
-    scikit-learn takes twenty times as long. Raises UserError where it is missing or damaged.
+    The stretched value is v·255/16, halves rounded up. Reads the installed file itself, because importing scikit-learn
+    takes twenty times as long. Raises UserError if the file is missing or damaged.
     """
     package = importlib.util.find_spec("sklearn")
     if package is None or package.origin is None:
-        raise UserError("scikit-learn is not installed, and the digits come with it: pip install scikit-learn")
+        raise UserError("scikit-learn is not installed, which contains the digits: pip install scikit-learn")
     path = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
     try:
         table = np.loadtxt(path, delimiter=",", dtype=np.int64)

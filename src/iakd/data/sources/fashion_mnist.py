@@ -22,33 +22,33 @@ CLASSES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shi
 
 
 def read(settings: Dataset) -> SourceData:
-    """All images, from IDX files, compressed or not. Raises UserError for missing or damaged files."""
+    """Read all images from IDX files, compressed or not. Raises UserError for missing or damaged files."""
     path = locate(settings, PUBLISHED)
     names = {name.removesuffix(".gz") for name in PUBLISHED.files}
     found = collect(path, lambda name: name in names)
-    parts: list[tuple[Images, Labels]] = []
-    for part in ("train", "t10k"):
+    splits: list[tuple[Images, Labels]] = []
+    for split in ("train", "t10k"):
         arrays = []
-        for name, sides in ((f"{part}-images-idx3-ubyte", 3), (f"{part}-labels-idx1-ubyte", 1)):
+        for name, dimensions in ((f"{split}-images-idx3-ubyte", 3), (f"{split}-labels-idx1-ubyte", 1)):
             if name not in found:
-                raise UserError(f"{path}: {name}.gz is missing; get the data set anew")
+                raise UserError(f"{path}: {name}.gz is missing; download the data set again")
             try:
-                arrays.append(idx(found[name], sides))
+                arrays.append(idx(found[name], dimensions))
             except ValueError as error:
-                raise UserError(f"{path}: {name} is damaged ({error}): get it anew") from None
+                raise UserError(f"{path}: {name} is damaged ({error}): download it again") from None
         images, labels = arrays
         if len(images) != len(labels) or not len(labels) or labels.max() >= len(CLASSES):
-            raise UserError(f"{path}: images and labels of {part} do not fit together: get them anew")
-        parts.append((images[:, None], labels.astype(np.int64)))
-    return SourceData(*parts[0], *parts[1], CLASSES.copy())
+            raise UserError(f"{path}: images and labels of {split} do not match: download them again")
+        splits.append((images[:, None], labels.astype(np.int64)))
+    return SourceData(*splits[0], *splits[1], CLASSES.copy())
 
 
-def idx(content: bytes, sides: int) -> NDArray[np.uint8]:
-    """The uint8 array of `sides` dimensions in an IDX file. Raises ValueError."""
-    start = 4 + 4 * sides
-    if content[:4] != bytes([0, 0, 8, sides]) or len(content) < start:
-        raise ValueError("it does not begin like an IDX file of this kind")
-    shape = tuple(np.frombuffer(content, ">u4", sides, 4).tolist())
+def idx(content: bytes, dimensions: int) -> NDArray[np.uint8]:
+    """Return the uint8 array with `dimensions` dimensions in an IDX file. Raises ValueError."""
+    start = 4 + 4 * dimensions
+    if content[:4] != bytes([0, 0, 8, dimensions]) or len(content) < start:
+        raise ValueError("it does not start like an IDX file of this kind")
+    shape = tuple(np.frombuffer(content, ">u4", dimensions, 4).tolist())
     if len(content) - start != np.prod(shape, dtype=np.int64):
         raise ValueError(f"{len(content) - start} bytes for the shape {shape}")
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)

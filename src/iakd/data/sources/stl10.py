@@ -17,25 +17,27 @@ FILES = {"train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin", "class_names.
 
 
 def read(settings: Dataset) -> SourceData:
-    """The labelled part, from the binary version. Raises UserError for missing or damaged files."""
+    """Read the labelled images from the binary version. Raises UserError for missing or damaged files."""
     path = locate(settings, PUBLISHED)
     found = collect(path, FILES.__contains__)
     for name in sorted(FILES - {"class_names.txt"} - set(found)):
-        raise UserError(f"{path}: {name} is missing; get the data set anew")
-    parts = []
-    for part in ("train", "test"):
+        raise UserError(f"{path}: {name} is missing; download the data set again")
+    splits = []
+    for split in ("train", "test"):
         try:
-            parts.append(_images(found[f"{part}_X.bin"], found[f"{part}_y.bin"]))
+            splits.append(_images(found[f"{split}_X.bin"], found[f"{split}_y.bin"]))
         except ValueError as error:
-            raise UserError(f"{path}: {part}_X.bin and {part}_y.bin do not fit ({error}): get them anew") from None
+            raise UserError(
+                f"{path}: {split}_X.bin and {split}_y.bin do not match ({error}): download them again"
+            ) from None
     classes = found.get("class_names.txt", b"").decode(errors="replace").split() or CLASSES.copy()
     if len(classes) != len(CLASSES):
-        raise UserError(f"{path}: class_names.txt names {len(classes)} classes where there are {len(CLASSES)}")
-    return SourceData(*parts[0], *parts[1], classes)
+        raise UserError(f"{path}: class_names.txt names {len(classes)} classes, expected {len(CLASSES)}")
+    return SourceData(*splits[0], *splits[1], classes)
 
 
 def _images(pixels: bytes, numbers: bytes) -> tuple[Images, Labels]:
-    """Pixels (n, 3, 96, 96), each channel column by column; labels 1–10."""
+    """Return pixels (n, 3, 96, 96), stored column by column in each channel, and labels 1–10 as 0–9."""
     labels = np.frombuffer(numbers, np.uint8).astype(np.int64) - 1
     if len(pixels) != len(labels) * 3 * SIDE * SIDE or not len(labels):
         raise ValueError(f"{len(pixels)} bytes for {len(labels)} images")

@@ -20,23 +20,23 @@ PUBLISHED = Published(
 
 
 def read(settings: Dataset) -> SourceData:
-    """The train and test images (not the `extra` ones). Raises UserError for missing or damaged files."""
+    """Read the train and test images (not the `extra` ones). Raises UserError for missing or damaged files."""
     path = locate(settings, PUBLISHED)
     found = collect(path, lambda name: name in PUBLISHED.files)
-    parts = []
+    splits = []
     for name in PUBLISHED.files:
         if name not in found:
-            raise UserError(f"{path}: {name} is missing; get the data set anew")
+            raise UserError(f"{path}: {name} is missing; download the data set again")
         try:
-            parts.append(_images(found[name]))
-        except Exception as error:  # for damaged files scipy raises nearly anything
+            splits.append(_images(found[name]))
+        except Exception as error:  # scipy raises almost anything for damaged files
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise UserError(f"{path}: {name} is damaged ({reason}): get it anew") from None
-    return SourceData(*parts[0], *parts[1], [str(digit) for digit in range(10)])
+            raise UserError(f"{path}: {name} is damaged ({reason}): download it again") from None
+    return SourceData(*splits[0], *splits[1], [str(digit) for digit in range(10)])
 
 
 def _images(content: bytes) -> tuple[Images, Labels]:
-    """X uint8 (32, 32, 3, n) and y (n, 1) with 10 for the digit 0."""
+    """Return images and labels from X uint8 (32, 32, 3, n) and y (n, 1), in which 10 is the digit 0."""
     from scipy.io import loadmat
 
     table = loadmat(io.BytesIO(content), variable_names=["X", "y"])

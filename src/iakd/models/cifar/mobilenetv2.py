@@ -46,7 +46,7 @@ class InvertedResidual(Block):
 
 
 def build(network: config.Network, channels: int, classes: int) -> Network:
-    """The network of ARCHITECTURES; its stem halves the image."""
+    """Build the network of ARCHITECTURES; its stem halves the image."""
     stem = nn.Sequential(
         nn.Conv2d(channels, STEM, 3, 2, padding=1, bias=False), nn.BatchNorm2d(STEM), nn.ReLU(inplace=True)
     )

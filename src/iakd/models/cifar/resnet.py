@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iakd import config
-from iakd.models.network import Block, Network, RectifiedBlock
+from iakd.models.network import Block, Network, ReluBlock
 
 DEPTHS = (8, 14, 20, 26, 32, 38, 44, 56, 110)  # 6n + 2 layers: three stages of n blocks
 ARCHITECTURES = [f"resnet{depth}" for depth in DEPTHS] + [f"resnet{depth}x4" for depth in DEPTHS]
@@ -23,7 +23,7 @@ class PaddedIdentity(nn.Module):
         return F.pad(features[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
 
 
-class BasicBlock(RectifiedBlock):
+class BasicBlock(ReluBlock):
     """Two 3×3 convolutions and a shortcut, (B, in, H, W) → (B, out, ⌈H/stride⌉, ⌈W/stride⌉)."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, shortcut: str) -> None:
@@ -42,7 +42,7 @@ class BasicBlock(RectifiedBlock):
                 nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
             )
 
-    def before_activation(self, features: Tensor) -> Tensor:
+    def preactivation(self, features: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(features)), inplace=True)
         out = self.bn2(self.conv2(out))
         out += self.shortcut(features)
@@ -50,7 +50,9 @@ class BasicBlock(RectifiedBlock):
 
 
 def build(network: config.Network, channels: int, classes: int) -> Network:
-    """A network of ARCHITECTURES; `width` is the number of channels of the first stage (default 16, wide ones 64)."""
+    """Build a network of ARCHITECTURES; `width` is the number of channels of the first stage (default 16, wide ones
+    64).
+    """
     wide = network.arch.endswith("x4")
     depth = int(network.arch.removeprefix("resnet").removesuffix("x4"))
     width = network.width or (64 if wide else 16)
@@ -82,7 +84,7 @@ BOTTLENECK_ARCHITECTURES = list(BLOCKS)
 EXPANSION = 4
 
 
-class Bottleneck(RectifiedBlock):
+class Bottleneck(ReluBlock):
     """Narrow by 1×1, 3×3, widen by 1×1, and a shortcut, (B, in, H, W) → (B, out, ⌈H/stride⌉, ⌈W/stride⌉)."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
@@ -100,7 +102,7 @@ class Bottleneck(RectifiedBlock):
                 nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
             )
 
-    def before_activation(self, features: Tensor) -> Tensor:
+    def preactivation(self, features: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(features)), inplace=True)
         out = self.bn3(self.conv3(F.relu(self.bn2(self.conv2(out)), inplace=True)))
         out += self.shortcut(features)
@@ -108,7 +110,7 @@ class Bottleneck(RectifiedBlock):
 
 
 def build_bottleneck(network: config.Network, channels: int, classes: int) -> Network:
-    """A network of ARCHITECTURES; `width` is the number of channels of the stem (default 64)."""
+    """Build a network of BOTTLENECK_ARCHITECTURES; `width` is the number of channels of the stem (default 64)."""
     width = network.width or 64
     basic = network.arch in ("ResNet18", "ResNet34")
     stem = nn.Sequential(

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iakd import config
-from iakd.models.network import Block, Network, RectifiedBlock
+from iakd.models.network import Block, Network, ReluBlock
 
 STEM = 24
 BLOCKS = (4, 8, 4)  # of each stage, the reducing one included
@@ -25,7 +25,7 @@ def shuffle(features: Tensor, groups: int) -> Tensor:
     return split.transpose(1, 2).reshape(batch, channels, height, width)
 
 
-class GroupedBlock(RectifiedBlock):
+class GroupedBlock(ReluBlock):
     """V1: grouped 1×1, shuffle, depthwise 3×3, grouped 1×1; with stride 2 joined to the averaged input, else added.
 
     (B, in, H, W) → (B, out, ⌈H/stride⌉, ⌈W/stride⌉).
@@ -44,7 +44,7 @@ class GroupedBlock(RectifiedBlock):
         self.conv3 = nn.Conv2d(hidden, own, 1, groups=GROUPS, bias=False)
         self.bn3 = nn.BatchNorm2d(own)
 
-    def before_activation(self, features: Tensor) -> Tensor:
+    def preactivation(self, features: Tensor) -> Tensor:
         out = shuffle(F.relu(self.bn1(self.conv1(features)), inplace=True), self.groups)
         out = self.bn3(self.conv3(F.relu(self.bn2(self.conv2(out)), inplace=True)))
         if self.stride == 2:
@@ -62,7 +62,7 @@ def _depthwise(channels: int, stride: int) -> list[nn.Module]:
     return [convolution, nn.BatchNorm2d(channels)]
 
 
-class SplitBlock(RectifiedBlock):
+class SplitBlock(ReluBlock):
     """V2: one half of the channels passes, the other through 1×1, depthwise 3×3, 1×1; then they are shuffled.
 
     With stride 2 both branches see all channels, and the first is convolved too.
@@ -79,7 +79,7 @@ class SplitBlock(RectifiedBlock):
             entering = in_channels
         self.right = nn.Sequential(*_pointwise(entering, half), *_depthwise(half, stride), *_pointwise(half, half))
 
-    def before_activation(self, features: Tensor) -> Tensor:
+    def preactivation(self, features: Tensor) -> Tensor:
         """What passes unchanged was activated before, and stays as it is when it is once more."""
         if isinstance(self.left, nn.Sequential):
             out = torch.cat([self.left[:-1](features), self.right[:-1](features)], dim=1)
@@ -98,7 +98,7 @@ class SplitBlock(RectifiedBlock):
 
 
 def build(network: config.Network, channels: int, classes: int) -> Network:
-    """A network of ARCHITECTURES."""
+    """Build a network of ARCHITECTURES."""
     first_version = network.arch == "ShuffleV1"
     stem = nn.Sequential(*_pointwise(channels, STEM))
     stages = []

@@ -7,7 +7,7 @@ One linear layer instead of three, and no pooling before the last two groups of 
 from torch import Tensor, nn
 
 from iakd import config
-from iakd.models.network import Network, RectifiedBlock
+from iakd.models.network import Network, ReluBlock
 
 CONVOLUTIONS = {  # by stage; times the channels below
     "vgg8": ((1,), (1,), (1,), (1, 1)),
@@ -20,7 +20,7 @@ FACTORS = (1, 2, 4, 8)  # channels of each stage, in units of the first
 ARCHITECTURES = list(CONVOLUTIONS)
 
 
-class ConvolutionBlock(RectifiedBlock):
+class ConvolutionBlock(ReluBlock):
     """3×3 convolution, normalisation, ReLU, after 2×2 max pooling if `pool`, (B, in, H, W) → (B, out, ⌊H/2⌋, ⌊W/2⌋).
 
     A map of a single row or column is not pooled in that direction, so that small images fit too.
@@ -32,7 +32,7 @@ class ConvolutionBlock(RectifiedBlock):
         self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.bn = nn.BatchNorm2d(out_channels)
 
-    def before_activation(self, features: Tensor) -> Tensor:
+    def preactivation(self, features: Tensor) -> Tensor:
         if self.pool:
             window = (min(2, features.shape[2]), min(2, features.shape[3]))
             features = nn.functional.max_pool2d(features, window)
@@ -40,7 +40,7 @@ class ConvolutionBlock(RectifiedBlock):
 
 
 def build(network: config.Network, channels: int, classes: int) -> Network:
-    """A network of ARCHITECTURES; `width` is the number of channels of the first stage (default 64)."""
+    """Build a network of ARCHITECTURES; `width` is the number of channels of the first stage (default 64)."""
     stages = []
     previous = channels
     for stage, groups in enumerate(CONVOLUTIONS[network.arch]):

@@ -32,7 +32,7 @@ class PreActivationBlock(Block):
             self.shortcut = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
 
     @property
-    def entry(self) -> nn.Module:
+    def input_norm(self) -> nn.Module:
         return self.bn1
 
     def forward(self, features: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ class PreActivationBlock(Block):
 
 
 def build(network: config.Network, channels: int, classes: int) -> Network:
-    """A network of ARCHITECTURES; `width` is the number of channels of the first stage (default 16·factor)."""
+    """Build a network of ARCHITECTURES; `width` is the number of channels of the first stage (default 16·factor)."""
     depth, widen = (int(part) for part in network.arch.split("_")[1:])
     width = network.width or 16 * widen
     stages = []

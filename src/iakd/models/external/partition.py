@@ -1,6 +1,6 @@
-"""Cutting a finished model of another library into stem, stages of blocks and head, by module paths.
+"""Divide a model of another library into stem, stages of blocks and head, by module paths.
 
-The pieces are the model's own modules, so the parts put together again compute what the model computes.
+The parts are the model's own modules, so together they compute what the model computes.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,16 +12,18 @@ from torch import Tensor, nn
 from iakd.models.network import Block, Network
 from iakd.models.shapes import Shape, channels, feature_shapes
 
-ModulePath = str | Callable[[nn.Module], nn.Module]  # a module's path in the model, or what makes a module of the model
+ModulePath = (
+    str | Callable[[nn.Module], nn.Module]
+)  # a module's path in the model, or a function of the model that returns a module
 
 
 @dataclass(frozen=True)
 class Partition:
-    """How a family of models is cut.
+    """How the models of a family are divided.
 
-    `stem` and `head` are parts in the order in which they are applied. `blocks` are paths of modules, in order; `*` in
-    a path stands for all children of the module before it. A path in `reducers` is not a block of its own: it is
-    applied just before the block that follows it.
+    `stem` and `head` are modules in the order in which they are applied. `blocks` are paths of modules, in order; `*`
+    in a path stands for all children of the module before it. A path in `reducers` is not a block of its own: it is
+    applied directly before the block that follows.
     """
 
     stem: tuple[ModulePath, ...]
@@ -31,7 +33,7 @@ class Partition:
 
 
 class ExternalBlock(Block):
-    """A module of another library as a block; its name is `body`."""
+    """A module of another library as a block; the module is `body`."""
 
     def __init__(self, body: nn.Module, in_channels: int, out_channels: int, kind: type[nn.Module]) -> None:
         super().__init__(in_channels, out_channels)
@@ -47,11 +49,11 @@ class ExternalBlock(Block):
         return self.body(features)
 
 
-def partition(model: nn.Module, cut: Partition, image: Shape) -> Network:
-    """`model` as a network; `image` is the shape that it was designed for, by which blocks are sorted into stages."""
-    stem = nn.Sequential(*(_module_at(model, part) for part in cut.stem))
-    head = nn.Sequential(*(_module_at(model, part) for part in cut.head))
-    bodies = list(_bodies(model, cut))
+def split_model(model: nn.Module, scheme: Partition, image: Shape) -> Network:
+    """Divide `model`; `image` is the shape it was designed for, by which blocks are sorted into stages."""
+    stem = nn.Sequential(*(_module_at(model, part) for part in scheme.stem))
+    head = nn.Sequential(*(_module_at(model, part) for part in scheme.head))
+    bodies = list(_bodies(model, scheme))
     kinds = [type(body[-1]) if isinstance(body, nn.Sequential) else type(body) for body in bodies]
     loose = Network(stem, [[ExternalBlock(body, 0, 0, kind) for body, kind in zip(bodies, kinds, strict=True)]], head)
     shapes = feature_shapes(loose, image)
@@ -70,9 +72,9 @@ def partition(model: nn.Module, cut: Partition, image: Shape) -> Network:
     return network
 
 
-def can_partition(model: nn.Module, cut: Partition) -> bool:
-    """Whether the model has all modules that the cut names."""
-    paths = [part for part in (*cut.stem, *cut.blocks, *cut.reducers, *cut.head) if isinstance(part, str)]
+def can_split(model: nn.Module, scheme: Partition) -> bool:
+    """Return whether the model has all modules that the scheme names."""
+    paths = [part for part in (*scheme.stem, *scheme.blocks, *scheme.reducers, *scheme.head) if isinstance(part, str)]
     try:
         for path in paths:
             model.get_submodule(path.partition(".*")[0])
@@ -82,7 +84,7 @@ def can_partition(model: nn.Module, cut: Partition) -> bool:
 
 
 def change_channels(model: nn.Module, count: int) -> None:
-    """Give the model's first convolution another number of input channels."""
+    """Give the model's first convolution `count` input channels."""
     path, first = next((path, module) for path, module in model.named_modules() if isinstance(module, nn.Conv2d))
     if first.in_channels == count:
         return
@@ -103,10 +105,10 @@ def _module_at(model: nn.Module, part: ModulePath) -> nn.Module:
     return model.get_submodule(part) if isinstance(part, str) else part(model)
 
 
-def _bodies(model: nn.Module, cut: Partition) -> Iterator[nn.Module]:
+def _bodies(model: nn.Module, scheme: Partition) -> Iterator[nn.Module]:
     waiting: list[nn.Module] = []
-    for path, module in (found for pattern in cut.blocks for found in _expand(model, pattern)):
-        if path in cut.reducers:
+    for path, module in (found for pattern in scheme.blocks for found in _expand(model, pattern)):
+        if path in scheme.reducers:
             waiting.append(module)
         else:
             yield nn.Sequential(*waiting, module) if waiting else module
@@ -114,7 +116,7 @@ def _bodies(model: nn.Module, cut: Partition) -> Iterator[nn.Module]:
 
 
 def _expand(model: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
-    """Paths and modules that a path with `*` stands for."""
+    """Yield paths and modules that a path with `*` stands for."""
     before, star, after = path.partition(".*")
     module = model.get_submodule(before)
     if not star:

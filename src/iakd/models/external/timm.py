@@ -1,6 +1,6 @@
-"""timm's classifiers, `arch: timm/NAME`, where the package is installed.
+"""timm's classifiers, `arch: timm/NAME`, if the package is installed.
 
-A model is cut by the first description that fits it, and taken only if the pieces compute what the model computes.
+A model is divided by the first description that fits, and accepted only if the parts compute what the model computes.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from iakd import config
 from iakd.errors import UserError
-from iakd.models.external.partition import Partition, can_partition, partition
+from iakd.models.external.partition import Partition, can_split, split_model
 from iakd.models.network import Network
 
 PREFIX = "timm/"
@@ -46,7 +46,7 @@ class Pooled(nn.Module):
         return tokens[:, 0] if self.kind == "token" else tokens[:, self.prefix :].mean(dim=1)
 
 
-CUTS = (
+PARTITIONS = (
     Partition(  # ResNet and its many relatives
         stem=("conv1", "bn1", "act1", "maxpool"),
         blocks=("layer1.*", "layer2.*", "layer3.*", "layer4.*"),
@@ -74,9 +74,9 @@ CUTS = (
 
 
 def build(network: config.Network, channels: int, classes: int) -> Network:
-    """The network `timm/NAME`, without weights.
+    """Build the network `timm/NAME`, without trained weights.
 
-    Raises UserError where timm is missing, does not know the name, or has a model that no description fits.
+    Raises UserError if timm is missing, does not know the name, or has a model that no description fits.
     """
     try:
         import timm
@@ -87,19 +87,19 @@ def build(network: config.Network, channels: int, classes: int) -> Network:
         raise UserError(f"{network.arch}: timm has no such model{config.did_you_mean(name, timm.list_models())}")
     model = timm.create_model(name, pretrained=False, num_classes=classes, in_chans=channels).eval()
     image = (channels, *model.default_cfg["input_size"][1:])
-    for cut in CUTS:
-        if can_partition(model, cut) and not (Tokens in cut.stem and hasattr(model, "dist_token")):
-            cut_up = partition(model, cut, image)
-            if _same(model, cut_up.eval(), image):
-                return cut_up.train()
+    for scheme in PARTITIONS:
+        if can_split(model, scheme) and not (Tokens in scheme.stem and hasattr(model, "dist_token")):
+            network_parts = split_model(model, scheme, image)
+            if _is_equivalent(model, network_parts.eval(), image):
+                return network_parts.train()
     raise UserError(
         f"{network.arch}: no description of this family of timm; known are ResNet, ConvNeXt, RegNet, MobileNet, "
         "EfficientNet and ViT, and docs/networks.md says how one is added"
     )
 
 
-def _same(model: nn.Module, network: Network, image: tuple[int, ...]) -> bool:
-    """Whether the pieces compute what the model computes: a model may do more between its modules than it shows."""
+def _is_equivalent(model: nn.Module, network: Network, image: tuple[int, ...]) -> bool:
+    """Return whether the parts compute what the model computes: a model may do more than its modules show."""
     images = torch.randn(1, *image, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         return torch.equal(model(images), network(images))

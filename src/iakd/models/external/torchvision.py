@@ -1,4 +1,4 @@
-"""torchvision's classifiers, `arch: torchvision/NAME`, each family cut by one description of its module paths."""
+"""torchvision's classifiers, `arch: torchvision/NAME`; each family is divided by one description of module paths."""
 
 from typing import Any
 
@@ -7,14 +7,16 @@ from torch import Tensor, nn
 
 from iakd import config
 from iakd.errors import UserError
-from iakd.models.external.partition import Partition, change_channels, partition
+from iakd.models.external.partition import Partition, change_channels, split_model
 from iakd.models.network import Network
 
 PREFIX = "torchvision/"
 
 
 class Tokens(nn.Module):
-    """The vision transformer's way in, (B, C, H, W) → (B, N, D): patches, a class token in front, positions added."""
+    """The input of the vision transformer, (B, C, H, W) → (B, N, D): patches behind a class token, with positions
+    added.
+    """
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -111,13 +113,13 @@ FAMILIES: tuple[tuple[Partition, tuple[str, ...]], ...] = (
     (CONVNEXT, ("convnext_tiny", "convnext_small", "convnext_base", "convnext_large")),
     (VIT, ("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32")),
 )
-CUTS = {name: cut for cut, names in FAMILIES for name in names}
-ARCHITECTURES = [PREFIX + name for name in CUTS]
+PARTITIONS = {name: scheme for scheme, names in FAMILIES for name in names}
+ARCHITECTURES = [PREFIX + name for name in PARTITIONS]
 SIZE = 224
 
 
 def weights_address(arch: str, weights: str) -> str:
-    """Where torchvision's weights of this name are published. Raises UserError where it has none of the name."""
+    """Return the address of torchvision's weights of this name. Raises UserError if there are none."""
     from torchvision.models import get_model_weights
 
     known = get_model_weights(arch.removeprefix(PREFIX)).__members__
@@ -132,9 +134,9 @@ def build(network: config.Network, channels: int, classes: int) -> Network:
     from torchvision.models import get_model
 
     name = network.arch.removeprefix(PREFIX)
-    if name not in CUTS:
+    if name not in PARTITIONS:
         near = config.did_you_mean(network.arch, ARCHITECTURES)
         raise UserError(f"network {network.name}: unknown arch {network.arch!r}{near}; docs/networks.md lists them")
     model = get_model(name, weights=None, num_classes=classes)
     change_channels(model, channels)
-    return partition(model, CUTS[name], (channels, SIZE, SIZE))
+    return split_model(model, PARTITIONS[name], (channels, SIZE, SIZE))
