@@ -120,14 +120,6 @@ def _code(children: list[subprocess.Popen[bytes]]) -> int:
     return first if first > 0 else int(any(child.returncode for child in children))
 
 
-_noted: list[str] = []  # of this process, since a training was last begun
-
-
-def signalled() -> str:
-    """The first signal that has come while the training at work is to end; empty where none has."""
-    return _noted[0] if _noted else ""
-
-
 class Interrupt:
     """`with Interrupt() as interrupt:` — `interrupt.name` is empty until a stop signal arrives; a second one raises."""
 
@@ -136,7 +128,6 @@ class Interrupt:
 
     def __enter__(self) -> "Interrupt":
         self._previous = {}
-        _noted.clear()
         if threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
         return self
@@ -149,4 +140,3 @@ class Interrupt:
         if self.name:
             raise KeyboardInterrupt(self.name)
         self.name = signal.Signals(number).name
-        _noted.append(self.name)

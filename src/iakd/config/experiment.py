@@ -91,8 +91,8 @@ class Compute(Strict):
     seeds_together: int = Field(
         1, gt=0, description="how many seeds of a student one process trains side by side, with the same results"
     )
-    engine: Literal["auto", "eager", "compile", "graphs"] = Field(
-        "auto", description="compile: blocks by torch.compile; graphs: whole steps as CUDA graphs; auto: eager"
+    engine: Literal["auto", "eager", "graphs"] = Field(
+        "auto", description="graphs: whole steps as CUDA graphs; auto: eager"
     )
     channels_last: Literal["auto"] | bool = Field(
         "auto", description="memory layout of images and weights while training; auto: where it was measured quicker"
@@ -108,6 +108,13 @@ class Compute(Strict):
         "auto", description="keep the teacher's outputs on disk for other trainings; auto: where they would be used"
     )
     teacher_cache_gib: float = Field(8.0, gt=0, description="what they may take up, for each data set, in GiB")
+
+    @field_validator("engine", mode="before")
+    @classmethod
+    def _compile_was_removed(cls, value: Any) -> Any:
+        if value == "compile":
+            raise ValueError("compile was removed, it never beat eager: set auto, or graphs on a GPU")
+        return value
 
     @model_validator(mode="after")
     def _one_or_several(self) -> "Compute":

@@ -19,8 +19,8 @@ from iakd.models import Network
 from iakd.processes import Interrupt
 from iakd.seeding import derive
 from iakd.training import checkpoint
+from iakd.training.cuda_graphs import make_engine
 from iakd.training.distributed import ALONE, Exchange, ProcessGroup, exchanging
-from iakd.training.engine import make_engine
 from iakd.training.optimizer import WeightAverage, load_state, make_optimizer, set_lr
 from iakd.training.progress import Progress
 from iakd.training.timeline import Timeline
@@ -164,9 +164,7 @@ class Trainer:
         self.device = next(objective.parameters()).device
         self.channels_last = use_channels_last(compute, recipe, self.device, objective)
         set_memory_format(objective, self.channels_last)
-        self.engine = make_engine(
-            compute, self.device, [objective], recipe.batch_size, self._work, several=processes.count > 1
-        )
+        self.engine = make_engine(compute, self.device, self._work, several=processes.count > 1)
         self.parameters = objective.trained_parameters()
         self.optimizer = make_optimizer(self.parameters, recipe, capturable=bool(self.engine.graphs))
         self.average = WeightAverage(objective.student, recipe.ema) if recipe.ema else None
