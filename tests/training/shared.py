@@ -19,7 +19,7 @@ from iakd.distillation.distiller import make_distiller
 from iakd.distillation.registry import timeline_of
 from iakd.experiment.run_dir import Run
 from iakd.models.network import initialise
-from iakd.training.distributed import ProcessGroup, joined
+from iakd.training.distributed import SINGLE_PROCESS, TrainingProcesses, join_processes
 from iakd.training.trainer import Trainer
 
 CLASSES = 4
@@ -59,7 +59,7 @@ def network(described: dict[str, Any], seed: int) -> models.Network:
     return net
 
 
-def make(case: Case, path: str, processes: ProcessGroup) -> Trainer:
+def make(case: Case, path: str, processes: TrainingProcesses) -> Trainer:
     settings = {"epochs": 2, "batch_size": 8, "lr": 0.02, "validate_every": 2, "augment": {"pad": 1}, **case.recipe}
     recipe = Recipe.model_validate(settings)
     method = config.Method(method=case.method, **case.options)
@@ -85,7 +85,7 @@ def make(case: Case, path: str, processes: ProcessGroup) -> Trainer:
     return Trainer(run, distillation, train, validation, recipe, machine, processes=processes)
 
 
-def outcome(case: Case, path: str, processes: ProcessGroup = ProcessGroup()) -> dict[str, Any]:  # noqa: B008
+def outcome(case: Case, path: str, processes: TrainingProcesses = SINGLE_PROCESS) -> dict[str, Any]:
     """State of network and method, and history, after the whole training; which parameters moved in each step."""
     torch.manual_seed(99)  # nothing may depend on what was drawn before
     training = make(case, path, processes)
@@ -96,7 +96,7 @@ def outcome(case: Case, path: str, processes: ProcessGroup = ProcessGroup()) -> 
         original(batch)
         now = training.objective.student.named_parameters()
         moved.append([name for name, value in now if not torch.equal(value, before[name])])
-        if training.step + 1 == case.stop and processes.share.rank == processes.count - 1:
+        if training.step + 1 == case.stop and processes.shard.rank == processes.count - 1:
             os.kill(os.getpid(), signal.SIGTERM)  # one process is told; all have to stop
 
     training._step = step  # type: ignore[method-assign]
@@ -107,7 +107,7 @@ def outcome(case: Case, path: str, processes: ProcessGroup = ProcessGroup()) -> 
         training = make(case, path, processes)
         history, metrics = training.fit()
         metrics["stopped"] = stopped
-    assert not any(hasattr(layer, "switch") for layer in training.objective.student.modules())
+    assert not any(hasattr(layer, "sync") for layer in training.objective.student.modules())
     rows = [{k: v for k, v in row.items() if k not in ("seconds", "images_per_s")} for row in history]
     return {
         "objective": training.objective.state_dict(),
@@ -154,9 +154,9 @@ CASES = {
 def main(file: str, *names: str) -> None:
     """Be one of several processes."""
     torch.set_num_threads(1)
-    with joined() as processes:
+    with join_processes() as processes:
         outcomes = {name: outcome(CASES[name], f"shared/{name}", processes) for name in names}
-        if processes.first:
+        if processes.is_main:
             torch.save(outcomes, file)
 
 

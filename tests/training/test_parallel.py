@@ -25,7 +25,9 @@ BY_TWO = [name for name in CASES if name != "few"]
 BY_THREE = ["few", "iakd", "sample", "mixed"]
 # of a network, where it is not the common one: rounding grows in untrained networks of many normalisations
 TOLERANCE = {"mobilenet": 1e-3, "sizes": 1e-3, "sample": 1e-4}
-SEVERAL = "import sys; from iakd.processes import several; sys.exit(several(sys.argv[2:], int(sys.argv[1])))"
+SEVERAL = (
+    "import sys; from iakd.processes import launch_processes as run; sys.exit(run(sys.argv[2:], int(sys.argv[1])))"
+)
 SETTINGS = """
 dataset: {name: toy, source: digits, val: 100, test: 1000}
 teachers: [{arch: resnet8, width: 4}]
@@ -160,13 +162,13 @@ def test_the_exit_code_is_that_of_one_process() -> None:
 
 
 def test_a_killed_process_ends_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    impatient = SEVERAL.replace("sys.exit", "iakd.processes.SECONDS_TO_FOLLOW = 0.5; sys.exit", 1)
+    impatient = SEVERAL.replace("sys.exit", "iakd.processes.SECONDS_TO_END = 0.5; sys.exit", 1)
     script = TELL + "os.kill(os.getpid(), 9) if rank == 0 else time.sleep(60)"
     command = [sys.executable, "-c", f"import iakd.processes; {impatient}", "2", sys.executable, "-c", script]
     began = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1 and time.monotonic() - began < 30
-    assert done.stderr == "iakd: a process was ended by SIGKILL; run the same command again and it goes on\n"
+    assert done.stderr == "iakd: a process was killed by SIGKILL; run the same command again to resume\n"
 
 
 def test_signals_are_passed_on() -> None:
@@ -225,7 +227,7 @@ def test_other_commands_are_refused(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
-    monkeypatch.setattr("iakd.training.distributed.joined", contextlib.nullcontext)
+    monkeypatch.setattr("iakd.training.distributed.join_processes", contextlib.nullcontext)
     assert iakd("evaluate") == 2
     line = "iakd: several processes together can teach or distill; run `iakd evaluate` by itself"
     assert capfd.readouterr().err.splitlines() == [line]

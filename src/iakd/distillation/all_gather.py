@@ -7,7 +7,7 @@ from torch import Tensor
 from iakd.data.loader import Batch, BatchShard, MixedLabels
 from iakd.distillation.loss import DistillationLoss, ForwardOutputs
 from iakd.models.features import Features, FeatureSpec
-from iakd.training.distributed import gathered
+from iakd.training.distributed import all_gather
 
 
 def terms_of(part: DistillationLoss, outputs: ForwardOutputs) -> dict[str, Tensor]:
@@ -31,9 +31,9 @@ def _whole(outputs: ForwardOutputs, part: DistillationLoss, cut: BatchShard) -> 
         outputs,
         batch=Batch(
             batch.images[:0],
-            gathered(batch.labels, cut),
-            gathered(batch.indices, cut),
-            MixedLabels(*(gathered(value, cut) for value in batch.mixed)) if batch.mixed else None,
+            all_gather(batch.labels, cut),
+            all_gather(batch.indices, cut),
+            MixedLabels(*(all_gather(value, cut) for value in batch.mixed)) if batch.mixed else None,
         ),
         student=student,
         teacher=teacher,
@@ -45,11 +45,11 @@ def _features(features: Features, needs: FeatureSpec, cut: BatchShard) -> Featur
     """Of all images, float32."""
 
     def whole(needed: bool, values: Tensor | None) -> Tensor | None:
-        return gathered(values.float(), cut) if needed and values is not None else None
+        return all_gather(values.float(), cut) if needed and values is not None else None
 
     return Features(
-        {block: gathered(features.blocks[block].float(), cut) for block in sorted(needs.blocks)},
-        {block: gathered(features.preactivations[block].float(), cut) for block in sorted(needs.preactivations)},
+        {block: all_gather(features.blocks[block].float(), cut) for block in sorted(needs.blocks)},
+        {block: all_gather(features.preactivations[block].float(), cut) for block in sorted(needs.preactivations)},
         whole(needs.stem, features.stem),
         whole(needs.unpooled, features.unpooled),
         whole(needs.pooled, features.pooled),

@@ -13,7 +13,7 @@ import yaml
 from iakd import files
 from iakd.config import Params
 from iakd.errors import RunFailed
-from iakd.processes import PLACES, WITH_PARENT
+from iakd.processes import SHARED_TRAINING, WITH_PARENT
 from iakd.tracking import locks
 from iakd.tracking.place import FOLDER, Place, place_of
 from iakd.tracking.scan import scan, signature
@@ -51,7 +51,7 @@ def start(place: Place, params: Params) -> subprocess.Popen[bytes]:
     if not settings.exists() or settings.read_text() != text:
         files.write_text(settings, text)
     command = [sys.executable, "-m", "iakd", "track", "follow", "--params", str(settings)]
-    environment = {name: value for name, value in os.environ.items() if name not in (WITH_PARENT, *PLACES)}
+    environment = {name: value for name, value in os.environ.items() if name not in (WITH_PARENT, *SHARED_TRAINING)}
     with _log_file(FOLDER / LOG).open("ab") as errors:
         child = subprocess.Popen(
             command,

@@ -20,7 +20,8 @@ from iakd.processes import Interrupt
 from iakd.seeding import derive
 from iakd.training import checkpoint
 from iakd.training.cuda_graphs import make_engine
-from iakd.training.distributed import ALONE, Exchange, ProcessGroup, exchanging
+from iakd.training.data_parallel import DataParallel, data_parallel
+from iakd.training.distributed import SINGLE_PROCESS, TrainingProcesses
 from iakd.training.optimizer import WeightAverage, load_state, make_optimizer, set_lr
 from iakd.training.progress import Progress
 from iakd.training.timeline import Timeline
@@ -149,7 +150,7 @@ class Trainer:
         recipe: Recipe,
         compute: Compute,
         on_validation: OnValidation | None = None,
-        processes: ProcessGroup = ALONE,
+        processes: TrainingProcesses = SINGLE_PROCESS,
     ) -> None:
         self.run = run
         self.objective = objective
@@ -159,7 +160,7 @@ class Trainer:
         self.checkpoint_seconds = compute.checkpoint_seconds
         self.on_validation = on_validation or (lambda epoch, row: None)
         self.processes = processes
-        self.exchange: Exchange | None = None  # between several processes
+        self.data_parallel: DataParallel | None = None  # with several processes
         self.timeline = objective.timeline
         self.device = next(objective.parameters()).device
         self.channels_last = use_channels_last(compute, recipe, self.device, objective)
@@ -194,7 +195,7 @@ class Trainer:
             for images in (self.data, self.validation):
                 stack.enter_context(contextlib.closing(images))
             if self.processes.count > 1:
-                self.exchange = stack.enter_context(exchanging([self.objective], self.parameters))
+                self.data_parallel = stack.enter_context(data_parallel(self.objective))
             return (yield from self._fit(interrupt))
 
     def _fit(self, interrupt: Interrupt) -> Generator[None, None, TrainingResult]:
@@ -207,7 +208,7 @@ class Trainer:
             while self.step < self.timeline.total:
                 yield from self.epoch(interrupt)
                 row = self.history[-1]
-                if self.processes.first:
+                if self.processes.is_main:
                     self.run.log(self.history)
                 progress.show(row)
                 if "val_top1" in row:
@@ -227,7 +228,7 @@ class Trainer:
         recipe = self.recipe
         self._resumed = time.monotonic()
         self.objective.train()
-        form = BatchFormat(recipe.batch_size, recipe.augment, self.channels_last, self.processes.share)
+        form = BatchFormat(recipe.batch_size, recipe.augment, self.channels_last, self.processes.shard)
         wanted = self.objective.epoch_data(epoch, recipe.augment)
         for batch in self.data.epoch(self.run.seed, epoch, form, first, wanted):
             self._step(batch)
@@ -258,7 +259,7 @@ class Trainer:
         moment = time.monotonic()
         due, ending = 1, 2
         wanted = ending if interrupt.name else due * (moment - self._saved > self.checkpoint_seconds)
-        wanted = self.processes.highest(wanted)
+        wanted = self.processes.maximum(wanted)
         if wanted:
             self.epoch_seconds += moment - self._resumed
             self._save()
@@ -275,15 +276,14 @@ class Trainer:
 
     def _work(self, batch: Batch) -> None:
         """All that a step does on the device. Nothing here may wait for it, or graphs could not be recorded."""
-        if self.exchange:
-            self.exchange.begin(batch)
+        forward = self.data_parallel or self.objective
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
-            terms, logits = self.objective(batch, self.step)
+            terms, logits = forward(batch, self.step)
         values = torch.stack(list(terms.values()))
         right = (logits.detach().argmax(1) == batch.labels).sum()
         self.optimizer.zero_grad(set_to_none=True)
-        if self.exchange:
-            values, right = self.exchange.backward(values, right, batch)
+        if self.data_parallel:
+            values, right = self.data_parallel.backward(values, right, batch)
         else:
             values.sum().backward()
         if self.recipe.clip_norm:
@@ -299,7 +299,7 @@ class Trainer:
 
     def _validate(self, network: nn.Module) -> dict[str, float]:
         batch_size = min(VALIDATION_BATCH, VALIDATION_VALUES // math.prod(self.validation.image_shape))
-        metrics = validate(network, self.validation, max(1, batch_size), self.channels_last, self.processes.share)
+        metrics = validate(network, self.validation, max(1, batch_size), self.channels_last, self.processes.shard)
         if not math.isfinite(metrics["val_nll"]):  # BatchNorm's statistics can overflow before the weights do
             self._diverged("validation loss")
         return metrics
@@ -313,7 +313,7 @@ class Trainer:
 
     def _save(self) -> None:
         self._check_finite()
-        self.processes.lead(self._write)  # nobody goes on, or ends, before it is there
+        self.processes.on_main(self._write)  # nobody goes on, or ends, before it is there
 
     def _write(self) -> None:
         state = {
@@ -335,7 +335,7 @@ class Trainer:
     def _restore(self) -> None:
         state = checkpoint.load(self.run.live, self.run.key)
         step = state["step"] if state else 0
-        if self.processes.lead(lambda: step) != step:
+        if self.processes.on_main(lambda: step) != step:
             raise UserError(f"{self.run.live}: all processes of a training have to see the same files")
         if state is None:
             return

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iakd.data.loader import UNSHARDED, ImageLoader, Shard
-from iakd.training.distributed import gathered
+from iakd.training.distributed import all_gather
 
 
 @torch.no_grad()
@@ -27,7 +27,7 @@ def predict(
         logits[done : done + len(some)] = some
         done += len(some)
     network.train(training)
-    return gathered(logits, cut) if cut.count > 1 and cut.divided else logits, data.labels
+    return all_gather(logits, cut) if cut.count > 1 and cut.divided else logits, data.labels
 
 
 def validate(
