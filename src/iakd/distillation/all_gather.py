@@ -1,4 +1,4 @@
-"""Parts that look across the images of a batch which several processes share: each computes their terms of it all."""
+"""Losses that compare the images of a batch, when several processes share it: each computes them for all images."""
 
 from dataclasses import replace
 

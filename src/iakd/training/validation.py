@@ -1,4 +1,4 @@
-"""Logits and the two numbers a training watches."""
+"""Logits of a whole set, and the validation metrics of a training."""
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +12,9 @@ from iakd.training.distributed import all_gather
 def predict(
     network: nn.Module, data: ImageLoader, batch_size: int, channels_last: bool = False, share: Shard = UNSHARDED
 ) -> tuple[Tensor, Tensor]:
-    """Logits (N, classes) float32 and labels (N,) of a whole set, in evaluation mode; the mode is put back.
+    """Return logits (N, classes) float32 and labels (N,) of a whole set, in evaluation mode; restores the mode.
 
-    Processes with a `share` each compute theirs, and have all in the end.
+    Each process computes its shard, and all return all logits.
     """
     training = network.training
     network.eval()
@@ -22,7 +22,7 @@ def predict(
     logits, done = torch.empty(0), 0
     for batch in data.plain(batch_size, channels_last, shard=share):
         some = network(batch.images).float()
-        if not done:  # at once: pieces that are kept between a network's large and short-lived ones would scatter these
+        if not done:  # in one piece: keeping each batch's would fragment the memory of large activations
             logits = some.new_empty((cut.sizes[cut.rank], some.shape[1]))
         logits[done : done + len(some)] = some
         done += len(some)
@@ -33,7 +33,7 @@ def predict(
 def validate(
     network: nn.Module, data: ImageLoader, batch_size: int, channels_last: bool = False, share: Shard = UNSHARDED
 ) -> dict[str, float]:
-    """`val_top1` (percent) and `val_nll` (nats)."""
+    """Return `val_top1` (percent) and `val_nll` (nats)."""
     logits, labels = predict(network, data, batch_size, channels_last, share)
     correct = (logits.argmax(1) == labels).double().mean()
     nll = F.cross_entropy(logits.double(), labels)
