@@ -20,7 +20,8 @@ HALF = Schedule(kind="uniform", p0=0.5, student_only=0.0)
 
 def with_graphs(training: Trainer) -> TapeRecorder:
     recorder = TapeRecorder()
-    training.engine = Engine(training._work, StepGraphs(training._work, recorder), training.device)
+    work = training.engine.work
+    training.engine = Engine(work, StepGraphs(work, recorder), training.device)
     return recorder
 
 

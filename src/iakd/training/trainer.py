@@ -313,7 +313,7 @@ class Trainer:
 
     def _save(self) -> None:
         self._check_finite()
-        self.processes.on_main(self._write)  # nobody goes on, or ends, before it is there
+        self.processes.on_main(self._write)  # no process continues or ends before it exists
 
     def _write(self) -> None:
         state = {
