@@ -1,10 +1,11 @@
-"""How far the engines drift from eager fp32: 50 steps of resnet56 → resnet20 with the same batches, swaps and weights.
+"""How far graphs, bf16 and another memory layout drift from eager fp32 in 50 steps of resnet56 → resnet20.
+
+Batches, swaps and initial weights are the same.
 
     python bench/engines.py [--device cpu] [--threads N]
 
 `loss` is the largest relative difference, over the steps, of the mean loss of the epoch so far; `weights` the length of
-the difference of all parameters and running statistics after the last step, relative to theirs. What another memory
-layout and bf16 change is there to compare with. On a CPU, compiling takes minutes the first time.
+the difference of all parameters and running statistics after the last step, relative to theirs. Graphs need a GPU.
 """
 
 import argparse
@@ -20,7 +21,6 @@ from iakd.processes import Interrupt
 EPOCHS, STEPS = 5, 10
 KEPT = 0.9  # the teacher's weights are random: through many of its blocks at once differences would explode
 VARIANTS = {  # settings other than eager fp32 in the layout of the CPU
-    "compile": {"engine": "compile"},
     "graphs": {"engine": "graphs"},
     "contiguous": {"channels_last": False},
     "bf16": {"precision": "bf16"},

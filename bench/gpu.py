@@ -28,7 +28,7 @@ from iakd import devices as devices
 from iakd.experiment.jobs import plan_experiment
 from iakd.stages import prepare, teach
 
-LIMITS = {"eager": 50, "graphs": 140, "free": 50, "compile": 90, "together": 60, "agreement": 30, "real": 60}  # seconds
+LIMITS = {"eager": 50, "graphs": 140, "free": 50, "together": 60, "agreement": 30, "real": 60}  # seconds
 STEPS = 782 * 240  # of the published recipe
 WARM = 2500, 35  # steps after which most patterns of swaps have been met twice, and seconds to spend on them at most
 
@@ -85,7 +85,7 @@ def loops(part: str, device: torch.device, steps: int) -> dict[str, float]:
             "field_kd": field.loop(device, steps),
             "torchdistill_kd": field.torchdistill(device, steps),
         }
-    engine = part if part in ("graphs", "compile") else "eager"
+    engine = "graphs" if part == "graphs" else "eager"
     for expression, p in (("scratch", 1.0), ("kd", 1.0), ("iakd", 0.5)):
         for precision in ("fp32", "bf16"):
             for layout in (True, False) if part != "eager" and expression == "kd" else ("auto",):
@@ -133,8 +133,8 @@ def together(device: torch.device, steps: int) -> dict[str, float]:
 def together_rates(device: torch.device, steps: int, processes: int, each: list[int]) -> list[float]:
     """The rates of so many processes at the same time, which train `each` of these numbers one after another."""
     code = (
-        "import sys; from contestants import side_by_side; from iakd.training import device as d; from iakd import "
-        "params; kind, steps, *each = sys.argv[1:]; device = d.set_up(params.Compute(device=kind))\n"
+        "import sys; from contestants import side_by_side; from iakd import config, devices; "
+        "kind, steps, *each = sys.argv[1:]; device = devices.set_up_device(config.Compute(device=kind))\n"
         "def ready():\n    print('ready', flush=True); input()\n"
         "for n in each:\n    print(side_by_side('kd', device, int(steps), int(n), ready, engine='graphs'), flush=True)"
     )

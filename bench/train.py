@@ -68,7 +68,6 @@ def loops(threads: int, folder: Path) -> dict[str, Contestant]:
     found: dict[str, Contestant | None] = {
         "floor_scratch": floor(False, device, STEPS),
         "scratch": ours("scratch", device, STEPS),
-        "scratch_compile": ours("scratch", device, STEPS, engine="compile"),
         "floor_kd": floor(True, device, STEPS),
         "kd": ours("kd", device, STEPS),
         **{f"iakd_p{100 * p:.0f}": ours("iakd", device, STEPS, p=p) for p in (0.25, 0.5, 0.75)},
@@ -102,7 +101,6 @@ def ratios(measured: dict[str, list[float]]) -> dict[str, dict[str, float]]:
     """Whose throughput is how many times whose."""
     pairs = {
         "train.vs_floor": ("scratch", "floor_scratch"),
-        "compile.vs_eager": ("scratch_compile", "scratch"),
         "kd_live.vs_floor": ("kd", "floor_kd"),
         "kd_live.vs_field": ("kd", "field_kd"),
         "kd_live.vs_torchdistill": ("kd", "torchdistill_kd"),

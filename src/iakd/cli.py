@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from iakd.errors import RunFailed, UserError
-from iakd.processes import STOP_SIGNALS, WITH_PARENT, end_with_parent, place, several
+from iakd.processes import STOP_SIGNALS, WITH_PARENT, end_with_parent, launch_processes, rank_and_world_size
 
 if TYPE_CHECKING:
     from iakd.experiment.jobs import Experiment
@@ -65,7 +65,7 @@ def _training(experiment: "Experiment", shared: bool = False) -> Iterator[None]:
     from iakd.experiment import gpus
     from iakd.tracking.follower import ensure_follower
 
-    rank, count = place()
+    rank, count = rank_and_world_size()
     if rank == 0:
         ensure_follower(experiment.params)
     if count > 1:  # the parent process has assigned the GPUs
@@ -74,7 +74,7 @@ def _training(experiment: "Experiment", shared: bool = False) -> Iterator[None]:
     wanted = experiment.params.compute.processes if shared else 1
     with gpus.claim(experiment.params.compute, wanted):
         if wanted > 1:
-            sys.exit(several([sys.executable, "-m", "iakd", *sys.argv[1:]], wanted))
+            sys.exit(launch_processes([sys.executable, "-m", "iakd", *sys.argv[1:]], wanted))
         yield
 
 
@@ -140,7 +140,7 @@ def distill(
     from iakd.experiment.jobs import group_seeds, select
 
     jobs = select(experiment.students, "student", pair=pair, method=method, seed=seed)
-    groups = group_seeds(jobs, experiment.params.compute.seeds_together if place()[1] == 1 else 1)
+    groups = group_seeds(jobs, experiment.params.compute.seeds_together if rank_and_world_size()[1] == 1 else 1)
     with _training(experiment, shared=True):
         from iakd.stages.distill import run
 
@@ -255,12 +255,13 @@ def ui(
 @contextlib.contextmanager
 def _joined() -> Iterator[None]:
     """Join the other processes if this is one of several that train together."""
-    if place()[1] == 1:
+    if rank_and_world_size()[1] == 1:
         yield
         return
-    from iakd.training.distributed import joined
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # or torch warns of what is meant so, past sys.stderr
+    from iakd.training.distributed import join_processes
 
-    with joined():
+    with join_processes():
         command = next(iter(sys.argv[1:]), "")
         if command not in SHARED:
             raise UserError(

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from iakd.config import Compute, Recipe
 from iakd.errors import UserError
-from iakd.processes import place
+from iakd.processes import rank_and_world_size
 
 # Of glibc's mallopt: how much free memory is kept, by how much the heap grows, how large is a mapping of its own
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
@@ -29,7 +29,7 @@ def set_up_device(compute: Compute) -> torch.device:
     if device.type == "cpu":
         keep_freed_memory()
         return device
-    if place()[1] > 1:
+    if rank_and_world_size()[1] > 1:
         index, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
         if index >= there:
             raise UserError(f"more processes are to train together on this machine than it has GPUs ({there})")

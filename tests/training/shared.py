@@ -1,6 +1,6 @@
-"""Small trainings, each by one process or shared by several: what they do, and what is left of them afterwards.
+"""Small trainings, run by one process or shared by several, and what they leave.
 
-As a program (`python shared.py FILE CASE…`) one of several processes; the first writes the outcomes.
+As a program (`python shared.py FILE CASE…`), one of several processes; the main one writes the outcomes.
 """
 
 import os
@@ -19,8 +19,9 @@ from iakd.distillation.distiller import make_distiller
 from iakd.distillation.registry import timeline_of
 from iakd.experiment.run_dir import Run
 from iakd.models.network import initialise
-from iakd.training.distributed import ProcessGroup, joined
-from iakd.training.trainer import Trainer
+from iakd.processes import Interrupt
+from iakd.training.distributed import SINGLE_PROCESS, TrainingProcesses, join_processes
+from iakd.training.trainer import Trainer, TrainingResult
 
 CLASSES = 4
 PLAIN = {"arch": "resnet8", "width": 4}
@@ -29,7 +30,7 @@ DEEP = {"arch": "resnet14", "width": 4}
 
 @dataclass(frozen=True)
 class Case:
-    """A training, what is special about it, and the step after which it is stopped, to go on then."""
+    """A training: its settings where they are not the common ones, and the step after which it stops, to be resumed."""
 
     method: str
     recipe: dict[str, Any] = field(default_factory=dict)
@@ -42,7 +43,7 @@ class Case:
     stop: int | None = None
 
 
-def images(n: int, size: int, seed: int) -> DeviceLoader:
+def images(n: int, size: int, seed: int, kind: type[DeviceLoader] = DeviceLoader) -> DeviceLoader:
     """Random images whose brightest quadrant tells the class."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, CLASSES, n)
@@ -50,7 +51,7 @@ def images(n: int, size: int, seed: int) -> DeviceLoader:
     half = size // 2
     for image, label in zip(pixels, labels, strict=True):
         image[0, half * (label // 2) :][:half, half * (label % 2) :][:, :half] += 100
-    return DeviceLoader(pixels, labels, [0.25], [0.2], "cpu")
+    return kind(pixels, labels, [0.25], [0.2], "cpu")
 
 
 def network(described: dict[str, Any], seed: int) -> models.Network:
@@ -59,7 +60,7 @@ def network(described: dict[str, Any], seed: int) -> models.Network:
     return net
 
 
-def make(case: Case, path: str, processes: ProcessGroup) -> Trainer:
+def make(case: Case, path: str, processes: TrainingProcesses) -> Trainer:
     settings = {"epochs": 2, "batch_size": 8, "lr": 0.02, "validate_every": 2, "augment": {"pad": 1}, **case.recipe}
     recipe = Recipe.model_validate(settings)
     method = config.Method(method=case.method, **case.options)
@@ -85,29 +86,37 @@ def make(case: Case, path: str, processes: ProcessGroup) -> Trainer:
     return Trainer(run, distillation, train, validation, recipe, machine, processes=processes)
 
 
-def outcome(case: Case, path: str, processes: ProcessGroup = ProcessGroup()) -> dict[str, Any]:  # noqa: B008
-    """State of network and method, and history, after the whole training; which parameters moved in each step."""
+def watch(training: Trainer, moved: list[list[str]], stop: int | None) -> TrainingResult:
+    """Train; note after each step which parameters it moved. SIGTERM comes after step `stop`."""
+    student = training.objective.student
+    before = {name: value.clone() for name, value in student.named_parameters()}
+    with Interrupt() as interrupt:
+        steps = training.steps(interrupt)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                return end.value
+            moved.append([name for name, value in student.named_parameters() if not torch.equal(value, before[name])])
+            before = {name: value.clone() for name, value in student.named_parameters()}
+            if training.step == stop:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+
+def outcome(case: Case, path: str, processes: TrainingProcesses = SINGLE_PROCESS) -> dict[str, Any]:
+    """State, history and metrics after the whole training, and the parameters that moved in each step until a stop."""
     torch.manual_seed(99)  # nothing may depend on what was drawn before
     training = make(case, path, processes)
-    original, moved = training._step, []
-
-    def step(batch: Any) -> None:
-        before = {name: value.clone() for name, value in training.objective.student.named_parameters()}
-        original(batch)
-        now = training.objective.student.named_parameters()
-        moved.append([name for name, value in now if not torch.equal(value, before[name])])
-        if training.step + 1 == case.stop and processes.share.rank == processes.count - 1:
-            os.kill(os.getpid(), signal.SIGTERM)  # one process is told; all have to stop
-
-    training._step = step  # type: ignore[method-assign]
+    moved: list[list[str]] = []
+    stop = case.stop if processes.shard.rank == processes.count - 1 else None  # one gets the signal; all have to stop
     try:
-        history, metrics = training.fit()
+        history, metrics = watch(training, moved, stop)
     except KeyboardInterrupt:
         stopped = training.step
         training = make(case, path, processes)
         history, metrics = training.fit()
         metrics["stopped"] = stopped
-    assert not any(hasattr(layer, "switch") for layer in training.objective.student.modules())
+    assert not any(hasattr(layer, "sync") for layer in training.objective.student.modules())
     rows = [{k: v for k, v in row.items() if k not in ("seconds", "images_per_s")} for row in history]
     return {
         "objective": training.objective.state_dict(),
@@ -154,9 +163,9 @@ CASES = {
 def main(file: str, *names: str) -> None:
     """Be one of several processes."""
     torch.set_num_threads(1)
-    with joined() as processes:
+    with join_processes() as processes:
         outcomes = {name: outcome(CASES[name], f"shared/{name}", processes) for name in names}
-        if processes.first:
+        if processes.is_main:
             torch.save(outcomes, file)
 
 

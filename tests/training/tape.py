@@ -1,4 +1,4 @@
-"""What CUDA graphs do, on the CPU: a step's operations are written down and later done again on the same memory."""
+"""CUDA graphs on the CPU: a step's operations are recorded and later replayed on the same memory."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,12 +14,12 @@ def tensors(*trees: Any) -> Iterator[Tensor]:
 
 
 class Tape(TorchDispatchMode):
-    """Writes down the operations of a block, then takes back what they did: a recording changes nothing."""
+    """Records the operations of a block, then undoes them: recording changes nothing."""
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[tuple[Any, Any, dict[str, Any], list[tuple[int, Tensor]]]] = []
-        self._own: dict[int, UntypedStorage] = {}  # memory made by the block
+        self._own: dict[int, UntypedStorage] = {}  # memory allocated by the block
         self._before: dict[int, tuple[UntypedStorage, UntypedStorage]] = {}  # other memory, and its content before
         self._random = torch.get_rng_state()
 
@@ -49,7 +49,7 @@ class Tape(TorchDispatchMode):
 
     @torch.no_grad()
     def replay(self) -> None:
-        """Do the same operations, on what is now in the memory that they were done on."""
+        """Repeat the operations on the current content of the same memory."""
         for func, args, kwargs, made in self.calls:
             outcome = list(tensors(func(*args, **kwargs)))
             for position, tensor in made:
@@ -57,7 +57,7 @@ class Tape(TorchDispatchMode):
 
 
 class TapeRecorder:
-    """A recorder for `Graphs` that needs no GPU."""
+    """A recorder for `StepGraphs` that needs no GPU."""
 
     def __init__(self) -> None:
         self.warm, self.recorded, self.replayed = 0, 0, 0
@@ -68,7 +68,7 @@ class TapeRecorder:
         work()
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        """As the real one does: nothing is done."""
+        """As the real one does: nothing is changed."""
         tape = Tape()
         with tape:
             work()

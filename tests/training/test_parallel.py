@@ -1,4 +1,4 @@
-"""A training that several processes share is, but for rounding, that of one; and what they do when one fails."""
+"""A training shared by several processes equals that of one up to rounding; and what happens when one fails."""
 
 import contextlib
 import dataclasses
@@ -18,14 +18,16 @@ from torch import Tensor
 
 from iakd import cli
 from iakd.config import METHODS, Augment
-from iakd.data.loader import UNSHARDED, BatchFormat, EpochData, EpochSubset, Shard
+from iakd.data.loader import UNSHARDED, BatchFormat, DeviceLoader, EpochData, EpochSubset, Shard
 
 STOPPED = {"stopped": "whole", "stopped sample": "whole sample"}
 BY_TWO = [name for name in CASES if name != "few"]
 BY_THREE = ["few", "iakd", "sample", "mixed"]
-# of a network, where it is not the common one: rounding grows in untrained networks of many normalisations
+# other than 1e-5: rounding grows in untrained networks with many normalisation layers
 TOLERANCE = {"mobilenet": 1e-3, "sizes": 1e-3, "sample": 1e-4}
-SEVERAL = "import sys; from iakd.processes import several; sys.exit(several(sys.argv[2:], int(sys.argv[1])))"
+SEVERAL = (
+    "import sys; from iakd.processes import launch_processes as run; sys.exit(run(sys.argv[2:], int(sys.argv[1])))"
+)
 SETTINGS = """
 dataset: {name: toy, source: digits, val: 100, test: 1000}
 teachers: [{arch: resnet8, width: 4}]
@@ -43,7 +45,7 @@ def several(count: int, *command: str, **options: Any) -> subprocess.CompletedPr
 
 
 def outcomes(count: int, names: list[str], folder: Path) -> dict[str, Any]:
-    """What so many processes make of the cases."""
+    """The outcomes of the cases, each run by `count` processes."""
     done = several(count, shared.__file__, "outcomes.pt", *names, cwd=folder)
     assert done.returncode == 0, done.stderr
     result: dict[str, Any] = torch.load(folder / "outcomes.pt")
@@ -68,13 +70,13 @@ def by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], d
 
 
 def check(got: dict[str, Any], expected: dict[str, Any], tolerance: float) -> None:
-    """The same weights, statistics, memories and numbers; the same parameters moved in each step."""
+    """Compare weights, statistics, metrics and the parameters that moved in each step."""
     close = {"rtol": tolerance, "atol": tolerance}
     torch.testing.assert_close(got["objective"], expected["objective"], **close)
-    for ours, theirs in zip(got["history"], expected["history"], strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-3)
-    ours, theirs = ({k: v for k, v in some["metrics"].items() if isinstance(v, float)} for some in (got, expected))
-    assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-3)
+    for row, expected_row in zip(got["history"], expected["history"], strict=True):
+        assert row == pytest.approx(expected_row, rel=1e-3, abs=1e-3)
+    numbers, wanted = ({k: v for k, v in some["metrics"].items() if isinstance(v, float)} for some in (got, expected))
+    assert numbers == pytest.approx(wanted, rel=1e-3, abs=1e-3)
     assert got["moved"] == expected["moved"]
 
 
@@ -86,12 +88,12 @@ def test_two_processes_equal_one(by_two: dict[str, Any], by_one: Callable[[str],
 
 @pytest.mark.parametrize("name", BY_THREE)
 def test_so_do_three(by_three: dict[str, Any], by_one: Callable[[str], dict[str, Any]], name: str) -> None:
-    """Of batches that cannot be divided evenly, or at all."""
+    """With batches that cannot be divided evenly, or at all."""
     check(by_three[name], by_one(name), TOLERANCE.get(name, 1e-5))
 
 
 def test_swapped_out_blocks_rest(by_two: dict[str, Any]) -> None:
-    """Otherwise the tests above would say nothing about gradients that are not there."""
+    """Otherwise the tests above would say nothing about missing gradients."""
     moved = by_two["iakd"]["moved"]
     assert len({len(names) for names in moved}) > 1
 
@@ -107,39 +109,43 @@ def test_interrupted_equals_uninterrupted(by_two: dict[str, Any], name: str) -> 
 
 @pytest.mark.parametrize("whole", [1, 2, 3, 7, 8, 64])
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
-def test_shares_make_up_the_batch(whole: int, count: int) -> None:
-    cuts = [Shard(rank, count).of(whole) for rank in range(count)]
-    places = [list(range(whole))[cut.part] for cut in cuts]
-    assert [len(place) for place in places] == cuts[0].sizes
-    assert sum(cut.weight for cut in cuts) == pytest.approx(1)
+def test_shards_make_up_the_batch(whole: int, count: int) -> None:
+    shards = [Shard(rank, count).of(whole) for rank in range(count)]
+    images = [list(range(whole))[shard.part] for shard in shards]
+    assert [len(own) for own in images] == shards[0].sizes
+    assert sum(shard.weight for shard in shards) == pytest.approx(1)
     if whole < count:
-        assert all(place == list(range(whole)) for place in places)
+        assert all(own == list(range(whole)) for own in images)
     else:
-        assert [place for own in places for place in own] == list(range(whole))
-        assert max(cuts[0].sizes) - min(cuts[0].sizes) <= 1
+        assert [image for own in images for image in own] == list(range(whole))
+        assert max(shards[0].sizes) - min(shards[0].sizes) <= 1
 
 
 MIXING = Augment.model_validate({"pad": 1, "mixup": {"alpha": 1.0}, "cutmix": {"alpha": 1.0}, "erase": {}})
 
 
+class CountingLoader(DeviceLoader):
+    """Notes how many images each pass over an epoch fetches."""
+
+    def _fetch(self, wanted: Any, parts: list[slice]) -> Iterator[list[Tensor]]:
+        fetched.append(sum(part.stop - part.start for part in parts))
+        return super()._fetch(wanted, parts)
+
+
+fetched: list[int] = []
+
+
 @pytest.mark.parametrize("augment", [Augment(pad=1, flip=True), MIXING])
-def test_shares_of_batches_are_parts_of_the_batches(augment: Augment, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = shared.images(21, 8, 3)
+def test_shards_of_batches_are_parts_of_the_batches(augment: Augment) -> None:
+    fetched.clear()
+    data = shared.images(21, 8, 3, CountingLoader)
     choice = EpochSubset(torch.arange(21), torch.arange(21).flip(0), torch.linspace(0.3, 1, 21))
     wanted = EpochData(choice, Augment(pad=1, policy="trivialaugment"))
-    fetched: list[int] = []
-    fetch = data._fetch
-
-    def watched(wanted: Any, parts: list[slice]) -> Iterator[list[Tensor]]:
-        fetched.append(sum(part.stop - part.start for part in parts))
-        return fetch(wanted, parts)
-
-    monkeypatch.setattr(data, "_fetch", watched)
-    expected, *shares = (
-        list(data.epoch(0, 2, BatchFormat(8, augment, shard=share), start=1, data=wanted))
-        for share in (UNSHARDED, *(Shard(r, 3) for r in range(3)))
+    expected, *shards = (
+        list(data.epoch(0, 2, BatchFormat(8, augment, shard=shard), start=1, data=wanted))
+        for shard in (UNSHARDED, *(Shard(r, 3) for r in range(3)))
     )
-    for batch, *parts in zip(expected, *shares, strict=True):
+    for batch, *parts in zip(expected, *shards, strict=True):
         starts = [batch.position.start + part.shard.part.start for part in parts]
         assert [part.position.start for part in parts] == starts
         for name, value in batch.tensors().items():
@@ -160,13 +166,13 @@ def test_the_exit_code_is_that_of_one_process() -> None:
 
 
 def test_a_killed_process_ends_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    impatient = SEVERAL.replace("sys.exit", "iakd.processes.SECONDS_TO_FOLLOW = 0.5; sys.exit", 1)
+    impatient = SEVERAL.replace("sys.exit", "iakd.processes.SECONDS_TO_END = 0.5; sys.exit", 1)
     script = TELL + "os.kill(os.getpid(), 9) if rank == 0 else time.sleep(60)"
     command = [sys.executable, "-c", f"import iakd.processes; {impatient}", "2", sys.executable, "-c", script]
     began = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1 and time.monotonic() - began < 30
-    assert done.stderr == "iakd: a process was ended by SIGKILL; run the same command again and it goes on\n"
+    assert done.stderr == "iakd: a process was killed by SIGKILL; run the same command again to resume\n"
 
 
 def test_signals_are_passed_on() -> None:
@@ -204,7 +210,7 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_from_the_command_line(project: Path) -> None:
-    """By the setting: a mistake that only the processes can find. By torchrun: a teacher, which can be evaluated."""
+    """With the setting: an error that only the processes find. With torchrun: a teacher that can be evaluated."""
     missing = run("-m", "iakd", "distill")
     assert missing.returncode == 2 and not missing.stdout
     assert len(missing.stderr.splitlines()) == 1 and "run.json does not exist" in missing.stderr
@@ -214,6 +220,7 @@ def test_from_the_command_line(project: Path) -> None:
     folder = "results/toy/teachers/resnet8w4/seed0"
     assert taught.stdout == f"{folder}\n"
     assert taught.stderr.count("epoch 1/1") == 1
+    assert "find_unused_parameters" not in taught.stderr  # torch's advice against what is needed here
     products = sorted(path.name for path in (project / folder).iterdir())
     assert products == ["history.csv", "metrics.json", "model.safetensors", "run.json"]
     assert [path.name for path in (project / ".state/toy/teachers/resnet8w4/seed0").iterdir()] == ["lock"]
@@ -225,7 +232,7 @@ def test_other_commands_are_refused(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
-    monkeypatch.setattr("iakd.training.distributed.joined", contextlib.nullcontext)
+    monkeypatch.setattr("iakd.training.distributed.join_processes", contextlib.nullcontext)
     assert iakd("evaluate") == 2
     line = "iakd: several processes together can teach or distill; run `iakd evaluate` by itself"
     assert capfd.readouterr().err.splitlines() == [line]

@@ -1,4 +1,4 @@
-"""Trainings side by side in one process are, bit for bit, the trainings that each would be alone."""
+"""Trainings side by side in one process give, bit for bit, what each gives alone."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ from iakd import models
 from iakd.errors import RunFailed
 from iakd.processes import Interrupt
 from iakd.training.interleaved import fit_interleaved, in_turn
-from iakd.training.trainer import Trainer
+from iakd.training.trainer import Trainer, TrainingResult
 
 Make = Callable[..., Trainer]
 FitUntil = Callable[[Trainer, int], None]
@@ -37,15 +37,32 @@ def made(make: Make, number: int, where: str, dropout: bool = False, **settings:
 
 
 def ends(training: Trainer, outcome: Any) -> tuple[Any, ...]:
-    """All that a training leaves, but for how long it took."""
+    """All that a training leaves, without durations."""
     history, metrics = outcome
     rows = [{k: v for k, v in row.items() if k not in ("seconds", "images_per_s")} for row in history]
     return models.save_weights(training.objective.student), rows, metrics  # type: ignore[arg-type]
 
 
+def after_each_step(training: Trainer, act: Callable[[], object], patch: pytest.MonkeyPatch) -> None:
+    """Have `act` called after each of its steps."""
+    original = training.steps
+
+    def steps(interrupt: Interrupt) -> Generator[None, None, TrainingResult]:
+        inner = original(interrupt)
+        while True:
+            try:
+                next(inner)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+            act()
+            yield
+
+    patch.setattr(training, "steps", steps)
+
+
 @pytest.fixture
 def alone(make_training: Make) -> list[tuple[Any, ...]]:
-    """What each of DIFFERENT ends with when it has the process for itself."""
+    """What each of DIFFERENT ends with alone in the process."""
     return [
         ends(one, one.fit())
         for one in (made(make_training, number, "alone", **settings) for number, settings in enumerate(DIFFERENT))
@@ -64,27 +81,23 @@ def test_steps_are_taken_in_turn(make_training: Make, monkeypatch: pytest.Monkey
     order: list[int] = []
     trainings = [made(make_training, number, "together", epochs=1) for number in range(3)]
     for number, training in enumerate(trainings):
-        monkeypatch.setattr(training, "_work", lambda batch, number=number: order.append(number))
-        training.engine.work = training._work
-        training.sums.means = lambda: {"loss": 0.0}  # type: ignore[method-assign]
+        after_each_step(training, lambda number=number: order.append(number), monkeypatch)
     fit_interleaved(trainings)
     assert order == [0, 1, 2] * trainings[0].timeline.total
 
 
 def test_interrupted_together_equals_uninterrupted(
-    make_training: Make, fit_until: FitUntil, alone: list[tuple[Any, ...]]
+    make_training: Make, fit_until: FitUntil, alone: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One was stopped before, alone; then all are by a signal in the middle of an epoch; one goes on alone."""
+    """One was stopped before, alone; then all are by a signal within an epoch; one resumes alone."""
     fit_until(made(make_training, 0, "part", **DIFFERENT[0]), 2)
     trainings = [made(make_training, number, "part", **settings) for number, settings in enumerate(DIFFERENT)]
-    original = trainings[2]._step
 
-    def step_and_signal(batch: Any) -> None:
-        original(batch)
-        if trainings[2].step + 1 == 8:
+    def send_signal() -> None:
+        if trainings[2].step == 8:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    trainings[2]._step = step_and_signal  # type: ignore[method-assign]
+    after_each_step(trainings[2], send_signal, monkeypatch)
     with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
         fit_interleaved(trainings)
     assert [training.step for training in trainings] == [10, 8, 8, 7, 7]
@@ -95,7 +108,7 @@ def test_interrupted_together_equals_uninterrupted(
     assert [*(ends(*pair) for pair in zip(trainings, outcomes, strict=True)), outcome] == alone
 
 
-def test_one_that_diverges_takes_nothing_from_the_others(make_training: Make) -> None:
+def test_one_that_diverges_does_not_affect_the_others(make_training: Make) -> None:
     expected = made(make_training, 0, "alone")
     wanted = ends(expected, expected.fit())
     good, bad = made(make_training, 0, "together"), made(make_training, 1, "together", lr=1e20)
@@ -106,7 +119,7 @@ def test_one_that_diverges_takes_nothing_from_the_others(make_training: Make) ->
 
 
 def test_at_a_signal_each_is_asked_once_more() -> None:
-    """So that it can save its state; what has ended by then, with or without an error, stays ended."""
+    """So that it can save its state; what has ended by then, with an error or not, stays ended."""
     done: list[str] = []
 
     def work(name: str, steps: int, end: type[BaseException] | None = None) -> Generator[None, None, str]:
@@ -136,7 +149,7 @@ def test_at_a_signal_each_is_asked_once_more() -> None:
 
 
 def test_what_each_draws_is_its_own() -> None:
-    """Also when one of them sets the seed on its way."""
+    """Also when one of them sets the seed meanwhile."""
 
     def work(seed: int) -> Generator[None, None, list[float]]:
         torch.manual_seed(seed)

@@ -95,8 +95,8 @@ class Compute(Strict):
     seeds_together: int = Field(
         1, gt=0, description="seeds of a student that one process trains side by side, with the same results"
     )
-    engine: Literal["auto", "eager", "compile", "graphs"] = Field(
-        "auto", description="compile: blocks by torch.compile; graphs: whole steps as CUDA graphs; auto: eager"
+    engine: Literal["auto", "eager", "graphs"] = Field(
+        "auto", description="graphs: whole steps as CUDA graphs; auto: eager"
     )
     channels_last: Literal["auto"] | bool = Field(
         "auto",
@@ -113,6 +113,13 @@ class Compute(Strict):
         "auto", description="cache the teacher's outputs on disk for other trainings; auto: if they would be reused"
     )
     teacher_cache_gib: float = Field(8.0, gt=0, description="largest size of the teacher cache of a data set, in GiB")
+
+    @field_validator("engine", mode="before")
+    @classmethod
+    def _compile_was_removed(cls, value: Any) -> Any:
+        if value == "compile":
+            raise ValueError("compile was removed, it never beat eager: set auto, or graphs on a GPU")
+        return value
 
     @model_validator(mode="after")
     def _one_or_several(self) -> "Compute":

@@ -1,4 +1,4 @@
-"""Parts that look across the images of a batch which several processes share: each computes their terms of it all."""
+"""Losses that compare the images of a batch, when several processes share it: each computes them for all images."""
 
 from dataclasses import replace
 
@@ -7,51 +7,49 @@ from torch import Tensor
 from iakd.data.loader import Batch, BatchShard, MixedLabels
 from iakd.distillation.loss import DistillationLoss, ForwardOutputs
 from iakd.models.features import Features, FeatureSpec
-from iakd.training.distributed import gathered
+from iakd.training.distributed import all_gather
 
 
-def terms_of(part: DistillationLoss, outputs: ForwardOutputs) -> dict[str, Tensor]:
-    """The part's terms of the batch that `outputs` shows a share of; all of them, where it is not shared.
+def terms_of(loss: DistillationLoss, outputs: ForwardOutputs) -> dict[str, Tensor]:
+    """Return the terms of `loss` for this process's images, or for the whole batch if it compares images.
 
-    They are weighed so that, like means over the own images, they add up to the batch's over the processes.
+    Whole-batch terms are scaled so that, like means over the process's images, they sum to the batch's over processes.
     """
-    cut = outputs.batch.shard
-    if cut is None or not cut.divided or not part.cross_sample:
-        return part(outputs)
-    factor = 1 / (cut.count * cut.weight)
-    return {name: term * factor for name, term in part(_whole(outputs, part, cut)).items()}
+    shard = outputs.batch.shard
+    if shard is None or not shard.divided or not loss.cross_sample:
+        return loss(outputs)
+    factor = 1 / (shard.count * shard.weight)
+    return {name: term * factor for name, term in loss(_whole_batch(outputs, loss, shard)).items()}
 
 
-def _whole(outputs: ForwardOutputs, part: DistillationLoss, cut: BatchShard) -> ForwardOutputs:
-    """The outputs as one process would see it, but for the images themselves, as far as the part looks at it."""
+def _whole_batch(outputs: ForwardOutputs, loss: DistillationLoss, shard: BatchShard) -> ForwardOutputs:
+    """Return what `loss` reads of the whole batch's outputs. The images themselves are left out."""
     batch = outputs.batch
-    student = _features(outputs.student, part.student_features | FeatureSpec(logits=True), cut)
-    teacher = _features(outputs.teacher, part.teacher_features, cut)
     return replace(
         outputs,
         batch=Batch(
             batch.images[:0],
-            gathered(batch.labels, cut),
-            gathered(batch.indices, cut),
-            MixedLabels(*(gathered(value, cut) for value in batch.mixed)) if batch.mixed else None,
+            all_gather(batch.labels, shard),
+            all_gather(batch.indices, shard),
+            MixedLabels(*(all_gather(value, shard) for value in batch.mixed)) if batch.mixed else None,
         ),
-        student=student,
-        teacher=teacher,
-        second_view=None if outputs.second_view is None else _whole(outputs.second_view, part, cut),
+        student=_whole_features(outputs.student, loss.student_features | FeatureSpec(logits=True), shard),
+        teacher=_whole_features(outputs.teacher, loss.teacher_features, shard),
+        second_view=None if outputs.second_view is None else _whole_batch(outputs.second_view, loss, shard),
     )
 
 
-def _features(features: Features, needs: FeatureSpec, cut: BatchShard) -> Features:
-    """Of all images, float32."""
+def _whole_features(features: Features, spec: FeatureSpec, shard: BatchShard) -> Features:
+    """Return the features in `spec` of all images, float32."""
 
-    def whole(needed: bool, values: Tensor | None) -> Tensor | None:
-        return gathered(values.float(), cut) if needed and values is not None else None
+    def whole(wanted: bool, values: Tensor | None) -> Tensor | None:
+        return all_gather(values.float(), shard) if wanted and values is not None else None
 
     return Features(
-        {block: gathered(features.blocks[block].float(), cut) for block in sorted(needs.blocks)},
-        {block: gathered(features.preactivations[block].float(), cut) for block in sorted(needs.preactivations)},
-        whole(needs.stem, features.stem),
-        whole(needs.unpooled, features.unpooled),
-        whole(needs.pooled, features.pooled),
-        whole(needs.logits, features.logits),
+        {block: all_gather(features.blocks[block].float(), shard) for block in sorted(spec.blocks)},
+        {block: all_gather(features.preactivations[block].float(), shard) for block in sorted(spec.preactivations)},
+        whole(spec.stem, features.stem),
+        whole(spec.unpooled, features.unpooled),
+        whole(spec.pooled, features.pooled),
+        whole(spec.logits, features.logits),
     )

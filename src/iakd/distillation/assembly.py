@@ -27,7 +27,7 @@ from iakd.models import Network
 from iakd.models.network import initialise
 from iakd.models.normalisation import adapt_input
 from iakd.seeding import derive
-from iakd.training.distributed import processes
+from iakd.training.distributed import training_processes
 from iakd.training.interleaved import fit_interleaved
 from iakd.training.timeline import Timeline
 from iakd.training.trainer import OnValidation, Trainer
@@ -96,10 +96,10 @@ Trained = tuple[list[run_dir.Row], dict[str, Any], Network]
 
 def train_teacher(run: run_dir.Run, experiment: Experiment, job: TeacherJob, store: PreparedData) -> Trained:
     """Train a teacher by cross-entropy, from wherever its run was left."""
-    several, compute = processes(), experiment.params.compute
+    several, compute = training_processes(), experiment.params.compute
     device = devices.set_up_device(compute)
     network = _initialised(job.network, job, run.seed, store).to(device)
-    train, validation = _loaders(store, device, None, several.workers(compute.workers))
+    train, validation = _loaders(store, device, None, several.loader_workers(compute.workers))
     timeline = Timeline.of(job.recipe, steps_per_epoch(len(train), job.recipe.batch_size))
     objective = make_distiller(
         network,
@@ -140,7 +140,7 @@ def _student_trainers(
     on_validation: OnValidation | None = None,
 ) -> list[Trainer]:
     """Trainers that share their frozen teachers, and the images that lie on the device."""
-    compute, several = experiment.params.compute, processes()
+    compute, several = experiment.params.compute, training_processes()
     device = devices.set_up_device(compute)
     subset = transfer_set(experiment, store)
     images = digest([store.sha256, store.mean, store.std, None if subset is None else subset.tolist()])
@@ -159,7 +159,7 @@ def _student_trainers(
         if teacher:
             teacher.to(device)
         shared = loaders[0] if loaders and store.storage == "array" else None  # a pass over files cannot be shared
-        loaders.append(shared or _loaders(store, device, subset, several.workers(compute.workers)))
+        loaders.append(shared or _loaders(store, device, subset, several.loader_workers(compute.workers)))
         train = loaders[-1][0]
         distillers.append(
             make_distiller(

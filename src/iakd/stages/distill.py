@@ -11,7 +11,7 @@ from iakd.data.store import PreparedData
 from iakd.distillation.assembly import StudentTask, Trained, student_run, train_students
 from iakd.experiment import run_dir
 from iakd.experiment.jobs import Experiment, StudentJob
-from iakd.training.distributed import processes
+from iakd.training.distributed import training_processes
 from iakd.tuning.results import read_schedule
 
 log = logging.getLogger(__name__)
@@ -23,29 +23,29 @@ def run(experiment: Experiment, *jobs: StudentJob) -> list[Path]:
     If one fails, the others are trained to the end before its error is raised. All keep their checkpoints until all are
     published, so that no training is lost to a workflow engine that deletes the outputs of a failed or killed job.
     """
-    several = processes()
+    several = training_processes()
     store = PreparedData.open(experiment.data.folder, settings=experiment.data.settings)
     tasks: list[StudentTask] = []
     for job in jobs:
         schedule = _schedule(job)
         attempt = student_run(experiment, job, job.path, job.label, job.seed, schedule, store)
-        if not several.lead(partial(_is_finished, attempt)):
+        if not several.on_main(partial(_is_finished, attempt)):
             tasks.append(StudentTask(attempt, job, schedule))
     if not tasks:
         return [job.folder for job in jobs]
     with contextlib.ExitStack() as opened:
         for task in tasks:
-            opened.enter_context(several.opened(task.run))
+            opened.enter_context(several.open_run(task.run))
         failures = []
         for task, trained in zip(tasks, train_students(experiment, tasks, store), strict=True):
             if isinstance(trained, Exception):
                 failures.append(trained)
             else:
-                several.lead(partial(_publish, task.run, trained))
+                several.on_main(partial(_publish, task.run, trained))
         if failures:
             raise failures[0]
         for task in tasks:
-            several.lead(task.run.clear_live)
+            several.on_main(task.run.clear_live)
     return [job.folder for job in jobs]
 
 

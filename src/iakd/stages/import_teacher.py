@@ -24,7 +24,7 @@ from iakd.models.external.torchvision import weights_address
 from iakd.models.external_weights import load_external
 from iakd.models.network import Network
 from iakd.models.normalisation import adapt_input
-from iakd.training.distributed import processes
+from iakd.training.distributed import training_processes
 from iakd.training.validation import validate
 
 CACHE = Path(".cache/weights")
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 def run(experiment: Experiment, job: TeacherJob) -> Path:
     """Import one teacher; of several processes, the first one does it."""
-    return processes().lead(lambda: _run(experiment, job))
+    return training_processes().on_main(lambda: _run(experiment, job))
 
 
 def _run(experiment: Experiment, job: TeacherJob) -> Path:

@@ -9,14 +9,14 @@ from iakd.data.store import PreparedData
 from iakd.experiment import run_dir
 from iakd.experiment.jobs import Experiment, TeacherJob
 from iakd.files import digest
-from iakd.training.distributed import processes
+from iakd.training.distributed import training_processes
 
 log = logging.getLogger(__name__)
 
 
 def run(experiment: Experiment, job: TeacherJob) -> Path:
     """Train one teacher, unless this very training is finished, and return its folder."""
-    several = processes()
+    several = training_processes()
     store = PreparedData.open(experiment.data.folder, settings=experiment.data.settings)
     device = devices.set_up_device(experiment.params.compute)
     inputs = {"data": store.sha256}
@@ -35,11 +35,11 @@ def run(experiment: Experiment, job: TeacherJob) -> Path:
         inputs=inputs,
         device=devices.device_name(device),
     )
-    if several.lead(lambda: attempt.finished):
+    if several.on_main(lambda: attempt.finished):
         log.info("%s: already trained", job.folder)
         return job.folder
-    with several.opened(attempt):
+    with several.open_run(attempt):
         from iakd.distillation.assembly import train_teacher
 
         history, metrics, network = train_teacher(attempt, experiment, job, store)
-        return several.lead(lambda: attempt.finish(history, metrics, models.save_weights(network)))
+        return several.on_main(lambda: attempt.finish(history, metrics, models.save_weights(network)))

@@ -30,7 +30,7 @@ import yaml
 from iakd import files
 from iakd.config import Params
 from iakd.errors import RunFailed, UserError
-from iakd.processes import PLACES, WITH_PARENT
+from iakd.processes import SHARED_TRAINING, WITH_PARENT
 from iakd.tracking.address import TRACKING_STATE, MlflowAddress, tracking_address
 from iakd.tracking.scan import RunFiles, scan, signature
 
@@ -77,7 +77,7 @@ def start_follower(address: MlflowAddress, params: Params) -> subprocess.Popen[b
     if not settings.exists() or settings.read_text() != text:
         files.write_text(settings, text)
     command = [sys.executable, "-m", "iakd", "track", "follow", "--params", str(settings)]
-    environment = {name: value for name, value in os.environ.items() if name not in (WITH_PARENT, *PLACES)}
+    environment = {name: value for name, value in os.environ.items() if name not in (WITH_PARENT, *SHARED_TRAINING)}
     with _rotated(TRACKING_STATE / LOG).open("ab") as errors:
         child = subprocess.Popen(
             command,

@@ -1,4 +1,4 @@
-"""The resume state of a running training: one file, written atomically, with a hash of its content in front."""
+"""The checkpoint of a running training: one file, written atomically, that starts with a hash of its content."""
 
 import io
 from pathlib import Path
@@ -22,9 +22,9 @@ def save(folder: Path, state: dict[str, Any]) -> None:
 
 
 def load(folder: Path, key: str) -> dict[str, Any] | None:
-    """The state of the run `key`; None where there is none, or only that of a run with other settings or sources.
+    """Return the state of the run `key`; None without one, or with one of other settings or sources.
 
-    Raises UserError where the file is damaged.
+    Raises UserError for a damaged file.
     """
     path = folder / NAME
     if not path.exists():

@@ -1,8 +1,8 @@
-"""Steps as CUDA graphs: a step's launches are recorded once and then replayed at the price of one.
+"""How the steps of a training are executed (`compute.engine`): eagerly, or as CUDA graphs.
 
-Small networks leave a GPU idle most of the time, waiting for Python. A whole step (forward, backward, optimiser, sums)
-is one graph. Its course depends on nothing but its pattern, which the method tells: the blocks that are swapped. Every
-pattern has a graph of its own, up to MOST of them.
+A CUDA graph records the kernel launches of a step once and replays them at the cost of a single launch: small networks
+leave a GPU idle most of the time, waiting for Python. One graph holds a whole step: forward, backward, optimiser, sums.
+What a step computes depends only on its key (`Objective.graph_key`), the set of swapped blocks: each key has a graph.
 """
 
 import logging
@@ -10,10 +10,12 @@ from collections.abc import Callable, Hashable
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
+from iakd.config import Compute
 from iakd.data.loader import Batch
 
-MOST = 600  # graphs: all patterns of nine places and some; each takes some MiB of the device
+MAX_GRAPHS = 600  # all keys of nine block slots, and some; each takes a few MiB of GPU memory
 
 Work = Callable[[Batch], None]
 
@@ -24,16 +26,16 @@ class Recorder(Protocol):
     """Records work on a device. `CudaRecorder` is the real one."""
 
     def warm_up(self, work: Callable[[], None]) -> None:
-        """Do `work`, where it will be recorded."""
+        """Run `work` on the stream on which it will be recorded."""
         ...
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        """What does `work` again, on the same memory. Recording itself changes nothing on the device."""
+        """Return a function that repeats `work` on the same memory. Recording changes nothing on the device."""
         ...
 
 
 class CudaRecorder:
-    """Graphs of one device that share their memory: they never run at the same time."""
+    """Records graphs that share one memory pool, which they can because they never run at the same time."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -41,7 +43,7 @@ class CudaRecorder:
         self.pool = torch.cuda.graph_pool_handle()
 
     def warm_up(self, work: Callable[[], None]) -> None:
-        """Do `work` on the stream of the recordings, in turn with the current one."""
+        """Run `work` on the recording stream, ordered with the current stream."""
         current = torch.cuda.current_stream(self.device)
         self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):
@@ -49,13 +51,13 @@ class CudaRecorder:
         current.wait_stream(self.stream)
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        """A graph of `work`.
+        """Return the replay of a graph of `work`.
 
-        torch.cuda.graph would wait for the device and give all its spare memory back before each of hundreds.
+        The context manager `torch.cuda.graph` would synchronise and empty the memory cache before each of hundreds.
         """
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(self.stream):
-            # Other threads (pinning memory for batches to come) may use the device meanwhile.
+            # Other threads, which pin the memory of coming batches, may use the device meanwhile.
             graph.capture_begin(self.pool, capture_error_mode="thread_local")
             try:
                 work()
@@ -65,33 +67,33 @@ class CudaRecorder:
 
 
 class StepGraphs:
-    """Does `work` on batches, and from the second batch of a pattern on by its graph."""
+    """Runs `work` on batches: the first batch of a key eagerly, the later ones by its graph."""
 
     def __init__(self, work: Work, recorder: Recorder) -> None:
         self.work = work
         self.recorder = recorder
         self._seen: set[Hashable] = set()
         self._recorded: dict[Hashable, tuple[Batch, Callable[[], None]]] = {}
-        self._inputs: dict[Hashable, Batch] = {}  # by the form of a batch: all graphs read the same memory
+        self._inputs: dict[Hashable, Batch] = {}  # by batch layout: all graphs of a layout read the same memory
 
-    def __call__(self, batch: Batch, pattern: Hashable | None) -> None:
-        """Do the work on a batch; `pattern`: None where this step is like no other."""
-        if pattern is None:
+    def __call__(self, batch: Batch, graph_key: Hashable | None) -> None:
+        """Run the work on a batch. `graph_key` is None for a step that no other step repeats."""
+        if graph_key is None:
             self.work(batch)
             return
-        key = (pattern, _form(batch))
+        key = (graph_key, _layout(batch))
         if key in self._recorded:
             inputs, replay = self._recorded[key]
             _copy(batch, inputs)
             replay()
-        elif key in self._seen and len(self._recorded) < MOST:
+        elif key in self._seen and len(self._recorded) < MAX_GRAPHS:
             self._record(key, batch)
-        else:  # kernels are chosen and the optimiser's state is made in a pattern's first step
+        else:  # the first step of a key selects kernels and allocates the optimiser's state
             self._seen.add(key)
             self.work(batch)
 
     def _record(self, key: Hashable, batch: Batch) -> None:
-        inputs = self._inputs.setdefault(_form(batch), batch.map_tensors(torch.empty_like))
+        inputs = self._inputs.setdefault(_layout(batch), batch.map_tensors(torch.empty_like))
         _copy(batch, inputs)
         self.recorder.warm_up(lambda: self.work(inputs))
         try:
@@ -99,11 +101,11 @@ class StepGraphs:
         except RuntimeError as error:
             log.warning("a step cannot be recorded (%s); steps like it run without graphs", str(error).split("\n")[0])
             self._seen.discard(key)
-        if len(self._recorded) == MOST:
-            log.info("%d graphs are recorded; other patterns of swaps run without", MOST)
+        if len(self._recorded) == MAX_GRAPHS:
+            log.info("%d graphs are recorded; other swap patterns run without", MAX_GRAPHS)
 
 
-def _form(batch: Batch) -> Hashable:
+def _layout(batch: Batch) -> Hashable:
     return tuple((name, tuple(value.shape), value.stride()) for name, value in batch.tensors().items())
 
 
@@ -111,3 +113,40 @@ def _copy(source: Batch, target: Batch) -> None:
     into = target.tensors()
     for name, value in source.tensors().items():
         into[name].copy_(value, non_blocking=True)
+
+
+class Engine:
+    """Executes steps: eagerly, or through `graphs` where given."""
+
+    def __init__(self, work: Work, graphs: StepGraphs | None, device: torch.device) -> None:
+        self.work = work
+        self.graphs = graphs
+        self._lr = torch.zeros((), device=device) if graphs else None
+
+    def lr(self, value: float) -> float | Tensor:
+        """Return the learning rate in the form that the optimiser needs: a graph reads it from the device."""
+        return value if self._lr is None else self._lr.fill_(value)
+
+    def step(self, batch: Batch, graph_key: Callable[[], Hashable | None]) -> None:
+        """Execute one step."""
+        if self.graphs:
+            self.graphs(batch, graph_key())
+        else:
+            self.work(batch)
+
+
+def make_engine(compute: Compute, device: torch.device, work: Work, several: bool = False) -> Engine:
+    """Return the engine that the settings ask for, or the eager one with a line in the log.
+
+    `auto` is eager; docs/performance.md gives the reasons. `several` processes train eagerly: they communicate within
+    a step.
+    """
+    graphs = None
+    if compute.engine == "graphs":
+        if several:
+            log.warning("compute.engine: graphs is for one process; several train without")
+        elif device.type != "cuda":
+            log.warning("compute.engine: graphs need a GPU; training without")
+        else:
+            graphs = StepGraphs(work, CudaRecorder(device))
+    return Engine(work, graphs, device)

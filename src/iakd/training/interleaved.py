@@ -1,8 +1,8 @@
-"""Several trainings in one process, a step of each in turn; each ends with the bits that it would have alone.
+"""Several trainings in one process, taking turns step by step; each ends with the same bits as on its own.
 
-On a GPU every training has a stream of its own, so that small kernels of several run at the same time, and what Python
-does between two steps of one is hidden behind the steps of the others. Where a training waits for the device (for an
-epoch's sums, for a validation) it waits for its own stream, and the others' queues are full meanwhile.
+On a GPU each training has its own stream, so that small kernels of several run at the same time, and the Python work
+between two steps of one is hidden behind the steps of the others. A training that waits for the device, for an epoch's
+sums or a validation, waits for its own stream only, and meanwhile the others' queues are full.
 """
 
 import contextlib
@@ -19,9 +19,9 @@ T = TypeVar("T")
 
 
 def fit_interleaved(trainings: Sequence[Trainer]) -> list[TrainingResult | Exception]:
-    """Train all of them to the end; returns in their order what `Trainer.fit` would return, or what it would raise.
+    """Train all to the end; return, in their order, what `Trainer.fit` would return or raise.
 
-    One that fails takes nothing from the others. At a signal all save their state, then KeyboardInterrupt is raised.
+    A failing training does not affect the others. At a signal all save their state, then KeyboardInterrupt is raised.
     """
     with Interrupt() as interrupt:
         return in_turn([training.steps(interrupt) for training in trainings], trainings[0].device, interrupt)
@@ -30,18 +30,18 @@ def fit_interleaved(trainings: Sequence[Trainer]) -> list[TrainingResult | Excep
 def in_turn(
     works: Sequence[Generator[None, None, T]], device: torch.device, interrupt: Interrupt
 ) -> list[T | Exception]:
-    """Advance each work by a step in turn until all have ended; returns what each returned or raised.
+    """Advance each work by one step in turn until all have ended; return what each returned or raised.
 
-    Where one raises KeyboardInterrupt, the others see it in `interrupt`, and it is raised when all have ended.
+    When one raises KeyboardInterrupt, the others see it in `interrupt`, and it is raised once all have ended.
     """
-    places = [_Slot(device) if len(works) > 1 else contextlib.nullcontext() for _ in works]
+    contexts = [_TrainingContext(device) if len(works) > 1 else contextlib.nullcontext() for _ in works]
     ended: dict[int, T | Exception] = {}
     stopped: list[KeyboardInterrupt] = []
-    left = dict(enumerate(works))
-    while left:
-        for number, work in list(left.items()):
+    running = dict(enumerate(works))
+    while running:
+        for number, work in list(running.items()):
             try:
-                with places[number]:
+                with contexts[number]:
                     next(work)
                 continue
             except StopIteration as end:
@@ -51,23 +51,23 @@ def in_turn(
             except KeyboardInterrupt as error:
                 interrupt.name = interrupt.name or "KeyboardInterrupt"
                 stopped.append(error)
-            del left[number]
+            del running[number]
     if stopped:
         raise stopped[0]
     if device.type == "cuda":
-        torch.cuda.synchronize(device)  # what was made on a stream of its own may be used on any from here on
+        torch.cuda.synchronize(device)  # from here on, results may be used on any stream
     return [ended[number] for number in range(len(works))]
 
 
-class _Slot(contextlib.AbstractContextManager[None]):
-    """What each of several works has for itself: torch's global generators, which dropout draws from, and a stream."""
+class _TrainingContext(contextlib.AbstractContextManager[None]):
+    """One training's own CUDA stream and states of torch's global generators, which dropout draws from."""
 
     def __init__(self, device: torch.device) -> None:
-        self._states = _States(device)
+        self._states = _GeneratorStates(device)
         self._stream: torch.cuda.Stream | None = None
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)
-            self._stream.wait_stream(torch.cuda.current_stream(device))  # networks and data were put there on this one
+            self._stream.wait_stream(torch.cuda.current_stream(device))  # which copied networks and data to the device
 
     def __enter__(self) -> None:
         self._states.swap()
@@ -79,8 +79,8 @@ class _Slot(contextlib.AbstractContextManager[None]):
         self._states.swap()
 
 
-class _States:
-    """States of torch's global generators; `swap` exchanges them with those that are in use."""
+class _GeneratorStates:
+    """States of torch's global generators; `swap` exchanges them with the current ones."""
 
     def __init__(self, device: torch.device) -> None:
         self._cpu = torch.get_rng_state()
@@ -91,7 +91,7 @@ class _States:
             self._gpu = self._generator.clone_state()
 
     def swap(self) -> None:
-        """The GPU's is exchanged as an object: graphs that were recorded with it go on drawing from it."""
+        """Exchange the states. The GPU's is exchanged as an object: recorded graphs keep drawing from theirs."""
         cpu = torch.get_rng_state()
         torch.set_rng_state(self._cpu)
         self._cpu = cpu

@@ -1,4 +1,4 @@
-"""The optimisers of a recipe: fused, so that a step is a few launches whatever the number of parameters."""
+"""Optimisers of a recipe: fused, so that a step takes a few kernel launches for any number of parameters."""
 
 import copy
 from typing import Any
@@ -10,7 +10,7 @@ from iakd.config import Recipe
 
 
 def make_optimizer(parameters: list[nn.Parameter], recipe: Recipe, capturable: bool = False) -> torch.optim.Optimizer:
-    """The recipe's optimiser over `parameters`, fused; `capturable`: its steps can be recorded as CUDA graphs."""
+    """Return the recipe's fused optimiser; `capturable` allows recording its steps as CUDA graphs."""
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(
             parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True, capturable=capturable
@@ -24,8 +24,8 @@ def make_optimizer(parameters: list[nn.Parameter], recipe: Recipe, capturable: b
         fused=True,
     )
     if recipe.momentum:
-        # A swapped-out block has no gradient, so blocks take their first steps at different times, which the fused
-        # update cannot do when it makes the buffers itself. Starting from zero gives the same bits.
+        # A swapped-out block has no gradient, so blocks take their first step at different times, which the fused
+        # update does not support when it creates the buffers itself. Buffers of zeros give the same bits.
         for parameter in parameters:
             sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return sgd
@@ -38,9 +38,9 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float | Tensor) -> None:
 
 
 def load_state(optimizer: torch.optim.Optimizer, state: dict[str, object]) -> None:
-    """Take back what `optimizer.state_dict()` gave, in the memory layout that the parameters have now.
+    """Load `optimizer.state_dict()` in the current memory layout of the parameters.
 
-    The fused updates go through memory as it lies, and a checkpoint may come from another device or layout.
+    Fused updates ignore strides, and a checkpoint may come from another device or layout.
     """
     optimizer.load_state_dict(state)
     for parameter, values in optimizer.state.items():
@@ -50,10 +50,10 @@ def load_state(optimizer: torch.optim.Optimizer, state: dict[str, object]) -> No
 
 
 class WeightAverage:
-    """`module` is a copy of `network` whose floating-point tensors follow it: average ← decay·average + (1-decay)·now.
+    """Moving average of `network`: `module` is a copy whose floats become decay·average + (1-decay)·current.
 
-    It starts as the network after the first update. torch's own AveragedModel asks the device in every step whether it
-    has started.
+    It equals the network after the first update. torch's AveragedModel waits for the device in every step, to ask
+    whether it has started.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -61,27 +61,27 @@ class WeightAverage:
         self.decay = decay
         self.started = False
         self._pairs: list[tuple[Tensor, Tensor]] = []
-        for ours, theirs in zip(_state_tensors(self.module), _state_tensors(network), strict=True):
-            self._pairs.append((ours, theirs))
+        for average, current in zip(_state_tensors(self.module), _state_tensors(network), strict=True):
+            self._pairs.append((average, current))
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the network as it is now."""
+        """Update the average with the current network."""
         floating = [pair for pair in self._pairs if pair[0].is_floating_point() and self.started]
         if floating:
-            ours, theirs = map(list, zip(*floating, strict=True))
-            torch._foreach_lerp_(ours, theirs, 1 - self.decay)
-        for average, now in self._pairs:
+            averages, currents = map(list, zip(*floating, strict=True))
+            torch._foreach_lerp_(averages, currents, 1 - self.decay)
+        for average, current in self._pairs:
             if not (self.started and average.is_floating_point()):
-                average.copy_(now)
+                average.copy_(current)
         self.started = True
 
     def state_dict(self) -> dict[str, Any]:
-        """The average, for a checkpoint."""
+        """Return the state for a checkpoint."""
         return {"started": self.started, "module": self.module.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Load what `state_dict` returned."""
         self.started = state["started"]
         self.module.load_state_dict(state["module"])
 

@@ -1,4 +1,4 @@
-"""How far a training is: a bar on a terminal, a plain line now and then in a log."""
+"""Progress of a training: a bar on a terminal, a plain line every few seconds in a log."""
 
 import logging
 import sys
@@ -18,9 +18,9 @@ log = logging.getLogger(__name__)
 
 
 class Progress:
-    """`with Progress(name, epochs) as progress:` — `progress.show(row)` after each epoch.
+    """`with Progress(name, epochs) as progress:` — call `progress.show(row)` after each epoch.
 
-    Bars of several trainings stand below each other: a terminal has room for one display at a time.
+    Trainings in one process share a display, with a bar each: a terminal can hold only one display at a time.
     """
 
     _shared: ClassVar[Bar | None] = None
@@ -52,7 +52,7 @@ class Progress:
                 Progress._shared = None
 
     def show(self, row: Row) -> None:
-        """Tell of the epoch that `row` records."""
+        """Show the epoch that `row` records."""
         epoch = int(row["epoch"] or 0)
         self._first = self._first if self._first is not None else epoch - 1
         numbers = f"loss {row['loss']:.3f} {row['images_per_s']:.0f} images/s"

@@ -19,8 +19,9 @@ from iakd.models import Network
 from iakd.processes import Interrupt
 from iakd.seeding import derive
 from iakd.training import checkpoint
-from iakd.training.distributed import ALONE, Exchange, ProcessGroup, exchanging
-from iakd.training.engine import make_engine
+from iakd.training.cuda_graphs import make_engine
+from iakd.training.data_parallel import DataParallel, data_parallel
+from iakd.training.distributed import SINGLE_PROCESS, TrainingProcesses
 from iakd.training.optimizer import WeightAverage, load_state, make_optimizer, set_lr
 from iakd.training.progress import Progress
 from iakd.training.timeline import Timeline
@@ -149,7 +150,7 @@ class Trainer:
         recipe: Recipe,
         compute: Compute,
         on_validation: OnValidation | None = None,
-        processes: ProcessGroup = ALONE,
+        processes: TrainingProcesses = SINGLE_PROCESS,
     ) -> None:
         self.run = run
         self.objective = objective
@@ -159,14 +160,12 @@ class Trainer:
         self.checkpoint_seconds = compute.checkpoint_seconds
         self.on_validation = on_validation or (lambda epoch, row: None)
         self.processes = processes
-        self.exchange: Exchange | None = None  # between several processes
+        self.data_parallel: DataParallel | None = None  # with several processes
         self.timeline = objective.timeline
         self.device = next(objective.parameters()).device
         self.channels_last = use_channels_last(compute, recipe, self.device, objective)
         set_memory_format(objective, self.channels_last)
-        self.engine = make_engine(
-            compute, self.device, [objective], recipe.batch_size, self._work, several=processes.count > 1
-        )
+        self.engine = make_engine(compute, self.device, self._work, several=processes.count > 1)
         self.parameters = objective.trained_parameters()
         self.optimizer = make_optimizer(self.parameters, recipe, capturable=bool(self.engine.graphs))
         self.average = WeightAverage(objective.student, recipe.ema) if recipe.ema else None
@@ -196,7 +195,7 @@ class Trainer:
             for images in (self.data, self.validation):
                 stack.enter_context(contextlib.closing(images))
             if self.processes.count > 1:
-                self.exchange = stack.enter_context(exchanging([self.objective], self.parameters))
+                self.data_parallel = stack.enter_context(data_parallel(self.objective))
             return (yield from self._fit(interrupt))
 
     def _fit(self, interrupt: Interrupt) -> Generator[None, None, TrainingResult]:
@@ -209,7 +208,7 @@ class Trainer:
             while self.step < self.timeline.total:
                 yield from self.epoch(interrupt)
                 row = self.history[-1]
-                if self.processes.first:
+                if self.processes.is_main:
                     self.run.log(self.history)
                 progress.show(row)
                 if "val_top1" in row:
@@ -229,7 +228,7 @@ class Trainer:
         recipe = self.recipe
         self._resumed = time.monotonic()
         self.objective.train()
-        form = BatchFormat(recipe.batch_size, recipe.augment, self.channels_last, self.processes.share)
+        form = BatchFormat(recipe.batch_size, recipe.augment, self.channels_last, self.processes.shard)
         wanted = self.objective.epoch_data(epoch, recipe.augment)
         for batch in self.data.epoch(self.run.seed, epoch, form, first, wanted):
             self._step(batch)
@@ -260,7 +259,7 @@ class Trainer:
         moment = time.monotonic()
         due, ending = 1, 2
         wanted = ending if interrupt.name else due * (moment - self._saved > self.checkpoint_seconds)
-        wanted = self.processes.highest(wanted)
+        wanted = self.processes.maximum(wanted)
         if wanted:
             self.epoch_seconds += moment - self._resumed
             self._save()
@@ -277,15 +276,14 @@ class Trainer:
 
     def _work(self, batch: Batch) -> None:
         """All that a step does on the device. Nothing here may wait for it, or graphs could not be recorded."""
-        if self.exchange:
-            self.exchange.begin(batch)
+        forward = self.data_parallel or self.objective
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
-            terms, logits = self.objective(batch, self.step)
+            terms, logits = forward(batch, self.step)
         values = torch.stack(list(terms.values()))
         right = (logits.detach().argmax(1) == batch.labels).sum()
         self.optimizer.zero_grad(set_to_none=True)
-        if self.exchange:
-            values, right = self.exchange.backward(values, right, batch)
+        if self.data_parallel:
+            values, right = self.data_parallel.backward(values, right, batch)
         else:
             values.sum().backward()
         if self.recipe.clip_norm:
@@ -301,7 +299,7 @@ class Trainer:
 
     def _validate(self, network: nn.Module) -> dict[str, float]:
         batch_size = min(VALIDATION_BATCH, VALIDATION_VALUES // math.prod(self.validation.image_shape))
-        metrics = validate(network, self.validation, max(1, batch_size), self.channels_last, self.processes.share)
+        metrics = validate(network, self.validation, max(1, batch_size), self.channels_last, self.processes.shard)
         if not math.isfinite(metrics["val_nll"]):  # BatchNorm's statistics can overflow before the weights do
             self._diverged("validation loss")
         return metrics
@@ -315,7 +313,7 @@ class Trainer:
 
     def _save(self) -> None:
         self._check_finite()
-        self.processes.lead(self._write)  # nobody goes on, or ends, before it is there
+        self.processes.on_main(self._write)  # no process continues or ends before it exists
 
     def _write(self) -> None:
         state = {
@@ -337,7 +335,7 @@ class Trainer:
     def _restore(self) -> None:
         state = checkpoint.load(self.run.live, self.run.key)
         step = state["step"] if state else 0
-        if self.processes.lead(lambda: step) != step:
+        if self.processes.on_main(lambda: step) != step:
             raise UserError(f"{self.run.live}: all processes of a training have to see the same files")
         if state is None:
             return

@@ -1,40 +1,40 @@
-"""Logits and the two numbers a training watches."""
+"""Logits of a whole set, and the validation metrics of a training."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iakd.data.loader import UNSHARDED, ImageLoader, Shard
-from iakd.training.distributed import gathered
+from iakd.training.distributed import all_gather
 
 
 @torch.no_grad()
 def predict(
-    network: nn.Module, data: ImageLoader, batch_size: int, channels_last: bool = False, share: Shard = UNSHARDED
+    network: nn.Module, data: ImageLoader, batch_size: int, channels_last: bool = False, shard: Shard = UNSHARDED
 ) -> tuple[Tensor, Tensor]:
-    """Logits (N, classes) float32 and labels (N,) of a whole set, in evaluation mode; the mode is put back.
+    """Return logits (N, classes) float32 and labels (N,) of a whole set, in evaluation mode; restores the mode.
 
-    Processes with a `share` each compute theirs, and have all in the end.
+    Each process computes its shard, and all return all logits.
     """
     training = network.training
     network.eval()
-    cut = share.of(len(data))
+    part = shard.of(len(data))
     logits, done = torch.empty(0), 0
-    for batch in data.plain(batch_size, channels_last, shard=share):
+    for batch in data.plain(batch_size, channels_last, shard=shard):
         some = network(batch.images).float()
-        if not done:  # at once: pieces that are kept between a network's large and short-lived ones would scatter these
-            logits = some.new_empty((cut.sizes[cut.rank], some.shape[1]))
+        if not done:  # in one piece: keeping each batch's would fragment the memory of large activations
+            logits = some.new_empty((part.sizes[part.rank], some.shape[1]))
         logits[done : done + len(some)] = some
         done += len(some)
     network.train(training)
-    return gathered(logits, cut) if cut.count > 1 and cut.divided else logits, data.labels
+    return all_gather(logits, part) if part.count > 1 and part.divided else logits, data.labels
 
 
 def validate(
-    network: nn.Module, data: ImageLoader, batch_size: int, channels_last: bool = False, share: Shard = UNSHARDED
+    network: nn.Module, data: ImageLoader, batch_size: int, channels_last: bool = False, shard: Shard = UNSHARDED
 ) -> dict[str, float]:
-    """`val_top1` (percent) and `val_nll` (nats)."""
-    logits, labels = predict(network, data, batch_size, channels_last, share)
+    """Return `val_top1` (percent) and `val_nll` (nats)."""
+    logits, labels = predict(network, data, batch_size, channels_last, shard)
     correct = (logits.argmax(1) == labels).double().mean()
     nll = F.cross_entropy(logits.double(), labels)
     return {"val_top1": 100.0 * correct.item(), "val_nll": nll.item()}

@@ -88,7 +88,6 @@ def identity(network: Network, images: torch.Tensor, **more: Any) -> str:
             "source": [source_sha("iakd.models", *family_modules()), source_sha("iakd.data.loader")],
             "images": [*images.shape[1:], *images.stride()],
             "precision": _precision(images.device.type),
-            "compiled": any(module._compiled_call_impl is not None for module in network.modules()),
             "machine": _machine(images.device),
             **more,
         }

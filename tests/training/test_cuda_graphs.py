@@ -10,9 +10,8 @@ from tiny import pair
 from walks import compare, walk
 
 from iakd import models
-from iakd.config import Schedule
-from iakd.training.cuda_graphs import StepGraphs
-from iakd.training.engine import Engine
+from iakd.config import Compute, Schedule
+from iakd.training.cuda_graphs import Engine, StepGraphs
 from iakd.training.trainer import Trainer
 
 Make = Callable[..., Trainer]
@@ -21,7 +20,8 @@ HALF = Schedule(kind="uniform", p0=0.5, student_only=0.0)
 
 def with_graphs(training: Trainer) -> TapeRecorder:
     recorder = TapeRecorder()
-    training.engine = Engine(training._work, StepGraphs(training._work, recorder), training.device)
+    work = training.engine.work
+    training.engine = Engine(work, StepGraphs(work, recorder), training.device)
     return recorder
 
 
@@ -84,6 +84,11 @@ def test_a_step_that_cannot_be_recorded_is_done_all_the_same(
     assert max(losses) < 1e-5 and max(states) < 1e-5
     assert "cannot be recorded (operation not permitted when stream is capturing)" in caplog.text
     assert recorder.recorded == 0
+
+
+def test_the_removed_engine_is_refused_with_what_to_use_instead() -> None:
+    with pytest.raises(ValueError, match="compile was removed, it never beat eager: set auto, or graphs on a GPU"):
+        Compute.model_validate({"engine": "compile"})
 
 
 def test_without_a_gpu_graphs_are_eager_steps(make_training: Make, caplog: pytest.LogCaptureFixture) -> None:
