@@ -1,4 +1,4 @@
-"""The device a training runs on, and the switches that make the same seed give the same bits on it."""
+"""The device of a training, and the switches that make results reproducible on it."""
 
 import ctypes
 import os
@@ -10,7 +10,7 @@ from iakd.config import Compute, Recipe
 from iakd.errors import UserError
 from iakd.processes import rank_and_world_size
 
-# Of glibc's mallopt: how much free memory is kept, by how much the heap grows, how large is a mapping of its own
+# Parameters of glibc's mallopt: how much free memory is kept, how much the heap grows, what gets a mapping of its own
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 MIB = 1 << 20
 
@@ -18,8 +18,8 @@ MIB = 1 << 20
 def set_up_device(compute: Compute) -> torch.device:
     """Choose the device and set threads and determinism for this process.
 
-    Each of several processes that train together takes a GPU of its own. Raises UserError where a GPU is asked for and
-    there is none.
+    Each of several processes that train together takes a GPU of its own. Raises UserError if a GPU is required and
+    missing.
     """
     available = torch.cuda.is_available()
     if compute.device == "cuda" and not available:
@@ -30,13 +30,13 @@ def set_up_device(compute: Compute) -> torch.device:
         keep_freed_memory()
         return device
     if rank_and_world_size()[1] > 1:
-        index, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-        if index >= there:
-            raise UserError(f"more processes are to train together on this machine than it has GPUs ({there})")
+        index, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if index >= count:
+            raise UserError(f"this machine has {count} GPUs, too few for one per process; use fewer processes")
         device = torch.device("cuda", index)
         torch.cuda.set_device(device)
     if compute.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS refuses to be deterministic without
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is not deterministic without it
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a launch each time
@@ -44,10 +44,10 @@ def set_up_device(compute: Compute) -> torch.device:
 
 
 def keep_freed_memory() -> None:
-    """Keep what this process frees for its next step, where the C library is glibc; elsewhere do nothing.
+    """Have glibc keep the memory that a step frees; without glibc, do nothing.
 
-    A step frees all its activations, which glibc would give back to the system, and the next step would get them
-    anew, page by page and filled with zeros.
+    A step frees all its activations. By default glibc returns that memory to the system, so the next step has to get
+    it back page by page, filled with zeros.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:

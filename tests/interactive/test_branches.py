@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from iakd import models
 from iakd.config import IakdOptions
 from iakd.errors import UserError
-from iakd.interactive.hybrid import Hybrid, TeacherBranch, copy_weights, mix_branches
+from iakd.interactive.hybrid import Hybrid, TeacherBranch, mix_branches
 from iakd.models.network import Block
-from iakd.models.pairing import pair_blocks
+from iakd.models.pairing import copy_weights, pair_blocks
 
 
 class Tokens(Block):

@@ -12,9 +12,10 @@ from small import network
 from iakd import models
 from iakd.config import IakdOptions, LrSchedule, Normalisation, Schedule
 from iakd.errors import UserError
-from iakd.interactive.hybrid import Hybrid, initialise_from_teacher
+from iakd.interactive.hybrid import Hybrid
 from iakd.interactive.swap_sampler import SwapSampler, make_swap_sampler
 from iakd.models.normalisation import adapt_input
+from iakd.models.pairing import initialise_from_teacher
 from iakd.training.timeline import Timeline
 
 TIMELINE = Timeline(

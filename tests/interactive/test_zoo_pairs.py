@@ -13,8 +13,9 @@ from iakd.config import IakdOptions, LrSchedule, Recipe, Schedule
 from iakd.data.loader import Batch, DeviceLoader
 from iakd.distillation.distiller import Distiller, make_distiller
 from iakd.errors import UserError
-from iakd.interactive.hybrid import Hybrid, initialise_from_teacher
+from iakd.interactive.hybrid import Hybrid
 from iakd.models.network import initialise
+from iakd.models.pairing import initialise_from_teacher
 from iakd.training.timeline import Timeline
 from iakd.training.trainer import make_optimizer
 

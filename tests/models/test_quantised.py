@@ -8,8 +8,9 @@ from torch import nn
 
 from iakd import config, models
 from iakd.config import IakdOptions
-from iakd.interactive.hybrid import Hybrid, initialise_from_teacher
+from iakd.interactive.hybrid import Hybrid
 from iakd.models.network import initialise
+from iakd.models.pairing import initialise_from_teacher
 from iakd.models.quantisation import QuantisedConv2d, Quantiser, nearest, weight_bytes
 
 

@@ -60,7 +60,7 @@ def test_killed_and_run_again_it_makes_what_single_trainings_make(project: "Proj
     process.wait()
     assert jobs(project, *SNAKEMAKE, "--", *models(3)) == {"distill": 1}
     log = project.path / f"logs/tiny/{STUDENTS}/seed0.log"
-    assert log.read_text().count("going on at step") == 3
+    assert log.read_text().count("resuming at step") == 3
 
     again = (*SNAKEMAKE, "-n", "--quiet", "rules", "--config")
     assert jobs(project, *again, "compute={seeds_together: 1}", "--", *models(3)) == {}

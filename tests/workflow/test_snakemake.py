@@ -84,7 +84,7 @@ def test_a_killed_workflow_ends_with_what_plain_commands_make(
 
 
 def test_the_killed_teacher_went_on_and_the_report_is_named_last(project: "Project") -> None:
-    assert "going on at step" in (project.path / "logs/tiny/teachers/big/seed0.log").read_text()
+    assert "resuming at step" in (project.path / "logs/tiny/teachers/big/seed0.log").read_text()
     printed = (project.path.parent / "finished.log").read_text()
     assert printed.splitlines()[-1] == "The report: results/tiny/report/report.html"
     assert not list(project.path.glob(".state/**/checkpoint.pt"))

@@ -22,10 +22,10 @@ from iakd.errors import UserError
 from iakd.experiment import run_dir
 from iakd.experiment.jobs import Experiment, StudentJob, StudyJob, TeacherJob
 from iakd.files import digest
-from iakd.interactive.hybrid import initialise_from_teacher
 from iakd.models import Network
 from iakd.models.network import initialise
 from iakd.models.normalisation import adapt_input
+from iakd.models.pairing import initialise_from_teacher
 from iakd.seeding import derive
 from iakd.training.distributed import training_processes
 from iakd.training.interleaved import fit_interleaved

@@ -20,8 +20,7 @@ from iakd.models import Network
 from iakd.models.features import LOGITS, BlockSlot, Features, FeatureSpec, forward_slots
 from iakd.models.network import Frozen, initialise
 from iakd.models.normalisation import input_conversion
-from iakd.models.pairing import BlockPair, pair_blocks, whole_stages
-from iakd.models.quantisation import QUANTISER
+from iakd.models.pairing import BlockPair, copy_weights, pair_blocks, whole_stages
 from iakd.models.shapes import Shape
 from iakd.seeding import derive
 
@@ -182,32 +181,3 @@ class Hybrid(nn.Module):
                 None if pair.same_size else (pair.teacher.before[1:], pair.student.after[1:]) for pair in pairs
             ]
         return self._sizes_of[image]
-
-
-def copy_weights(source: nn.Module, target: nn.Module, what: str) -> None:
-    """Copy parameters and buffers; a quantised target keeps its quantisation ranges.
-
-    Raises UserError, naming `what`, where the shapes differ.
-    """
-    given = source.state_dict()
-    needed = {k: v for k, v in target.state_dict().items() if k in given or not k.endswith(QUANTISER)}
-    if {k: v.shape for k, v in given.items()} != {k: v.shape for k, v in needed.items()}:
-        raise UserError(
-            f"the teacher's {what} does not fit the student (the shapes differ): choose networks of equal width, "
-            "or keep the student's own"
-        )
-    target.load_state_dict(given, strict=False)
-
-
-def initialise_from_teacher(student: Network, teacher: Network) -> None:
-    """Copy the weights of the teacher's stem, head and first block of each group to the student.
-
-    Raises UserError where shapes differ or the teacher has too few blocks.
-    """
-    pairs = pair_blocks(teacher, student)
-    if any(len(pair.student.blocks) > 1 for pair in pairs):
-        raise UserError("init: teacher needs a teacher block for each student block; this teacher has fewer")
-    copy_weights(teacher.stem, student.stem, "stem")
-    for position, pair in enumerate(pairs):
-        copy_weights(pair.teacher.blocks[0], pair.student.blocks[0], f"block for student block {position + 1}")
-    copy_weights(teacher.head, student.head, "head")

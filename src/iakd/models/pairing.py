@@ -4,9 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain, groupby
 
+from torch import nn
+
 from iakd.errors import UserError
 from iakd.models import Network
 from iakd.models.network import Block
+from iakd.models.quantisation import QUANTISER
 from iakd.models.shapes import Shape, feature_shapes, image_channels
 
 
@@ -126,6 +129,35 @@ def _check_features(teacher: Shape, student: Shape) -> None:
             f"impossible pair: the teacher has {teacher[0]} tokens and the student {student[0]}; "
             "choose transformers with patches of the same size"
         )
+
+
+def copy_weights(source: nn.Module, target: nn.Module, what: str) -> None:
+    """Copy parameters and buffers; a quantised target keeps its quantisation ranges.
+
+    Raises UserError, naming `what`, where the shapes differ.
+    """
+    given = source.state_dict()
+    needed = {k: v for k, v in target.state_dict().items() if k in given or not k.endswith(QUANTISER)}
+    if {k: v.shape for k, v in given.items()} != {k: v.shape for k, v in needed.items()}:
+        raise UserError(
+            f"the teacher's {what} does not fit the student (the shapes differ): choose networks of equal width, "
+            "or keep the student's own"
+        )
+    target.load_state_dict(given, strict=False)
+
+
+def initialise_from_teacher(student: Network, teacher: Network) -> None:
+    """Copy the weights of the teacher's stem, head and first block of each group to the student.
+
+    Raises UserError where shapes differ or the teacher has too few blocks.
+    """
+    pairs = pair_blocks(teacher, student)
+    if any(len(pair.student.blocks) > 1 for pair in pairs):
+        raise UserError("init: teacher needs a teacher block for each student block; this teacher has fewer")
+    copy_weights(teacher.stem, student.stem, "stem")
+    for position, pair in enumerate(pairs):
+        copy_weights(pair.teacher.blocks[0], pair.student.blocks[0], f"block for student block {position + 1}")
+    copy_weights(teacher.head, student.head, "head")
 
 
 Stage = tuple[Sequence[int], int]  # indices of a stage's blocks in the network, and the height of its maps

@@ -1,4 +1,9 @@
-"""What an epoch adds up: on the device, so that no step waits for the host."""
+"""The training loop. An `Objective` computes the loss of a batch; everything else is the same for all trainings.
+
+Interrupted = uninterrupted, bit for bit on the CPU: every random stream is a function of (name, seed, epoch), the
+learning rate is a function of the step, and the rest (weights, optimizer, objective, sums of the epoch, torch's own
+generators) is in the checkpoint.
+"""
 
 import contextlib
 import logging
@@ -29,7 +34,7 @@ from iakd.training.validation import validate
 
 
 class EpochSums:
-    """Sums over the images of an epoch: of each term of the loss, and of right answers."""
+    """Loss terms and correct predictions, summed over an epoch's images on the device, so that no step waits for it."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -38,7 +43,7 @@ class EpochSums:
         self._correct = torch.zeros((), dtype=torch.int64, device=device)
 
     def add(self, names: tuple[str, ...], values: Tensor, right: Tensor, images: int) -> None:
-        """Add a batch of so many images: means `values` (terms,), number of `right` answers. Changed in place."""
+        """Add a batch of `images` images: means `values` (terms,) and the number of `right` predictions, in place."""
         if names not in self._terms:
             self._terms[names] = torch.zeros_like(values)
         self._terms[names].add_(values, alpha=images)
@@ -190,7 +195,7 @@ class Trainer:
                     return outcome
 
     def steps(self, interrupt: Interrupt) -> Generator[None, None, TrainingResult]:
-        """`fit`, a step at a time, so that others can take theirs in between (`training.together`)."""
+        """Like `fit`, one step at a time, so that several trainings can take turns (`training.interleaved`)."""
         with contextlib.ExitStack() as stack:
             for images in (self.data, self.validation):
                 stack.enter_context(contextlib.closing(images))
@@ -222,7 +227,7 @@ class Trainer:
         return self.history, metrics | self.objective.record()
 
     def epoch(self, interrupt: Interrupt) -> Iterator[None]:
-        """The rest of the epoch that `self.step` is in, a step at a time, and its row in the history."""
+        """Run the rest of the current epoch, one step at a time, and add its row to the history."""
         epoch, first = self.timeline.place(self.step)
         end = self.timeline.first_step(epoch + 1)
         recipe = self.recipe
@@ -252,7 +257,7 @@ class Trainer:
         self._checkpoint_if_due(interrupt)
 
     def _checkpoint_if_due(self, interrupt: Interrupt) -> None:
-        """Save the state every `checkpoint_seconds` and at a signal, which then ends the training.
+        """Save the state every `checkpoint_seconds`, and at a signal, which then ends the training.
 
         All processes of a training do so after the same step.
         """
@@ -268,14 +273,14 @@ class Trainer:
             raise KeyboardInterrupt(interrupt.name)
 
     def _step(self, batch: Batch) -> None:
-        if batch.shard:  # each draws for its own images
+        if batch.shard:  # each process draws for its own images
             torch.manual_seed(derive("step", self.run.seed, self.step, batch.shard.rank if batch.shard.divided else 0))
         set_lr(self.optimizer, self.engine.lr(self.timeline.lr(self.step)))
         self.engine.step(batch, lambda: self.objective.graph_key(self.step))
         self.sums.images += batch.whole_size
 
     def _work(self, batch: Batch) -> None:
-        """All that a step does on the device. Nothing here may wait for it, or graphs could not be recorded."""
+        """Everything that a step does on the device. Nothing here may wait for it, or graphs cannot be recorded."""
         forward = self.data_parallel or self.objective
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
             terms, logits = forward(batch, self.step)
@@ -336,7 +341,7 @@ class Trainer:
         state = checkpoint.load(self.run.live, self.run.key)
         step = state["step"] if state else 0
         if self.processes.on_main(lambda: step) != step:
-            raise UserError(f"{self.run.live}: all processes of a training have to see the same files")
+            raise UserError(f"{self.run.live}: all processes of a training must see the same files")
         if state is None:
             return
         self.step = state["step"]
@@ -352,4 +357,4 @@ class Trainer:
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
-        log.info("%s: going on at step %d of %d", self.run.path, self.step, self.timeline.total)
+        log.info("%s: resuming at step %d of %d", self.run.path, self.step, self.timeline.total)
