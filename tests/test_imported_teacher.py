@@ -189,7 +189,7 @@ def test_mistakes_name_the_teacher_and_its_file(here: Path) -> None:
     for settings, words in (
         (
             {"checkpoint": "bought/absent.pth"},
-            r"teacher mine: checkpoint bought/absent\.pth is not a file \(looked for",
+            r"teacher mine: checkpoint bought/absent\.pth is no file \(looked for",
         ),
         ({"width": 4}, r"teacher mine: checkpoint bought/teacher.pth.tar: it fits a teacher with width: 8"),
         ({"normalisation": "imagenet"}, "normalisation of the teacher: it has 3 channels, and the images have 1"),
@@ -229,7 +229,7 @@ def test_weights_by_torchvisions_name_are_downloaded_once_and_checked(here: Path
     publisher.write_bytes(b"other bytes")
     assert import_teacher._locate(experiment, experiment.teachers[0], here / "x") == found
     found.unlink()
-    with pytest.raises(RunFailed, match=r"SHA256 differs.*name it in the teacher's `checkpoint`"):
+    with pytest.raises(RunFailed, match=r"SHA256 differs.*set the teacher's `checkpoint`"):
         import_teacher._locate(experiment, experiment.teachers[0], here / "x")
 
 
