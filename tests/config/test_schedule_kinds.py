@@ -41,7 +41,7 @@ def sigmoid(steepness: float) -> Callable[[float], float]:
         ({"kind": "sigmoid"}, sigmoid(10)),
         ({"kind": "sigmoid", "steepness": 3.5}, sigmoid(3.5)),
     ],
-    ids=str,
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "reference",
 )
 def test_a_shape_is_its_formula(schedule: dict[str, object], reference: Callable[[float], float]) -> None:
     settings = Schedule.model_validate(schedule)
