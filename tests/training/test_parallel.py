@@ -234,7 +234,7 @@ def test_other_commands_are_refused(
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setattr("iakd.training.distributed.join_processes", contextlib.nullcontext)
     assert iakd("evaluate") == 2
-    line = "iakd: several processes together can teach or distill; run `iakd evaluate` by itself"
+    line = "iakd: several processes can only teach or distill together; run `iakd evaluate` in one process"
     assert capfd.readouterr().err.splitlines() == [line]
 
 
