@@ -177,8 +177,8 @@ def test_a_killed_process_ends_the_others(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_signals_are_passed_on() -> None:
     script = (
-        "import signal, sys, time\n"
-        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))\nprint('ready', flush=True)\ntime.sleep(60)"
+        "import os, signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))\nos.write(1, b'ready\\n')\ntime.sleep(60)"  # at once
     )
     command = [sys.executable, "-c", SEVERAL, "2", sys.executable, "-c", script]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as launcher:
@@ -234,7 +234,7 @@ def test_other_commands_are_refused(
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setattr("iakd.training.distributed.join_processes", contextlib.nullcontext)
     assert iakd("evaluate") == 2
-    line = "iakd: several processes together can teach or distill; run `iakd evaluate` by itself"
+    line = "iakd: several processes can only teach or distill together; run `iakd evaluate` in one process"
     assert capfd.readouterr().err.splitlines() == [line]
 
 
