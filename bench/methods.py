@@ -100,7 +100,7 @@ def steps(made: Trainer) -> Contestant:
 
     def turn() -> int:
         for batch in islice(batches, STEPS):
-            made._step(batch)
+            made.train_step(batch)
             made.step += 1
         return STEPS * BATCH
 

@@ -152,7 +152,7 @@ def peak() -> float:
     made.objective.train()
     batches = made.data.epoch(0, 0, BatchFormat(BATCH, made.recipe.augment, channels_last=made.channels_last))
     for batch in islice(batches, 3):
-        made._step(batch)
+        made.train_step(batch)
     predict(made.objective.student, made.data, VALIDATION_BATCH, made.channels_last)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 

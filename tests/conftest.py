@@ -15,14 +15,14 @@ def fit_until(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, int], None]:
     """`fit_until(training, step)`: fit it until a signal stops it after that step of the whole, counted from 1."""
 
     def fit(training: Any, stop: int) -> None:
-        original = training._step
+        original = training.train_step
 
         def step_and_signal(batch: object) -> None:
             original(batch)
             if training.step + 1 == stop:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-        monkeypatch.setattr(training, "_step", step_and_signal)
+        monkeypatch.setattr(training, "train_step", step_and_signal)
         with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
             training.fit()
 

@@ -176,7 +176,7 @@ def test_it_can_be_added_to_iakd_or_says_why_not(make_training: Make, name: str,
     training = make_training(expression, options={**options(name), "iakd": {"path": path}})
     training.objective.train()
     for epoch in range(3):
-        training._step(fixed_batch(training, epoch))
+        training.train_step(fixed_batch(training, epoch))
         training.step += training.timeline.steps_per_epoch
     means = training.sums.means()
     assert math.isfinite(means["loss"])

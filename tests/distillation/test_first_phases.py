@@ -134,7 +134,7 @@ def test_labels_wait_for_the_first_phase(name: str) -> None:
     training = make_training(name, options={name: {"pretrain": 0.5}})
     head = {key: value.clone() for key, value in training.objective.student.head.state_dict().items()}
     training.objective.train()
-    training._step(fixed_batch(training))
+    training.train_step(fixed_batch(training))
     assert all(torch.equal(head[key], value) for key, value in training.objective.student.head.state_dict().items())
     assert set(training.objective(fixed_batch(training), 14)[0]) == {"ce", name}
     terms, _ = training.objective(fixed_batch(training), 15)
@@ -168,7 +168,7 @@ def test_the_paraphraser_learns_first_and_then_rests() -> None:
     def changed(step: int) -> tuple[bool, bool]:
         before = {key: value.clone() for key, value in part.state_dict().items()}
         training.step = step
-        training._step(fixed_batch(training))
+        training.train_step(fixed_batch(training))
         moved = [key for key, value in part.state_dict().items() if not torch.equal(value, before[key])]
         return (
             any(key.startswith(("paraphraser", "rebuilder")) for key in moved),

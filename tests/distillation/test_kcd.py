@@ -86,13 +86,13 @@ def make(make_training: Make, expression: str = "kcd", path: str = "digits/stude
 def watch(training: Trainer) -> dict[int, list[Batch]]:
     """Lets the training run; the batches of each epoch."""
     seen: dict[int, list[Batch]] = {}
-    original = training._step
+    original = training.train_step
 
     def step(batch: Batch) -> None:
         seen.setdefault(training.timeline.place(training.step)[0], []).append(batch)
         original(batch)
 
-    training._step = step  # type: ignore[method-assign]
+    training.train_step = step  # type: ignore[method-assign]
     training.fit()
     return seen
 

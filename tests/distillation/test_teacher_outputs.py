@@ -287,7 +287,7 @@ def test_two_trainings_side_by_side_share_one_table(make_training: Make) -> None
             strict=True,
         ):
             for training, batch in zip((one, two), batches, strict=True):
-                training._step(batch)
+                training.train_step(batch)
                 training.step += 1
     assert models.save_weights(one.objective.student) == models.save_weights(two.objective.student) == alone[0]
     assert two.objective._outputs.computed <= BATCH  # its first batch is compared

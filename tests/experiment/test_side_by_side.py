@@ -120,7 +120,7 @@ def test_one_that_fails_leaves_the_others_published_and_able_to_go_on(
     """Finished for a reader; and if a workflow engine deletes them with the failed job, soon finished again."""
     experiment = plan_of()
     jobs = of(experiment, "iakd")
-    work = Trainer._work
+    work = Trainer.update
 
     def diverge(self: Trainer, batch: Any) -> None:
         work(self, batch)
@@ -128,7 +128,7 @@ def test_one_that_fails_leaves_the_others_published_and_able_to_go_on(
             raise RunFailed("seed 1: the loss is no longer finite")
 
     with monkeypatch.context() as inside:
-        inside.setattr(Trainer, "_work", diverge)
+        inside.setattr(Trainer, "update", diverge)
         with pytest.raises(RunFailed, match="seed 1: the loss"):
             distill.run(experiment, *jobs)
     assert [job.seed for job in jobs if (job.folder / RUN).exists()] == [0, 2]
@@ -140,7 +140,7 @@ def test_one_that_fails_leaves_the_others_published_and_able_to_go_on(
         work(self, batch)
         steps.append(self.run.seed)
 
-    monkeypatch.setattr(Trainer, "_work", count)
+    monkeypatch.setattr(Trainer, "update", count)
     distill.run(experiment, *jobs)
     assert set(steps) == {1}
     assert {job.path: folder_of(job) for job in jobs} == {job.path: tree[job.path] for job in jobs}
@@ -166,7 +166,7 @@ def test_a_kill_between_two_are_published_costs_no_training(
     assert left_to_go_on() == ["seed0", "seed1", "seed2"]
     for path in jobs[0].folder.iterdir():  # what Snakemake does
         path.unlink()
-    monkeypatch.setattr(Trainer, "_work", None)  # no step is needed
+    monkeypatch.setattr(Trainer, "update", None)  # no step is needed
     distill.run(experiment, *jobs)
     assert {job.path: folder_of(job) for job in jobs} == {job.path: tree[job.path] for job in jobs}
 

@@ -150,14 +150,14 @@ def test_no_checkpoint_is_made_of_a_loss_that_is_not_finite(make_training: Make)
 def test_modes_in_every_step(make_training: Make, monkeypatch: pytest.MonkeyPatch, expression: str) -> None:
     """The student trains in training mode after every validation; the teacher never leaves evaluation mode."""
     training = make_training(expression, validate_every=1)
-    original = training._step
+    original = training.train_step
 
     def check(batch: object) -> None:
         assert all(module.training for module in training.objective.student.modules())
         assert not any(module.training for module in training.objective.teacher.modules())
         original(batch)
 
-    monkeypatch.setattr(training, "_step", check)
+    monkeypatch.setattr(training, "train_step", check)
     training.fit()
 
 
@@ -220,7 +220,7 @@ def test_kd_on_the_students_path_looks_at_the_student_alone(make_training: Make)
 def test_ema_is_the_moving_average_of_the_weights(make_training: Make) -> None:
     training = make_training(epochs=1, ema=0.5, augment={})
     name, expected = "head.2.weight", None
-    original = training._step
+    original = training.train_step
 
     def step(batch: object) -> None:
         nonlocal expected
@@ -228,7 +228,7 @@ def test_ema_is_the_moving_average_of_the_weights(make_training: Make) -> None:
         now = training.objective.student.state_dict()[name].clone()
         expected = now if expected is None else 0.5 * expected + 0.5 * now
 
-    training._step = step
+    training.train_step = step
     training.fit()
     assert torch.allclose(training.objective.student.state_dict()[name], expected, atol=1e-6)
 
@@ -237,7 +237,7 @@ def test_clipping_bounds_the_whole_gradient(make_training: Make) -> None:
     training = make_training(clip_norm=0.01, momentum=0.0, weight_decay=0.0, lr=1.0, epochs=1)
     before = [p.detach().clone() for p in training.objective.student.parameters()]
     training.objective.train()
-    training._step(next(training.data.epoch(0, 0, BatchFormat(16))))
+    training.train_step(next(training.data.epoch(0, 0, BatchFormat(16))))
     moved = math.sqrt(
         sum(((p - q) ** 2).sum().item() for p, q in zip(training.objective.student.parameters(), before, strict=True))
     )

@@ -48,14 +48,14 @@ def test_interrupted_equals_uninterrupted_whatever_the_number_of_workers(monkeyp
     small = ["dataset.size=16", "dataset.storage=files", "teachers=[{arch: resnet8, width: 4}]"]
     whole = model_of(experiment("whole", *small, "compute.workers=0"))
     again = experiment("again", *small, "compute.workers=2")
-    step = Trainer._step
+    step = Trainer.train_step
 
     def interrupted(self: Trainer, batch: Any) -> None:
         step(self, batch)
         os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_step", interrupted)
+        patch.setattr(Trainer, "train_step", interrupted)
         for _ in range(4):  # of six steps; each time in the same process, whose lock no worker may keep
             with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
                 model_of(again)
@@ -79,7 +79,7 @@ def test_side_by_side_each_training_has_its_own_pass_over_the_files(monkeypatch:
     small += [f"distill.recipe.{name}" for name in ("epochs=3", "batch_size=6", "precision=fp32")]
     together, alone = experiment("together", *small), experiment("alone", *small)
     prepare.run(together), prepare.run(alone)
-    step = Trainer._step
+    step = Trainer.train_step
 
     def interrupted(self: Trainer, batch: Any) -> None:
         step(self, batch)
@@ -87,7 +87,7 @@ def test_side_by_side_each_training_has_its_own_pass_over_the_files(monkeypatch:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_step", interrupted)
+        patch.setattr(Trainer, "train_step", interrupted)
         with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
             distill.run(together, *together.students)
     folders = distill.run(together, *together.students)

@@ -170,7 +170,7 @@ class Trainer:
         self.device = next(objective.parameters()).device
         self.channels_last = use_channels_last(compute, recipe, self.device, objective)
         set_memory_format(objective, self.channels_last)
-        self.engine = make_engine(compute, self.device, self._work, several=processes.count > 1)
+        self.engine = make_engine(compute, self.device, self.update, several=processes.count > 1)
         self.parameters = objective.trained_parameters()
         self.optimizer = make_optimizer(self.parameters, recipe, capturable=bool(self.engine.graphs))
         self.average = WeightAverage(objective.student, recipe.ema) if recipe.ema else None
@@ -236,7 +236,7 @@ class Trainer:
         form = BatchFormat(recipe.batch_size, recipe.augment, self.channels_last, self.processes.shard)
         wanted = self.objective.epoch_data(epoch, recipe.augment)
         for batch in self.data.epoch(self.run.seed, epoch, form, first, wanted):
-            self._step(batch)
+            self.train_step(batch)
             self.step += 1
             yield
             if self.step < end:  # the epoch's last checkpoint has its row, see below
@@ -272,15 +272,16 @@ class Trainer:
         if wanted == ending:
             raise KeyboardInterrupt(interrupt.name)
 
-    def _step(self, batch: Batch) -> None:
+    def train_step(self, batch: Batch) -> None:
+        """Take one step on a batch: the learning rate of `self.step`, then `update` by the engine."""
         if batch.shard:  # each process draws for its own images
             torch.manual_seed(derive("step", self.run.seed, self.step, batch.shard.rank if batch.shard.divided else 0))
         set_lr(self.optimizer, self.engine.lr(self.timeline.lr(self.step)))
         self.engine.step(batch, lambda: self.objective.graph_key(self.step))
         self.sums.images += batch.whole_size
 
-    def _work(self, batch: Batch) -> None:
-        """Everything that a step does on the device. Nothing here may wait for it, or graphs cannot be recorded."""
+    def update(self, batch: Batch) -> None:
+        """Forward, backward and optimizer step. Nothing here may wait for the device, or graphs cannot be recorded."""
         forward = self.data_parallel or self.objective
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
             terms, logits = forward(batch, self.step)
