@@ -34,7 +34,7 @@ from iakd.training.trainer import OnValidation, Trainer
 
 
 def network_of(job: TeacherJob | StudentJob | StudyJob, store: PreparedData) -> Network:
-    """The network that the weights of a job fit, without them: what it trains and leaves behind."""
+    """Build the network whose weights a job saves, without these weights."""
     channels, classes = store.image_shape[0], len(store.classes)
     if isinstance(job, TeacherJob):
         return models.build(job.network, channels, classes)
@@ -54,20 +54,20 @@ def student_run(
     store: PreparedData,
     **about: Any,
 ) -> run_dir.Run:
-    """The run of a student or of a study's trial, with the identity that its settings and inputs give it.
+    """The run of a student or of a study's trial; its key identifies settings, inputs and sources.
 
-    A student's record has `transfer_indices`: what `transfer_set` gives, where that is not all images.
+    A student's record has `transfer_indices`, the images it sees, unless it sees all of them.
     """
     inputs = {"data": store.sha256}
     if job.method.needs_teacher:
         inputs["teacher"] = run_dir.read_model(job.teacher.folder)[1]["model_sha256"]
-    chosen = schedule.model_dump(mode="json") if schedule else None
+    swaps = schedule.model_dump(mode="json") if schedule else None
     seen = None if isinstance(job, StudyJob) else transfer_set(experiment, store)
     return run_dir.Run(
         path=path,
         stage="trial" if isinstance(job, StudyJob) else job.stage,
-        key=digest([job.key, inputs, chosen, seed, path]),
-        params={**job.settings, "schedule": chosen},
+        key=digest([job.key, inputs, swaps, seed, path]),
+        params={**job.settings, "schedule": swaps},
         seed=seed,
         about={
             "dataset": experiment.params.dataset.name,

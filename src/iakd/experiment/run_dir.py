@@ -16,7 +16,7 @@ from typing import Any
 
 from iakd import files
 from iakd.errors import UserError
-from iakd.experiment.jobs import RESULTS, STATE
+from iakd.experiment.jobs import RESULTS, STATE, Experiment, TeacherJob
 from iakd.experiment.provenance import provenance
 
 Row = dict[str, float | int | None]
@@ -144,6 +144,31 @@ class Run:
         for leftover in self.live.glob("*"):
             if leftover.is_file() and leftover.name != LOCK:
                 leftover.unlink(missing_ok=True)
+
+
+def teacher_run(
+    experiment: Experiment, job: TeacherJob, data_sha256: str, device: str, checkpoint_sha256: str | None = None
+) -> Run:
+    """The run of a teacher: trained here, or imported from a checkpoint with this hash."""
+    inputs, origin = {"data": data_sha256}, dict[str, Any]()
+    if checkpoint_sha256 is not None:
+        inputs["checkpoint"], origin["origin"] = checkpoint_sha256, job.network.checkpoint
+    return Run(
+        path=job.path,
+        stage="teach",
+        key=files.digest([job.key, inputs]),
+        params=job.settings,
+        seed=job.seed,
+        about={
+            "dataset": experiment.params.dataset.name,
+            "teacher": job.network.name,
+            "student": None,
+            "method": "teacher",
+            **origin,
+        },
+        inputs=inputs,
+        device=device,
+    )
 
 
 def history_text(history: list[Row]) -> str:

@@ -19,7 +19,7 @@ from iakd.errors import UserError
 from iakd.evaluation import plausibility
 from iakd.experiment import run_dir
 from iakd.experiment.jobs import Experiment, TeacherJob
-from iakd.files import digest, sha256_file
+from iakd.files import sha256_file
 from iakd.models.external.torchvision import weights_address
 from iakd.models.external_weights import load_external
 from iakd.models.network import Network
@@ -46,14 +46,15 @@ def _run(experiment: Experiment, job: TeacherJob) -> Path:
     """
     store = PreparedData.open(experiment.data.folder, settings=experiment.data.settings)
     device = devices.set_up_device(experiment.params.compute)
+    name = devices.device_name(device)
     known = _recorded(job)
-    if known and _attempt(experiment, job, store, known, device).finished:
+    if known and run_dir.teacher_run(experiment, job, store.sha256, name, known).finished:
         log.info("%s: already imported", job.folder)
         return job.folder
     downloaded = job.state / "download"
     try:
         path = _locate(experiment, job, downloaded)
-        attempt = _attempt(experiment, job, store, sha256_file(path), device)
+        attempt = run_dir.teacher_run(experiment, job, store.sha256, name, sha256_file(path))
         if attempt.finished:
             log.info("%s: already imported", job.folder)
             return job.folder
@@ -68,28 +69,6 @@ def _run(experiment: Experiment, job: TeacherJob) -> Path:
             return attempt.finish([], metrics, models.save_weights(network))
     finally:
         shutil.rmtree(downloaded, ignore_errors=True)
-
-
-def _attempt(
-    experiment: Experiment, job: TeacherJob, store: PreparedData, sha256: str, device: torch.device
-) -> run_dir.Run:
-    inputs = {"data": store.sha256, "checkpoint": sha256}
-    return run_dir.Run(
-        path=job.path,
-        stage="teach",
-        key=digest([job.key, inputs]),
-        params=job.settings,
-        seed=job.seed,
-        about={
-            "dataset": experiment.params.dataset.name,
-            "teacher": job.network.name,
-            "student": None,
-            "method": "teacher",
-            "origin": job.network.checkpoint,
-        },
-        inputs=inputs,
-        device=devices.device_name(device),
-    )
 
 
 def _recorded(job: TeacherJob) -> str | None:
