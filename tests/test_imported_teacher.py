@@ -189,7 +189,7 @@ def test_mistakes_name_the_teacher_and_its_file(here: Path) -> None:
     for settings, words in (
         (
             {"checkpoint": "bought/absent.pth"},
-            r"teacher mine: checkpoint bought/absent\.pth is no file \(looked for",
+            r"teacher mine: checkpoint bought/absent\.pth is not a file \(looked for",
         ),
         ({"width": 4}, r"teacher mine: checkpoint bought/teacher.pth.tar: it fits a teacher with width: 8"),
         ({"normalisation": "imagenet"}, "normalisation of the teacher: it has 3 channels, and the images have 1"),
