@@ -18,12 +18,12 @@ import torch
 import common
 from contestants import BATCH, training
 from contestants import epoch as train_epoch
-from iakd import config
+from iakd import config, files
 from iakd.experiment.jobs import plan_experiment
 from iakd.experiment.run_dir import Row, Run
 from iakd.stages import distill, prepare
 from iakd.tracking.address import tracking_address
-from iakd.tracking.follower import USERS_LOCK, share_lock, start_follower
+from iakd.tracking.follower import USERS_LOCK, start_follower
 
 EPOCHS, IMAGES = 240, 47_500  # of the published recipe, on CIFAR-100 without its validation images
 ON_GPU = 150.0  # seconds that these epochs are to take there
@@ -71,7 +71,7 @@ def followed(dataset: str, work: Callable[[], object]) -> float:
     address = tracking_address(settings)
     assert address is not None
     address.folder.mkdir(parents=True, exist_ok=True)
-    users = share_lock(address.folder / USERS_LOCK)
+    users = files.lock(address.folder / USERS_LOCK, shared=True)
     assert users is not None
     follower = start_follower(address, settings)
     work()

@@ -113,3 +113,11 @@ def test_versions_agree() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert iakd.__version__ == PROJECT["version"] == citation["version"]
     assert f"## {PROJECT['version']}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_every_benchmark_finds_what_it_measures() -> None:
+    """They are run by hand only, so a renamed function would otherwise be noticed months later."""
+    names = sorted(path.stem for path in (ROOT / "bench").glob("*.py"))
+    code = f"import importlib; [importlib.import_module(name) for name in {names}]"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "bench", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
