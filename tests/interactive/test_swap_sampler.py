@@ -50,6 +50,17 @@ def test_at_least_one_student_adds_to_the_empty_steps_alone() -> None:
     assert np.array_equal(held[~empty], free[~empty]) and (held[empty].sum(axis=1) == 1).all()
 
 
+def test_the_one_that_stays_is_drawn_evenly_at_any_probability() -> None:
+    """It must not depend on the numbers that left the step without a student block."""
+    counts = np.zeros(3)
+    for seed in range(40):
+        free, held = (SwapSampler(uniform(0.5), TIMELINE, 3, seed, held).drawn(0) for held in (False, True))
+        counts += held[~free.any(axis=1)].sum(axis=0)
+    expected = counts.sum() / 3
+    assert expected > 60
+    assert (np.abs(counts - expected) < 4.5 * np.sqrt(expected)).all()
+
+
 def test_a_step_has_a_stream_of_its_own_where_images_are_drawn() -> None:
     sampler = SampleSwapSampler(uniform(0.5), TIMELINE, 2, 3, False, rows=8)
     for step in (0, 1, 77):

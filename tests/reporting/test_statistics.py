@@ -92,3 +92,20 @@ def test_holm_by_hand():
     # sorted 0.01 ≤ 0.05/4, 0.013 ≤ 0.05/3, 0.03 > 0.05/2: the rest is kept, though 0.04 ≤ 0.05/1
     assert holm_rejections([0.03, 0.01, 0.04, 0.013], 0.05) == [False, True, False, True]
     assert holm_rejections([], 0.05) == []
+
+
+def test_a_p_value_at_the_level_is_rejected():
+    assert holm_rejections([0.05], 0.05) == [True]
+    assert holm_rejections([0.025, 0.05], 0.05) == [True, True]
+
+
+def test_holm_rejects_what_bonferroni_rejects_and_no_larger_p_value_before_a_smaller_one():
+    rng = np.random.default_rng(0)
+    for count in (1, 2, 5, 20):
+        for _ in range(50):
+            p_values = rng.uniform(0, 0.1, count)
+            rejected = np.array(holm_rejections(p_values.tolist(), 0.05))
+            assert rejected[p_values <= 0.05 / count].all()
+            if rejected.any() and not rejected.all():
+                assert p_values[rejected].max() <= p_values[~rejected].min()
+            assert not rejected[p_values > 0.05].any()
