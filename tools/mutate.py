@@ -32,7 +32,7 @@ LOSSES = {  # names of files in tests/distillation, without test_ and .py
     "ab": "first_phases weighted_terms?ab",
     "at": "map_losses weighted_terms?at",
     "cc": "relations_of_batches weighted_terms?cc",
-    "crd": "crd weighted_terms?crd",
+    "crd": "pooling?crd crd weighted_terms?crd",
     "ctkd": "logits weighted_terms?ctkd",
     "dist": "logits weighted_terms?dist",
     "dkd": "logits weighted_terms?dkd",
@@ -43,7 +43,7 @@ LOSSES = {  # names of files in tests/distillation, without test_ and .py
     "kcd": "kcd",
     "kd": "losses logits weighted_terms?kd",
     "lskd": "logits weighted_terms?lskd",
-    "maps": "map_losses tokens",
+    "maps": "pooling map_losses tokens",
     "mlkd": "logits mlkd",
     "mutual": "mutual",
     "nst": "map_losses weighted_terms?nst",
@@ -148,6 +148,12 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
             "end = starts[phase + 1] if phase + 1 < len(starts) else max(student_only, begin + 2)",
         ): "matters to a phase of one step only, whose progress is 0",
     },
+    "models/pairing.py": {
+        (
+            "more, fewer = (teacher, student) if len(teacher) > len(student) else (student, teacher)",
+            "more, fewer = (teacher, student) if len(teacher) >= len(student) else (student, teacher)",
+        ): "networks of equally many stages have returned before",
+    },
     "training/timeline.py": {
         (
             "rest = (step - warmup) / max(1, self.total - warmup)",
@@ -160,20 +166,20 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
     },
     "data/splits.py": {
         (
-            "shares, remainders = np.divmod(counts * n, max(total, 1))",
-            "shares, remainders = np.divmod(counts * n, max(total, 2))",
+            "wanted, remainders = np.divmod(counts * n, max(n_images, 1))",
+            "wanted, remainders = np.divmod(counts * n, max(n_images, 2))",
         ): "one image is given by its remainder instead of its share",
         (
-            "shares, remainders = np.divmod(counts * n, max(total, 1))",
-            "shares, remainders = np.divmod(counts * n, max(total, 0))",
+            "wanted, remainders = np.divmod(counts * n, max(n_images, 1))",
+            "wanted, remainders = np.divmod(counts * n, max(n_images, 0))",
         ): "there are no counts to divide then",
         (
-            "if own_images is None or own_labels is None:",
-            "if ((own_images is None)):",
+            "if given_images is None or given_labels is None:",
+            "if ((given_images is None)):",
         ): "SourceData has both or neither",
         (
-            "if own_images is None or own_labels is None:",
-            "if ((own_labels is None)):",
+            "if given_images is None or given_labels is None:",
+            "if ((given_labels is None)):",
         ): "SourceData has both or neither",
     },
     "distillation/losses/crd.py": {
