@@ -106,7 +106,7 @@ def test_transformers_are_paired_like_other_networks() -> None:
 
 
 def test_transformers_of_other_patches_are_refused() -> None:
-    with pytest.raises(UserError, match="the teacher sees 16 tokens and the student 64; choose transformers"):
+    with pytest.raises(UserError, match="the teacher has 16 tokens and the student 64; choose transformers"):
         pair_blocks(transformer((4,)), transformer((2,), side=4))
 
 
@@ -120,9 +120,9 @@ class Merging(Block):
 def test_tokens_are_counted_after_the_last_block() -> None:
     merging, other = (models.Network(Patches(8), [[Tokens(6, 6), Merging(6, 6)]], nn.Linear(6, 10)) for _ in range(2))
     assert pair_blocks(merging, other)[-1].student.after == (8, 6)
-    with pytest.raises(UserError, match="the teacher sees 8 tokens and the student 16"):
+    with pytest.raises(UserError, match="the teacher has 8 tokens and the student 16"):
         pair_blocks(merging, transformer((2,)))
-    with pytest.raises(UserError, match="the teacher sees 16 tokens and the student 8"):
+    with pytest.raises(UserError, match="the teacher has 16 tokens and the student 8"):
         pair_blocks(transformer((2,)), merging)
 
 
@@ -130,7 +130,7 @@ def test_tokens_are_counted_after_the_last_block() -> None:
 def test_maps_and_tokens_are_refused_in_both_directions(maps: str) -> None:
     pair = [network("resnet8"), transformer((3,))]
     tokens = "student" if maps == "teacher" else "teacher"
-    with pytest.raises(UserError, match=f"the {maps}'s blocks give maps and the {tokens}'s tokens"):
+    with pytest.raises(UserError, match=f"the {maps}'s blocks return maps and the {tokens}'s tokens"):
         pair_blocks(*(pair if maps == "teacher" else pair[::-1]))
 
 

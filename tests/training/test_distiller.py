@@ -65,6 +65,17 @@ def test_logits_are_those_of_the_path_that_learns_the_labels(make_training: Make
         assert terms["kd"].item() == pytest.approx(expected.item(), rel=1e-4)
 
 
+def test_losses_see_float32_logits_under_autocast(make_training: Make) -> None:
+    objective = make_training("kd").objective
+    seen = []
+    objective.losses["kd"].register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
+    objective.train()
+    with torch.autocast("cpu", torch.bfloat16):
+        objective(first_batch(make_training("kd")), 0)
+    assert seen[0].student.logits.dtype == torch.bfloat16
+    assert {seen[0].student_logits.dtype, seen[0].teacher_logits.dtype} == {torch.float32}
+
+
 def test_the_record_of_an_epoch_is_the_mean_over_its_steps(make_training: Make) -> None:
     objective = make_training("iakd", schedule=Schedule(kind="linear", p0=0.1, slope=0.2)).objective
     for epoch in (0, 2):
