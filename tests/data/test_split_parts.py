@@ -20,7 +20,7 @@ def images(n: int) -> np.ndarray:
 def source(labels: np.ndarray = LABELS, **own: np.ndarray) -> SourceData:
     """A source with these training labels and, by `test` and `val`, labels of its own parts."""
     parts = {"train": labels, **own}
-    return SourceData.of_parts({name: images(len(part)) for name, part in parts.items()}, parts, CLASSES, [])
+    return SourceData.from_splits({name: images(len(part)) for name, part in parts.items()}, parts, CLASSES, [])
 
 
 def test_parts_share_no_image_and_leave_none_out() -> None:
@@ -70,7 +70,7 @@ def test_val_and_test_must_leave_an_image_for_training() -> None:
         split_source(source(test=np.array([0])), Dataset(val=101))
     pair = np.zeros(2, np.int64)
     parts = {"train": pair, "test": pair}
-    raw = SourceData.of_parts({name: images(2) for name in parts}, parts, ["ant"], [])
+    raw = SourceData.from_splits({name: images(2) for name in parts}, parts, ["ant"], [])
     assert len(split_source(raw, Dataset(val=1))["train"].indices) == 1
 
 
