@@ -187,6 +187,18 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
             "if ((given_labels is None)):",
         ): "SourceData has both or neither",
     },
+    "distillation/distiller.py": {
+        (
+            "if not (self.hybrid and self.options.bn_reestimate):",
+            "if not (((self.options.bn_reestimate))):",
+        ): "config refuses the option without iakd",
+    },
+    "training/optimizer.py": {
+        (
+            "floating = [pair for pair in self._pairs if pair[0].is_floating_point() and self.started]",
+            "floating = [pair for pair in self._pairs if pair[1].is_floating_point() and self.started]",
+        ): "one is a copy of the other",
+    },
     "distillation/losses/crd.py": {
         (
             "keys.masked_fill_(self.labels == own[:, None], -1.0)",
