@@ -77,7 +77,7 @@ TARGETS: dict[str, dict[str, list[str]]] = {
         "models/pairing.py": [
             "tests/interactive/test_pairing_ends.py",
             "tests/interactive/test_pairing.py",
-            "tests/interactive/test_branches.py?weights",
+            "tests/interactive/test_branches.py",
             "tests/interactive/test_hybrid.py?teacher",
             "tests/interactive/test_zoo_pairs.py?initialising",
         ],

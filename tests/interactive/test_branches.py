@@ -10,7 +10,8 @@ from iakd.config import IakdOptions
 from iakd.errors import UserError
 from iakd.interactive.hybrid import Hybrid, TeacherBranch, mix_branches
 from iakd.models.network import Block
-from iakd.models.pairing import copy_weights, pair_blocks
+from iakd.models.pairing import copy_weights, initialise_from_teacher, pair_blocks
+from iakd.models.quantisation import QUANTISER
 
 
 class Tokens(Block):
@@ -154,3 +155,28 @@ def test_weights_are_copied_and_others_refused() -> None:
     for other in (nn.BatchNorm2d(4), nn.Linear(3, 3)):
         with pytest.raises(UserError, match="the teacher's layer does not fit"):
             copy_weights(source, other, "layer")
+
+
+def test_quantisation_ranges_of_the_target_are_kept() -> None:
+    """They are the student's own; the teacher has none, or others that are copied with its weights."""
+    module, buffer = QUANTISER.split(".")
+    source, target, both = nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2)
+    for layer, value in ((target, 3.0), (both, 5.0)):
+        layer.add_module(module, nn.Module())
+        layer.get_submodule(module).register_buffer(buffer, torch.tensor(value))
+    copy_weights(source, target, "layer")
+    assert torch.equal(target.weight, source.weight)
+    assert target.state_dict()[QUANTISER].item() == 3.0
+    copy_weights(both, target, "layer")
+    assert target.state_dict()[QUANTISER].item() == 5.0
+
+
+def test_a_student_takes_the_teachers_stem_head_and_first_block_of_each_group() -> None:
+    teacher, student = network("resnet20", seed=1), network("resnet8", seed=2)
+    before = models.save_weights(teacher)
+    initialise_from_teacher(student, teacher)
+    assert models.save_weights(teacher) == before
+    pairs = [(teacher.stem, student.stem), (teacher.head, student.head)]
+    for theirs, ours in (*pairs, *zip(teacher.blocks[::3], student.blocks, strict=True)):
+        given, taken = theirs.state_dict(), ours.state_dict()
+        assert list(given) == list(taken) and all(torch.equal(given[name], taken[name]) for name in given)
