@@ -93,6 +93,7 @@ TARGETS: dict[str, dict[str, list[str]]] = {
     },
     "interactive/hybrid": {
         "interactive/hybrid.py": [
+            "tests/interactive/test_branches.py",
             "tests/interactive/test_granularity.py",
             "tests/interactive/test_hybrid.py",
             "tests/interactive/test_zoo_pairs.py",
