@@ -200,6 +200,18 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
             "floating = [pair for pair in self._pairs if pair[1].is_floating_point() and self.started]",
         ): "one is a copy of the other",
     },
+    "distillation/losses/at.py": {
+        (
+            "return unit(maps.float().square().mean(1).flatten(1))",
+            "return unit(maps.float().square().sum(1).flatten(1))",
+        ): "the vector is made of length 1 afterwards",
+    },
+    "distillation/losses/dist.py": {
+        (
+            "inter, intra = relations(outputs.student_logits, outputs.teacher_logits, self.options.temperature)",
+            "inter, intra = relations(outputs.teacher_logits, outputs.student_logits, self.options.temperature)",
+        ): "a correlation is symmetric",
+    },
     "distillation/losses/crd.py": {
         (
             "keys.masked_fill_(self.labels == own[:, None], -1.0)",
