@@ -22,9 +22,14 @@ from iakd.distillation.losses.ab import boundary_loss
 from iakd.distillation.losses.at import attention_loss
 from iakd.distillation.losses.cc import congruence_loss
 from iakd.distillation.losses.crd import contrast
+from iakd.distillation.losses.dist import relations
+from iakd.distillation.losses.dkd import decoupled
 from iakd.distillation.losses.fsp import flows
 from iakd.distillation.losses.ft import factor_loss
 from iakd.distillation.losses.hints import hint_loss
+from iakd.distillation.losses.kd import kd_divergence
+from iakd.distillation.losses.lskd import standardised
+from iakd.distillation.losses.mlkd import gram_distances
 from iakd.distillation.losses.nst import selectivity_loss
 from iakd.distillation.losses.ot import sinkhorn_divergence, vectors
 from iakd.distillation.losses.pkt import transfer_loss
@@ -234,6 +239,26 @@ def test_ctkd_has_a_weight_and_bounds_of_its_temperature() -> None:
     assert terms == pytest.approx({"ctkd": 2.5 * at_temperature(references.kd, temperature)}, rel=1e-4)
     strong, _ = between_outputs("ctkd", strength=3.0, epochs=2)
     assert [strong.factor(epoch) for epoch in (0, 1, 9)] == pytest.approx([-1.5, -3.0, -3.0])
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda s, t: kd_divergence(s, t, 3.0),
+        lambda s, t: decoupled(s, t, torch.tensor(LABELS), 3.0)[0],
+        lambda s, t: decoupled(s, t, torch.tensor(LABELS), 3.0)[1],
+        lambda s, t: relations(s, t, 3.0)[0],
+        lambda s, t: relations(s, t, 3.0)[1],
+        lambda s, t: gram_distances(s, t, 3.0)[0],
+        lambda s, t: gram_distances(s, t, 3.0)[1],
+        lambda s, t: kd_divergence(standardised(s), standardised(t), 3.0),
+    ],
+    ids=["kd", "dkd target", "dkd others", "dist classes", "dist images", "mlkd images", "mlkd classes", "lskd"],
+)
+def test_bf16_logits_are_computed_with_in_float32(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+    student, teacher = (torch.tensor(logits).bfloat16() for logits in LOGITS)
+    value = loss(student, teacher)
+    assert value.dtype == torch.float32 and torch.equal(value, loss(student.float(), teacher.float()))
 
 
 # --- images of a batch ---
