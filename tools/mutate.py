@@ -43,7 +43,7 @@ LOSSES = {  # names of files in tests/distillation, without test_ and .py
     "kcd": "kcd",
     "kd": "losses logits weighted_terms?kd",
     "lskd": "logits weighted_terms?lskd",
-    "maps": "pooling map_losses tokens",
+    "maps": "pooling layers map_losses tokens",
     "mlkd": "logits mlkd",
     "mutual": "mutual",
     "nst": "map_losses weighted_terms?nst",
@@ -194,7 +194,23 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
             "if not (((self.options.bn_reestimate))):",
         ): "config refuses the option without iakd",
     },
+    "distillation/loss.py": {
+        (
+            "(outputs.student.blocks[pair.student.last].float(), outputs.teacher.blocks[pair.teacher.last].float())",
+            "(outputs.student.blocks[pair.student.last], outputs.teacher.blocks[pair.teacher.last].float())",
+        ): "as_maps makes them float32, too",
+    },
     "training/optimizer.py": {
+        (
+            "parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True, capturable=capturable",
+            "parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=False, capturable=capturable",
+        ): "the same update, slower",
+        (
+            "def make_optimizer(parameters: list[nn.Parameter], recipe: Recipe, capturable: bool = False) "
+            "-> torch.optim.Optimizer:",
+            "def make_optimizer(parameters: list[nn.Parameter], recipe: Recipe, capturable: bool = True) "
+            "-> torch.optim.Optimizer:",
+        ): "the same update, in a form that CUDA graphs can record",
         (
             "floating = [pair for pair in self._pairs if pair[0].is_floating_point() and self.started]",
             "floating = [pair for pair in self._pairs if pair[1].is_floating_point() and self.started]",
@@ -211,6 +227,12 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
             "inter, intra = relations(outputs.student_logits, outputs.teacher_logits, self.options.temperature)",
             "inter, intra = relations(outputs.teacher_logits, outputs.student_logits, self.options.temperature)",
         ): "a correlation is symmetric",
+    },
+    "distillation/losses/kcd.py": {
+        (
+            "self.counts[images] = self.counts[images] + 1",
+            "self.counts[images] = self.counts[images] + 2",
+        ): "all scores are multiplied by the same number",
     },
     "distillation/losses/crd.py": {
         (

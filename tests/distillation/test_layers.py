@@ -5,6 +5,7 @@ import torch
 from part_between import part_between
 from torch import nn
 
+from iakd.distillation.losses.maps import Regressor
 from iakd.distillation.losses.simkd import ReusedHead
 
 
@@ -19,6 +20,21 @@ def test_weights_are_drawn_from_the_generator_alone(name: str) -> None:
 
     one, again, other = drawn(0, others=1), drawn(0, others=2), drawn(1, others=1)
     assert one and all(map(torch.equal, one, again)) and not all(map(torch.equal, one, other))
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "size"),
+    [
+        ((3, 8, 6), (5, 4, 3), (4, 3)),
+        ((3, 4, 3), (5, 8, 6), (8, 6)),
+        ((3, 8, 8), (5, 4, 8), (8, 8)),
+        ((3, 4, 4), (5, 8, 4), (4, 4)),
+    ],
+)
+def test_a_regressor_halves_or_doubles_both_sides_or_none(
+    ours: tuple[int, ...], theirs: tuple[int, ...], size: tuple[int, int]
+) -> None:
+    assert Regressor(ours, theirs, active=False)(torch.randn(2, *ours)).shape == (2, 5, *size)
 
 
 def test_ot_projects_lengths_that_differ_without_a_bias() -> None:
