@@ -234,6 +234,12 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
             "self.counts[images] = self.counts[images] + 2",
         ): "all scores are multiplied by the same number",
     },
+    "reporting/statistics.py": {
+        (
+            "return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)",
+            "return ((self.high is not None) and (self.low > 0 or self.high < 0))",
+        ): "there are both bounds or neither",
+    },
     "distillation/losses/crd.py": {
         (
             "keys.masked_fill_(self.labels == own[:, None], -1.0)",
