@@ -240,6 +240,12 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
             "return ((self.high is not None) and (self.low > 0 or self.high < 0))",
         ): "there are both bounds or neither",
     },
+    "training/trainer.py": {
+        (
+            'row["images_per_s"] = round(images / max(self.epoch_seconds, 1e-9), 1)',
+            'row["images_per_s"] = round(images / max(self.epoch_seconds, 2e-09), 1)',
+        ): "no epoch is as short",
+    },
     "distillation/losses/crd.py": {
         (
             "keys.masked_fill_(self.labels == own[:, None], -1.0)",

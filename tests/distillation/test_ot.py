@@ -156,5 +156,5 @@ def test_other_widths_and_sizes() -> None:
 
 
 def test_maps_and_tokens_cannot_be_compared() -> None:
-    with pytest.raises(UserError, match="the student's blocks give maps and the teacher's tokens"):
+    with pytest.raises(UserError, match="the student's blocks return maps and the teacher's tokens"):
         OTLoss(setting("torchvision/vit_b_32", "torchvision/resnet18", 224))
