@@ -112,8 +112,8 @@ def test_fsp_of_networks_without_a_stem_starts_at_the_first_stage() -> None:
 @pytest.mark.parametrize(
     ("teacher", "student", "words"),
     [
-        ("wrn_16_2", "wrn_16_1", "after stage 1 the student has 16 of them where the teacher has 32"),
-        ("resnet8x4", "resnet8", "after the stem the student has 16 of them where the teacher has 32"),
+        ("wrn_16_2", "wrn_16_1", "after stage 1 the student has 16 and the teacher 32"),
+        ("resnet8x4", "resnet8", "after the stem the student has 16 and the teacher 32"),
     ],
 )
 def test_fsp_says_which_channels_differ(teacher: str, student: str, words: str) -> None:

@@ -136,7 +136,7 @@ def test_a_checkpoint_with_other_points_is_refused(make_training: Callable[..., 
     part = next(iter(make_training("hints").objective.losses.values()))
     state = part.state_dict()
     part.load_state_dict(state)
-    with pytest.raises(UserError, match="other clusters than where the run began"):
+    with pytest.raises(UserError, match="other clusters than where the run was started"):
         part.load_state_dict({**state, "points": state["points"] + 1})
 
 
@@ -146,7 +146,7 @@ def test_a_resumed_training_with_other_points_is_refused(make_training: Callable
     state = objective.state_dict()
     objective.load_state_dict(state)
     (name,) = [name for name in state if name.endswith(".points")]
-    with pytest.raises(UserError, match="other clusters than where the run began"):
+    with pytest.raises(UserError, match="other clusters than where the run was started"):
         objective.load_state_dict({**state, name: state[name] + 1})
 
 

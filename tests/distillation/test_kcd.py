@@ -89,7 +89,7 @@ def watch(training: Trainer) -> dict[int, list[Batch]]:
     original = training.train_step
 
     def step(batch: Batch) -> None:
-        seen.setdefault(training.timeline.place(training.step)[0], []).append(batch)
+        seen.setdefault(training.timeline.locate(training.step)[0], []).append(batch)
         original(batch)
 
     training.train_step = step  # type: ignore[method-assign]
@@ -98,7 +98,7 @@ def watch(training: Trainer) -> dict[int, list[Batch]]:
 
 
 def test_epochs_show_the_images_that_are_kept_and_mix_the_dropped_into_them(make_training: Make) -> None:
-    """From the batches and the student's outputs alone, with everything else worked out anew in float64."""
+    """From the batches and the student's outputs alone, with everything else recomputed in float64."""
     training = make(make_training, epochs=8)
     sums, counts = np.zeros(IMAGES), np.zeros(IMAGES)
     snapshots: dict[int, NDArray[np.float64]] = {}
@@ -106,7 +106,7 @@ def test_epochs_show_the_images_that_are_kept_and_mix_the_dropped_into_them(make
     original = part.forward
 
     def terms(step: Any) -> Any:
-        epoch = training.timeline.place(step.step)[0]
+        epoch = training.timeline.locate(step.step)[0]
         snapshots.setdefault(epoch, sums / np.maximum(counts, 1) * (counts / 2) ** 0.03)
         sums[step.batch.indices.numpy()] += reference_entropy(step.student.logits.detach().double().numpy())
         counts[step.batch.indices.numpy()] += 1

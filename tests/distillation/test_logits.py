@@ -24,7 +24,7 @@ from references import (
 from torch import Tensor
 
 from iakd import config
-from iakd.distillation.losses.ctkd import with_gradient_times
+from iakd.distillation.losses.ctkd import scale_gradient
 from iakd.distillation.losses.dist import relations
 from iakd.distillation.losses.dkd import decoupled
 from iakd.distillation.losses.kd import kd_divergence
@@ -177,7 +177,7 @@ def test_ctkd_climbs_what_the_student_descends() -> None:
 
 def test_a_gradient_times_a_factor() -> None:
     x = torch.tensor(3.0, requires_grad=True)
-    y = with_gradient_times(-0.5, x)
+    y = scale_gradient(x, -0.5)
     assert y.item() == 3
     (y**2).backward()
     assert x.grad is not None and x.grad.item() == -3

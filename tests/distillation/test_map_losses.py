@@ -10,7 +10,7 @@ from part_between import part_between
 from torch import Tensor
 
 from iakd.distillation.losses.at import attention_loss
-from iakd.distillation.losses.maps import Regressor, as_maps, map_shape, of_one_size, pooled
+from iakd.distillation.losses.maps import Regressor, as_maps, map_shape, match_sizes, pool_to
 from iakd.distillation.losses.nst import selectivity_loss
 from iakd.distillation.losses.vid import Predictor, gaussian_loss
 from iakd.errors import UserError
@@ -119,7 +119,7 @@ def test_zero_for_equal_maps_and_no_matter_of_order_scale_or_of_the_channels_ord
 def test_pooling_is_torch_s_adaptive_pooling_with_its_gradient(size: tuple[int, int]) -> None:
     maps = torch.randn(2, 3, 7, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
     again = maps.detach().clone().requires_grad_()
-    ours, theirs = pooled(maps, size), F.adaptive_avg_pool2d(again, size)
+    ours, theirs = pool_to(maps, size), F.adaptive_avg_pool2d(again, size)
     assert torch.allclose(ours, theirs, atol=1e-6)
     weights = torch.randn(ours.shape, generator=torch.Generator().manual_seed(1))
     (ours * weights).sum().backward()
@@ -128,7 +128,7 @@ def test_pooling_is_torch_s_adaptive_pooling_with_its_gradient(size: tuple[int, 
 
 
 def test_maps_are_brought_to_the_smaller_size_of_each_side() -> None:
-    ours, theirs = of_one_size(torch.zeros(1, 2, 8, 3), torch.zeros(1, 5, 4, 6))
+    ours, theirs = match_sizes(torch.zeros(1, 2, 8, 3), torch.zeros(1, 5, 4, 6))
     assert ours.shape == (1, 2, 4, 3) and theirs.shape == (1, 5, 4, 3)
 
 

@@ -133,7 +133,9 @@ def test_a_student_s_own_features_cost_nothing(make_training: Callable[..., Trai
     assert seen > 0
     mapped = torch.randn(len(batch.labels), 16, 4, 4)
     step = type("Seen", (), {})()
-    step.student = step.teacher = type("Features", (), {"blocks": {part.ours: mapped, part.theirs: mapped}})()
+    step.student = step.teacher = type(
+        "Features", (), {"blocks": {part.student_block: mapped, part.teacher_block: mapped}}
+    )()
     assert part(step)["ot"].item() == pytest.approx(0, abs=1e-5)
 
 
@@ -149,12 +151,12 @@ def test_other_widths_and_sizes() -> None:
     part = OTLoss(setting("resnet8x4", "resnet8", 16))
     assert isinstance(part.project, torch.nn.Linear) and tuple(part.project.weight.shape) == (256, 64)
     step = type("Seen", (), {})()
-    step.student = type("Features", (), {"blocks": {part.ours: torch.randn(2, 64, 4, 4)}})()
-    step.teacher = type("Features", (), {"blocks": {part.theirs: torch.randn(2, 256, 3, 3)}})()
+    step.student = type("Features", (), {"blocks": {part.student_block: torch.randn(2, 64, 4, 4)}})()
+    step.teacher = type("Features", (), {"blocks": {part.teacher_block: torch.randn(2, 256, 3, 3)}})()
     part(step)["ot"].backward()
     assert part.project.weight.grad is not None and part.project.weight.grad.abs().sum() > 0
 
 
 def test_maps_and_tokens_cannot_be_compared() -> None:
-    with pytest.raises(UserError, match="the student's blocks give maps and the teacher's tokens"):
+    with pytest.raises(UserError, match="the student's blocks return maps and the teacher's tokens"):
         OTLoss(setting("torchvision/vit_b_32", "torchvision/resnet18", 224))

@@ -95,9 +95,9 @@ def test_networks_of_different_kinds(teacher: str, student: str) -> None:
 
 def test_results_have_the_teacher_s_shapes_and_no_more_than_512_channels_are_handed_on() -> None:
     part, step = part_between("reviewkd", "MobileNetV2", "vgg11")
-    student = [step.student.blocks[ours] for ours, _ in part.places] + [step.student.pooled[:, :, None, None]]
+    student = [step.student.blocks[ours] for ours, _ in part.block_positions] + [step.student.pooled[:, :, None, None]]
     shapes = [tuple(maps.shape[1:]) for maps in part.fused(student)]
-    taught = [step.teacher.preactivations[theirs] for _, theirs in part.places]
+    taught = [step.teacher.preactivations[theirs] for _, theirs in part.block_positions]
     assert shapes == [*(tuple(maps.shape[1:]) for maps in taught), (512, 1, 1)]
     assert {fusion.narrow[0].out_channels for fusion in part.fusions} == {512}
 
@@ -105,7 +105,7 @@ def test_results_have_the_teacher_s_shapes_and_no_more_than_512_channels_are_han
 def test_the_first_level_learns_from_the_last_one_s_features() -> None:
     """What makes it a review: the pooled vector of the student moves what the first level is compared with."""
     part, step = part_between("reviewkd", "resnet8", "resnet14")
-    student = [step.student.blocks[ours].detach() for ours, _ in part.places]
+    student = [step.student.blocks[ours].detach() for ours, _ in part.block_positions]
     pooled = step.student.pooled.detach()[:, :, None, None].requires_grad_()
     part.fused([*student, pooled])[0].square().sum().backward()
     assert pooled.grad.abs().sum() > 0

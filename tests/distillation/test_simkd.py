@@ -150,7 +150,7 @@ def test_losses_on_outputs_are_refused_with_a_reason(other: str) -> None:
 def test_a_teacher_with_another_head_is_one_clear_line() -> None:
     student, teacher = (network(config.Network(arch=arch), 0) for arch in ("resnet8", "resnet14"))
     teacher.head = nn.Sequential(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), nn.Linear(64, 10))
-    with pytest.raises(UserError, match="this teacher's head is built otherwise"):
+    with pytest.raises(UserError, match="this teacher's head is built differently"):
         deploy(student, teacher, METHOD, (1, 32, 32))
 
 

@@ -286,7 +286,7 @@ def test_hints_are_weighted_and_averaged_over_the_points(tmp_path: Any, monkeypa
     monkeypatch.chdir(tmp_path)
     training = make_training("hints", options={"hints": {"points": 3, "images": 64, "weight": 2.5}})
     (part,) = training.objective.losses.values()
-    assert len(part.places) == 3
+    assert len(part.block_positions) == 3
     generator = torch.Generator().manual_seed(0)
     ours, theirs = (
         {
@@ -298,7 +298,7 @@ def test_hints_are_weighted_and_averaged_over_the_points(tmp_path: Any, monkeypa
     outputs = ForwardOutputs(0, fixed_batch(training), Features(blocks=ours), Features(blocks=theirs))
     losses = [
         hint_loss(adapter(ours[place]), theirs[point]).item()
-        for adapter, (place, point) in zip(part.adapters, part.places, strict=True)
+        for adapter, (place, point) in zip(part.adapters, part.block_positions, strict=True)
     ]
     assert value_of(part, outputs) == pytest.approx({"hints": 2.5 * sum(losses) / 3}, rel=1e-4)
 

@@ -50,7 +50,7 @@ class Timeline:
         """Number of steps of an epoch."""
         return self.lengths[epoch] if self.lengths else self.steps_per_epoch
 
-    def place(self, step: int) -> tuple[int, int]:
+    def locate(self, step: int) -> tuple[int, int]:
         """The epoch that a step is in, and its position there."""
         if not self.lengths:
             return divmod(step, self.steps_per_epoch)
