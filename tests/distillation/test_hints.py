@@ -151,7 +151,7 @@ def test_a_resumed_training_with_other_points_is_refused(make_training: Callable
 
 
 def test_more_points_than_blocks(make_training: Callable[..., Trainer]) -> None:
-    with pytest.raises(UserError, match=r"hints\.points is 7 and the teacher has 6 blocks; lower it"):
+    with pytest.raises(UserError, match=r"hints\.points is 7, but the teacher has only 6 blocks; lower it"):
         make_training("hints", options={"hints": {"points": 7}})
 
 

@@ -196,4 +196,4 @@ def test_mixed_batches_come_from_the_table_where_they_can(make_training: Make) -
         training.fit()
         assert models.save_weights(training.objective.student) == models.save_weights(plain.objective.student)  # type: ignore[arg-type]
     outputs = training.objective._outputs
-    assert 0 < outputs.computed < 0.2 * outputs.taken
+    assert 0 < outputs.computed < 0.2 * outputs.reused

@@ -91,7 +91,7 @@ def test_cold_warm_and_computed_are_equal_bit_by_bit(tmp_path: Path, needs: Feat
         cold, warm = outputs(on, needs), outputs(on, needs)
         assert same(outputs(None, needs), cold, epochs())
         assert isinstance(cold, CachedTeacherOutputs) and isinstance(warm, CachedTeacherOutputs)
-        assert cold.computed + cold.taken >= 2 * 162
+        assert cold.computed + cold.reused >= 2 * 162
         assert same(outputs(None, needs), warm, epochs())
         assert warm.computed == 0
         assert same(outputs(None, needs), warm, epochs(1, seed=7))  # other views: some are there, most are not
@@ -187,7 +187,7 @@ def test_a_table_of_other_bits_is_not_used(tmp_path: Path, caplog: pytest.LogCap
     other.live.compute = lambda images: {k: v + 1e-6 for k, v in compute(images).items()}  # type: ignore[method-assign,union-attr]
     assert same(outputs(None), outputs(on), epochs())
     other._tables.clear(), other._open(epochs()[0])  # type: ignore[union-attr]
-    assert not other._tables and "does not hold what this machine computes" in caplog.text  # type: ignore[union-attr]
+    assert not other._tables and "its outputs differ from those that this machine computes" in caplog.text  # type: ignore[union-attr]
 
 
 def test_a_full_disk_costs_time_only(
@@ -198,7 +198,7 @@ def test_a_full_disk_costs_time_only(
 
     monkeypatch.setattr(os, "pwrite", full)
     assert same(outputs(None), outputs(cache_dir(tmp_path)), epochs())
-    assert caplog.text.count("nothing more is added") == 1
+    assert caplog.text.count("no more outputs are written") == 1
 
 
 def test_a_folder_that_cannot_be_written_costs_time_only(tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ def test_a_table_is_let_go_in_the_end(tmp_path: Path, caplog: pytest.LogCaptureF
     cached(epochs()[0])
     assert cache_dir(tmp_path, size + 100).claim("other", size) is None
     cached.finish()
-    assert "held 0 % of the teacher's outputs" in caplog.text
+    assert "0 % of the teacher's outputs were reused" in caplog.text
     other = cache_dir(tmp_path, size + 100).claim("other", size)
     assert other is not None
     other.close()
