@@ -5,7 +5,7 @@ import pytest
 import torch
 from digit_training import fixed_batch, make_training
 from gradients import Array, agree, finite
-from part_between import part_between
+from loss_between import loss_between
 
 from iakd.distillation.losses.reviewkd import Fusion, context_loss
 
@@ -67,7 +67,7 @@ def test_fusion() -> None:
 
 
 @torch.no_grad()
-def test_the_last_level_has_nothing_to_join() -> None:
+def test_the_last_level_has_one_input() -> None:
     fusion = Fusion((3, 1, 1), (5, 1, 1), 6, last=True).eval()
     assert fusion.attention is None
     result, handed_on = fusion(torch.randn(2, 3, 1, 1), None)
@@ -86,15 +86,15 @@ def test_the_last_level_has_nothing_to_join() -> None:
     ],
 )
 def test_networks_of_different_kinds(teacher: str, student: str) -> None:
-    part, step = part_between("reviewkd", student, teacher, warmup_epochs=0)
+    part, step = loss_between("reviewkd", student, teacher, warmup_epochs=0)
     loss = part(step)["reviewkd"]
     assert torch.isfinite(loss) and loss > 0
     loss.backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in part.parameters())
 
 
-def test_results_have_the_teacher_s_shapes_and_no_more_than_512_channels_are_handed_on() -> None:
-    part, step = part_between("reviewkd", "MobileNetV2", "vgg11")
+def test_results_have_the_teacher_s_shapes_and_at_most_512_channels_are_fused() -> None:
+    part, step = loss_between("reviewkd", "MobileNetV2", "vgg11")
     student = [step.student.blocks[ours] for ours, _ in part.block_positions] + [step.student.pooled[:, :, None, None]]
     shapes = [tuple(maps.shape[1:]) for maps in part.fused(student)]
     taught = [step.teacher.preactivations[theirs] for _, theirs in part.block_positions]
@@ -104,7 +104,7 @@ def test_results_have_the_teacher_s_shapes_and_no_more_than_512_channels_are_han
 
 def test_the_first_level_learns_from_the_last_one_s_features() -> None:
     """What makes it a review: the pooled vector of the student moves what the first level is compared with."""
-    part, step = part_between("reviewkd", "resnet8", "resnet14")
+    part, step = loss_between("reviewkd", "resnet8", "resnet14")
     student = [step.student.blocks[ours].detach() for ours, _ in part.block_positions]
     pooled = step.student.pooled.detach()[:, :, None, None].requires_grad_()
     part.fused([*student, pooled])[0].square().sum().backward()
