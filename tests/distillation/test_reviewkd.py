@@ -53,25 +53,25 @@ def repeated(maps: Array, side: int) -> Array:
 def test_fusion() -> None:
     """x′ = BN(W₁x), (w₁, w₂) = σ(A[x′; y]), h = w₁x′ + w₂y at the teacher's size; y is the next level's h."""
     fusion = Fusion((3, 4, 4), (5, 8, 8), 6, last=False).double().eval()
-    maps, handed = torch.randn(2, 3, 4, 4).double(), torch.randn(2, 6, 2, 2).double()
-    result, handed_on = fusion(maps, handed)
+    maps, later = torch.randn(2, 3, 4, 4).double(), torch.randn(2, 6, 2, 2).double()
+    result, fused = fusion(maps, later)
     narrow, mixer = fusion.narrow[0].weight[:, :, 0, 0].numpy(), fusion.attention[0]
     x = normalised(np.einsum("oc,bchw->bohw", narrow, maps.numpy()))
-    y = repeated(handed.numpy(), 4)
+    y = repeated(later.numpy(), 4)
     both = np.concatenate([x, y], axis=1)
     logits = np.einsum("oc,bchw->bohw", mixer.weight[:, :, 0, 0].numpy(), both) + mixer.bias.numpy()[:, None, None]
     weights = 1 / (1 + np.exp(-logits))
     expected = repeated(x * weights[:, :1] + y * weights[:, 1:], 8)
-    assert handed_on.numpy() == pytest.approx(expected, abs=1e-9)
-    assert torch.equal(result, fusion.widen(handed_on)) and result.shape == (2, 5, 8, 8)
+    assert fused.numpy() == pytest.approx(expected, abs=1e-9)
+    assert torch.equal(result, fusion.widen(fused)) and result.shape == (2, 5, 8, 8)
 
 
 @torch.no_grad()
 def test_the_last_level_has_one_input() -> None:
     fusion = Fusion((3, 1, 1), (5, 1, 1), 6, last=True).eval()
     assert fusion.attention is None
-    result, handed_on = fusion(torch.randn(2, 3, 1, 1), None)
-    assert result.shape == (2, 5, 1, 1) and handed_on.shape == (2, 6, 1, 1)
+    result, fused = fusion(torch.randn(2, 3, 1, 1), None)
+    assert result.shape == (2, 5, 1, 1) and fused.shape == (2, 6, 1, 1)
 
 
 @pytest.mark.parametrize(
