@@ -248,8 +248,8 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
     },
     "distillation/losses/crd.py": {
         (
-            "keys.masked_fill_(self.labels == own[:, None], -1.0)",
-            "keys.masked_fill_(self.labels == own[:, None], -2.0)",
+            "keys.masked_fill_(self.labels == classes[:, None], -1.0)",
+            "keys.masked_fill_(self.labels == classes[:, None], -2.0)",
         ): "below every key, as before",
     },
 }

@@ -191,9 +191,9 @@ def pairs(
 
     settings = load(params or DEFAULT) if params or DEFAULT.exists() else None
     networks = network_called(teacher, "teacher", settings), network_called(student, "student", settings)
-    from iakd.interactive.pair_table import overview
+    from iakd.interactive.pair_table import pair_table
 
-    print(overview(*networks, size, channels, classes))
+    print(pair_table(*networks, size, channels, classes))
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Small trainings on real images: scikit-learn's digits, from a teacher that knows something of them."""
+"""Small trainings on real images: scikit-learn's digits, by a teacher that was trained on them for a moment."""
 
 from functools import cache
 from typing import Any
@@ -23,7 +23,7 @@ EPOCHS = 5  # of six steps
 
 @cache
 def digit_images(first: int, n: int) -> DeviceLoader:
-    """`n` digits, from the `first` on."""
+    """Return `n` digits, starting with number `first`."""
     raw = digits.read(config.Dataset())
     part = slice(first, first + n)
     return DeviceLoader(raw.train_images[part], raw.train_labels[part], [0.305], [0.376], "cpu")
@@ -37,7 +37,7 @@ def network(chosen: config.Network, seed: int) -> models.Network:
 
 @cache
 def teacher_weights() -> bytes:
-    """A teacher after a hundred steps of plain training: good enough to be worth imitating."""
+    """Return the weights of a teacher after a hundred steps of plain training, better than an untrained student."""
     torch.set_num_threads(1)
     net, data = network(TEACHER, 2).train(), digit_images(500, 640)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
@@ -50,7 +50,7 @@ def teacher_weights() -> bytes:
 
 
 def teacher() -> models.Network:
-    """The frozen teacher of the tests."""
+    """Return the frozen teacher of the tests."""
     net = network(TEACHER, 2).eval().requires_grad_(False)
     models.load_weights(net, teacher_weights(), "the teacher of the tests")
     return net
@@ -63,7 +63,7 @@ def make_training(
     cache_dir: CacheDir | None = None,
     **recipe: Any,
 ) -> Trainer:
-    """A training of a tiny student by a sum of methods, ready to fit; its files go below the working folder."""
+    """Return a training of a tiny student by a sum of methods, ready to fit, with files in the working folder."""
     torch.set_num_threads(1)
     settings = {"epochs": EPOCHS, "batch_size": 32, "lr": 0.1, "validate_every": 5, **recipe}
     chosen = Recipe.model_validate(settings)
@@ -89,7 +89,7 @@ def make_training(
 
 
 def fixed_batch(training: Trainer, epoch: int = 0) -> Batch:
-    """The first batch of an epoch, as the training sees it."""
+    """Return the first batch of an epoch of a training."""
     recipe = training.recipe
     wanted = EpochData(second_view=training.objective.epoch_data(0, recipe.augment).second_view)
     return next(training.data.epoch(0, epoch, BatchFormat(recipe.batch_size, recipe.augment), data=wanted))

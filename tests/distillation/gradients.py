@@ -14,7 +14,7 @@ STEP = 1e-5  # of the finite differences
 
 
 def agree(loss: Callable[..., Tensor], reference: Callable[..., Any], *arrays: Array, rel: float = 1e-3) -> None:
-    """The value of `loss` at `arrays`, and its derivative by the first of them along some directions.
+    """Compare `loss` at `arrays`, and its derivative by the first of them along some directions, with `reference`.
 
     The reference's derivative is its central difference.
     """
@@ -37,7 +37,7 @@ def agree(loss: Callable[..., Tensor], reference: Callable[..., Any], *arrays: A
 
 
 def finite(loss: Callable[..., Tensor], *tensors: Tensor) -> float:
-    """The loss's value, after a check that it and its gradient are finite and counted in float32."""
+    """The loss's value, after a check that it and its gradient are finite and float32."""
     first = tensors[0].detach().clone().requires_grad_()
     value = loss(first, *tensors[1:])
     assert value.dtype == torch.float32 and torch.isfinite(value)

@@ -8,7 +8,7 @@ import torch
 from digit_training import fixed_batch
 from numpy.typing import NDArray
 
-from iakd.distillation.losses.crd import EPSILON, Negatives, contrast, remember
+from iakd.distillation.losses.crd import EPSILON, Negatives, contrast, update_bank
 from iakd.errors import UserError
 from iakd.training.trainer import Trainer
 
@@ -70,7 +70,7 @@ def test_memories_move_half_way_and_stay_of_length_1() -> None:
     rng = np.random.default_rng(0)
     bank, new = rng.normal(size=(9, 5)), rng.normal(size=(3, 5))
     ours = torch.tensor(bank)
-    remember(ours, torch.tensor([7, 0, 4]), torch.tensor(new), 0.5)
+    update_bank(ours, torch.tensor([7, 0, 4]), torch.tensor(new), 0.5)
     expected = bank.copy()
     for row, value in zip((7, 0, 4), new, strict=True):
         moved = 0.5 * bank[row] + 0.5 * value

@@ -1,4 +1,4 @@
-"""What every method has to do, whichever it is: each name that `iakd methods` lists is tried on real images.
+"""What every method has to do: each name that `iakd methods` lists is tried on real images.
 
 A method that needs other settings to be quick on tiny networks has them in OPTIONS.
 """
@@ -82,7 +82,7 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def train_again(training: Trainer, name: str) -> Trainer:
-    """A copy to be looked at, so that looking does not change what the method remembers."""
+    """Return a copy of a training, so that tests do not change the state of its losses."""
     copy = train(name, "digits/students/copy")
     copy.objective.student.load_state_dict(training.objective.student.state_dict())
     copy.objective.load_state_dict(training.objective.state_dict())
@@ -93,7 +93,9 @@ def test_thirty_steps_lower_its_loss(whole: Whole) -> None:
     assert whole.training.step == whole.training.timeline.total <= 30
     assert sum(whole.after.values()) < 0.9 * sum(whole.before.values())
     own = [term for term in whole.before if term != "ce"]
-    if not (METHODS[whole.name].joins or METHODS[whole.name].base):  # so that no part of a sum takes another's place
+    if not (
+        METHODS[whole.name].joins or METHODS[whole.name].base
+    ):  # so that no loss of a sum overwrites another's term
         assert all(term == whole.name or term.startswith(f"{whole.name}_") for term in own)
     if own and whole.name not in OWN_TERMS_MAY_RISE:
         assert sum(whole.after[term] for term in own) < sum(whole.before[term] for term in own)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from digit_training import fixed_batch, make_training
 from gradients import Array, agree, finite
-from part_between import part_between
+from loss_between import loss_between
 
 from iakd.distillation.losses.ab import boundary_loss
 from iakd.distillation.losses.fsp import flows
@@ -16,7 +16,7 @@ from iakd.errors import UserError
 
 
 def ft_reference(student: Array, teacher: Array) -> float:
-    """Mean over images and places of |a_s/‖a_s‖ − a_t/‖a_t‖|, a the mean of squares over channels."""
+    """Mean over images and positions of |a_s/‖a_s‖ − a_t/‖a_t‖|, a the mean of squares over channels."""
     attention = []
     for maps in (student, teacher):
         a = (maps**2).mean(1).reshape(len(maps), -1)
@@ -36,7 +36,7 @@ def ab_reference(student: Array, teacher: Array) -> float:
 
 
 def flow_reference(lower: Array, upper: Array) -> Array:
-    """G_ij = mean over places of lower_i·upper_j, for each image; the lower map pooled to the upper's size."""
+    """G_ij = mean over positions of lower_i·upper_j, for each image; the lower map pooled to the upper's size."""
     b, c, h, w = lower.shape
     step = h // upper.shape[2]
     lower = lower.reshape(b, c, h // step, step, w // step, step).mean((3, 5))
@@ -70,7 +70,7 @@ def test_flows(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
 
 
 def test_fsp_is_the_squared_difference_of_flows_from_the_stem_on() -> None:
-    part, step = part_between("fsp", "resnet8", "resnet14")
+    part, step = loss_between("fsp", "resnet8", "resnet14")
     both = []
     for network, places in ((step.student, [0, 1, 2]), (step.teacher, [1, 3, 5])):
         maps = [each.double().detach().numpy() for each in (network.stem, *(network.blocks[i] for i in places))]
@@ -80,7 +80,7 @@ def test_fsp_is_the_squared_difference_of_flows_from_the_stem_on() -> None:
 
 
 def test_ab_weighs_later_levels_more() -> None:
-    part, step = part_between("ab", "resnet8", "resnet14")
+    part, step = loss_between("ab", "resnet8", "resnet14")
     expected = 0.0
     for weight, ours, theirs in ((0.25, 0, 1), (0.5, 1, 3), (1.0, 2, 5)):
         maps = step.student.preactivations[ours], step.teacher.preactivations[theirs]
@@ -94,7 +94,7 @@ def test_ab_weighs_later_levels_more() -> None:
     [("wrn_16_2", "ShuffleV1"), ("vgg11", "MobileNetV2"), ("ResNet18", "vgg8"), ("wrn_16_2", "wrn_16_1")],
 )
 def test_networks_of_different_kinds(name: str, teacher: str, student: str) -> None:
-    part, step = part_between(name, student, teacher)
+    part, step = loss_between(name, student, teacher)
     for number in (0, 1999):
         terms = part(type(step)(**{**vars(step), "step": number}))
         loss = torch.stack(list(terms.values())).sum()
@@ -104,7 +104,7 @@ def test_networks_of_different_kinds(name: str, teacher: str, student: str) -> N
 
 
 def test_fsp_of_networks_without_a_stem_starts_at_the_first_stage() -> None:
-    part, step = part_between("fsp", "vgg8", "vgg11")
+    part, step = loss_between("fsp", "vgg8", "vgg11")
     assert step.student.stem is None
     assert torch.isfinite(part(step)["fsp"])
 
@@ -112,13 +112,13 @@ def test_fsp_of_networks_without_a_stem_starts_at_the_first_stage() -> None:
 @pytest.mark.parametrize(
     ("teacher", "student", "words"),
     [
-        ("wrn_16_2", "wrn_16_1", "after stage 1 the student has 16 of them where the teacher has 32"),
-        ("resnet8x4", "resnet8", "after the stem the student has 16 of them where the teacher has 32"),
+        ("wrn_16_2", "wrn_16_1", "after stage 1 the student has 16 and the teacher 32"),
+        ("resnet8x4", "resnet8", "after the stem the student has 16 and the teacher 32"),
     ],
 )
 def test_fsp_says_which_channels_differ(teacher: str, student: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        part_between("fsp", student, teacher)
+        loss_between("fsp", student, teacher)
 
 
 def test_finite_at_the_edges() -> None:
@@ -153,14 +153,14 @@ def test_the_teacher_is_not_run_when_the_first_phase_is_over(name: str) -> None:
     assert called
 
 
-def test_another_part_s_labels_do_not_wait() -> None:
+def test_labels_of_another_loss_do_not_wait() -> None:
     training = make_training("ab+kd", options={"ab": {"pretrain": 0.5}})
     terms, _ = training.objective(fixed_batch(training), 0)
     alone, _ = make_training("kd").objective(fixed_batch(training), 0)
     assert terms["ce"].item() == pytest.approx(alone["ce"].item(), rel=1e-4)
 
 
-def test_the_paraphraser_learns_first_and_then_rests() -> None:
+def test_the_paraphraser_learns_first_and_is_frozen_then() -> None:
     training = make_training("ft", options={"ft": {"pretrain": 0.5}})
     (part,) = training.objective.losses.values()
     training.objective.train()

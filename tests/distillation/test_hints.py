@@ -57,7 +57,7 @@ class Doubling(nn.Module):
         return 2 * x + 3
 
 
-def test_scale_and_shift_do_not_count_and_a_dead_block_does_no_harm() -> None:
+def test_similarity_ignores_scale_and_shift_and_is_finite_for_a_dead_block() -> None:
     net = models.build(config.Network(arch="resnet8"), 1, 10).eval()
     dead = Doubling()
     dead.forward = lambda x: torch.zeros_like(x)  # type: ignore[method-assign]
@@ -115,7 +115,7 @@ def test_loss() -> None:
     assert hint_loss(x, large).item() == pytest.approx(loss.item(), rel=1e-5)
 
 
-def test_the_points_are_those_of_the_teacher_and_in_the_record(make_training: Callable[..., Trainer]) -> None:
+def test_the_points_depend_on_the_teacher_and_are_recorded(make_training: Callable[..., Trainer]) -> None:
     training = make_training("hints+kd", options={"hints": {"points": 2, "images": 64}})
     part = next(iter(training.objective.losses.values()))
     (record,) = training.objective.record().values()
@@ -136,22 +136,22 @@ def test_a_checkpoint_with_other_points_is_refused(make_training: Callable[..., 
     part = next(iter(make_training("hints").objective.losses.values()))
     state = part.state_dict()
     part.load_state_dict(state)
-    with pytest.raises(UserError, match="other clusters than where the run began"):
+    with pytest.raises(UserError, match="other clusters than where the run was started"):
         part.load_state_dict({**state, "points": state["points"] + 1})
 
 
 def test_a_resumed_training_with_other_points_is_refused(make_training: Callable[..., Trainer]) -> None:
-    """The loss is a submodule then: whoever loads it does not call its own load_state_dict."""
+    """The loss is a submodule then: loading the whole does not call its load_state_dict."""
     objective = make_training("hints+kd").objective
     state = objective.state_dict()
     objective.load_state_dict(state)
     (name,) = [name for name in state if name.endswith(".points")]
-    with pytest.raises(UserError, match="other clusters than where the run began"):
+    with pytest.raises(UserError, match="other clusters than where the run was started"):
         objective.load_state_dict({**state, name: state[name] + 1})
 
 
 def test_more_points_than_blocks(make_training: Callable[..., Trainer]) -> None:
-    with pytest.raises(UserError, match=r"hints\.points is 7 and the teacher has 6 blocks; lower it"):
+    with pytest.raises(UserError, match=r"hints\.points is 7, but the teacher has only 6 blocks; lower it"):
         make_training("hints", options={"hints": {"points": 7}})
 
 

@@ -35,7 +35,7 @@ def test_entropy_of_outputs(batch: int, classes: int) -> None:
     assert entropy(torch.tensor(logits)).numpy() == pytest.approx(reference_entropy(logits), rel=1e-4, abs=1e-6)
 
 
-def test_entropy_is_that_of_a_fair_die_at_most_and_nothing_for_the_certain() -> None:
+def test_entropy_is_log_n_for_uniform_and_0_for_certain_outputs() -> None:
     logits = torch.zeros(2, 6)
     logits[1, 3] = 1e4
     values = entropy(logits.bfloat16())
@@ -54,7 +54,7 @@ def test_rank_by_mean_entropy_and_how_often_an_image_was_shown() -> None:
     assert often.tolist() == [2, 1, 0]  # never shown, then the one that was shown more often at equal means
 
 
-def test_mixing_weights_go_down_evenly() -> None:
+def test_mixing_weights_decrease_linearly() -> None:
     assert mixing_weights(3, 0.7).tolist() == pytest.approx([1.0, 0.9, 0.8])
     assert mixing_weights(1, 0.7).tolist() == [1.0]
     assert mixing_weights(0, 0.7).tolist() == []
@@ -84,12 +84,12 @@ def make(make_training: Make, expression: str = "kcd", path: str = "digits/stude
 
 
 def watch(training: Trainer) -> dict[int, list[Batch]]:
-    """Lets the training run; the batches of each epoch."""
+    """Run the training and return the batches of each epoch."""
     seen: dict[int, list[Batch]] = {}
     original = training.train_step
 
     def step(batch: Batch) -> None:
-        seen.setdefault(training.timeline.place(training.step)[0], []).append(batch)
+        seen.setdefault(training.timeline.locate(training.step)[0], []).append(batch)
         original(batch)
 
     training.train_step = step  # type: ignore[method-assign]
@@ -98,7 +98,7 @@ def watch(training: Trainer) -> dict[int, list[Batch]]:
 
 
 def test_epochs_show_the_images_that_are_kept_and_mix_the_dropped_into_them(make_training: Make) -> None:
-    """From the batches and the student's outputs alone, with everything else worked out anew in float64."""
+    """From the batches and the student's outputs alone, with everything else recomputed in float64."""
     training = make(make_training, epochs=8)
     sums, counts = np.zeros(IMAGES), np.zeros(IMAGES)
     snapshots: dict[int, NDArray[np.float64]] = {}
@@ -106,7 +106,7 @@ def test_epochs_show_the_images_that_are_kept_and_mix_the_dropped_into_them(make
     original = part.forward
 
     def terms(step: Any) -> Any:
-        epoch = training.timeline.place(step.step)[0]
+        epoch = training.timeline.locate(step.step)[0]
         snapshots.setdefault(epoch, sums / np.maximum(counts, 1) * (counts / 2) ** 0.03)
         sums[step.batch.indices.numpy()] += reference_entropy(step.student.logits.detach().double().numpy())
         counts[step.batch.indices.numpy()] += 1
@@ -133,7 +133,7 @@ def test_epochs_show_the_images_that_are_kept_and_mix_the_dropped_into_them(make
     assert (weights < 1).sum() > 20
 
 
-def test_the_labels_of_mixed_images_are_those_of_the_kept(make_training: Make) -> None:
+def test_mixed_images_keep_the_labels_of_the_kept_image(make_training: Make) -> None:
     training = make(make_training)
     labels = training.data.labels
     for batches in watch(training).values():
@@ -167,7 +167,7 @@ def test_interrupted_in_shorter_epochs_equals_uninterrupted(
     assert [row["step"] for row in history] == starts[1:]
 
 
-def test_the_learning_rate_drops_where_its_epoch_begins(make_training: Make) -> None:
+def test_the_learning_rate_drops_at_the_start_of_an_epoch(make_training: Make) -> None:
     schedule = {"kind": "multistep", "milestones": [0.8], "gamma": 0.1}
     training = make(make_training, lr_schedule=schedule, validate_every=1)
     history, _ = training.fit()
@@ -175,7 +175,7 @@ def test_the_learning_rate_drops_where_its_epoch_begins(make_training: Make) -> 
     assert training.timeline.drops == [training.timeline.first_step(4)]
 
 
-def test_swaps_are_drawn_for_the_steps_that_there_are(make_training: Make) -> None:
+def test_swaps_are_drawn_for_the_steps_of_shorter_epochs(make_training: Make) -> None:
     training = make(make_training, "iakd+kcd")
     draws = training.objective.sampler
     for epoch in range(5):
@@ -184,7 +184,7 @@ def test_swaps_are_drawn_for_the_steps_that_there_are(make_training: Make) -> No
         assert [list(draws.masks(first + i, 16)) for i in range(n)] == draws.drawn(epoch).tolist()
 
 
-def test_mixed_batches_come_from_the_table_where_they_can(make_training: Make) -> None:
+def test_images_that_are_not_mixed_come_from_the_cache(make_training: Make) -> None:
     augment = config.Augment(pad=1)
     plain = make(make_training, augment=augment.model_dump())
     plain.fit()
@@ -196,4 +196,4 @@ def test_mixed_batches_come_from_the_table_where_they_can(make_training: Make) -
         training.fit()
         assert models.save_weights(training.objective.student) == models.save_weights(plain.objective.student)  # type: ignore[arg-type]
     outputs = training.objective._outputs
-    assert 0 < outputs.computed < 0.2 * outputs.taken
+    assert 0 < outputs.computed < 0.2 * outputs.reused

@@ -24,7 +24,7 @@ from references import (
 from torch import Tensor
 
 from iakd import config
-from iakd.distillation.losses.ctkd import with_gradient_times
+from iakd.distillation.losses.ctkd import scale_gradient
 from iakd.distillation.losses.dist import relations
 from iakd.distillation.losses.dkd import decoupled
 from iakd.distillation.losses.kd import kd_divergence
@@ -152,7 +152,7 @@ def test_dkd_is_warmed_up_by_epochs() -> None:
     assert at_once(batch, 0)[0]["dkd_others"].item() == pytest.approx(weighted[-1], rel=1e-4)
 
 
-def test_ctkd_climbs_what_the_student_descends() -> None:
+def test_ctkd_ascends_the_loss_that_the_student_descends() -> None:
     """θ's gradient is reversed, and grows by half a cosine; the student's is what kd would give at that temperature."""
     training = make_training("ctkd", options={"ctkd": {"epochs": 4}})
     part, method, batch = next(iter(training.objective.losses.values())), training.objective, fixed_batch(training)
@@ -175,9 +175,9 @@ def test_ctkd_climbs_what_the_student_descends() -> None:
     assert terms["ctkd"].item() == pytest.approx(0.9 * kd(*logits, batch.labels.numpy(), temperature), rel=1e-4)
 
 
-def test_a_gradient_times_a_factor() -> None:
+def test_scale_gradient() -> None:
     x = torch.tensor(3.0, requires_grad=True)
-    y = with_gradient_times(-0.5, x)
+    y = scale_gradient(x, -0.5)
     assert y.item() == 3
     (y**2).backward()
     assert x.grad is not None and x.grad.item() == -3

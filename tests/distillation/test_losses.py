@@ -36,7 +36,7 @@ def test_kd_is_zero_for_equal_outputs_and_ignores_a_shift() -> None:
     assert kd_divergence(logits, logits + 50, 4.0).item() == pytest.approx(0, abs=1e-4)
 
 
-def test_kd_is_finite_for_confident_opposites_and_counts_in_float32() -> None:
+def test_kd_of_confident_opposites_is_finite_and_float32() -> None:
     student, teacher = torch.tensor([[300.0, -300.0]]).bfloat16(), torch.tensor([[-300.0, 300.0]]).bfloat16()
     value = kd_divergence(student, teacher, 1.0)
     assert value.dtype == torch.float32 and value.item() == pytest.approx(600, rel=1e-2)

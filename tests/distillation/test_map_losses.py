@@ -6,24 +6,24 @@ import torch
 import torch.nn.functional as F
 from digit_training import make_training
 from gradients import Array, agree, finite
-from part_between import part_between
+from loss_between import loss_between
 from torch import Tensor
 
 from iakd.distillation.losses.at import attention_loss
-from iakd.distillation.losses.maps import Regressor, as_maps, map_shape, of_one_size, pooled
+from iakd.distillation.losses.maps import Regressor, as_maps, map_shape, match_sizes, pool_to
 from iakd.distillation.losses.nst import selectivity_loss
 from iakd.distillation.losses.vid import Predictor, gaussian_loss
 from iakd.errors import UserError
 
 
 def halved(maps: Array) -> Array:
-    """Means of 2×2 places."""
+    """Average 2×2 windows."""
     b, c, h, w = maps.shape
     return maps.reshape(b, c, h // 2, 2, w // 2, 2).mean((3, 5))
 
 
 def at_reference(student: Array, teacher: Array) -> float:
-    """Mean over images and places of (a_s/‖a_s‖ − a_t/‖a_t‖)², a the mean of squares over channels."""
+    """Mean over images and positions of (a_s/‖a_s‖ − a_t/‖a_t‖)², a the mean of squares over channels."""
     if student.shape[2] > teacher.shape[2]:
         student = halved(student)
     if teacher.shape[2] > student.shape[2]:
@@ -105,7 +105,7 @@ def test_finite_at_the_edges(loss: object) -> None:
 
 
 @pytest.mark.parametrize("loss", [attention_loss, selectivity_loss], ids=["at", "nst"])
-def test_zero_for_equal_maps_and_no_matter_of_order_scale_or_of_the_channels_order(loss: object) -> None:
+def test_zero_for_equal_maps_and_invariant_to_order_scale_and_order_of_channels(loss: object) -> None:
     student, teacher = torch.randn(2, 4, 5, 3, 3, generator=torch.Generator().manual_seed(0))
     value = loss(student, teacher).item()
     assert loss(student, student).item() == pytest.approx(0, abs=1e-6)
@@ -119,7 +119,7 @@ def test_zero_for_equal_maps_and_no_matter_of_order_scale_or_of_the_channels_ord
 def test_pooling_is_torch_s_adaptive_pooling_with_its_gradient(size: tuple[int, int]) -> None:
     maps = torch.randn(2, 3, 7, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
     again = maps.detach().clone().requires_grad_()
-    ours, theirs = pooled(maps, size), F.adaptive_avg_pool2d(again, size)
+    ours, theirs = pool_to(maps, size), F.adaptive_avg_pool2d(again, size)
     assert torch.allclose(ours, theirs, atol=1e-6)
     weights = torch.randn(ours.shape, generator=torch.Generator().manual_seed(1))
     (ours * weights).sum().backward()
@@ -127,8 +127,8 @@ def test_pooling_is_torch_s_adaptive_pooling_with_its_gradient(size: tuple[int, 
     assert torch.allclose(maps.grad, again.grad, atol=1e-6)
 
 
-def test_maps_are_brought_to_the_smaller_size_of_each_side() -> None:
-    ours, theirs = of_one_size(torch.zeros(1, 2, 8, 3), torch.zeros(1, 5, 4, 6))
+def test_maps_are_pooled_to_the_smaller_size_of_each_side() -> None:
+    ours, theirs = match_sizes(torch.zeros(1, 2, 8, 3), torch.zeros(1, 5, 4, 6))
     assert ours.shape == (1, 2, 4, 3) and theirs.shape == (1, 5, 4, 3)
 
 
@@ -149,7 +149,7 @@ def test_tokens_are_a_column_of_pixels() -> None:
         ((3, 5, 1), (6, 5, 1), (5, 1)),
     ],
 )
-def test_a_regressor_gives_the_teacher_s_channels_and_its_size_where_it_can(
+def test_a_regressor_returns_the_teacher_s_channels_and_its_size_if_possible(
     ours: tuple[int, ...], theirs: tuple[int, ...], size: tuple[int, int]
 ) -> None:
     for active in (True, False):
@@ -165,7 +165,7 @@ def test_a_regressor_gives_the_teacher_s_channels_and_its_size_where_it_can(
 )
 def test_networks_of_different_kinds(name: str, teacher: str, student: str) -> None:
     """The pairs of the benchmark, with shallower teachers."""
-    chosen, step = part_between(name, student, teacher)
+    chosen, step = loss_between(name, student, teacher)
     terms = chosen(step)
     loss = torch.stack(list(terms.values())).sum()
     assert torch.isfinite(loss) and loss.dtype == torch.float32
@@ -173,14 +173,14 @@ def test_networks_of_different_kinds(name: str, teacher: str, student: str) -> N
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in chosen.parameters())
 
 
-def test_fitnet_looks_at_the_level_that_it_is_told() -> None:
-    chosen, step = part_between("fitnet", "resnet8", "resnet14", level=3)
+def test_fitnet_compares_the_chosen_level() -> None:
+    chosen, step = loss_between("fitnet", "resnet8", "resnet14", level=3)
     assert (list(step.student.blocks), list(step.teacher.blocks)) == ([2], [5])
     guess = chosen.regressor(step.student.blocks[2])
     expected = 100 * (guess - step.teacher.blocks[5]).square().mean()
     assert chosen(step)["fitnet"].item() == pytest.approx(expected.item(), rel=1e-4)
 
 
-def test_a_level_that_is_not_there_is_one_clear_line(tmp_path: object) -> None:
+def test_a_missing_level_is_a_one_line_error(tmp_path: object) -> None:
     with pytest.raises(UserError, match=r"fitnet\.level is 4, but this pair has 3 levels"):
         make_training("fitnet", options={"fitnet": {"level": 4}})

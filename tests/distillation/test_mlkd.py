@@ -55,7 +55,9 @@ def seen_batches(training: Trainer, monkeypatch: pytest.MonkeyPatch) -> list[Bat
     return seen
 
 
-def test_the_loop_shows_a_second_view_to_who_asks_for_it(make_training: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_training_loop_adds_a_second_view_if_a_loss_asks_for_it(
+    make_training: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     augment = {"pad": 1, "flip": True}
     two = seen_batches(make_training("mlkd", epochs=1, augment=augment), monkeypatch)
     one = seen_batches(make_training("kd", epochs=1, augment=augment), monkeypatch)

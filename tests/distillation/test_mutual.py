@@ -48,7 +48,7 @@ def test_each_learns_from_its_own_terms_alone(make_training: Make, term: str, st
     assert all((p.grad is not None) == peer for p in next(iter(training.objective.losses.values())).peer.parameters())
 
 
-def test_the_peer_begins_as_the_teacher_and_learns_along(make_training: Make) -> None:
+def test_the_peer_starts_as_the_teacher_and_is_trained(make_training: Make) -> None:
     training = make_training("mutual", epochs=1)
     peer, before = next(iter(training.objective.losses.values())).peer, save_weights(training.objective.teacher)
     assert save_weights(peer) == before

@@ -81,7 +81,7 @@ def test_small_blur_is_exact_transport(size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize(("n", "dim", "scale"), [(16, 8, 0.1), (64, 64, 1.0), (16, 256, 30.0)])
-def test_the_usual_number_of_updates_is_nearly_enough(n: int, dim: int, scale: float) -> None:
+def test_the_default_number_of_updates_nearly_converges(n: int, dim: int, scale: float) -> None:
     generator = torch.Generator().manual_seed(n)
     x, y = (scale * torch.randn(4, n, dim, generator=generator).relu() for _ in range(2))
     value, converged = (sinkhorn_divergence(x, y, 0.05, *updates) for updates in ((), (500,)))
@@ -123,7 +123,7 @@ def test_vectors() -> None:
     assert vectors(tokens).shape == (2, 5, 7) and vectors(tokens).dtype == torch.float32
 
 
-def test_a_student_s_own_features_cost_nothing(make_training: Callable[..., Trainer]) -> None:
+def test_equal_features_have_no_loss(make_training: Callable[..., Trainer]) -> None:
     """Features equal to the teacher's, that is."""
     training = make_training("ot")
     batch = fixed_batch(training)
@@ -133,7 +133,9 @@ def test_a_student_s_own_features_cost_nothing(make_training: Callable[..., Trai
     assert seen > 0
     mapped = torch.randn(len(batch.labels), 16, 4, 4)
     step = type("Seen", (), {})()
-    step.student = step.teacher = type("Features", (), {"blocks": {part.ours: mapped, part.theirs: mapped}})()
+    step.student = step.teacher = type(
+        "Features", (), {"blocks": {part.student_block: mapped, part.teacher_block: mapped}}
+    )()
     assert part(step)["ot"].item() == pytest.approx(0, abs=1e-5)
 
 
@@ -149,8 +151,8 @@ def test_other_widths_and_sizes() -> None:
     part = OTLoss(setting("resnet8x4", "resnet8", 16))
     assert isinstance(part.project, torch.nn.Linear) and tuple(part.project.weight.shape) == (256, 64)
     step = type("Seen", (), {})()
-    step.student = type("Features", (), {"blocks": {part.ours: torch.randn(2, 64, 4, 4)}})()
-    step.teacher = type("Features", (), {"blocks": {part.theirs: torch.randn(2, 256, 3, 3)}})()
+    step.student = type("Features", (), {"blocks": {part.student_block: torch.randn(2, 64, 4, 4)}})()
+    step.teacher = type("Features", (), {"blocks": {part.teacher_block: torch.randn(2, 256, 3, 3)}})()
     part(step)["ot"].backward()
     assert part.project.weight.grad is not None and part.project.weight.grad.abs().sum() > 0
 

@@ -123,7 +123,7 @@ def test_finite_at_the_edges(loss: Loss) -> None:
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_zero_where_the_student_has_the_teacher_s_features(loss: Loss) -> None:
+def test_zero_for_equal_features(loss: Loss) -> None:
     some = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
     assert loss(some, some).item() == pytest.approx(0, abs=1e-7)
 
@@ -137,13 +137,13 @@ def test_the_order_of_images_does_not_matter(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name != "cc"])
-def test_scaled_features_are_as_good(name: str) -> None:
+def test_scale_does_not_matter(name: str) -> None:
     loss = CASES[name][0]
     student, teacher = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(0))
     assert loss(1000 * student, teacher / 50).item() == pytest.approx(loss(student, teacher).item(), rel=1e-4)
 
 
-def test_rkd_does_not_see_a_shift() -> None:
+def test_rkd_ignores_a_shift() -> None:
     student, teacher = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(0))
     for loss in (rkd_distance, rkd_angle):
         assert loss(student + 3, teacher).item() == pytest.approx(loss(student, teacher).item(), rel=1e-4)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from digit_training import fixed_batch, make_training
 from gradients import Array, agree, finite
-from part_between import part_between
+from loss_between import loss_between
 
 from iakd.distillation.losses.reviewkd import Fusion, context_loss
 
@@ -53,25 +53,25 @@ def repeated(maps: Array, side: int) -> Array:
 def test_fusion() -> None:
     """x′ = BN(W₁x), (w₁, w₂) = σ(A[x′; y]), h = w₁x′ + w₂y at the teacher's size; y is the next level's h."""
     fusion = Fusion((3, 4, 4), (5, 8, 8), 6, last=False).double().eval()
-    maps, handed = torch.randn(2, 3, 4, 4).double(), torch.randn(2, 6, 2, 2).double()
-    result, handed_on = fusion(maps, handed)
+    maps, later = torch.randn(2, 3, 4, 4).double(), torch.randn(2, 6, 2, 2).double()
+    result, fused = fusion(maps, later)
     narrow, mixer = fusion.narrow[0].weight[:, :, 0, 0].numpy(), fusion.attention[0]
     x = normalised(np.einsum("oc,bchw->bohw", narrow, maps.numpy()))
-    y = repeated(handed.numpy(), 4)
+    y = repeated(later.numpy(), 4)
     both = np.concatenate([x, y], axis=1)
     logits = np.einsum("oc,bchw->bohw", mixer.weight[:, :, 0, 0].numpy(), both) + mixer.bias.numpy()[:, None, None]
     weights = 1 / (1 + np.exp(-logits))
     expected = repeated(x * weights[:, :1] + y * weights[:, 1:], 8)
-    assert handed_on.numpy() == pytest.approx(expected, abs=1e-9)
-    assert torch.equal(result, fusion.widen(handed_on)) and result.shape == (2, 5, 8, 8)
+    assert fused.numpy() == pytest.approx(expected, abs=1e-9)
+    assert torch.equal(result, fusion.widen(fused)) and result.shape == (2, 5, 8, 8)
 
 
 @torch.no_grad()
-def test_the_last_level_has_nothing_to_join() -> None:
+def test_the_last_level_has_one_input() -> None:
     fusion = Fusion((3, 1, 1), (5, 1, 1), 6, last=True).eval()
     assert fusion.attention is None
-    result, handed_on = fusion(torch.randn(2, 3, 1, 1), None)
-    assert result.shape == (2, 5, 1, 1) and handed_on.shape == (2, 6, 1, 1)
+    result, fused = fusion(torch.randn(2, 3, 1, 1), None)
+    assert result.shape == (2, 5, 1, 1) and fused.shape == (2, 6, 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -86,26 +86,26 @@ def test_the_last_level_has_nothing_to_join() -> None:
     ],
 )
 def test_networks_of_different_kinds(teacher: str, student: str) -> None:
-    part, step = part_between("reviewkd", student, teacher, warmup_epochs=0)
+    part, step = loss_between("reviewkd", student, teacher, warmup_epochs=0)
     loss = part(step)["reviewkd"]
     assert torch.isfinite(loss) and loss > 0
     loss.backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in part.parameters())
 
 
-def test_results_have_the_teacher_s_shapes_and_no_more_than_512_channels_are_handed_on() -> None:
-    part, step = part_between("reviewkd", "MobileNetV2", "vgg11")
-    student = [step.student.blocks[ours] for ours, _ in part.places] + [step.student.pooled[:, :, None, None]]
+def test_results_have_the_teacher_s_shapes_and_at_most_512_channels_are_fused() -> None:
+    part, step = loss_between("reviewkd", "MobileNetV2", "vgg11")
+    student = [step.student.blocks[ours] for ours, _ in part.block_positions] + [step.student.pooled[:, :, None, None]]
     shapes = [tuple(maps.shape[1:]) for maps in part.fused(student)]
-    taught = [step.teacher.preactivations[theirs] for _, theirs in part.places]
+    taught = [step.teacher.preactivations[theirs] for _, theirs in part.block_positions]
     assert shapes == [*(tuple(maps.shape[1:]) for maps in taught), (512, 1, 1)]
     assert {fusion.narrow[0].out_channels for fusion in part.fusions} == {512}
 
 
 def test_the_first_level_learns_from_the_last_one_s_features() -> None:
     """What makes it a review: the pooled vector of the student moves what the first level is compared with."""
-    part, step = part_between("reviewkd", "resnet8", "resnet14")
-    student = [step.student.blocks[ours].detach() for ours, _ in part.places]
+    part, step = loss_between("reviewkd", "resnet8", "resnet14")
+    student = [step.student.blocks[ours].detach() for ours, _ in part.block_positions]
     pooled = step.student.pooled.detach()[:, :, None, None].requires_grad_()
     part.fused([*student, pooled])[0].square().sum().backward()
     assert pooled.grad.abs().sum() > 0

@@ -1,4 +1,4 @@
-"""The reused classifier: what is trained, deployed and evaluated, with what it goes together, and with what not."""
+"""The reused classifier: what is trained, deployed and evaluated, and which sums are possible."""
 
 import copy
 import json
@@ -34,7 +34,7 @@ def deployed(student: str, teacher: str, side: int = 32) -> tuple[models.Network
 
 @torch.no_grad()
 @pytest.mark.parametrize("arch", ["resnet8", "wrn_16_2", "vgg8", "MobileNetV2", "ShuffleV2", "torchvision/resnet18"])
-def test_what_the_head_pools_can_be_looked_at(arch: str) -> None:
+def test_the_input_of_the_global_pooling_is_a_feature(arch: str) -> None:
     net = network(config.Network(arch=arch), 0).eval()
     images = torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
     seen = forward_features(net, images, FeatureSpec(unpooled=True, pooled=True) | LOGITS)
@@ -66,7 +66,7 @@ def test_logits_are_the_teacher_s_classifier_on_projected_maps(teacher: str, stu
     assert all(a <= b for a, b in zip(seen.unpooled.shape[2:], unpooled_shape(theirs, (1, 32, 32))[1:], strict=True))
 
 
-def test_a_perfect_projector_gives_the_teacher_s_logits_and_no_loss() -> None:
+def test_a_perfect_projector_returns_the_teacher_s_logits_without_loss() -> None:
     training = make_training("simkd")
     student, teacher = training.objective.student, training.objective.teacher
     batch = fixed_batch(training)
@@ -147,10 +147,10 @@ def test_losses_on_outputs_are_refused_with_a_reason(other: str) -> None:
         )
 
 
-def test_a_teacher_with_another_head_is_one_clear_line() -> None:
+def test_a_teacher_with_another_head_is_a_one_line_error() -> None:
     student, teacher = (network(config.Network(arch=arch), 0) for arch in ("resnet8", "resnet14"))
     teacher.head = nn.Sequential(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), nn.Linear(64, 10))
-    with pytest.raises(UserError, match="this teacher's head is built otherwise"):
+    with pytest.raises(UserError, match="this teacher's head is built differently"):
         deploy(student, teacher, METHOD, (1, 32, 32))
 
 

@@ -1,4 +1,4 @@
-"""The teacher's outputs, computed or from the table: the same bits, whatever happens to the table."""
+"""The teacher's outputs, computed or from the cache: the same bits, whatever happens to the cache."""
 
 import logging
 import os
@@ -62,7 +62,7 @@ def same(
 
 @pytest.mark.parametrize("arch", ["resnet20", "resnet8x4", "wrn_16_2", "vgg8", "MobileNetV2", "ShuffleV1", "ShuffleV2"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_an_image_s_outputs_depend_neither_on_its_position_nor_on_its_company(arch: str, precision: str) -> None:
+def test_an_image_s_outputs_depend_neither_on_its_position_nor_on_other_images(arch: str, precision: str) -> None:
     network = models.build(config.Network(arch=arch), 3, 100)
     initialise(network, torch.Generator().manual_seed(0))
     network.eval()
@@ -91,14 +91,14 @@ def test_cold_warm_and_computed_are_equal_bit_by_bit(tmp_path: Path, needs: Feat
         cold, warm = outputs(on, needs), outputs(on, needs)
         assert same(outputs(None, needs), cold, epochs())
         assert isinstance(cold, CachedTeacherOutputs) and isinstance(warm, CachedTeacherOutputs)
-        assert cold.computed + cold.taken >= 2 * 162
+        assert cold.computed + cold.reused >= 2 * 162
         assert same(outputs(None, needs), warm, epochs())
         assert warm.computed == 0
         assert same(outputs(None, needs), warm, epochs(1, seed=7))  # other views: some are there, most are not
         assert 0 < warm.computed < 162
 
 
-def test_what_is_missing_is_computed_in_full_batches(tmp_path: Path) -> None:
+def test_missing_outputs_are_computed_in_full_batches(tmp_path: Path) -> None:
     on = cache_dir(tmp_path)
     first = outputs(on)
     for batch in epochs(1)[::2]:  # half of the epoch: what was computed ahead is there, too
@@ -114,11 +114,11 @@ def test_what_is_missing_is_computed_in_full_batches(tmp_path: Path) -> None:
     assert len(passes) - 1 == -(-second.computed // BATCH)
 
 
-def test_going_on_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
+def test_resuming_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
     assert same(outputs(None), outputs(cache_dir(tmp_path)), epochs(start=3))
 
 
-def test_mixed_images_are_computed_and_never_kept(tmp_path: Path) -> None:
+def test_mixed_images_are_computed_and_never_cached(tmp_path: Path) -> None:
     indices = torch.arange(0, 150)
     weights = torch.ones(150)
     weights[::3] = 0.8
@@ -138,7 +138,7 @@ def test_views_without_numbers_are_computed(tmp_path: Path) -> None:
     assert same(outputs(None), cached, plain) and not list(tmp_path.iterdir())
 
 
-def test_other_weights_or_images_have_a_table_of_their_own(tmp_path: Path) -> None:
+def test_other_weights_or_images_have_another_cache(tmp_path: Path) -> None:
     batches = epochs(1)
     outputs(cache_dir(tmp_path))(batches[0])
     outputs(cache_dir(tmp_path, data="others"))(batches[0])
@@ -153,7 +153,7 @@ def test_other_weights_or_images_have_a_table_of_their_own(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("damage", ["byte", "row", "cut", "garbage"])
-def test_a_damaged_table_costs_time_only(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_cache_costs_time_only(tmp_path: Path, damage: str) -> None:
     on = cache_dir(tmp_path)
     cold = outputs(on)
     for batch in epochs():
@@ -176,8 +176,8 @@ def test_a_damaged_table_costs_time_only(tmp_path: Path, damage: str) -> None:
     assert isinstance(again, CachedTeacherOutputs) and again.computed > 0
 
 
-def test_a_table_of_other_bits_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Its checksums are right, but it is not what this machine computes: as if the key had forgotten something."""
+def test_a_cache_with_other_bits_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Its checksums are right, but this machine computes other bits, as if the key had left something out."""
     on = cache_dir(tmp_path)
     other = outputs(on)
     compute = other.live.compute if isinstance(other, CachedTeacherOutputs) else None
@@ -187,7 +187,7 @@ def test_a_table_of_other_bits_is_not_used(tmp_path: Path, caplog: pytest.LogCap
     other.live.compute = lambda images: {k: v + 1e-6 for k, v in compute(images).items()}  # type: ignore[method-assign,union-attr]
     assert same(outputs(None), outputs(on), epochs())
     other._tables.clear(), other._open(epochs()[0])  # type: ignore[union-attr]
-    assert not other._tables and "does not hold what this machine computes" in caplog.text  # type: ignore[union-attr]
+    assert not other._tables and "its outputs differ from those that this machine computes" in caplog.text  # type: ignore[union-attr]
 
 
 def test_a_full_disk_costs_time_only(
@@ -198,7 +198,7 @@ def test_a_full_disk_costs_time_only(
 
     monkeypatch.setattr(os, "pwrite", full)
     assert same(outputs(None), outputs(cache_dir(tmp_path)), epochs())
-    assert caplog.text.count("nothing more is added") == 1
+    assert caplog.text.count("no more outputs are written") == 1
 
 
 def test_a_folder_that_cannot_be_written_costs_time_only(tmp_path: Path) -> None:
@@ -206,13 +206,13 @@ def test_a_folder_that_cannot_be_written_costs_time_only(tmp_path: Path) -> None
     assert same(outputs(None), outputs(cache_dir(tmp_path / "file")), epochs(1))
 
 
-def test_no_room_no_table(tmp_path: Path) -> None:
+def test_without_space_there_is_no_cache(tmp_path: Path) -> None:
     small = cache_dir(tmp_path, limit=1000)
     assert same(outputs(None), outputs(small), epochs(1))
     assert not list(tmp_path.glob("*/*"))
 
 
-def test_the_table_that_was_used_longest_ago_makes_room_unless_it_is_in_use(tmp_path: Path) -> None:
+def test_the_least_recently_used_cache_is_evicted_unless_it_is_in_use(tmp_path: Path) -> None:
     size = N * 18 * (40 + 4)
     limit = int(2.5 * size)
     users = {name: cache_dir(tmp_path, limit).claim(name, size) for name in ("a", "b")}
@@ -231,14 +231,14 @@ def test_the_table_that_was_used_longest_ago_makes_room_unless_it_is_in_use(tmp_
     user.close()
 
 
-def test_a_table_is_let_go_in_the_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_finish_releases_the_cache(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     size = N * 18 * (40 + 4)
     cached = outputs(cache_dir(tmp_path, size + 100), FeatureSpec(logits=True))
     cached(epochs()[0])
     assert cache_dir(tmp_path, size + 100).claim("other", size) is None
     cached.finish()
-    assert "held 0 % of the teacher's outputs" in caplog.text
+    assert "0 % of the teacher's outputs were reused" in caplog.text
     other = cache_dir(tmp_path, size + 100).claim("other", size)
     assert other is not None
     other.close()
@@ -255,7 +255,7 @@ def finished(training: Trainer) -> tuple[bytes, list[dict[str, float | int | Non
 
 
 @pytest.mark.parametrize(("expression", "precision"), [("kd", "fp32"), ("kd", "bf16"), ("iakd+kd", "fp32")])
-def test_a_training_comes_out_the_same_with_and_without(
+def test_the_cache_does_not_change_a_training(
     make_training: Make, fit_until: FitUntil, expression: str, precision: str
 ) -> None:
     def train(path: str, on: CacheDir | None) -> Trainer:
@@ -273,8 +273,8 @@ def test_a_training_comes_out_the_same_with_and_without(
     assert finished(train("part", on)) == expected
 
 
-def test_two_trainings_side_by_side_share_one_table(make_training: Make) -> None:
-    """Step by step in turns, as two processes would: what one has computed the other takes."""
+def test_two_simultaneous_trainings_share_one_cache(make_training: Make) -> None:
+    """Step by step in turns, as two processes would: what one has computed the other reuses."""
     alone = finished(make_training("kd", "alone", augment=AUGMENT.model_dump()))
     one, two = (
         make_training("kd", path, cache_dir=cache_dir(), augment=AUGMENT.model_dump()) for path in ("one", "two")
@@ -330,8 +330,8 @@ def experiment(**changes: object) -> tuple[Experiment, StudentJob]:
 
 
 @pytest.mark.parametrize("expression", [f"kd+{name}" if entry.joins else name for name, entry in METHODS.items()])
-def test_it_is_known_before_there_are_networks_who_uses_a_table(make_training: Make, expression: str) -> None:
-    """And it is true: the experiment counts those that do, and no others."""
+def test_the_methods_that_use_a_cache_are_known_without_building_networks(make_training: Make, expression: str) -> None:
+    """And correctly: the experiment counts those methods and no others."""
     method = make_training(expression, options={"crd": {"negatives": 64}} if expression == "crd" else {}).objective
     assert isinstance(method, Distiller)
     read = FeatureSpec()
@@ -342,13 +342,13 @@ def test_it_is_known_before_there_are_networks_who_uses_a_table(make_training: M
     assert (expected_share(*twice) > 0) == uses
 
 
-def test_what_looks_inside_the_teacher_or_in_another_precision_shares_no_table() -> None:
+def test_hidden_features_or_another_precision_share_no_cache() -> None:
     alone = expected_share(*experiment())
     assert expected_share(*experiment(methods={"kd": {}, "kd+at": {}, "dkd+sp": {}, "kd+fitnet": {}})) == alone
     assert expected_share(*experiment(methods={"kd": {}, "dkd": {"recipe": {"precision": "bf16"}}})) == alone
 
 
-def test_automatic_where_it_will_be_used() -> None:
+def test_auto_depends_on_the_expected_reuse() -> None:
     assert expected_share(*experiment()) == pytest.approx(1 - 162 * (1 - (161 / 162) ** 20) / 20)
     assert cache_dir_for(*experiment(), "hash") is None  # 6 %
     twice = experiment(methods={"kd": {}, "kd-cold": {"method": "kd", "kd": {"temperature": 1}}})

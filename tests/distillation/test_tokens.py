@@ -1,4 +1,4 @@
-"""Feature methods between networks whose blocks give tokens: which work, and what the others say."""
+"""Feature methods between networks whose blocks return tokens: which work, and how the others refuse."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from iakd.models.network import Block
 from iakd.training.timeline import Timeline
 
 NEED_MAPS = ["ft", "ab", "reviewkd", "simkd"]
-FROM_OUTSIDE = ["crd", "hints"]  # their tests are elsewhere
+FROM_OUTSIDE = ["crd", "hints"]  # tested elsewhere
 WORK = [
     name
     for name, entry in METHODS.items()
@@ -65,7 +65,7 @@ def setting(name: str, widths: tuple[int, int]) -> LossContext:
 
 
 @pytest.mark.parametrize("name", WORK)
-def test_tokens_are_places(name: str) -> None:
+def test_tokens_are_positions(name: str) -> None:
     chosen = setting(name, (6, 6) if name == "fsp" else (6, 8))
     part = loss_class(name)(chosen)
     batch = next(digit_images(0, 4).plain(4))
@@ -80,7 +80,7 @@ def test_tokens_are_places(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NEED_MAPS)
-def test_methods_that_need_maps_say_so(name: str) -> None:
+def test_methods_that_need_maps_refuse_tokens(name: str) -> None:
     chosen = setting(name, (6, 8))
     with pytest.raises(UserError, match=rf"{name} .*maps.*tokens; choose") as caught:
         loss_class(name)(chosen)

@@ -13,7 +13,7 @@ import references
 import torch
 import torch.nn.functional as F
 from digit_training import fixed_batch, make_training
-from part_between import part_between
+from loss_between import loss_between
 from torch import Tensor
 
 from iakd.data.loader import Batch
@@ -121,14 +121,14 @@ WEIGHTED = {  # name: options beside the weight, and the formula at weight 1
 @pytest.mark.parametrize("weight", [1.0, 2.5])
 def test_a_term_is_its_formula_times_its_weight(name: str, weight: float) -> None:
     options, reference = WEIGHTED[name]
-    part, outputs = part_between(name, STUDENT, TEACHER, weight=weight, **options)
+    part, outputs = loss_between(name, STUDENT, TEACHER, weight=weight, **options)
     expected = reference(part, outputs)
     assert expected != 0
     assert value_of(part, outputs) == {name: pytest.approx(weight * expected, rel=1e-4)}
 
 
 def test_rkd_has_a_weight_for_distances_and_one_for_angles() -> None:
-    part, outputs = part_between("rkd", STUDENT, TEACHER, distance_weight=2.0, angle_weight=5.0)
+    part, outputs = loss_between("rkd", STUDENT, TEACHER, distance_weight=2.0, angle_weight=5.0)
     # two images have no angle and one distance, so four others
     generator = torch.Generator().manual_seed(0)
     ours, theirs = torch.randn(4, 64, generator=generator), torch.randn(4, 64, generator=generator)
@@ -143,8 +143,8 @@ def test_rkd_has_a_weight_for_distances_and_one_for_angles() -> None:
     assert value_of(part, outputs) == pytest.approx(expected)
 
 
-def test_ft_rebuilds_first_and_transfers_factors_then() -> None:
-    part, outputs = part_between("ft", STUDENT, TEACHER, weight=2.5, rate=0.25, pretrain=0.5)
+def test_ft_reconstructs_first_and_transfers_factors_then() -> None:
+    part, outputs = loss_between("ft", STUDENT, TEACHER, weight=2.5, rate=0.25, pretrain=0.5)
     ours, theirs = last_maps(outputs)
     factors = part.paraphraser(theirs)
     assert factors.shape == (2, 16, *theirs.shape[2:]), "a quarter of the teacher's 64 channels"
@@ -156,7 +156,7 @@ def test_ft_rebuilds_first_and_transfers_factors_then() -> None:
 
 
 def test_ft_layers_are_three_convolutions_with_leaky_relus() -> None:
-    part, _ = part_between("ft", STUDENT, TEACHER, rate=0.001)
+    part, _ = loss_between("ft", STUDENT, TEACHER, rate=0.001)
     kinds = [type(layer).__name__ for layer in part.translator]
     assert kinds == ["Conv2d", "BatchNorm2d", "LeakyReLU"] * 3
     assert [type(layer).__name__ for layer in part.paraphraser] == ["Conv2d", "LeakyReLU"] * 3
@@ -166,7 +166,7 @@ def test_ft_layers_are_three_convolutions_with_leaky_relus() -> None:
 
 
 def test_vid_s_mean_is_three_convolutions_with_the_teachers_channels() -> None:
-    part, _ = part_between("vid", "wrn_16_1", "wrn_16_2")
+    part, _ = loss_between("vid", "wrn_16_1", "wrn_16_2")
     for predictor, (ours, theirs) in zip(part.predictors, ((16, 32), (32, 64), (64, 128)), strict=True):
         layers = [layer for layer in predictor.mean if isinstance(layer, torch.nn.Conv2d)]
         assert [(c.in_channels, c.out_channels, c.kernel_size, c.bias) for c in layers] == [
@@ -185,7 +185,7 @@ LABELS = np.array([3, 1, 4, 1, 5, 9])
 
 def between_outputs(name: str, step: int = LATE, **options: Any) -> tuple[DistillationLoss, dict[str, float]]:
     """The part and its terms for LOGITS of student and teacher and for LABELS."""
-    part, _ = part_between(name, STUDENT, TEACHER, **options)
+    part, _ = loss_between(name, STUDENT, TEACHER, **options)
     student, teacher = (torch.tensor(logits, dtype=torch.float32) for logits in LOGITS)
     labels = torch.tensor(LABELS)
     batch = Batch(torch.zeros(6, 1, 8, 8), labels, torch.arange(6))
@@ -283,7 +283,7 @@ BY_IMAGE = {"ab", "at", "ctkd", "dkd", "fitnet", "fsp", "ft", "kd", "lskd", "nst
 @pytest.mark.parametrize("name", sorted(RELATES | BY_IMAGE))
 def test_a_loss_is_the_mean_over_its_images_or_says_that_it_relates_them(name: str) -> None:
     """Where several processes share a batch, the others' images are gathered for losses that relate them."""
-    part, outputs = part_between(name, STUDENT, TEACHER)
+    part, outputs = loss_between(name, STUDENT, TEACHER)
     part.eval()  # normalisation layers of its own would relate the images, too
     generator = torch.Generator().manual_seed(0)
 
@@ -311,7 +311,7 @@ def test_hints_are_weighted_and_averaged_over_the_points(tmp_path: Any, monkeypa
     monkeypatch.chdir(tmp_path)
     training = make_training("hints", options={"hints": {"points": 3, "images": 64, "weight": 2.5}})
     (part,) = training.objective.losses.values()
-    assert len(part.places) == 3
+    assert len(part.block_positions) == 3
     generator = torch.Generator().manual_seed(0)
     ours, theirs = (
         {
@@ -323,7 +323,7 @@ def test_hints_are_weighted_and_averaged_over_the_points(tmp_path: Any, monkeypa
     outputs = ForwardOutputs(0, fixed_batch(training), Features(blocks=ours), Features(blocks=theirs))
     losses = [
         hint_loss(adapter(ours[place]), theirs[point]).item()
-        for adapter, (place, point) in zip(part.adapters, part.places, strict=True)
+        for adapter, (place, point) in zip(part.adapters, part.block_positions, strict=True)
     ]
     assert value_of(part, outputs) == pytest.approx({"hints": 2.5 * sum(losses) / 3}, rel=1e-4)
 

@@ -1,4 +1,4 @@
-"""Networks that take no time."""
+"""Small, fast networks."""
 
 import torch
 from torch import nn

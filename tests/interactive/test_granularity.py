@@ -74,7 +74,7 @@ def test_a_channel_is_the_student_s_the_teacher_s_or_the_mean(
 
 
 @pytest.mark.parametrize("granularity", ["sample", "channel"])
-def test_in_the_solo_phase_only_the_student_runs(
+def test_in_the_student_only_phase_only_the_student_runs(
     granularity: str, student: models.Network, teacher: models.Network, images: torch.Tensor
 ) -> None:
     hybrid = Hybrid(student, teacher, IakdOptions(granularity=granularity), seed=0)

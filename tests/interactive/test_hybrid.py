@@ -1,4 +1,4 @@
-"""The heart by meaning: what is computed, what learns, what stays untouched, and how often blocks are swapped."""
+"""The hybrid network: what it computes, what is trained, what stays unchanged, and how often blocks are swapped."""
 
 import copy
 
@@ -161,7 +161,7 @@ def test_a_frozen_copy_where_shapes_differ_is_refused(teacher: models.Network) -
         hybrid(network("resnet8", seed=2, width=8), teacher, stem="teacher")
 
 
-def test_a_student_begun_from_the_teacher_has_its_weights_and_trains_in_train_mode(
+def test_a_student_initialised_from_the_teacher_has_its_weights_and_trains_in_train_mode(
     student: models.Network, teacher: models.Network, images: torch.Tensor
 ) -> None:
     initialise_from_teacher(student, teacher)
@@ -229,14 +229,14 @@ def test_with_a_frozen_stem_and_head_a_step_always_has_something_to_train(
     assert (np.abs(shares - 1 / 3) < 0.08).all(), "the block that stays is drawn uniformly"
 
 
-def test_with_an_own_stem_p_0_swaps_everything(student: models.Network, teacher: models.Network) -> None:
+def test_with_a_trained_stem_p_0_swaps_everything(student: models.Network, teacher: models.Network) -> None:
     net = Hybrid(student, teacher, IakdOptions(), seed=0)
     schedule = Schedule(p0=0.0, p1=0.0)
     sampler = make_swap_sampler(IakdOptions(), schedule, TIMELINE, [4] * 3, 0, net.only_blocks_train)
     assert not any(sampler.drawn(epoch).any() for epoch in range(30))
 
 
-def test_a_teacher_with_a_normalisation_of_its_own_is_shown_the_images_it_knows(images: torch.Tensor) -> None:
+def test_a_teacher_with_another_normalisation_gets_images_in_that_normalisation(images: torch.Tensor) -> None:
     """VGG has no stem: its first block takes the image itself."""
     teacher, student = network("vgg8", seed=1).eval(), network("vgg8", seed=2)
     adapt_input(teacher, Normalisation(mean=[0.5], std=[0.25]), [0.1], [0.5])

@@ -1,4 +1,4 @@
-"""`iakd pairs`: the table of a pairing, or one line that says why there is none."""
+"""`iakd pairs`: the table of block slots, or one line that says why a pair is impossible."""
 
 import re
 from pathlib import Path
@@ -19,14 +19,14 @@ def pairs(*arguments: str) -> str:
 
 
 def rows(text: str) -> list[list[str]]:
-    """Cells of the table's lines, which are two or more blanks apart."""
+    """Return the cells of the table's lines, which are separated by two or more spaces."""
     return [re.split(r"\s{2,}", line) for line in text.splitlines() if re.match(r"\d", line)]
 
 
-def test_every_place_with_its_blocks_shapes_and_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_slot_with_its_blocks_shapes_and_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     text = pairs("resnet20", "resnet8", "--size", "16", "--channels", "1", "--classes", "10")
-    assert text.startswith("resnet20 → resnet8, images 1×16×16, 10 classes: 3 places to swap")
+    assert text.startswith("resnet20 → resnet8, images 1×16×16, 10 classes: 3 block slots")
     small, large = 2 * 16 * 16 * 9, 2 * 32 * 32 * 9  # weights of a block's convolutions where the width stays
     first = rows(text)[0]
     assert first[:6] == ["1", "1", "16×16×16 → 16×16×16", "1–3", "16×16×16 → 16×16×16", "none"]

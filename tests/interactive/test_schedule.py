@@ -18,7 +18,7 @@ def probabilities(schedule: Schedule, drops: list[int] | None = None, blocks: in
     return keep_probabilities(schedule, np.arange(TOTAL), TOTAL, drops or [], blocks)
 
 
-def test_uniform_is_p0_and_then_1_for_the_solo_phase() -> None:
+def test_uniform_is_p0_and_then_1_for_the_student_only_phase() -> None:
     p = probabilities(Schedule(kind="uniform", p0=0.3, student_only=0.25))[:, 0]
     assert (p[:750] == 0.3).all() and (p[750:] == 1.0).all()
 

@@ -51,7 +51,7 @@ def network(arch: str, seed: int, channels: int = 3, **options: object) -> model
 
 
 def one_step(teacher: models.Network, student: models.Network, size: int) -> tuple[Distiller, list[bool]]:
-    """A step in which some places are swapped and some kept; the first is kept."""
+    """A step in which some slots are swapped and some kept; the first is kept."""
     schedule = Schedule(kind="uniform", p0=0.5, student_only=0.0)
     method = make_distiller(
         student, teacher, config.Method(method="iakd"), schedule=schedule, timeline=TIMELINE, seed=0, data=DATA
@@ -98,7 +98,7 @@ def hybrid(teacher: models.Network, student: models.Network) -> Hybrid:
 
 
 @pytest.mark.parametrize("size", [(32, 32), (21, 35), (8, 8)])
-def test_every_place_can_be_swapped_or_kept_at_any_size_of_image(size: tuple[int, int]) -> None:
+def test_every_slot_can_be_swapped_or_kept_at_any_image_size(size: tuple[int, int]) -> None:
     net = hybrid(network("vgg8", seed=1, width=8), network("MobileNetV2", seed=2))
     images = torch.randn(4, 3, *size)
     places = len(net.pairs)
@@ -164,7 +164,7 @@ def test_initialising_from_a_teacher_of_fewer_blocks_is_refused() -> None:
         initialise_from_teacher(student, teacher)
 
 
-def test_places_follow_one_another() -> None:
+def test_slots_follow_one_another() -> None:
     pairs = hybrid(network("wrn_40_2", seed=1), network("ShuffleV1", seed=2)).pairs
     for before, after in pairwise(pairs):
         assert before.student.after == after.student.before

@@ -52,7 +52,7 @@ def test_epochs_of_different_lengths() -> None:
     timeline = Timeline.of(recipe, 5, lengths)
     places = [(epoch, position) for epoch, length in enumerate(lengths) for position in range(length)]
     assert timeline.total == len(places) == 20
-    assert [timeline.place(step) for step in range(20)] == places
+    assert [timeline.locate(step) for step in range(20)] == places
     assert [timeline.first_step(epoch) for epoch in range(7)] == [0, 5, 10, 13, 15, 19, 20]
     assert [timeline.steps_in(epoch) for epoch in range(6)] == lengths
     assert timeline.drops == [13]
@@ -65,7 +65,7 @@ def test_lengths_that_are_all_equal_are_the_plain_timeline() -> None:
     recipe = Recipe(epochs=3)
     plain, same = Timeline.of(recipe, 7), Timeline.of(recipe, 7, [7, 7, 7])
     assert plain == same
-    assert [plain.place(step) for step in range(21)] == [divmod(step, 7) for step in range(21)]
+    assert [plain.locate(step) for step in range(21)] == [divmod(step, 7) for step in range(21)]
 
 
 def test_milestones_fall_on_the_nearest_epoch() -> None:

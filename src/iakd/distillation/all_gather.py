@@ -1,4 +1,4 @@
-"""Losses that compare the images of a batch, when several processes share it: each computes them for all images."""
+"""Losses that relate images of a batch which several processes share: each process computes them for all images."""
 
 from dataclasses import replace
 
@@ -42,14 +42,14 @@ def _whole_batch(outputs: ForwardOutputs, loss: DistillationLoss, shard: BatchSh
 def _whole_features(features: Features, spec: FeatureSpec, shard: BatchShard) -> Features:
     """Return the features in `spec` of all images, float32."""
 
-    def whole(wanted: bool, values: Tensor | None) -> Tensor | None:
+    def gather_if(wanted: bool, values: Tensor | None) -> Tensor | None:
         return all_gather(values.float(), shard) if wanted and values is not None else None
 
     return Features(
         {block: all_gather(features.blocks[block].float(), shard) for block in sorted(spec.blocks)},
         {block: all_gather(features.preactivations[block].float(), shard) for block in sorted(spec.preactivations)},
-        whole(spec.stem, features.stem),
-        whole(spec.unpooled, features.unpooled),
-        whole(spec.pooled, features.pooled),
-        whole(spec.logits, features.logits),
+        gather_if(spec.stem, features.stem),
+        gather_if(spec.unpooled, features.unpooled),
+        gather_if(spec.pooled, features.pooled),
+        gather_if(spec.logits, features.logits),
     )

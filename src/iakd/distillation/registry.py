@@ -1,4 +1,4 @@
-"""From the name of a method to its loss class, loaded when it is first asked for."""
+"""The loss class of a method, imported on first use, and what depends on it: timelines and deployed students."""
 
 from functools import cache
 
@@ -18,18 +18,18 @@ from iakd.training.timeline import Timeline
 
 @cache
 def loss_class(name: str) -> type[DistillationLoss]:
-    """The loss of a method; the base class, which adds nothing, where it has none of its own."""
+    """Return the loss class of a method; the base class, which adds no term, if it has none of its own."""
     reference = METHODS[name].loss
     if reference is None:
         return DistillationLoss
-    found = import_object(reference)
-    if not (isinstance(found, type) and issubclass(found, DistillationLoss)):
+    loss = import_object(reference)
+    if not (isinstance(loss, type) and issubclass(loss, DistillationLoss)):
         raise UserError(f"method {name}: {reference} is not a DistillationLoss")
-    return found
+    return loss
 
 
 def timeline_of(recipe: config.Recipe, method: config.Method, n: int) -> Timeline:
-    """The timeline of a training on `n` images. Raises UserError where an epoch would have no step."""
+    """Return the timeline of a training on `n` images. Raises UserError if an epoch would have no step."""
     images = [
         min(loss_class(name).images_per_epoch(method.options(name), n, epoch) for name in method.names)
         for epoch in range(recipe.epochs)
@@ -39,15 +39,15 @@ def timeline_of(recipe: config.Recipe, method: config.Method, n: int) -> Timelin
 
 
 def changes_student(method: config.Method) -> bool:
-    """Whether it leaves anything but the student that the settings name."""
+    """Return whether the deployed student differs from the network that the settings name."""
     return any(loss_class(name).deploy is not DistillationLoss.deploy for name in method.names)
 
 
 def deploy(student: Network, teacher: Network, method: config.Method, image: Shape, seed: int = 0) -> None:
-    """Make of `student` what `method` deploys, for images of shape `image` (channels, height, width).
+    """Turn `student` into the network that `method` deploys, for images of shape `image` (channels, height, width).
 
-    To load finished weights into, the teacher needs its architecture only. Raises UserError for networks that the
-    method cannot be used with.
+    If trained weights are loaded afterwards, the teacher's weights do not matter. Raises UserError if the method cannot
+    be used with these networks.
     """
     for name in method.names:
         generator = torch.Generator().manual_seed(derive("deployed", name, seed))

@@ -1,4 +1,4 @@
-"""The pairing of two networks as a table to be read."""
+"""A table of the block slots of two networks, as `iakd pairs` prints it."""
 
 from torch import nn
 
@@ -14,23 +14,20 @@ HEADER = ("stage", "student", "shapes", "teacher", "shapes", "adapters", "params
 SUBHEADER = ("", "block", "", "blocks", "", "", "student", "teacher", "adapters", "student", "teacher")
 
 
-def overview(teacher: config.Network, student: config.Network, size: int | None, channels: int, classes: int) -> str:
-    """Which blocks are swapped for which, with shapes, adapters, parameters and MACs of one image; as text.
+def pair_table(teacher: config.Network, student: config.Network, size: int | None, channels: int, classes: int) -> str:
+    """Return, as text, which blocks are swapped for which, with shapes, adapters, parameters and MACs per image.
 
-    `size` is the side of the images in pixels; default: what the networks were designed for. Raises UserError, saying
-    why, where the pair is impossible.
+    `size` is the side of the images in pixels; by default, the size that the networks are designed for. Raises
+    UserError, with the reason, if the pair is impossible.
     """
-    theirs, ours = build(teacher, channels, classes), build(student, channels, classes)
-    side = size or max(theirs.size, ours.size)
+    teacher_network, student_network = build(teacher, channels, classes), build(student, channels, classes)
+    side = size or max(teacher_network.size, student_network.size)
     image = (channels, side, side)
     try:
-        pairs = pair_blocks(theirs, ours, image)
+        pairs = pair_blocks(teacher_network, student_network, image)
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"images of {side}×{side} do not go through these networks ({error}); try --size 32") from None
-    our_costs, their_costs = block_costs(ours, image), block_costs(theirs, image)
-
-    def total(costs: list[dict[str, int]], part: BlockGroup, what: str) -> int:
-        return sum(row[what] for row in costs[part.first : part.first + len(part.blocks)])
+        raise UserError(f"these networks do not accept images of {side}×{side} ({error}); try --size 32") from None
+    student_costs, teacher_costs = block_costs(student_network, image), block_costs(teacher_network, image)
 
     rows = []
     for pair in pairs:
@@ -44,41 +41,45 @@ def overview(teacher: config.Network, student: config.Network, size: int | None,
                 _positions(pair.teacher),
                 _shapes(pair.teacher),
                 describe_adapters(pair),
-                short(total(our_costs, pair.student, "parameters")),
-                short(total(their_costs, pair.teacher, "parameters")),
+                short(_total(student_costs, pair.student, "parameters")),
+                short(_total(teacher_costs, pair.teacher, "parameters")),
                 short(adapters) if adapters else "–",
-                short(total(our_costs, pair.student, "macs")),
-                short(total(their_costs, pair.teacher, "macs")),
+                short(_total(student_costs, pair.student, "macs")),
+                short(_total(teacher_costs, pair.teacher, "macs")),
             )
         )
-    whole = [model_cost(network, image) for network in (ours, theirs)]
     lines = [
-        f"{teacher.name} → {student.name}, images {_shape(image)}, {classes} classes: {len(pairs)} places to swap",
+        f"{teacher.name} → {student.name}, images {_shape(image)}, {classes} classes: {len(pairs)} block slots",
         "",
         *_aligned([HEADER, SUBHEADER, *rows]),
         "",
     ]
-    for what, name in (("parameters", "parameters"), ("macs", "MACs per image")):
-        our_number, their_number = (costs[what] for costs in whole)
+    student_cost, teacher_cost = model_cost(student_network, image), model_cost(teacher_network, image)
+    for key, name in (("parameters", "parameters"), ("macs", "MACs per image")):
         lines.append(
-            f"{name}: student {short(our_number)}, teacher {short(their_number)} "
-            f"({their_number / our_number:.1f} times as many)"
+            f"{name}: student {short(student_cost[key])}, teacher {short(teacher_cost[key])} "
+            f"({teacher_cost[key] / student_cost[key]:.1f} times as many)"
         )
     return "\n".join(lines)
 
 
+def _total(costs: list[dict[str, int]], group: BlockGroup, key: str) -> int:
+    """Return the sum of a cost over the blocks of a group; `costs` has one entry per block of the network."""
+    return sum(row[key] for row in costs[group.first : group.last + 1])
+
+
 def describe_adapters(pair: BlockPair) -> str:
-    """What stands before and after the teacher's blocks, or `none`."""
+    """Return the changes of shape before (in) and after (out) the teacher's blocks, or `none`."""
     sides = (
         ("in", pair.student.before, pair.teacher.before),
         ("out", pair.teacher.after, pair.student.after),
     )
-    parts = [f"{where} {_change(start, end)}" for where, start, end in sides if start != end]
-    return ", ".join(parts) or "none"
+    adapters = [f"{side} {_change(start, end)}" for side, start, end in sides if start != end]
+    return ", ".join(adapters) or "none"
 
 
 def _change(start: Shape, end: Shape) -> str:
-    if len(start) == 2:
+    if len(start) == 2:  # tokens
         return f"{start[-1]}→{end[-1]}"
     channels = [f"{start[0]}→{end[0]}"] if start[0] != end[0] else []
     maps = [f"{_shape(start[1:])}→{_shape(end[1:])}"] if start[1:] != end[1:] else []
@@ -86,7 +87,7 @@ def _change(start: Shape, end: Shape) -> str:
 
 
 def short(number: int) -> str:
-    """Three digits and a unit: 278 k, 4.09 G."""
+    """Return a number with three digits and a unit: 278 k, 4.09 G."""
     for unit, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= 0.9995 * factor:
             value = number / factor
@@ -95,13 +96,13 @@ def short(number: int) -> str:
     return str(number)
 
 
-def _positions(part: BlockGroup) -> str:
-    first, last = part.first + 1, part.first + len(part.blocks)
+def _positions(group: BlockGroup) -> str:
+    first, last = group.first + 1, group.last + 1
     return str(first) if first == last else f"{first}–{last}"
 
 
-def _shapes(part: BlockGroup) -> str:
-    return f"{_shape(part.before)} → {_shape(part.after)}"
+def _shapes(group: BlockGroup) -> str:
+    return f"{_shape(group.before)} → {_shape(group.after)}"
 
 
 def _shape(shape: Shape) -> str:
@@ -109,12 +110,12 @@ def _shape(shape: Shape) -> str:
 
 
 def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
-    """Rows of cells as lines; the numbers, in the last five columns, to the right."""
+    """Return rows of cells as lines; the last five columns, which are numbers, are right-aligned."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    left = len(widths) - 5
+    text_columns = len(widths) - 5
     return [
         "  ".join(
-            cell.ljust(width) if i < left else cell.rjust(width)
+            cell.ljust(width) if i < text_columns else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows

@@ -56,7 +56,7 @@ class SwapSampler:
 
     def masks(self, step: int, batch_size: int, part: slice = WHOLE_BATCH) -> Sequence[KeepMask]:
         """One mask per slot for a step of the training, for a `part` of a batch of `batch_size` images."""
-        epoch, position = self.timeline.place(step)
+        epoch, position = self.timeline.locate(step)
         if epoch != self._epoch:
             self._epoch, self._kept = epoch, self.drawn(epoch).tolist()
         return self._kept[position]
@@ -86,7 +86,7 @@ class _PerRowSwapSampler(SwapSampler):
 
     def probabilities(self, step: int) -> NDArray[np.float64]:
         """p_i at one step, (slots,)."""
-        epoch, position = self.timeline.place(step)
+        epoch, position = self.timeline.locate(step)
         if epoch != self._epoch:
             self._epoch, self._planned = epoch, self.planned(epoch)
         return self._planned[position]

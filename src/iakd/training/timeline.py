@@ -1,4 +1,4 @@
-"""Where in a training a step is, and the learning rate there: pure functions of the step, so nothing to resume."""
+"""The epoch and the learning rate of each step: pure functions of the step, so that nothing has to be resumed."""
 
 import math
 from bisect import bisect_right
@@ -16,20 +16,20 @@ class Timeline:
     """The steps of a training; steps and epochs count from 0."""
 
     epochs: int
-    steps_per_epoch: int  # where it shows all images
+    steps_per_epoch: int  # of an epoch with all images
     peak: float  # the highest learning rate
     lr_schedule: LrSchedule
-    batch_size: int  # images of every step but an epoch's last
-    lengths: tuple[int, ...] = ()  # steps of each epoch, where some show fewer images than others
+    batch_size: int  # images per step; the last step of an epoch may have fewer
+    lengths: tuple[int, ...] = ()  # steps of each epoch, if they differ
 
     @classmethod
     def of(cls, recipe: Recipe, steps: int, lengths: Sequence[int] = ()) -> "Timeline":
-        """The timeline of a recipe, of epochs of so many `steps` or of these `lengths`.
+        """Return the timeline of a recipe whose epochs have `steps` steps each, or `lengths` if given.
 
-        Raises UserError where an epoch would have no step.
+        Raises UserError if an epoch would have no step.
         """
         if min([steps, *lengths]) == 0:
-            raise UserError("a training set of one image cannot be trained on; raise distill.transfer or add images")
+            raise UserError("training needs more than one image; raise distill.transfer or add images")
         varying = tuple(lengths) if any(length != steps for length in lengths) else ()
         return cls(recipe.epochs, steps, recipe.lr, recipe.lr_schedule, recipe.batch_size, varying)
 
@@ -43,15 +43,15 @@ class Timeline:
         return list(accumulate(self.lengths, initial=0))
 
     def first_step(self, epoch: int) -> int:
-        """The step that an epoch begins with; of the epoch after the last one, the number of all steps."""
+        """Return the first step of an epoch; for epoch `epochs`, the total number of steps."""
         return self._starts[epoch] if self.lengths else epoch * self.steps_per_epoch
 
     def steps_in(self, epoch: int) -> int:
-        """Number of steps of an epoch."""
+        """Return the number of steps of an epoch."""
         return self.lengths[epoch] if self.lengths else self.steps_per_epoch
 
-    def place(self, step: int) -> tuple[int, int]:
-        """The epoch that a step is in, and its position there."""
+    def locate(self, step: int) -> tuple[int, int]:
+        """Return the epoch of a step, and the position of the step within it."""
         if not self.lengths:
             return divmod(step, self.steps_per_epoch)
         epoch = bisect_right(self._starts, step) - 1
@@ -59,16 +59,16 @@ class Timeline:
 
     @property
     def drops(self) -> list[int]:
-        """Steps at which the learning rate drops, always at the start of an epoch; none for a smooth schedule."""
+        """Steps at which the learning rate drops, each the first of an epoch; empty for a smooth LR schedule."""
         if self.lr_schedule.kind != "multistep":
             return []
         return [self.first_step(round(milestone * self.epochs)) for milestone in self.lr_schedule.milestones]
 
     def lr(self, step: int) -> float:
-        """Learning rate of a step.
+        """Return the learning rate of a step, after a linear warm-up.
 
-        cosine: half a cosine to 0 after the warm-up (Loshchilov & Hutter 2017, without restarts);
-        onecycle: linear growth over the warm-up, then linear decay to 0 (Smith & Topin 2018).
+        multistep: multiplied by gamma at each drop; cosine: half a cosine to 0 (Loshchilov and Hutter 2017, without
+        restarts); onecycle: linear decay to 0 (Smith and Topin 2018); constant: the peak.
         """
         s = self.lr_schedule
         warmup = round(s.warmup * self.total)

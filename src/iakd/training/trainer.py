@@ -228,7 +228,7 @@ class Trainer:
 
     def epoch(self, interrupt: Interrupt) -> Iterator[None]:
         """Run the rest of the current epoch, one step at a time, and add its row to the history."""
-        epoch, first = self.timeline.place(self.step)
+        epoch, first = self.timeline.locate(self.step)
         end = self.timeline.first_step(epoch + 1)
         recipe = self.recipe
         self._resumed = time.monotonic()
@@ -311,7 +311,7 @@ class Trainer:
         return metrics
 
     def _diverged(self, what: str) -> NoReturn:
-        epoch = self.timeline.place(self.step - 1)[0] + 1
+        epoch = self.timeline.locate(self.step - 1)[0] + 1
         raise RunFailed(
             f"{self.run.path}: the {what} is no longer finite in epoch {epoch} (by step {self.step}); "
             "lower recipe.lr, or bound the gradient with recipe.clip_norm"

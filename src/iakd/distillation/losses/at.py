@@ -1,33 +1,32 @@
-"""Attention transfer (Zagoruyko and Komodakis 2017), weight as in RepDistiller."""
+"""Attention transfer: the student's features should be strong at the same positions as the teacher's."""
 
 from torch import Tensor
 
-from iakd.distillation.loss import DistillationLoss, ForwardOutputs, LossContext, features_at_levels
-from iakd.distillation.losses.maps import level_maps, of_one_size, unit
+from iakd.config.method_options import AtOptions
+from iakd.distillation.loss import LossContext
+from iakd.distillation.losses.maps import LevelLoss, match_sizes, unit
 
 
-class ATLoss(DistillationLoss):
-    """weight·Σ attention_loss over the levels."""
+class ATLoss(LevelLoss):
+    """CE + weight·Σ_l mean (a_s − a_t)², a the attention map of level l as a vector of length 1.
 
-    uses_hidden_features = True
+    Zagoruyko and Komodakis, Paying More Attention to Attention, ICLR 2017, section 3.1; weight as in RepDistiller.
+    """
 
     def __init__(self, context: LossContext) -> None:
-        super().__init__(context)
-        self.context = context
-        self.weight = context.options.weight
-        self.student_features, self.teacher_features = features_at_levels(context)
+        options: AtOptions = context.options
+        super().__init__(context, "at", options.weight)
 
-    def forward(self, outputs: ForwardOutputs) -> dict[str, Tensor]:
-        losses = [attention_loss(*maps) for maps in level_maps(self.context, outputs)]
-        return {"at": self.weight * sum(losses[1:], losses[0])}
+    def level_loss(self, level: int, student: Tensor, teacher: Tensor) -> Tensor:
+        return attention_loss(student, teacher)
 
 
 def attention_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared difference of the attention of maps (B, C, H, W), whatever their channels."""
-    ours, theirs = of_one_size(student, teacher)
-    return (attention(ours) - attention(theirs)).square().mean()
+    """Return the mean squared difference of the attention of maps (B, C, H, W) and (B, C', H', W')."""
+    student, teacher = match_sizes(student, teacher)
+    return (attention(student) - attention(teacher)).square().mean()
 
 
 def attention(maps: Tensor) -> Tensor:
-    """Mean of squares over channels at each place, made a vector of length 1: (B, C, H, W) → (B, H·W)."""
+    """Average the squares over the channels and scale the result to length 1: (B, C, H, W) → (B, H·W)."""
     return unit(maps.float().square().mean(1).flatten(1))

@@ -1,27 +1,29 @@
-"""A temperature that learns (Li et al., Curriculum Temperature for Knowledge Distillation, AAAI 2023)."""
+"""Curriculum temperature: distillation with a temperature that is learned against the student."""
 
 import math
 
 import torch
 from torch import Tensor, nn
 
+from iakd.config.method_options import CtkdOptions
 from iakd.distillation.loss import DistillationLoss, ForwardOutputs, LossContext
 from iakd.distillation.losses.kd import kd_divergence
 from iakd.models.features import LOGITS
 
 
 class CTKDLoss(DistillationLoss):
-    """kd_weight·T²·KL(teacher_T ‖ student_T) beside ce_weight·CE, T = start + span·sigmoid(θ).
+    """ce_weight·CE + kd_weight·T²·KL(softmax(teacher/T) ‖ softmax(student/T)), T = start + span·sigmoid(θ).
 
-    One θ for all images ("global" in the paper). It climbs the loss that the student descends: its gradient is
-    reversed, and grows over the first epochs, so that the task becomes harder as the student becomes better.
+    θ is one parameter for all images ("global" in the paper). It ascends the loss that the student descends: its
+    gradient is reversed, by a factor that grows over the first epochs, so the task gets harder as the student improves.
+    Li et al., Curriculum Temperature for Knowledge Distillation, AAAI 2023; values as in the authors' code.
     """
 
     teacher_features = LOGITS
 
     def __init__(self, context: LossContext) -> None:
         super().__init__(context)
-        self.options = context.options
+        self.options: CtkdOptions = context.options
         self.ce_weight = self.options.ce_weight
         self.timeline = context.timeline
         self.theta = nn.Parameter(torch.ones(()))
@@ -32,17 +34,17 @@ class CTKDLoss(DistillationLoss):
         return self.options.start + self.options.span * self.theta.sigmoid()
 
     def factor(self, epoch: int) -> float:
-        """What θ's gradient is multiplied by in an epoch (from 0): from 0 down to −strength."""
-        progress = min((epoch + 1) / self.options.epochs, 1.0)  # its authors count epochs from 1
+        """Return the factor of θ's gradient in an epoch (from 0): half a cosine from 0 to −strength."""
+        progress = min((epoch + 1) / self.options.epochs, 1.0)  # the authors count epochs from 1
         return self.options.strength * (math.cos(math.pi * progress) - 1) / 2
 
     def forward(self, outputs: ForwardOutputs) -> dict[str, Tensor]:
-        factor = self.factor(self.timeline.place(outputs.step)[0])
-        temperature = with_gradient_times(factor, self.temperature)
+        factor = self.factor(self.timeline.locate(outputs.step)[0])
+        temperature = scale_gradient(self.temperature, factor)
         divergence = kd_divergence(outputs.student_logits, outputs.teacher_logits, temperature)
         return {"ctkd": self.options.kd_weight * divergence}
 
 
-def with_gradient_times(factor: float, value: Tensor) -> Tensor:
-    """`value`, whose gradient is multiplied by `factor` on the way back (gradient reversal, Ganin & Lempitsky 2015)."""
+def scale_gradient(value: Tensor, factor: float) -> Tensor:
+    """Return `value` and multiply its gradient by `factor` (gradient reversal, Ganin and Lempitsky 2015)."""
     return value.detach() + factor * (value - value.detach())

@@ -1,15 +1,19 @@
-"""Relations between outputs (Huang et al., Knowledge Distillation from A Stronger Teacher, NeurIPS 2022)."""
+"""DIST: the student's outputs should correlate with the teacher's, over the classes and over the batch."""
 
 from torch import Tensor
 
+from iakd.config.method_options import DistOptions
 from iakd.distillation.loss import DistillationLoss, ForwardOutputs, LossContext
 from iakd.models.features import LOGITS
 
-EPSILON = 1e-8
+EPSILON = 1e-8  # added to the denominator of a correlation
 
 
 class DISTLoss(DistillationLoss):
-    """T²·(inter·(1 − ρ over classes) + intra·(1 − ρ over the batch)) beside ce_weight·CE."""
+    """ce_weight·CE + inter·T²·(1 − mean ρ over classes) + intra·T²·(1 − mean ρ over the batch), ρ Pearson's.
+
+    Huang et al., Knowledge Distillation from A Stronger Teacher, NeurIPS 2022; weights as in the authors' code.
+    """
 
     teacher_features = LOGITS
     cross_sample = True
@@ -17,7 +21,7 @@ class DISTLoss(DistillationLoss):
 
     def __init__(self, context: LossContext) -> None:
         super().__init__(context)
-        self.options = context.options
+        self.options: DistOptions = context.options
         self.ce_weight = self.options.ce_weight
 
     def forward(self, outputs: ForwardOutputs) -> dict[str, Tensor]:
@@ -26,19 +30,19 @@ class DISTLoss(DistillationLoss):
 
 
 def relations(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """T²·(1 − ρ), ρ Pearson's correlation of softened outputs.
+    """Return T²·(1 − ρ) between softened outputs of logits (B, classes): inter-class and intra-class relations.
 
-    First over the classes, mean over the images; then over the images of the batch, mean over the classes. What does
-    not vary correlates with nothing: in a batch of one image the second is T². Logits (B, classes).
+    Inter: ρ over the classes, mean over the images. Intra: ρ over the images, mean over the classes. The correlation
+    of a constant is 0, so in a batch of one image the intra-class relation is T².
     """
-    ours, theirs = ((logits.float() / temperature).softmax(dim=1) for logits in (student, teacher))
+    student, teacher = ((logits.float() / temperature).softmax(dim=1) for logits in (student, teacher))
     return (
-        temperature**2 * (1 - _correlation(ours, theirs).mean()),
-        temperature**2 * (1 - _correlation(ours.T, theirs.T).mean()),
+        temperature**2 * (1 - _correlation(student, teacher).mean()),
+        temperature**2 * (1 - _correlation(student.T, teacher.T).mean()),
     )
 
 
 def _correlation(x: Tensor, y: Tensor) -> Tensor:
-    """Pearson's ρ of each two rows, (rows,)."""
+    """Return Pearson's ρ between the corresponding rows of x and y, (rows,)."""
     x, y = x - x.mean(dim=1, keepdim=True), y - y.mean(dim=1, keepdim=True)
     return (x * y).sum(dim=1) / (x.norm(dim=1) * y.norm(dim=1) + EPSILON)

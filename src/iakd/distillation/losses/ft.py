@@ -1,4 +1,4 @@
-"""Factor transfer (Kim et al. 2018), weight, paraphraser and translator as in RepDistiller."""
+"""Factor transfer: the teacher's last maps, paraphrased in fewer channels."""
 
 from itertools import pairwise
 
@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from iakd.config.method_options import FtOptions
 from iakd.distillation.loss import DistillationLoss, ForwardOutputs, LossContext
 from iakd.distillation.losses.at import attention
-from iakd.distillation.losses.maps import as_maps, level_shapes, of_one_size, refuse_tokens
+from iakd.distillation.losses.maps import as_maps, level_shapes, match_sizes, require_maps
 from iakd.distillation.losses.phases import first_steps
 from iakd.models.features import FeatureSpec
 
@@ -16,47 +17,50 @@ SLOPE = 0.1  # of the leaky ReLUs
 
 
 class FTLoss(DistillationLoss):
-    """weight·factor_loss of the last maps, once the paraphraser has learnt.
+    """CE + weight·factor_loss(translator(student's last maps), paraphraser(teacher's last maps)), in two phases.
 
-    In the first share of the steps the paraphraser learns to rebuild the teacher's maps from fewer channels, while the
-    student learns from labels alone. Then it is fixed, and the student's translator is to give what it gives.
+    First phase: the paraphraser, the encoder of an autoencoder, learns to reconstruct the teacher's maps from fewer
+    channels, the factors, while the student learns from labels alone. Second phase: the paraphraser is frozen, and the
+    student's translator learns to produce the same factors.
+    Kim et al., Paraphrasing Complex Network: Network Compression via Factor Transfer, NeurIPS 2018; weight, paraphraser
+    and translator as in RepDistiller.
     """
 
     uses_hidden_features = True
 
     def __init__(self, context: LossContext) -> None:
         super().__init__(context)
-        refuse_tokens(context, "ft")
-        options = context.options
-        self.weight = options.weight
-        self.first = first_steps(context, options.pretrain)
+        require_maps(context, "ft")
+        self.options: FtOptions = context.options
+        self.first_phase = first_steps(context, self.options.pretrain)
         pair = context.levels[-1]
-        self.ours, self.theirs = pair.student.last, pair.teacher.last
-        self.student_features = FeatureSpec(blocks=frozenset({self.ours}))
-        self.teacher_features = FeatureSpec(blocks=frozenset({self.theirs}))
-        (ours, *_), (theirs, *_) = level_shapes(context)[-1]
-        factors = max(1, int(theirs * options.rate))
-        self.paraphraser = _layers([theirs, theirs, factors, factors], nn.Conv2d, normalised=False)
-        self.rebuilder = _layers([factors, factors, theirs, theirs], nn.ConvTranspose2d, normalised=False)
-        self.translator = _layers([ours, ours, factors, factors], nn.Conv2d, normalised=True)
+        self.student_block, self.teacher_block = pair.student.last, pair.teacher.last
+        self.student_features = FeatureSpec(blocks=frozenset({self.student_block}))
+        self.teacher_features = FeatureSpec(blocks=frozenset({self.teacher_block}))
+        (student, *_), (teacher, *_) = level_shapes(context)[-1]  # channels
+        factors = max(1, int(teacher * self.options.rate))
+        self.paraphraser = _layers([teacher, teacher, factors, factors], nn.Conv2d, normalised=False)
+        self.rebuilder = _layers([factors, factors, teacher, teacher], nn.ConvTranspose2d, normalised=False)
+        self.translator = _layers([student, student, factors, factors], nn.Conv2d, normalised=True)
 
     def forward(self, outputs: ForwardOutputs) -> dict[str, Tensor]:
-        theirs = as_maps(outputs.teacher.blocks[self.theirs])
-        if outputs.step < self.first:
-            return {"ft_paraphraser": F.mse_loss(self.rebuilder(self.paraphraser(theirs)), theirs)}
-        with torch.no_grad():  # so the paraphraser has no gradient any more, and rests
-            factors = self.paraphraser(theirs)
-        return {"ft": self.weight * factor_loss(self.translator(as_maps(outputs.student.blocks[self.ours])), factors)}
+        teacher = as_maps(outputs.teacher.blocks[self.teacher_block])
+        if outputs.step < self.first_phase:
+            return {"ft_paraphraser": F.mse_loss(self.rebuilder(self.paraphraser(teacher)), teacher)}
+        with torch.no_grad():  # without a gradient, the optimiser leaves the paraphraser unchanged
+            teacher_factors = self.paraphraser(teacher)
+        student_factors = self.translator(as_maps(outputs.student.blocks[self.student_block]))
+        return {"ft": self.options.weight * factor_loss(student_factors, teacher_factors)}
 
 
 def factor_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean absolute difference of the attention of factors (B, C, H, W)."""
-    ours, theirs = of_one_size(student, teacher)
-    return (attention(ours) - attention(theirs)).abs().mean()
+    """Return the mean absolute difference of the attention of factors (B, C, H, W) and (B, C, H', W')."""
+    student, teacher = match_sizes(student, teacher)
+    return (attention(student) - attention(teacher)).abs().mean()
 
 
 def _layers(channels: list[int], convolution: type[nn.Module], normalised: bool) -> nn.Sequential:
-    """3×3 convolutions from each number of channels to the next, with leaky ReLUs."""
+    """Return 3×3 convolutions from each number of channels to the next, with leaky ReLUs."""
     layers: list[nn.Module] = []
     for before, after in pairwise(channels):
         layers.append(convolution(before, after, 3, 1, 1))

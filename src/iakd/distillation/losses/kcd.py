@@ -1,8 +1,4 @@
-"""Knowledge condensation distillation (Li et al. 2022), as version v3 of the authors' code does it.
-
-Images are ranked by the entropy of the student's outputs over the training so far. Those at the end are dropped, and
-mixed into the lowest-ranked that stay. The loss is that of the other parts of the sum.
-"""
+"""Knowledge condensation: images that teach the student little are dropped step by step."""
 
 import torch
 import torch.nn.functional as F
@@ -15,20 +11,24 @@ from iakd.distillation.loss import DistillationLoss, ForwardOutputs, LossContext
 
 
 class KCDLoss(DistillationLoss):
-    """Chooses the images of each epoch; adds no loss.
+    """Chooses the images of each epoch; the loss is that of the other methods of the sum.
 
-    What it knows of the images are buffers, which change in steps (what was seen) and at the beginning of every
-    `every`-th epoch (the ranking): a resumed training is the same.
+    Images are ranked by (mean entropy of the student's outputs)·(times shown/every)^exponent over the training so far.
+    The lowest-ranked are dropped, and mixed into the lowest-ranked of the others.
+    Li et al., Knowledge Condensation Distillation, ECCV 2022, as in version v3 of the authors' code.
+
+    Everything it remembers is in buffers, which change with the steps (entropies, counts) and at the start of every
+    `every`-th epoch (the ranking). So a resumed training gives the same result.
     """
 
-    ce_weight = 0.0  # that of the other parts counts
+    ce_weight = 0.0  # the other losses decide
     cross_sample = True
-    entropies: Tensor  # (N,) sums of what each image's outputs had, in nats
-    counts: Tensor  # (N,) how often it was shown
-    ranking: Tensor  # (N,) positions of the images, the one to keep first
-    partners: Tensor  # (N,) what is mixed into each image
-    weights: Tensor  # (N,) of the image itself in the mixture; 1: not mixed
-    rankings: Tensor  # how many there were
+    entropies: Tensor  # (N,) of each image's outputs in nats, summed over the times it was shown
+    counts: Tensor  # (N,) how often each image was shown
+    ranking: Tensor  # (N,) positions of the images, the most useful first
+    partners: Tensor  # (N,) position of the image that is mixed into each image
+    weights: Tensor  # (N,) weight of the image itself in the mixture; 1: not mixed
+    rankings: Tensor  # number of rankings so far
 
     def __init__(self, context: LossContext) -> None:
         super().__init__(context)
@@ -43,9 +43,9 @@ class KCDLoss(DistillationLoss):
 
     @staticmethod
     def images_per_epoch(options: KcdOptions, n: int, epoch: int) -> int:
-        """All in the first `every` epochs, then `drop`·n fewer each time, but never fewer than `keep`·n, or two."""
-        left = n - epoch // options.every * round(options.drop * n)
-        return max(left, round(options.keep * n), min(n, 2))
+        """Return n for the first `every` epochs, then `drop`·n fewer each time, but at least `keep`·n and 2."""
+        remaining = n - epoch // options.every * round(options.drop * n)
+        return max(remaining, round(options.keep * n), min(n, 2))
 
     def epoch_data(self, epoch: int, augment: Augment) -> EpochData:
         due = epoch // self.options.every
@@ -60,9 +60,9 @@ class KCDLoss(DistillationLoss):
     def _rank(self, epoch: int) -> None:
         options, n = self.options, len(self.ranking)
         self.ranking.copy_(rank(self.entropies, self.counts, options.every, options.exponent))
-        now, before = (self.images_per_epoch(options, n, at) for at in (epoch, epoch - options.every))
-        dropped = self.ranking[now:before][:now]
-        mixed = self.ranking[now - len(dropped) : now]
+        kept, before = (self.images_per_epoch(options, n, at) for at in (epoch, epoch - options.every))
+        dropped = self.ranking[kept:before][:kept]
+        mixed = self.ranking[kept - len(dropped) : kept]
         self.partners[mixed] = dropped
         self.weights[mixed] = mixing_weights(len(dropped), options.mixed).to(self.weights.device)
 
@@ -76,21 +76,21 @@ class KCDLoss(DistillationLoss):
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """-Σ_k p_k·log p_k in nats of the outputs of each image: (B,) float32 from logits (B, classes)."""
+    """Return −Σ_k p_k·log p_k in nats of the outputs of each image, float32 (B,), from logits (B, classes)."""
     log_p = F.log_softmax(logits.float(), dim=1)
     return -(log_p.exp() * log_p).sum(dim=1)
 
 
 def rank(entropies: Tensor, counts: Tensor, every: int, exponent: float) -> Tensor:
-    """Positions of the images in descending order of (mean entropy)·(count/every)^exponent, (N,).
+    """Return the positions (N,) of the images in descending order of (mean entropy)·(count/every)^exponent.
 
-    An image that was never shown comes first: nothing speaks against it.
+    Images that were never shown come first, as their entropy is unknown.
     """
     score = entropies / counts * (counts / every) ** exponent
     return torch.where(counts > 0, score, torch.inf).argsort(descending=True, stable=True)
 
 
 def mixing_weights(n: int, last: float) -> Tensor:
-    """last + (1 - last)·(n - i)/n for i = 0 … n - 1: from 1 downwards, float32 (n,)."""
-    places = torch.arange(n, dtype=torch.float64)
-    return (last + (1 - last) * (n - places) / max(n, 1)).float()
+    """Return last + (1 − last)·(n − i)/n for i = 0 … n − 1, decreasing from 1; float32 (n,)."""
+    ranks = torch.arange(n, dtype=torch.float64)
+    return (last + (1 - last) * (n - ranks) / max(n, 1)).float()

@@ -1,21 +1,25 @@
-"""Distillation of softened outputs (Hinton et al. 2015), weights as in RepDistiller."""
+"""Knowledge distillation: the teacher's softened outputs as targets."""
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from iakd.config.method_options import KdOptions
 from iakd.distillation.loss import DistillationLoss, ForwardOutputs, LossContext
 from iakd.models.features import LOGITS
 
 
 class KDLoss(DistillationLoss):
-    """kd_weight·T²·KL(teacher_T ‖ student_T) beside ce_weight·CE."""
+    """ce_weight·CE + kd_weight·T²·KL(softmax(teacher/T) ‖ softmax(student/T)).
+
+    Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, 2015; weights as in RepDistiller.
+    """
 
     teacher_features = LOGITS
     graph_safe = True
 
     def __init__(self, context: LossContext) -> None:
         super().__init__(context)
-        self.options = context.options
+        self.options: KdOptions = context.options
         self.ce_weight = self.options.ce_weight
 
     def forward(self, outputs: ForwardOutputs) -> dict[str, Tensor]:
@@ -24,7 +28,10 @@ class KDLoss(DistillationLoss):
 
 
 def kd_divergence(student: Tensor, teacher: Tensor, temperature: float | Tensor) -> Tensor:
-    """T²·KL(softmax(teacher/T) ‖ softmax(student/T)), mean over the batch (Hinton et al. 2015, section 2)."""
-    ours = F.log_softmax(student.float() / temperature, dim=1)
-    theirs = F.log_softmax(teacher.float() / temperature, dim=1)
-    return temperature**2 * F.kl_div(ours, theirs, log_target=True, reduction="batchmean")
+    """Return T²·KL(softmax(teacher/T) ‖ softmax(student/T)) of logits (B, classes), mean over the batch.
+
+    Hinton et al. 2015, section 2.
+    """
+    student_log_p = F.log_softmax(student.float() / temperature, dim=1)
+    teacher_log_p = F.log_softmax(teacher.float() / temperature, dim=1)
+    return temperature**2 * F.kl_div(student_log_p, teacher_log_p, log_target=True, reduction="batchmean")

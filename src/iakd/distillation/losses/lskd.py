@@ -1,43 +1,48 @@
-"""Distillation of standardised logits (Sun et al., Logit Standardization in Knowledge Distillation, CVPR 2024)."""
+"""Logit standardisation: distillation between logits that are standardised per image."""
 
 from torch import Tensor
 
+from iakd.config.method_options import LskdOptions
 from iakd.distillation.loss import DistillationLoss, ForwardOutputs, LossContext
 from iakd.distillation.losses.kd import kd_divergence
 from iakd.models.features import LOGITS
 
-EPSILON = 1e-7
+EPSILON = 1e-7  # added to the standard deviation
 
 
 class LSKDLoss(DistillationLoss):
-    """kd_weight·T²·KL(teacher_T ‖ student_T) of standardised logits beside ce_weight·CE."""
+    """ce_weight·CE + kd_weight·T²·KL(softmax(z(teacher)/T) ‖ softmax(z(student)/T)), z the standardisation.
+
+    Sun et al., Logit Standardization in Knowledge Distillation, CVPR 2024, algorithm 1; weights as in the authors'
+    code.
+    """
 
     teacher_features = LOGITS
     graph_safe = True
 
     def __init__(self, context: LossContext) -> None:
         super().__init__(context)
-        self.options = context.options
+        self.options: LskdOptions = context.options
         self.ce_weight = self.options.ce_weight
 
     def forward(self, outputs: ForwardOutputs) -> dict[str, Tensor]:
-        ours, theirs = standardised(outputs.student_logits), standardised(outputs.teacher_logits)
-        return {"lskd": self.options.kd_weight * kd_divergence(ours, theirs, self.options.temperature)}
+        student, teacher = standardised(outputs.student_logits), standardised(outputs.teacher_logits)
+        return {"lskd": self.options.kd_weight * kd_divergence(student, teacher, self.options.temperature)}
 
 
 class StandardizeLogits(DistillationLoss):
-    """Every loss between outputs in the sum sees standardised logits."""
+    """Standardises the logits that all other losses of a sum compare; has no term of its own (Sun et al. 2024)."""
 
-    ce_weight = 0.0  # the other parts decide
+    ce_weight = 0.0  # the other losses decide
 
     def transform_logits(self, logits: Tensor) -> Tensor:
         return standardised(logits)
 
 
 def standardised(logits: Tensor) -> Tensor:
-    """Logits (B, classes) minus their mean, over their standard deviation, image by image (algorithm 1).
+    """Subtract each image's mean from logits (B, classes) and divide by its standard deviation; float32.
 
-    Float32. Equal logits become 0, with a finite gradient.
+    Sun et al. 2024, algorithm 1. Equal logits become 0, with a finite gradient.
     """
     centred = logits.float() - logits.float().mean(dim=1, keepdim=True)
     variance = centred.square().sum(dim=1, keepdim=True) / max(1, logits.shape[1] - 1)

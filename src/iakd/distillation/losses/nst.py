@@ -1,36 +1,36 @@
-"""Neuron selectivity transfer (Huang and Wang 2017) with the polynomial kernel, weight as in RepDistiller."""
+"""Neuron selectivity transfer: the student's channels should be distributed like the teacher's."""
 
 from torch import Tensor
 
-from iakd.distillation.loss import DistillationLoss, ForwardOutputs, LossContext, features_at_levels
-from iakd.distillation.losses.maps import level_maps, of_one_size, unit
+from iakd.config.method_options import NstOptions
+from iakd.distillation.loss import LossContext
+from iakd.distillation.losses.maps import LevelLoss, match_sizes, unit
 
 
-class NSTLoss(DistillationLoss):
-    """weight·Σ selectivity_loss over the levels."""
+class NSTLoss(LevelLoss):
+    """CE + weight·Σ_l mean MMD², the squared maximum mean discrepancy between the channels at level l.
 
-    uses_hidden_features = True
+    Huang and Wang, Like What You Like: Knowledge Distill via Neuron Selectivity Transfer, 2017, with the polynomial
+    kernel (x·y)²; weight as in RepDistiller.
+    """
 
     def __init__(self, context: LossContext) -> None:
-        super().__init__(context)
-        self.context = context
-        self.weight = context.options.weight
-        self.student_features, self.teacher_features = features_at_levels(context)
+        options: NstOptions = context.options
+        super().__init__(context, "nst", options.weight)
 
-    def forward(self, outputs: ForwardOutputs) -> dict[str, Tensor]:
-        losses = [selectivity_loss(*maps) for maps in level_maps(self.context, outputs)]
-        return {"nst": self.weight * sum(losses[1:], losses[0])}
+    def level_loss(self, level: int, student: Tensor, teacher: Tensor) -> Tensor:
+        return selectivity_loss(student, teacher)
 
 
 def selectivity_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Squared maximum mean discrepancy between the channels of maps (B, C, H, W), of any numbers of channels.
+    """Return the squared MMD between the channels of maps (B, C, H, W) and (B, C', H', W'), mean over the images.
 
-    A channel is its map as a vector of length 1, the kernel the square of the scalar product; mean over the images.
+    A channel is represented by its map, flattened and scaled to length 1.
     """
-    ours, theirs = (unit(maps.float().flatten(2)) for maps in of_one_size(student, teacher))
-    return _kernel(theirs, theirs) + _kernel(ours, ours) - 2 * _kernel(ours, theirs)
+    student, teacher = (unit(maps.float().flatten(2)) for maps in match_sizes(student, teacher))
+    return _kernel(teacher, teacher) + _kernel(student, student) - 2 * _kernel(student, teacher)
 
 
 def _kernel(a: Tensor, b: Tensor) -> Tensor:
-    """Mean over all pairs of channels, and over the images."""
+    """Return the mean of (a_i·b_j)² over the images and all pairs of channels, (B, C, N) and (B, C', N)."""
     return (a @ b.transpose(1, 2)).square().mean()

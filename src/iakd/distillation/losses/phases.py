@@ -1,25 +1,26 @@
-"""Methods whose authors train something before the training proper: here it is the first share of the same training.
+"""Methods with a first phase, which their authors run before the training.
 
-So all methods have equally many steps, one learning-rate schedule and one checkpoint.
+Here it is the first part of the same training, so that all methods have the same number of steps, one learning-rate
+schedule and one checkpoint.
 """
 
 from iakd.distillation.loss import DistillationLoss, LossContext
 
 
 def first_steps(context: LossContext, share: float) -> int:
-    """How many steps the first phase has."""
+    """Return the number of steps of a first phase that takes `share` of the training."""
     return round(share * context.timeline.total)
 
 
 class FirstPhaseLoss(DistillationLoss):
-    """A part that looks at the teacher in the first share of the steps, without labels, and leaves the rest to them."""
+    """Base class of losses that replace the cross-entropy in a first phase and are inactive afterwards."""
 
     def __init__(self, context: LossContext, share: float) -> None:
         super().__init__(context)
-        self.first = first_steps(context, share)
+        self.first_phase = first_steps(context, share)
 
     def ce_weight_at(self, step: int) -> float:
         return 0.0 if self.active(step) else self.ce_weight
 
     def active(self, step: int) -> bool:
-        return step < self.first
+        return step < self.first_phase

@@ -1,15 +1,19 @@
-"""Relational knowledge distillation (Park et al. 2019), weights as in RepDistiller."""
+"""Relational knowledge distillation: distances and angles between the images of a batch."""
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from iakd.config.method_options import RkdOptions
 from iakd.distillation.loss import DistillationLoss, ForwardOutputs, LossContext
 from iakd.distillation.losses.maps import length, unit
 from iakd.models.features import POOLED
 
 
 class RKDLoss(DistillationLoss):
-    """distance_weight·distance_loss + angle_weight·angle_loss of pooled features."""
+    """CE + distance_weight·L(distances) + angle_weight·L(angles) of pooled features, L smooth L1.
+
+    Park et al., Relational Knowledge Distillation, CVPR 2019; weights as in RepDistiller.
+    """
 
     student_features = POOLED
     teacher_features = POOLED
@@ -17,7 +21,7 @@ class RKDLoss(DistillationLoss):
 
     def __init__(self, context: LossContext) -> None:
         super().__init__(context)
-        self.options = context.options
+        self.options: RkdOptions = context.options
 
     def forward(self, outputs: ForwardOutputs) -> dict[str, Tensor]:
         assert outputs.student.pooled is not None and outputs.teacher.pooled is not None
@@ -29,28 +33,30 @@ class RKDLoss(DistillationLoss):
 
 
 def differences(features: Tensor) -> Tensor:
-    """x_j − x_i at [i, j], float32 (B, B, D), of features (B, D)."""
+    """Return x_j − x_i at [i, j], float32 (B, B, D), for features x (B, D)."""
     features = features.float()
     return features[None] - features[:, None]
 
 
 def distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Smooth L1 between the distances in units of their mean, of `differences`."""
+    """Return smooth L1 between the distances of all pairs, relative to their mean, from `differences` (B, B, D)."""
     return F.smooth_l1_loss(_relative_distances(student), _relative_distances(teacher))
 
 
 def angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Smooth L1 between the cosines of the angles j–i–k of all triples, of `differences`."""
+    """Return smooth L1 between the cosines of the angles j–i–k of all triples, from `differences` (B, B, D)."""
     return F.smooth_l1_loss(_cosines(student), _cosines(teacher))
 
 
-def _relative_distances(between: Tensor) -> Tensor:
-    distances = length(between)
-    apart = (distances > 0).sum().clamp(min=1)
+def _relative_distances(vectors: Tensor) -> Tensor:
+    """Return distances divided by the mean distance of distinct points, (B, B)."""
+    distances = length(vectors)
+    distinct_pairs = (distances > 0).sum().clamp(min=1)
     total = distances.sum()
-    return distances * apart / total.where(total > 0, 1.0)
+    return distances * distinct_pairs / total.where(total > 0, 1.0)
 
 
-def _cosines(between: Tensor) -> Tensor:
-    directions = unit(between)
+def _cosines(vectors: Tensor) -> Tensor:
+    """Return the cosine of the angle at image i between j and k at [i, j, k], (B, B, B)."""
+    directions = unit(vectors)
     return directions @ directions.transpose(1, 2)

@@ -1,31 +1,37 @@
-"""Similarity-preserving distillation (Tung and Mori 2019), weight as in RepDistiller."""
+"""Similarity-preserving distillation: similarities between the images of a batch, by their last feature maps."""
 
 from torch import Tensor
 
+from iakd.config.method_options import SpOptions
 from iakd.distillation.loss import DistillationLoss, ForwardOutputs, LossContext
 from iakd.distillation.losses.maps import unit
 from iakd.models.features import FeatureSpec
 
 
 class SPLoss(DistillationLoss):
-    """weight·similarity_loss of the last maps."""
+    """CE + weight·‖G_s − G_t‖²/B², G the Gram matrix of the last features of a batch, its rows scaled to length 1.
+
+    Tung and Mori, Similarity-Preserving Knowledge Distillation, ICCV 2019; weight as in RepDistiller.
+    """
 
     uses_hidden_features = True
     cross_sample = True
 
     def __init__(self, context: LossContext) -> None:
         super().__init__(context)
-        self.weight = context.options.weight
-        last = context.levels[-1]
-        self.places = last.student.last, last.teacher.last
-        self.student_features, self.teacher_features = (FeatureSpec(blocks=frozenset({place})) for place in self.places)
+        self.options: SpOptions = context.options
+        pair = context.levels[-1]
+        self.student_block, self.teacher_block = pair.student.last, pair.teacher.last
+        self.student_features = FeatureSpec(blocks=frozenset({self.student_block}))
+        self.teacher_features = FeatureSpec(blocks=frozenset({self.teacher_block}))
 
     def forward(self, outputs: ForwardOutputs) -> dict[str, Tensor]:
-        ours, theirs = self.places
-        return {"sp": self.weight * similarity_loss(outputs.student.blocks[ours], outputs.teacher.blocks[theirs])}
+        student = outputs.student.blocks[self.student_block]
+        teacher = outputs.teacher.blocks[self.teacher_block]
+        return {"sp": self.options.weight * similarity_loss(student, teacher)}
 
 
 def similarity_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """‖G_s − G_t‖²/B² of features (B, …) of any sizes: G = F·Fᵀ of the flattened ones, rows of length 1."""
-    ours, theirs = (unit(flat @ flat.T) for flat in (student.float().flatten(1), teacher.float().flatten(1)))
-    return (ours - theirs).square().mean()
+    """Return ‖G_s − G_t‖²/B² of features (B, …) of any shapes: G = F·Fᵀ of the flattened ones, rows of length 1."""
+    student, teacher = (unit(flat @ flat.T) for flat in (student.float().flatten(1), teacher.float().flatten(1)))
+    return (student - teacher).square().mean()

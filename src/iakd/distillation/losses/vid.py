@@ -1,4 +1,4 @@
-"""Variational information distillation (Ahn et al. 2019), weight and predictor as in RepDistiller."""
+"""Variational information distillation: the mutual information between the feature maps should be large."""
 
 import math
 
@@ -6,54 +6,54 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from iakd.distillation.loss import DistillationLoss, ForwardOutputs, LossContext, features_at_levels
-from iakd.distillation.losses.maps import level_maps, level_shapes, of_one_size
+from iakd.config.method_options import VidOptions
+from iakd.distillation.loss import LossContext
+from iakd.distillation.losses.maps import LevelLoss, level_shapes, match_sizes
 
-VARIANCE = 5.0  # of each channel at the start
-LEAST = 1e-5  # variance
+INITIAL_VARIANCE = 5.0  # of each channel
+MIN_VARIANCE = 1e-5
 
 
-class VIDLoss(DistillationLoss):
-    """weight·Σ negative log-likelihood of the teacher's maps given the student's, over the levels."""
+class VIDLoss(LevelLoss):
+    """CE + weight·Σ_l −log q(teacher's maps | student's maps), q a normal distribution, up to a constant.
 
-    uses_hidden_features = True
+    Ahn et al., Variational Information Distillation for Knowledge Transfer, CVPR 2019; weight and
+    predictor as in RepDistiller. The predictors are trained with the student.
+    """
 
     def __init__(self, context: LossContext) -> None:
-        super().__init__(context)
-        self.context = context
-        self.weight = context.options.weight
-        self.student_features, self.teacher_features = features_at_levels(context)
-        self.predictors = nn.ModuleList(Predictor(ours[0], theirs[0]) for ours, theirs in level_shapes(context))
+        options: VidOptions = context.options
+        super().__init__(context, "vid", options.weight)
+        self.predictors = nn.ModuleList(Predictor(student[0], teacher[0]) for student, teacher in level_shapes(context))
 
-    def forward(self, outputs: ForwardOutputs) -> dict[str, Tensor]:
-        levels = zip(self.predictors, level_maps(self.context, outputs), strict=True)
-        losses = [predictor(*of_one_size(*maps)) for predictor, maps in levels]
-        return {"vid": self.weight * sum(losses[1:], losses[0])}
+    def level_loss(self, level: int, student: Tensor, teacher: Tensor) -> Tensor:
+        return self.predictors[level](*match_sizes(student, teacher))
 
 
 class Predictor(nn.Module):
-    """A normal distribution of the teacher's maps (B, theirs, H, W) given the student's (B, ours, H, W).
+    """A normal distribution of the teacher's maps (B, C', H, W) given the student's (B, C, H, W).
 
-    Its mean is given by three 1×1 convolutions, its variance is one number for each of the teacher's channels.
+    Three 1×1 convolutions predict its mean; its variance is one parameter per channel of the teacher.
     """
 
-    def __init__(self, ours: int, theirs: int) -> None:
+    def __init__(self, student_channels: int, teacher_channels: int) -> None:
         super().__init__()
         self.mean = nn.Sequential(
-            nn.Conv2d(ours, theirs, 1, bias=False),
+            nn.Conv2d(student_channels, teacher_channels, 1, bias=False),
             nn.ReLU(),
-            nn.Conv2d(theirs, theirs, 1, bias=False),
+            nn.Conv2d(teacher_channels, teacher_channels, 1, bias=False),
             nn.ReLU(),
-            nn.Conv2d(theirs, theirs, 1, bias=False),
+            nn.Conv2d(teacher_channels, teacher_channels, 1, bias=False),
         )
-        self.raw_variance = nn.Parameter(torch.full((theirs,), math.log(math.expm1(VARIANCE - LEAST))))
+        raw = math.log(math.expm1(INITIAL_VARIANCE - MIN_VARIANCE))  # softplus⁻¹
+        self.raw_variance = nn.Parameter(torch.full((teacher_channels,), raw))
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Minus the log-likelihood but for a constant, mean over images, channels and places."""
-        variance = (F.softplus(self.raw_variance) + LEAST).view(-1, 1, 1)
+        """Return the negative log-likelihood up to a constant, mean over images, channels and positions."""
+        variance = (F.softplus(self.raw_variance) + MIN_VARIANCE).view(-1, 1, 1)
         return gaussian_loss(self.mean(student), variance, teacher)
 
 
 def gaussian_loss(mean: Tensor, variance: Tensor, teacher: Tensor) -> Tensor:
-    """Mean of ((teacher − mean)²/variance + log variance)/2 for maps (B, C, H, W) and variances (C, 1, 1)."""
+    """Return the mean of ((teacher − mean)²/variance + log variance)/2 for maps (B, C, H, W), variances (C, 1, 1)."""
     return ((mean - teacher).square() / variance + variance.log()).mean() / 2

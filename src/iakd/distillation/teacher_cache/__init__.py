@@ -1,4 +1,4 @@
-"""What a training sees of its frozen teacher at the end of the forward pass: computed, or taken from a cache."""
+"""A frozen teacher's logits and pooled features: computed, or read from a cache on disk."""
 
 from iakd.distillation.teacher_cache.cache_dir import CacheDir
 from iakd.distillation.teacher_cache.outputs import CachedTeacherOutputs, TeacherOutputs, outputs_suffice

@@ -1,4 +1,4 @@
-"""The folder of a data set's tables of teacher outputs: who uses which, and what has to go for a new one."""
+"""The folder of a data set's teacher caches: LRU eviction, and locks that keep caches in use from it."""
 
 import logging
 import os
@@ -11,17 +11,17 @@ from iakd import files
 from iakd.config import Augment
 
 LOCK = "lock"
-PATIENCE = 10.0  # seconds; whoever looks for room holds the lock for a moment
-SHARE_OF_DISK = 0.5  # of what is free: the rest is for results
+PATIENCE = 10.0  # seconds to wait for the folder's lock, which others hold for a moment only
+MAX_DISK_SHARE = 0.5  # of the free space; the rest is for results
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class CacheDir:
-    """Where tables are kept, of views by `augment` of the images that `data` is the hash of.
+    """A folder with one subfolder (cache) per key, for the views by `augment` of the images whose hash is `data`.
 
-    The folders in `folder` may take up `limit` bytes together, tables counted as if they were full.
+    All caches together may take `limit` bytes, each counted as if it were full.
     """
 
     folder: Path
@@ -30,44 +30,44 @@ class CacheDir:
     limit: int
 
     def claim(self, key: str, size: int) -> IO[str] | None:
-        """Make the folder `key` ready for `size` bytes, None where there is no room.
+        """Create or open the cache `key`, which needs `size` bytes when full; return None if space is lacking.
 
-        Folders that nobody uses make way, the one that was used longest ago first. The file returned keeps this one
-        from that while it is open.
+        Evicts the least recently used caches that no process uses, as far as needed. While the returned file is open,
+        the cache is in use and is not evicted.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = files.try_lock(self.folder / LOCK, patience=PATIENCE)
         if lock is None:
             return None
         with lock:
-            mine = self.folder / key
-            room = min(self.limit, _occupied(mine) + int(SHARE_OF_DISK * shutil.disk_usage(self.folder).free))
-            others = sorted((f for f in self.folder.iterdir() if f.is_dir() and f != mine), key=_last_used)
-            taken = sum(map(_full, others))
+            cache = self.folder / key
+            available = _bytes_on_disk(cache) + int(MAX_DISK_SHARE * shutil.disk_usage(self.folder).free)
+            others = sorted((f for f in self.folder.iterdir() if f.is_dir() and f != cache), key=_last_used)
+            taken = sum(map(_bytes_when_full, others))
             while others and taken + size > self.limit:
-                folder = others.pop(0)
-                if not files.in_use(folder / LOCK):
-                    taken -= _full(folder)
-                    shutil.rmtree(folder)
-            if taken + size > self.limit or size > room:
-                log.info("%s: no room for %.1f GiB of the teacher's outputs", self.folder, size / 2**30)
+                oldest = others.pop(0)
+                if not files.in_use(oldest / LOCK):
+                    taken -= _bytes_when_full(oldest)
+                    shutil.rmtree(oldest)
+            if taken + size > self.limit or size > min(self.limit, available):
+                log.info("%s: not enough space for %.1f GiB of the teacher's outputs", self.folder, size / 2**30)
                 return None
-            mine.mkdir(exist_ok=True)
-            user = files.lock(mine / LOCK, shared=True)
-            os.utime(mine / LOCK)
+            cache.mkdir(exist_ok=True)
+            user = files.lock(cache / LOCK, shared=True)
+            os.utime(cache / LOCK)
             return user
 
 
-def _last_used(folder: Path) -> float:
-    lock = folder / LOCK
+def _last_used(cache: Path) -> float:
+    lock = cache / LOCK
     return lock.stat().st_mtime if lock.exists() else 0.0
 
 
-def _full(folder: Path) -> int:
-    """Bytes of a folder's files once their holes are filled."""
-    return sum(file.stat().st_size for file in folder.iterdir())
+def _bytes_when_full(cache: Path) -> int:
+    """Return the size of a cache's sparse files when all their rows are written."""
+    return sum(file.stat().st_size for file in cache.iterdir())
 
 
-def _occupied(folder: Path) -> int:
-    """Bytes that a folder's files take up on disk."""
-    return sum(file.stat().st_blocks * 512 for file in folder.iterdir()) if folder.is_dir() else 0
+def _bytes_on_disk(cache: Path) -> int:
+    """Return the disk space that a cache's sparse files occupy now."""
+    return sum(file.stat().st_blocks * 512 for file in cache.iterdir()) if cache.is_dir() else 0

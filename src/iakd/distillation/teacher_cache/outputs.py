@@ -1,8 +1,8 @@
-"""The teacher's logits and pooled features, always computed in batches of one size.
+"""The teacher's logits and pooled features, always computed in batches of the same size, so that they can be cached.
 
-A sum over many products may be split up differently in a batch of another size (oneDNN does so below 16 images, cuBLAS
-more often), which changes its last bits. In batches of one size an image's outputs are the same at every position and
-in any company; so they can be computed once and used again.
+Libraries may split a sum of products differently in a batch of another size (oneDNN does below 16 images, cuBLAS more
+often), which changes its last bits. In batches of one size, an image's outputs depend neither on its position nor on
+the other images, so they can be computed once and reused.
 """
 
 import logging
@@ -27,40 +27,38 @@ from iakd.models.features import Features, FeatureSpec, forward_features
 KINDS = ("logits", "pooled")
 
 
-def outputs_suffice(needs: FeatureSpec) -> bool:
-    """Whether what is looked at are outputs, and nothing inside the network."""
-    return needs != FeatureSpec() and needs == FeatureSpec(logits=needs.logits, pooled=needs.pooled)
+log = logging.getLogger(__name__)
 
 
-def features_of(values: dict[str, Tensor]) -> Features:
-    """Outputs by kind as what a walk gives."""
-    return Features(logits=values.get("logits"), pooled=values.get("pooled"))
+def outputs_suffice(spec: FeatureSpec) -> bool:
+    """Return whether `spec` contains logits or pooled features, and nothing else."""
+    return spec != FeatureSpec() and spec == FeatureSpec(logits=spec.logits, pooled=spec.pooled)
 
 
 class TeacherOutputs:
-    """Computes what `needs` names, of logits and pooled features, for training batches of up to `batch_size` images."""
+    """Computes the teacher's logits, pooled features or both, as `spec` says, in batches of `batch_size` images."""
 
-    def __init__(self, teacher: Network, needs: FeatureSpec, batch_size: int) -> None:
+    def __init__(self, teacher: Network, spec: FeatureSpec, batch_size: int) -> None:
         self.teacher = teacher
-        self.needs = needs
+        self.spec = spec
         self.batch_size = batch_size
-        self.kinds = [kind for kind in KINDS if getattr(needs, kind)]
+        self.kinds = [kind for kind in KINDS if getattr(spec, kind)]
 
     def __call__(self, batch: Batch) -> Features:
-        """Of each image of the batch."""
-        return features_of(self.compute(batch.images))
+        """Return the outputs for the images of a batch."""
+        return _as_features(self.compute(batch.images))
 
     def finish(self) -> None:
-        """The training has ended."""
+        """End the training; there is nothing to close."""
 
     @torch.no_grad()
     def compute(self, images: Tensor) -> dict[str, Tensor]:
-        """By kind, (B, …) for images (B, C, H, W) of the layout and in the precision of the training."""
-        features = forward_features(self.teacher, self.filled(images), self.needs)
+        """Return the outputs by kind, (B, …), for images (B, C, H, W) in the training's memory layout and precision."""
+        features = forward_features(self.teacher, self.padded(images), self.spec)
         return {kind: getattr(features, kind)[: len(images)] for kind in self.kinds}
 
-    def filled(self, images: Tensor, more: Tensor | None = None) -> Tensor:
-        """A batch of full size, laid out like `images`: these, then `more`, then the first one again and again."""
+    def padded(self, images: Tensor, more: Tensor | None = None) -> Tensor:
+        """Return a batch of full size, laid out like `images`: these, then `more`, then copies of the first image."""
         if len(images) >= self.batch_size:
             return images
         full = torch.empty_strided(
@@ -75,12 +73,19 @@ class TeacherOutputs:
         return full
 
 
-def identity(network: Network, images: torch.Tensor, **more: Any) -> str:
-    """Of outputs of `network` for batches like `images`, computed here and now: weights, sources, precision, machine.
+def _as_features(values: dict[str, Tensor]) -> Features:
+    return Features(logits=values.get("logits"), pooled=values.get("pooled"))
 
-    `more`: JSON values that they depend on besides.
+
+# --- the key of a cache ---
+
+
+def cache_key(network: Network, images: torch.Tensor, **more: Any) -> str:
+    """Return a hash of everything that affects the bits of `network`'s outputs for batches like `images`.
+
+    That is weights, source code, memory layout, precision and machine, and the JSON values in `more`.
     """
-    tensors = [*network.named_parameters(), *network.named_buffers()]  # also those that state_dict leaves out
+    tensors = [*network.named_parameters(), *network.named_buffers()]  # includes buffers that state_dict leaves out
     return digest(
         {
             "network": repr(network),
@@ -95,8 +100,8 @@ def identity(network: Network, images: torch.Tensor, **more: Any) -> str:
 
 
 def _sha256(tensor: torch.Tensor) -> str:
-    plain = tensor.detach().cpu().contiguous().flatten()
-    return sha256_bytes(plain.view(torch.uint8).numpy().tobytes()) + str(tuple(tensor.stride()))
+    flat = tensor.detach().cpu().contiguous().flatten()
+    return sha256_bytes(flat.view(torch.uint8).numpy().tobytes()) + str(tuple(tensor.stride()))
 
 
 def _precision(device: str) -> str:
@@ -104,7 +109,7 @@ def _precision(device: str) -> str:
 
 
 def _machine(device: torch.device) -> list[Any]:
-    """Libraries, and the processor with the instructions that it has or the GPU: they decide how sums are split up."""
+    """Return the libraries, and the processor with its instruction sets or the GPU: they decide how sums are split."""
     if device.type == "cuda":
         return [
             torch.__version__,
@@ -128,34 +133,34 @@ def _processor() -> list[str]:
     return sorted({line for line in lines if line.startswith(wanted)})
 
 
-log = logging.getLogger(__name__)
+# --- the cache ---
 
 
 class CachedTeacherOutputs:
-    """The same as `live`, bit for bit, for batches of `data`; each view of an image is computed once.
+    """Returns the same outputs as `live`, bit for bit, for batches of `data`, and computes each view of an image once.
 
-    What an epoch shows is known when it begins. So what the table has of it is read at once, and what is missing is
-    computed in full batches: that of the batch in hand, filled up with what will be missing next. All decisions are
-    made on the CPU, without waiting for the device.
+    The views of an epoch are known when it starts. So the outputs in the cache are read at once, and missing ones are
+    computed in full batches: first those of the current batch, then the next missing ones of the epoch. All decisions
+    are made on the CPU, without waiting for the device. On any error the outputs are computed, with a warning.
     """
 
     def __init__(self, live: TeacherOutputs, data: DeviceLoader, cache_dir: CacheDir) -> None:
         self.live = live
         self.data = data
         self.cache_dir = cache_dir
-        self.taken = self.computed = 0  # outputs so far
-        self._tables: dict[str, RowFile] = {}
-        self._user: IO[str] | None = None
+        self.reused = self.computed = 0  # number of outputs so far
+        self._tables: dict[str, RowFile] = {}  # by kind; empty if the cache is not used
+        self._user: IO[str] | None = None  # lock that keeps the cache from eviction
         self._tried = False
         self._epoch: EpochViews | None = None
-        self._rows: Positions = np.zeros(0, np.int64)  # of each position of the epoch; -1: none
-        self._there = np.zeros(0, bool)  # which positions are in `_values`
-        self._values: dict[str, Tensor] = {}  # by kind, one row for each position of the epoch
+        self._rows: Positions = np.zeros(0, np.int64)  # table row of each position of the epoch; -1: not cacheable
+        self._known = np.zeros(0, bool)  # which positions of the epoch are in `_values`
+        self._values: dict[str, Tensor] = {}  # by kind, one row per position of the epoch
         self._unsaved: list[Positions] = []
         self._writable = True
 
     def __call__(self, batch: Batch) -> Features:
-        """Of each image of the batch."""
+        """Return the outputs for the images of a batch."""
         position = batch.position
         if position is None or position.views.views is None:
             return self.live(batch)
@@ -166,33 +171,33 @@ class CachedTeacherOutputs:
             return self.live(batch)
         if position.views is not self._epoch:
             self._start_epoch(*position)
-        part = slice(position.start, position.start + len(batch.indices))
-        while not self._there[part].all():
-            wanted = ~self._there & (self._rows >= 0)
-            wanted[: part.start] = False
-            wanted[part] = ~self._there[part]
-            positions = np.flatnonzero(wanted)[: self.live.batch_size]
-            if not self._load(positions):  # else another process has just computed some
+        current = slice(position.start, position.start + len(batch.indices))
+        while not self._known[current].all():
+            missing = ~self._known & (self._rows >= 0)
+            missing[: current.start] = False
+            missing[current] = ~self._known[current]
+            positions = np.flatnonzero(missing)[: self.live.batch_size]
+            if not self._load(positions):  # unless another process has just computed some
                 self._compute(positions, batch)
-        return features_of({kind: values[part].clone() for kind, values in self._values.items()})
+        return _as_features({kind: values[current].clone() for kind, values in self._values.items()})
 
     def finish(self) -> None:
-        """The training has ended: let go of the table."""
+        """Write unsaved outputs, log the share of reused ones, and release the cache."""
         if not self._tables:
             return
         self._save()
-        share = self.taken / max(1, self.taken + self.computed)
+        share = self.reused / max(1, self.reused + self.computed)
         log.info(
-            "%s: held %.0f %% of the teacher's outputs; the others were computed", self.cache_dir.folder, 100 * share
+            "%s: %.0f %% of the teacher's outputs were reused, the others computed", self.cache_dir.folder, 100 * share
         )
         self._close()
 
     def _open(self, batch: Batch) -> None:
-        """Find the table, and see for the first batch that what it holds is what is computed here."""
-        images = self.live.filled(batch.images)
+        """Open the cache, and check on the first batch that its outputs are those that are computed here."""
+        images = self.live.padded(batch.images)
         augment = self.cache_dir.augment
         assert augment.views is not None
-        key = identity(
+        key = cache_key(
             self.live.teacher, images, data=self.cache_dir.data, pad=augment.pad, flip=augment.flip, batch=len(images)
         )
         values = self.live.compute(batch.images)
@@ -205,7 +210,7 @@ class CachedTeacherOutputs:
             folder = self.cache_dir.folder / key
             self._tables = {kind: RowFile(folder / f"{kind}.rows", n, width) for kind, width in widths.items()}
         except OSError as error:
-            log.warning("%s cannot be used (%s): the teacher's outputs are computed", self.cache_dir.folder, error)
+            log.warning("%s cannot be used (%s); the teacher's outputs are computed", self.cache_dir.folder, error)
             self._close()
             return
         assert batch.position is not None
@@ -214,75 +219,75 @@ class CachedTeacherOutputs:
             for kind, value in values.items()
         }
         self._start_epoch(*batch.position)
-        known = np.flatnonzero(self._there[batch.position.start :][: len(batch.indices)])
+        known = np.flatnonzero(self._known[batch.position.start :][: len(batch.indices)])
         for kind, value in values.items():
             stored = self._values[kind][batch.position.start :][: len(value)]
             if not torch.equal(_bytes(stored)[known], _bytes(value)[known]):
-                log.warning("%s: does not hold what this machine computes; not used", folder)
+                log.warning("%s: not used, as its outputs differ from those that this machine computes", folder)
                 self._close()
                 return
 
     def _start_epoch(self, views: EpochViews, start: int) -> None:
-        """A new epoch, of which batches from the position `start` on are asked for."""
+        """Start an epoch whose first batch is at position `start`, and read its outputs."""
         self._save()
         assert views.views is not None and self.cache_dir.augment.views is not None
         self._epoch = views
         rows = views.indices * self.cache_dir.augment.views + views.views
         self._rows = rows.where(views.views >= 0, -1).numpy()
-        self._there = np.zeros(len(rows), bool)
+        self._known = np.zeros(len(rows), bool)
         self._values = {kind: values.new_empty((len(rows), *values.shape[1:])) for kind, values in self._values.items()}
         self._load(np.arange(start, len(rows)))
 
     def _load(self, positions: Positions) -> bool:
-        """Read what the table has at these positions; says whether it has any."""
+        """Read the outputs at these positions; return whether there are any."""
         positions = positions[self._rows[positions] >= 0]
         read = {kind: table.read(self._rows[positions]) for kind, table in self._tables.items()}
         found = np.logical_and.reduce([found for found, _ in read.values()])
         if not found.any():
             return False
-        at = self._moved(positions[found])
+        at = self._on_device(positions[found])
         for kind, (_, payload) in read.items():
             values = self._values[kind]
             content = torch.from_numpy(payload[found]).view(values.dtype).view(-1, *values.shape[1:])
             values.index_copy_(0, at, to_device(content, values.device))
-        self._there[positions[found]] = True
-        self.taken += int(found.sum())
+        self._known[positions[found]] = True
+        self.reused += int(found.sum())
         return True
 
     def _compute(self, positions: Positions, batch: Batch) -> None:
-        """Compute the outputs at these positions, of which the first ones are of the batch in hand."""
+        """Compute the outputs at these positions, which start with those of the current batch."""
         assert self._epoch is not None and self._epoch.views is not None and batch.position is not None
         start = batch.position.start
-        own = positions[positions < start + len(batch.indices)] - start
-        images = batch.images if len(own) == len(batch.indices) else batch.images[self._moved(own)]
-        ahead = torch.from_numpy(positions[len(own) :])
+        current = positions[positions < start + len(batch.indices)] - start
+        images = batch.images if len(current) == len(batch.indices) else batch.images[self._on_device(current)]
+        ahead = torch.from_numpy(positions[len(current) :])
         more = None
         if len(ahead):
-            indices, views = (self._moved(of[ahead].numpy()) for of in (self._epoch.indices, self._epoch.views))
+            indices, views = (self._on_device(x[ahead].numpy()) for x in (self._epoch.indices, self._epoch.views))
             more = self.data.view_images(indices, views, self.cache_dir.augment)
-        at = self._moved(positions)
-        for kind, value in self.live.compute(self.live.filled(images, more)).items():
+        at = self._on_device(positions)
+        for kind, value in self.live.compute(self.live.padded(images, more)).items():
             self._values[kind].index_copy_(0, at, value[: len(positions)])
-        self._there[positions] = True
+        self._known[positions] = True
         self.computed += len(positions)
         self._unsaved.append(positions[self._rows[positions] >= 0])
-        if self.data.device.type == "cpu":  # elsewhere that would be waiting for the device
+        if self.data.device.type == "cpu":  # on a GPU, saving now would wait for the device
             self._save()
 
     def _save(self) -> None:
-        """Write what was computed into the table."""
+        """Write the unsaved outputs to the cache."""
         positions = np.concatenate([*self._unsaved, np.zeros(0, np.int64)])
         self._unsaved = []
         if not (len(positions) and self._writable):
             return
         try:
             for kind, table in self._tables.items():
-                table.write(self._rows[positions], _bytes(self._values[kind][self._moved(positions)]).numpy())
+                table.write(self._rows[positions], _bytes(self._values[kind][self._on_device(positions)]).numpy())
         except OSError as error:
-            log.warning("%s: nothing more is added to it: %s", self.cache_dir.folder, error)
+            log.warning("%s: no more outputs are written to it: %s", self.cache_dir.folder, error)
             self._writable = False
 
-    def _moved(self, positions: Positions) -> Tensor:
+    def _on_device(self, positions: Positions) -> Tensor:
         return to_device(torch.from_numpy(positions), self.data.device)
 
     def _close(self) -> None:
@@ -294,5 +299,5 @@ class CachedTeacherOutputs:
 
 
 def _bytes(values: Tensor) -> Tensor:
-    """Rows of `values` (n, …) as uint8 (n, width), on the CPU."""
+    """Return `values` (n, …) as rows of bytes, uint8 (n, width), on the CPU."""
     return values.detach().cpu().flatten(1).contiguous().view(torch.uint8)

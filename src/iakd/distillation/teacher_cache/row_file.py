@@ -1,4 +1,4 @@
-"""A table on disk that several processes fill together, row by row, and that survives being cut off anywhere."""
+"""A table on disk that several processes fill row by row, and that stays valid if they are killed at any point."""
 
 import os
 import zlib
@@ -7,22 +7,22 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-CHECK = 4  # bytes behind each row
+CHECKSUM = 4  # bytes after each row
 
 Positions = NDArray[np.int64]
 RowBytes = NDArray[np.uint8]
 
 
 class RowFile:
-    """`rows` rows of `width` bytes in a sparse file; rows that were never written, or not wholly, count as missing.
+    """`rows` rows of `width` bytes in a sparse file; a row that was never or only partly written counts as missing.
 
-    Each row is followed by its checksum, so that rows are independent: there is no lock, and two processes may write
-    the same row at once, as long as they write the same. Reading is through a memory map; writing is not, because of a
-    disk that is full a process learns by an error there, not by its death.
+    Each row is followed by its checksum, so rows are independent: no lock is needed, and two processes may write the
+    same row at the same time if they write the same content. Rows are read through a memory map, but not written
+    through one: on a full disk, writing to a map kills the process, whereas `pwrite` raises OSError.
     """
 
     def __init__(self, path: Path, rows: int, width: int) -> None:
-        self._stride = width + CHECK
+        self._stride = width + CHECKSUM
         self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b", buffering=0)
         size = rows * self._stride
         if os.fstat(self._file.fileno()).st_size < size:
@@ -30,27 +30,30 @@ class RowFile:
         self._map = np.memmap(path, np.uint8, "r", shape=(rows, self._stride))
 
     def read(self, rows: Positions) -> tuple[NDArray[np.bool_], RowBytes]:
-        """Which of these rows there are, (n,), and all of them, uint8 (n, width); missing ones hold anything."""
+        """Return which of n rows are present, bool (n,), and their content, uint8 (n, width).
+
+        The content of missing rows is arbitrary.
+        """
         content = self._map[rows]
-        payload = np.ascontiguousarray(content[:, :-CHECK])
-        stored = np.ascontiguousarray(content[:, -CHECK:]).view(np.uint32)[:, 0]
+        payload = np.ascontiguousarray(content[:, :-CHECKSUM])
+        stored = np.ascontiguousarray(content[:, -CHECKSUM:]).view(np.uint32)[:, 0]
         found = stored != 0
-        for place in np.flatnonzero(found):
-            found[place] = stored[place] == _check(int(rows[place]), payload[place])
+        for i in np.flatnonzero(found):
+            found[i] = stored[i] == _checksum(int(rows[i]), payload[i])
         return found, payload
 
     def write(self, rows: Positions, payload: RowBytes) -> None:
-        """Put `payload`, uint8 (n, width), into these rows. Raises OSError where the disk is full."""
+        """Write `payload`, uint8 (n, width), to these rows. Raises OSError if the disk is full."""
         for row, content in zip(rows.tolist(), payload, strict=True):
-            check = _check(row, content).to_bytes(CHECK, "little")
-            os.pwrite(self._file.fileno(), content.tobytes() + check, row * self._stride)
+            checksum = _checksum(row, content).to_bytes(CHECKSUM, "little")
+            os.pwrite(self._file.fileno(), content.tobytes() + checksum, row * self._stride)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._file.close()
         del self._map
 
 
-def _check(row: int, content: RowBytes) -> int:
-    """CRC-32 of a row and its number; never 0, which stands where nothing was written."""
+def _checksum(row: int, content: RowBytes) -> int:
+    """Return the CRC-32 of a row's content and number; never 0, the value of rows that were never written."""
     return zlib.crc32(content.data, row & 0xFFFFFFFF) or 1

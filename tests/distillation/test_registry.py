@@ -1,4 +1,4 @@
-"""The registry, and what a method computes and leaves behind, for each of its parts."""
+"""The registry of losses, and the features that losses are computed from."""
 
 import pytest
 import torch
@@ -11,21 +11,21 @@ from iakd.models.features import LOGITS, FeatureSpec, classifier, forward_featur
 from iakd.models.network import initialise
 
 
-def test_every_method_has_the_loss_that_its_entry_names() -> None:
+def test_every_method_has_the_loss_class_of_its_entry() -> None:
     classes = {name: loss_class(name) for name in METHODS}
     assert all(issubclass(kind, DistillationLoss) for kind in classes.values())
     without = {name for name, kind in classes.items() if kind is DistillationLoss}
     assert without == {"iakd", "scratch"} and len(set(classes.values())) == len(classes) - 1
 
 
-def test_options_have_their_part_s_name() -> None:
+def test_options_are_in_a_section_named_after_the_method() -> None:
     for name, entry in METHODS.items():
         if entry.options:
             assert config.Method.model_fields[name].annotation is entry.options
 
 
 @pytest.mark.parametrize("arch", ["resnet8", "wrn_16_2", "vgg8", "MobileNetV2", "ShuffleV2", "torchvision/resnet18"])
-def test_a_walk_sees_what_the_network_computes_and_no_more(arch: str) -> None:
+def test_forward_features_keeps_what_is_asked_for_and_no_more(arch: str) -> None:
     network = models.build(config.Network(arch=arch), 3, 10)
     initialise(network, torch.Generator().manual_seed(0))
     network.eval()
@@ -44,7 +44,7 @@ def test_a_walk_sees_what_the_network_computes_and_no_more(arch: str) -> None:
         assert (only.pooled, only.stem, only.blocks) == (None, None, {})
 
 
-def test_a_walk_ends_where_nothing_more_is_needed() -> None:
+def test_forward_features_stops_after_the_last_block_needed() -> None:
     network = models.build(config.Network(arch="resnet8"), 3, 10)
     called: list[int] = []
     for position, block in enumerate(network.blocks):

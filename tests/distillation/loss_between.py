@@ -1,4 +1,4 @@
-"""One part of a method between any two networks of the zoo, and a step for it to look at."""
+"""The loss of a method between any two networks of the zoo, and the outputs of a first step."""
 
 from typing import Any
 
@@ -14,16 +14,16 @@ from iakd.training.timeline import Timeline
 
 
 class Images:
-    """As much of a set of images as a part asks for."""
+    """What most losses need of a data set: the shape of its images."""
 
     def __init__(self, side: int) -> None:
         self.image_shape = (1, side, side)
 
 
-def part_between(
+def loss_between(
     name: str, student: str, teacher: str, side: int = 32, **options: Any
 ) -> tuple[DistillationLoss, ForwardOutputs]:
-    """The part `name` with `options`, its weights drawn, and a first step with two images."""
+    """Return the loss of method `name` with `options`, its weights drawn, and the outputs of a step with two images."""
     ours, theirs = (network(config.Network(arch=arch), seed) for seed, arch in enumerate((student, teacher)))
     method = config.Method(method=name, **({name: options} if options else {}))
     timeline = Timeline.of(config.Recipe(), 10)
