@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from part_between import part_between
+from loss_between import loss_between
 from torch import nn
 
 from iakd.distillation.losses.maps import Regressor
@@ -11,7 +11,7 @@ from iakd.distillation.losses.simkd import ReusedHead
 
 @pytest.mark.parametrize("name", ["ab", "cc", "fitnet", "ft", "ot", "reviewkd", "vid"])
 def test_weights_are_drawn_from_the_generator_alone(name: str) -> None:
-    part, _ = part_between(name, "resnet8x4", "wrn_16_2")
+    part, _ = loss_between(name, "resnet8x4", "wrn_16_2")
 
     def drawn(seed: int, others: int) -> list[torch.Tensor]:
         torch.manual_seed(others)
@@ -38,11 +38,11 @@ def test_a_regressor_halves_or_doubles_both_sides_or_none(
 
 
 def test_ot_projects_lengths_that_differ_without_a_bias() -> None:
-    part, outputs = part_between("ot", "resnet8x4", "wrn_16_2")
+    part, outputs = loss_between("ot", "resnet8x4", "wrn_16_2")
     assert isinstance(part.project, nn.Linear) and part.project.bias is None
     (ours,), (theirs,) = outputs.student.blocks.values(), outputs.teacher.blocks.values()
     assert part.project.weight.shape == (theirs.shape[1], ours.shape[1]) == (128, 256)
-    same, _ = part_between("ot", "resnet8", "resnet14")
+    same, _ = loss_between("ot", "resnet8", "resnet14")
     assert isinstance(same.project, nn.Identity)
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from iakd.distillation.losses.crd import contrast
-from iakd.distillation.losses.maps import of_one_size, pooled
+from iakd.distillation.losses.maps import match_sizes, pool_to
 
 
 @pytest.mark.parametrize("height", [1, 2, 3, 4])
@@ -14,16 +14,16 @@ from iakd.distillation.losses.maps import of_one_size, pooled
 def test_pooling_to_any_size_is_adaptive_pooling(height: int, width: int) -> None:
     """Whether a side is a multiple of the new one is asked of each side alone."""
     maps = torch.randn(2, 3, 4, 6, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(pooled(maps, (height, width)), F.adaptive_avg_pool2d(maps, (height, width)))
+    torch.testing.assert_close(pool_to(maps, (height, width)), F.adaptive_avg_pool2d(maps, (height, width)))
     turned = maps.transpose(2, 3)
-    torch.testing.assert_close(pooled(turned, (width, height)), F.adaptive_avg_pool2d(turned, (width, height)))
+    torch.testing.assert_close(pool_to(turned, (width, height)), F.adaptive_avg_pool2d(turned, (width, height)))
 
 
 def test_each_side_takes_the_smaller_of_two_sizes() -> None:
     generator = torch.Generator().manual_seed(0)
     wide, high = torch.randn(2, 3, 4, 6, generator=generator), torch.randn(2, 5, 8, 3, generator=generator)
     for one, other in ((wide, high), (high, wide)):
-        for maps, original in zip(of_one_size(one, other), (one, other), strict=True):
+        for maps, original in zip(match_sizes(one, other), (one, other), strict=True):
             torch.testing.assert_close(maps, F.adaptive_avg_pool2d(original, (4, 3)))
 
 
