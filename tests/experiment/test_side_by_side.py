@@ -110,7 +110,7 @@ def test_teacher_and_images_are_there_once(tree: dict[str, dict[str, Any]], monk
         distill.run(experiment, *of(experiment, "iakd"))
     first, second, third = seen
     assert first.data is second.data is third.data and first.validation is third.validation
-    assert first.objective.teacher is third.method.teacher is not second.objective.teacher  # type: ignore[attr-defined]
+    assert first.objective.teacher is third.objective.teacher is not second.objective.teacher  # type: ignore[attr-defined]
     assert len({id(training.objective.student) for training in seen}) == 3
 
 

@@ -46,7 +46,7 @@ def test_cost_ratio():
         ({"method": "iakd", "iakd": {"schedule": "tuned"}}, "schedule from Optuna"),
         (
             {"method": "crd", "crd": {"weight": 0.5}},
-            "embeddings told apart from those of other classes' images, weight = 0.5",
+            "embeddings contrasted with those of images of other classes, weight = 0.5",
         ),
         ({"method": "label_smoothing", "recipe": {"lr": 0.1, "epochs": 9}}, "ε = 0.1; own recipe: epochs, lr"),
     ],
@@ -64,7 +64,7 @@ def test_a_brief_description_has_only_what_differs_from_the_defaults():
 
 def test_explain_method():
     explanation = formatting.explain_method("crd")
-    assert explanation.startswith("Embeddings told apart") and explanation.endswith("(Tian et al. 2020).")
+    assert explanation.startswith("Embeddings contrasted") and explanation.endswith("(Tian et al. 2020).")
     assert formatting.explain_method("ctkd").startswith("kd with")  # a method's name keeps its lower case
 
 
