@@ -53,7 +53,7 @@ def files_of(jobs, *names):
 
 
 def settings(section, module):
-    """The parameters of a rule without jobs of its own: the settings of a section, and the sources of a module."""
+    """The parameters of rules without jobs of their own: the settings of a section, and the sources of a module."""
     values = getattr(EXPERIMENT.params, section).model_dump(mode="json")
     texts = in_the_clear({section: values}, source_sha(f"iakd.{module}"))
     return [literally(text) if "{" in text else text for text in texts]
@@ -115,7 +115,7 @@ def study_options(wildcards):
 
 
 def folders_of_students():
-    """For each rule that trains students: the paths, below results/, of the students that one job trains.
+    """For all rules that train students: the paths, below results/, of the students that one job trains.
 
     All students have the same seeds, so one rule trains the first few seeds of each student, the next rule the next few.
     """
