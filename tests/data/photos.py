@@ -4,7 +4,6 @@ import io
 from pathlib import Path
 from typing import Any
 
-import kinds
 import numpy as np
 from PIL import Image
 
@@ -20,8 +19,10 @@ SIDE = 8
 def same_size(root: Path, per: int = 20) -> Path:
     """Three classes of PNG files of SIDE×SIDE pixels."""
     for position, name in enumerate(("ant", "bee", "cat")):
-        images = kinds.pixels(per, position, (3, SIDE, SIDE))
-        kinds.unpacked(root, {f"{name}/{number:02}.png": kinds.png(image) for number, image in enumerate(images)})
+        (root / name).mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(position).integers(0, 256, (per, SIDE, SIDE, 3), dtype=np.uint8)
+        for number, image in enumerate(pixels):
+            Image.fromarray(image).save(root / name / f"{number:02}.png")
     return root
 
 

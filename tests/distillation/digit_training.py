@@ -4,16 +4,20 @@ from functools import cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from iakd import config, models
 from iakd.config import Compute, Recipe, Schedule
 from iakd.data.loader import Batch, BatchFormat, DeviceLoader, EpochData
 from iakd.data.sources import digits
 from iakd.distillation.distiller import make_distiller
-from iakd.distillation.registry import timeline_of
+from iakd.distillation.loss import DistillationLoss, ForwardOutputs, LossContext
+from iakd.distillation.registry import loss_class, timeline_of
 from iakd.distillation.teacher_cache import CacheDir
 from iakd.experiment.run_dir import Run
+from iakd.models.features import forward_features
 from iakd.models.network import initialise
+from iakd.training.timeline import Timeline
 from iakd.training.trainer import Trainer
 
 STUDENT, TEACHER = config.Network(arch="resnet8", width=8), config.Network(arch="resnet14", width=8)
@@ -93,3 +97,28 @@ def fixed_batch(training: Trainer, epoch: int = 0) -> Batch:
     recipe = training.recipe
     wanted = EpochData(second_view=training.objective.epoch_data(0, recipe.augment).second_view)
     return next(training.data.epoch(0, epoch, BatchFormat(recipe.batch_size, recipe.augment), data=wanted))
+
+
+class Images:
+    """What most losses need of a data set: the shape of its images."""
+
+    def __init__(self, side: int) -> None:
+        self.image_shape = (1, side, side)
+
+
+def loss_between(
+    name: str, student: str, teacher: str, side: int = 32, **options: Any
+) -> tuple[DistillationLoss, ForwardOutputs]:
+    """Return the loss of method `name` with `options`, its weights drawn, and the outputs of a step with two images."""
+    networks = [network(config.Network(arch=arch), seed) for seed, arch in enumerate((student, teacher))]
+    networks[1].eval()
+    method = config.Method(method=name, **({name: options} if options else {}))
+    timeline = Timeline.of(config.Recipe(), 10)
+    loss = loss_class(name)(LossContext(method.options(name), *networks, Images(side), timeline, 0))  # type: ignore[arg-type]
+    loss.initialise(torch.Generator().manual_seed(0))
+    batch = next(digit_images(0, 2).plain(2))
+    images = F.interpolate(batch.images, size=(side, side))
+    features = forward_features(networks[0], images, loss.student_features)
+    with torch.no_grad():
+        taught = forward_features(networks[1], images, loss.teacher_features)
+    return loss, ForwardOutputs(0, batch, features, taught)

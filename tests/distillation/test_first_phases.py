@@ -5,9 +5,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from digit_training import fixed_batch, make_training
+from digit_training import fixed_batch, loss_between, make_training
 from gradients import Array, agree, finite
-from loss_between import loss_between
 
 from iakd.distillation.losses.ab import boundary_loss
 from iakd.distillation.losses.fsp import flows

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from loss_between import loss_between
+from digit_training import loss_between
 from torch import nn
 
 from iakd.distillation.losses.maps import Regressor

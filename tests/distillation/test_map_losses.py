@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from digit_training import make_training
+from digit_training import loss_between, make_training
 from gradients import Array, agree, finite
-from loss_between import loss_between
 from torch import Tensor
 
 from iakd.distillation.losses.at import attention_loss

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from digit_training import fixed_batch, make_training
+from digit_training import fixed_batch, loss_between, make_training
 from gradients import Array, agree, finite
-from loss_between import loss_between
 
 from iakd.distillation.losses.reviewkd import Fusion, context_loss
 

@@ -12,8 +12,7 @@ import pytest
 import references
 import torch
 import torch.nn.functional as F
-from digit_training import fixed_batch, make_training
-from loss_between import loss_between
+from digit_training import fixed_batch, loss_between, make_training
 from torch import Tensor
 
 from iakd.data.loader import Batch
