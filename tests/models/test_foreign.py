@@ -64,7 +64,7 @@ def test_a_public_network_loads_unaided_and_computes_the_same(name: str, tmp_pat
             original, load_external(settings(**options), 3, 10, tmp_path / "model.safetensors", "the checkpoint")
         )
     else:
-        with pytest.raises(UserError, match="nothing says which comes first"):
+        with pytest.raises(UserError, match="nothing shows which comes first"):
             load_external(settings(**options), 3, 10, tmp_path / "model.safetensors", "the checkpoint")
 
 
@@ -207,16 +207,16 @@ def test_values_that_are_not_finite(tmp_path: Path) -> None:
     assert "fc.weight has values that are not finite" in refusal(tmp_path, broken, arch="resnet8")
 
 
-def test_two_orders_are_no_order() -> None:
-    """Two modules with the same layers, and names that say nothing."""
-    ours = {"stem.0.weight": (4, 3, 3, 3), "stages.0.0.a.weight": (4, 4, 1, 1), "stages.1.0.a.weight": (4, 4, 1, 1)}
-    theirs = {"in.weight": (4, 3, 3, 3), "left.weight": (4, 4, 1, 1), "right.weight": (4, 4, 1, 1)}
+def test_an_ambiguous_order_is_refused() -> None:
+    """Two modules with the same layers, and names that do not tell their order."""
+    network = {"stem.0.weight": (4, 3, 3, 3), "stages.0.0.a.weight": (4, 4, 1, 1), "stages.1.0.a.weight": (4, 4, 1, 1)}
+    checkpoint = {"in.weight": (4, 3, 3, 3), "left.weight": (4, 4, 1, 1), "right.weight": (4, 4, 1, 1)}
     with pytest.raises(Ambiguous, match="several orders"):
-        match(ours, theirs, {}, ordered=False)
-    assert match(ours, theirs, {}, ordered=True) == dict(zip(ours, theirs, strict=True))
+        match(network, checkpoint, {}, ordered=False)
+    assert match(network, checkpoint, {}, ordered=True) == dict(zip(network, checkpoint, strict=True))
 
 
-# --- files that are none ---
+# --- files without usable weights ---
 
 
 class Evil:

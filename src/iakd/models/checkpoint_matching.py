@@ -10,8 +10,8 @@ from iakd.models.shapes import Shape
 
 Shapes = Mapping[str, Shape]  # of tensors, by name
 
-COUNTER = "num_batches_tracked"  # of BatchNorm: not in old files, and only of use where momentum is None
-BOOKKEEPING = {"total_ops", "total_params", "n_averaged"}  # what profilers and averaging leave in a state_dict
+COUNTER = "num_batches_tracked"  # of BatchNorm: missing in old files, and used only if momentum is None
+BOOKKEEPING = {"total_ops", "total_params", "n_averaged"}  # entries that profilers and weight averaging add
 WRAPPERS = {"module", "_orig_mod"}  # of DataParallel and torch.compile, anywhere in a name
 PREFIXES = {"model", "backbone", "net", "network", "encoder", "student", "teacher", "classifier_model", "base_model"}
 SHORTCUT = re.compile(r"shortcut|downsample|down_sample|skip|identity|bypass|proj(?!ect)", re.IGNORECASE)
@@ -19,14 +19,14 @@ SHORTCUT = re.compile(r"shortcut|downsample|down_sample|skip|identity|bypass|pro
 
 @dataclass(frozen=True)
 class TensorGroup:
-    """The tensors of one module, or a single tensor. `kind`: the last parts of their names, and their shapes."""
+    """The tensors of one module, or a single tensor. `kind`: the last part of each name, and its shape."""
 
     name: str
     kind: tuple[tuple[str, Shape], ...]
 
     @property
     def is_shortcut(self) -> bool:
-        """Whether the name is that of a shortcut."""
+        """Whether the name looks like that of a shortcut."""
         return SHORTCUT.search(self.name) is not None
 
     def tensor(self, leaf: str) -> str:
@@ -45,8 +45,7 @@ def layers(shapes: Shapes) -> list[TensorGroup]:
 
 
 def readings(shapes: Shapes) -> list[dict[str, str]]:
-    """Return possible readings of the names, each as reading → name: as they are, without wrappers, and without usual
-    prefixes.
+    """Return possible readings of the names, each as reading → name: unchanged, without wrappers, without prefixes.
 
     Readings in which two names coincide are left out.
     """
@@ -79,77 +78,78 @@ def without_numbers(name: str) -> str:
     return re.sub(r"\d+", "#", name)
 
 
-NameMap = dict[str, str]  # of tensors, ours → theirs
+NameMap = dict[str, str]  # of tensors, network → checkpoint
 KindCounts = Counter[tuple[tuple[str, tuple[int, ...]], ...]]
 UNIT = re.compile(r"stem|head|stages\.\d+\.\d+")
-MAX_STEPS = 50_000  # of a search for an order
+MAX_STEPS = 50_000  # of the search for an order of the modules
 
 
 class Ambiguous(Exception):
-    """The layers fit in several ways, and nothing tells which is right."""
+    """The layers fit in several ways, and nothing shows which is right."""
 
 
-def match(ours: Shapes, theirs: Shapes, original_names: NameMap, ordered: bool) -> NameMap | None:
-    """Return the checkpoint's name for each tensor of the network (`ours`); None if they do not fit.
+def match(network: Shapes, checkpoint: Shapes, original_names: NameMap, ordered: bool) -> NameMap | None:
+    """Return the checkpoint's name for each tensor of the network; None if they do not fit.
 
     `original_names` maps names in the library that the network comes from to the network's. `ordered`: the checkpoint's
     tensors are in the order of definition. Batch counters may be missing in the checkpoint. Raises Ambiguous.
     """
-    found = by_name(ours, theirs, original_names)
-    if all(ours[mine] == theirs[name] for mine, name in found.items()) and _complete(found, ours, theirs):
+    found = by_name(network, checkpoint, original_names)
+    same_shapes = all(network[name] == checkpoint[other] for name, other in found.items())
+    if same_shapes and _complete(found, network, checkpoint):
         return found
-    return _by_structure(ours, theirs, ordered)
+    return _by_structure(network, checkpoint, ordered)
 
 
-def by_name(ours: Shapes, theirs: Shapes, original_names: NameMap) -> NameMap:
+def by_name(network: Shapes, checkpoint: Shapes, original_names: NameMap) -> NameMap:
     """Return the names that occur in both, network → checkpoint, in the reading with most of them."""
     return max(
         (
-            {mine: names[name] for name, mine in known.items() if name in names and mine in ours}
-            for known in ({name: name for name in ours}, original_names)
-            for names in readings(theirs)
+            {name: names[known] for known, name in known_names.items() if known in names and name in network}
+            for known_names in ({name: name for name in network}, original_names)
+            for names in readings(checkpoint)
         ),
         key=len,
     )
 
 
-def _complete(found: NameMap, ours: Shapes, theirs: Shapes) -> bool:
-    missing = [name for name in ours if name not in found and not name.endswith(COUNTER)]
+def _complete(found: NameMap, network: Shapes, checkpoint: Shapes) -> bool:
+    missing = [name for name in network if name not in found and not name.endswith(COUNTER)]
     used = set(found.values())
-    extra = [name for name in theirs if name not in used and name.rpartition(".")[2] not in BOOKKEEPING]
+    extra = [name for name in checkpoint if name not in used and name.rpartition(".")[2] not in BOOKKEEPING]
     return not missing and not extra
 
 
-def _by_structure(ours: Shapes, theirs: Shapes, ordered: bool) -> NameMap | None:
-    units = _units(layers(ours))
-    shortest = readings(theirs)[-1]
-    foreign = layers({name: theirs[full] for name, full in shortest.items()})
-    if Counter(layer.kind for unit in units for layer in unit) != Counter(layer.kind for layer in foreign):
+def _by_structure(network: Shapes, checkpoint: Shapes, ordered: bool) -> NameMap | None:
+    units = _units(layers(network))
+    shortest = readings(checkpoint)[-1]
+    file_layers = layers({name: checkpoint[full] for name, full in shortest.items()})
+    if Counter(layer.kind for unit in units for layer in unit) != Counter(layer.kind for layer in file_layers):
         return None
-    ordered = ordered and _is_in_numeric_order(foreign)
-    parts = _arrange(units, foreign, ordered)
+    ordered = ordered and _is_in_numeric_order(file_layers)
+    parts = _arrange(units, file_layers, ordered)
     if parts is None:
         return None
     names: NameMap = {}
     for unit, part in zip(units, parts, strict=True):
-        for mine, their in _matched(unit, part, ordered):
-            for leaf in (*(leaf for leaf, _ in mine.kind), COUNTER):
-                if mine.tensor(leaf) in ours and their.tensor(leaf) in shortest:
-                    names[mine.tensor(leaf)] = shortest[their.tensor(leaf)]
+        for layer, counterpart in _matched(unit, part, ordered):
+            for leaf in (*(leaf for leaf, _ in layer.kind), COUNTER):
+                if layer.tensor(leaf) in network and counterpart.tensor(leaf) in shortest:
+                    names[layer.tensor(leaf)] = shortest[counterpart.tensor(leaf)]
     return names
 
 
-def _is_in_numeric_order(foreign: Sequence[TensorGroup]) -> bool:
+def _is_in_numeric_order(file_layers: Sequence[TensorGroup]) -> bool:
     """Return whether names that differ only in numbers are in numeric order, unlike in files sorted by name."""
     alike: dict[str, list[str]] = defaultdict(list)
-    for layer in foreign:
+    for layer in file_layers:
         alike[without_numbers(layer.name)].append(layer.name)
     return all(names == sorted(names, key=natural_key) for names in alike.values())
 
 
-def _units(ours: Sequence[TensorGroup]) -> list[list[TensorGroup]]:
+def _units(network_layers: Sequence[TensorGroup]) -> list[list[TensorGroup]]:
     units: dict[str, list[TensorGroup]] = {}
-    for layer in ours:
+    for layer in network_layers:
         found = UNIT.match(layer.name)
         assert found, f"{layer.name}: a tensor outside stem, stages and head"
         units.setdefault(found[0], []).append(layer)
@@ -160,30 +160,30 @@ def _units(ours: Sequence[TensorGroup]) -> list[list[TensorGroup]]:
 
 
 def _arrange(
-    units: list[list[TensorGroup]], foreign: list[TensorGroup], ordered: bool
+    units: list[list[TensorGroup]], file_layers: list[TensorGroup], ordered: bool
 ) -> list[list[TensorGroup]] | None:
     """Return the checkpoint's layers unit by unit. Raises Ambiguous if several orders are possible."""
     wanted = [Counter(layer.kind for layer in unit) for unit in units]
-    if ordered and (divided := _divide(wanted, foreign)) and not _splits_a_block(units, divided):
+    if ordered and (divided := _divide(wanted, file_layers)) and not _splits_a_block(units, divided):
         return divided
-    for depth in (1, 2):  # of names: what is defined together is called alike up to here
+    for depth in (1, 2):  # of names: modules defined together share this many leading parts
         found = [
             parts
-            for parts in _interleavings(wanted, _chains(foreign, depth, ordered))
+            for parts in _interleavings(wanted, _chains(file_layers, depth, ordered))
             if not _splits_a_block(units, parts)
         ]
         if len({tuple(frozenset(part) for part in parts) for parts in found}) > 1:
-            raise Ambiguous("its modules can be put in several orders, and safetensors does not keep the right one")
+            raise Ambiguous("its modules fit in several orders, and safetensors does not keep the order of definition")
         if found:
             return found[0]
     return None
 
 
-def _divide(wanted: list[KindCounts], foreign: Sequence[TensorGroup]) -> list[list[TensorGroup]] | None:
+def _divide(wanted: list[KindCounts], file_layers: Sequence[TensorGroup]) -> list[list[TensorGroup]] | None:
     parts: list[list[TensorGroup]] = []
     position = 0
     for kinds in wanted:
-        part = list(foreign[position : position + kinds.total()])
+        part = list(file_layers[position : position + kinds.total()])
         if Counter(layer.kind for layer in part) != kinds:
             return None
         parts.append(part)
@@ -194,7 +194,7 @@ def _divide(wanted: list[KindCounts], foreign: Sequence[TensorGroup]) -> list[li
 def _splits_a_block(units: list[list[TensorGroup]], parts: list[list[TensorGroup]]) -> bool:
     """Return whether a block would be assembled from parts of several modules that also contribute to other blocks.
 
-    This happens if the layers of a pre-activation network are taken for those of an ordinary one, shifted by one.
+    This happens if the layers of a pre-activation network are mistaken for those of an ordinary one, shifted by one.
     """
     for position, (unit, part) in enumerate(zip(units, parts, strict=True)):
         paths = [layer.name.split(".")[:-1] for layer in part]
@@ -207,10 +207,10 @@ def _splits_a_block(units: list[list[TensorGroup]], parts: list[list[TensorGroup
     return False
 
 
-def _chains(foreign: Sequence[TensorGroup], depth: int, ordered: bool) -> list[list[list[TensorGroup]]]:
+def _chains(file_layers: Sequence[TensorGroup], depth: int, ordered: bool) -> list[list[list[TensorGroup]]]:
     """Return groups of layers that share the first parts of their names, in chains ordered by the numbers in them."""
     groups: dict[str, list[TensorGroup]] = defaultdict(list)
-    for layer in foreign:
+    for layer in file_layers:
         groups[".".join(layer.name.split(".")[:depth])].append(layer)
     chains: dict[str, list[list[TensorGroup]]] = defaultdict(list)
     for name in sorted(groups, key=natural_key):
@@ -230,7 +230,7 @@ def _interleavings(
         nonlocal steps
         steps += 1
         if steps > MAX_STEPS:
-            raise Ambiguous("its modules can be put in too many orders to try them all")
+            raise Ambiguous("its modules could be in too many orders to try them all")
         if sum(taken) == total:
             yield parts
             return
@@ -272,26 +272,29 @@ def _matched(
     for side, members in enumerate((unit, part)):
         for layer in members:
             by_kind[layer.kind][side].append(layer)
-    several = []
-    for ours, theirs in by_kind.values():
-        if _shortcuts(ours) == _shortcuts(theirs):
+    undecided = []
+    for in_network, in_checkpoint in by_kind.values():
+        if _shortcuts(in_network) == _shortcuts(in_checkpoint):
             for wanted in (False, True):
-                mine = [layer for layer in ours if layer.is_shortcut is wanted]
-                their = [layer for layer in theirs if layer.is_shortcut is wanted]
-                pairs.update(zip(mine, _in_order(their, ordered), strict=True))
-        elif len(ours) == 1:
-            pairs[ours[0]] = theirs[0]
+                of_network = [layer for layer in in_network if layer.is_shortcut is wanted]
+                of_checkpoint = [layer for layer in in_checkpoint if layer.is_shortcut is wanted]
+                pairs.update(zip(of_network, _in_order(of_checkpoint, ordered), strict=True))
+        elif len(in_network) == 1:
+            pairs[in_network[0]] = in_checkpoint[0]
         else:
-            several.append((ours, theirs))
-    for ours, theirs in several:  # no name tells the shortcut: but a normalisation stands right after its convolution
+            undecided.append((in_network, in_checkpoint))
+    # no name marks the shortcut, but a normalisation directly follows its convolution
+    for in_network, in_checkpoint in undecided:
         if not ordered:
-            raise _ambiguous(theirs)
-        before_ours, before_theirs = (_convolutions_before(members) for members in (unit, part))
-        for layer in ours:
-            leader = pairs.get(before_ours[layer]) if layer in before_ours else None
-            found = [other for other in theirs if leader is not None and before_theirs.get(other) == leader]
+            raise _ambiguous(in_checkpoint)
+        before_in_network, before_in_checkpoint = (_convolutions_before(members) for members in (unit, part))
+        for layer in in_network:
+            leader = pairs.get(before_in_network[layer]) if layer in before_in_network else None
+            found = [
+                other for other in in_checkpoint if leader is not None and before_in_checkpoint.get(other) == leader
+            ]
             if len(found) != 1:
-                raise _ambiguous(theirs)
+                raise _ambiguous(in_checkpoint)
             pairs[layer] = found[0]
     yield from pairs.items()
 
@@ -311,7 +314,7 @@ def _convolutions_before(members: Sequence[TensorGroup]) -> dict[TensorGroup, Te
 
 
 def _in_order(members: list[TensorGroup], ordered: bool) -> list[TensorGroup]:
-    """Return layers of one kind in order: as defined, or else as numbered."""
+    """Return layers of one kind in the order of definition if it is known, else in numeric order."""
     if ordered:
         return members
     if len({without_numbers(layer.name) for layer in members}) > 1:
@@ -320,4 +323,6 @@ def _in_order(members: list[TensorGroup], ordered: bool) -> list[TensorGroup]:
 
 
 def _ambiguous(members: Sequence[TensorGroup]) -> Ambiguous:
-    return Ambiguous(f"{members[0].name} and {members[1].name} have one shape, and nothing says which comes first")
+    return Ambiguous(
+        f"{members[0].name} and {members[1].name} have the same shape, and nothing shows which comes first"
+    )
