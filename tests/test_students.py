@@ -49,7 +49,8 @@ def test_a_smaller_share_is_part_of_a_larger_one(store: PreparedData) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "words"), [(0, "greater than 0"), (1.0, "a share of the images lies below 1"), ("x", "integer")]
+    ("wanted", "words"),
+    [(0, "greater than 0"), (1.0, "must be a whole number of images, or a share below 1"), ("x", "integer")],
 )
 def test_mistakes(wanted: Any, words: str) -> None:
     with pytest.raises(UserError, match=rf"distill\.transfer: .*{words}"):

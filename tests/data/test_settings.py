@@ -21,8 +21,11 @@ def dataset(**settings: Any) -> Dataset:
     ("settings", "words"),
     [
         ({"source": "cifar"}, "dataset.source: unknown source 'cifar' (did you mean 'cifar10'?)"),
-        ({"source": "cifar10", "size": 64}, "size is no setting of source cifar10, which has: mirror, only_test, path"),
-        ({"path": "x"}, "path is no setting of source digits, which has: none of the kind"),
+        (
+            {"source": "cifar10", "size": 64},
+            "size is not a setting of source cifar10, which has: mirror, only_test, path",
+        ),
+        ({"path": "x"}, "path is not a setting of source digits, which has: no optional settings"),
         ({"source": "image_folder"}, "source image_folder needs `path`"),
         ({"source": "tiny_imagenet"}, "source tiny_imagenet needs `path`"),
         ({"source": "svhn", "path": ""}, "dataset.path: String should have at least 1 character"),
@@ -31,7 +34,7 @@ def dataset(**settings: Any) -> Dataset:
         ({"source": "image_folder", "path": "x", "size": [3, 4, 5]}, "dataset.size: expected one number of pixels"),
         ({"source": "image_folder", "path": "x", "size": 5000}, "dataset.size: expected one number of pixels"),
         ({"source": "image_folder", "path": "x", "sice": 8}, "dataset.sice: unknown key (did you mean 'size'?)"),
-        ({"val": 1.5}, "dataset.val: a share of the images lies below 1"),
+        ({"val": 1.5}, "dataset.val: must be a whole number of images, or a share below 1"),
         ({"val": 0.0}, "dataset.val: Input should be greater than 0, got 0.0"),
         ({"test": True}, "dataset.test: Input should be a valid integer"),
         ({"train_fraction": 0}, "dataset.train_fraction: Input should be greater than 0"),

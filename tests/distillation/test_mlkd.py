@@ -90,5 +90,5 @@ def test_the_second_view_takes_the_path_that_is_taught(make_training: Make) -> N
 
 
 def test_a_strong_temperature_is_one_of_the_temperatures() -> None:
-    with pytest.raises(ValidationError, match="strong_temperatures: 7 is none of the temperatures"):
+    with pytest.raises(ValidationError, match="strong_temperatures: 7 is not one of the temperatures"):
         config.Method.model_validate({"method": "mlkd", "mlkd": {"strong_temperatures": [3, 7]}})

@@ -179,7 +179,9 @@ def test_a_step_that_cannot_be_recorded_is_done_all_the_same(
 
 
 def test_the_removed_engine_is_refused_with_what_to_use_instead() -> None:
-    with pytest.raises(ValueError, match="compile was removed, it never beat eager: set auto, or graphs on a GPU"):
+    with pytest.raises(
+        ValueError, match="compile was removed because it was never faster than eager: set auto, or graphs on a GPU"
+    ):
         Compute.model_validate({"engine": "compile"})
 
 

@@ -1,4 +1,4 @@
-"""What all sections of the settings are made of."""
+"""Types and helpers that all sections of the settings share."""
 
 import difflib
 from typing import Annotated, Any, Literal
@@ -20,7 +20,7 @@ def _amount(value: Any) -> Any:
     if not value > 0:
         raise PydanticKnownError("greater_than", {"gt": 0})
     if isinstance(value, float) and value >= 1:
-        raise ValueError("a share of the images lies below 1, and a number of images is a whole number")
+        raise ValueError("must be a whole number of images, or a share below 1")
     return value
 
 
@@ -33,12 +33,12 @@ def _switch(value: Any) -> Any:
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
-# To YAML, a plain on or off is true or false.
+# YAML reads a plain on or off as true or false.
 AutoOnOff = Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)]
 
 
 def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`base` with `changes` laid over it, sections joined key by key."""
+    """Return `base` updated with `changes`; nested sections are merged key by key."""
     result = dict(base)
     for key, value in changes.items():
         old = result.get(key)
@@ -47,18 +47,18 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def did_you_mean(word: str, known: Any) -> str:
-    """' (did you mean …?)' where a known name is near, else nothing."""
+    """Return ' (did you mean …?)' if a known name is similar, else an empty string."""
     near = difflib.get_close_matches(word, list(known), n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
-RENAMED = {"solo": "student_only"}  # settings of earlier versions, and what they are called now
+RENAMED = {"solo": "student_only"}  # settings of earlier versions → their present names
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first mistake of a validation as one line, with the nearest known name for an unknown key."""
+    """Return the first validation error as one line, with a similar known name for an unknown key."""
     first = error.errors(include_url=False)[0]
-    tags = model.model_json_schema().get("$defs", {})  # pydantic names the model where one of several was tried
+    tags = model.model_json_schema().get("$defs", {})  # pydantic adds the model's name to the path of a union
     path = [part for part in first["loc"] if part not in tags]
     where = ".".join(map(str, path))
     what = first["msg"].removeprefix("Value error, ")
@@ -72,7 +72,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def _keys(model: type[BaseModel], path: list[int | str]) -> list[str]:
-    """The known keys of the section at `path` below `model`."""
+    """Return the known keys of the section at `path` below `model`."""
     schema = model.model_json_schema()
     node: dict[str, Any] = schema
     for part in path:

@@ -1,4 +1,4 @@
-"""The data set."""
+"""The settings of the data set, and the registry of sources."""
 
 from typing import Annotated, Any, Literal
 
@@ -38,7 +38,7 @@ SOURCES, _UNUSABLE = discover(
             "only_test",
         ),
         "cifar100": _source(
-            "CIFAR-100: 60,000 colour images of 32×32 pixels in 100 classes of 20 kinds (Krizhevsky 2009).",
+            "CIFAR-100: 60,000 colour images of 32×32 pixels in 100 classes and 20 superclasses (Krizhevsky 2009).",
             "cifar:read_cifar100",
             "path",
             "mirror",
@@ -79,7 +79,7 @@ SOURCES, _UNUSABLE = discover(
             "crop_pct",
         ),
         "image_folder": _source(
-            "Images in a folder for each class, below train/, val/ and test/ or not.",
+            "Images in one folder per class, optionally below train/, val/ and test/.",
             "folders:read_image_folder",
             "path",
             "size",
@@ -89,7 +89,7 @@ SOURCES, _UNUSABLE = discover(
             "crop_pct",
         ),
         "parquet": _source(
-            "Parquet files in the layout of the Hugging Face Hub: a column of images, a column of labels.",
+            "Parquet files in the layout of the Hugging Face Hub: one column of images, one of labels.",
             "parquet:read",
             "path",
             "size",
@@ -100,7 +100,9 @@ SOURCES, _UNUSABLE = discover(
         ),
     },
 )
-_SOME_SOURCES = frozenset[str]().union(*(spec.settings for spec in SOURCES.values()))  # settings that not all use
+_SOME_SOURCES = frozenset[str]().union(
+    *(spec.settings for spec in SOURCES.values())
+)  # settings that only some sources use
 
 
 def _known_source(name: str) -> str:
@@ -118,52 +120,58 @@ class Dataset(Strict):
     source: Annotated[str, AfterValidator(_known_source)] = Field(
         "digits",
         json_schema_extra={"enum": [*SOURCES]},
-        description="docs/data.md describes each",
+        description="data source; docs/data.md describes each",
     )
     val: Amount = Field(
         300,
-        description="images for validation, drawn from the training images, by class: a number, or a share such as "
-        "0.1; not used where the source has validation images; default: 300 of digits, else 0.1",
+        description="validation images, drawn from the training images and stratified by class: a number, or a share "
+        "such as 0.1; ignored if the source has validation images; default: 300 for digits, else 0.1",
     )
     test: Amount = Field(
         847,
-        description="images for the test, where the source has no test set of its own: a number, or a share; "
-        "default: 847 of digits, else 0.2",
+        description="test images, if the source has no test set of its own: a number, or a share; "
+        "default: 847 for digits, else 0.2",
     )
-    split_seed: Seed = Field(0, description="fixes which image falls in which part")
+    split_seed: Seed = Field(0, description="random seed of the split")
     train_fraction: float | None = Field(
-        None, gt=0, le=1, description="share of each class that is kept for training, at least one image; default: all"
+        None, gt=0, le=1, description="share of each class kept for training, at least one image; default: all"
     )
     images_per_class: int | None = Field(
-        None, gt=0, description="the same as a number of images; instead of train_fraction"
+        None, gt=0, description="training images kept per class; replaces train_fraction"
     )
     path: str | None = Field(None, min_length=1, description="folder or archive; default: downloaded where possible")
     size: Side | tuple[Side, Side] | None = Field(
-        None, description="pixels, one number or [height, width]: what images are scaled and cropped to"
+        None, description="size in pixels, one number or [height, width], to which images are scaled and cropped"
     )
     channels: Literal[1, 3] = Field(3, description="3: colour; 1: grey")
     crop_pct: float = Field(
         1.0,
         gt=0,
         le=1,
-        description="share of the shorter side that is kept when the centre is cut out; with size 224, 0.875 is the "
-        "customary way from a shorter side of 256; default: 1, imagenet: 0.875",
+        description="share of the shorter side that the centre crop keeps; with size 224, 0.875 is the usual crop from "
+        "a shorter side of 256; default: 1, imagenet: 0.875",
     )
     storage: Literal["auto", "array", "files"] = Field(
         "auto",
-        description="files: images stay in their files and are decoded during the training; array: decoded once; "
-        "auto: array where all images take at most 2 GiB, or have no `size`",
+        description="files: images stay in their files and are decoded during training; array: decoded once; "
+        "auto: array if all images take at most 2 GiB, or if `size` is not set",
     )
-    on_bad_file: Literal["refuse", "skip"] = Field("refuse", description="skip: leave out, and list in the manifest")
-    labels: Literal["fine", "coarse"] = Field("fine", description="cifar100: 100 classes, or 20")
-    only_test: bool = Field(False, description="cifar10, cifar100: split the test files, and use no others")
-    image_column: str | None = Field(None, description="parquet; default: the only one that holds images")
-    label_column: str | None = Field(None, description="parquet; default: label, or the only one that it could be")
+    on_bad_file: Literal["refuse", "skip"] = Field(
+        "refuse", description="skip: leave the file out and list it in the manifest"
+    )
+    labels: Literal["fine", "coarse"] = Field("fine", description="cifar100: fine: 100 classes; coarse: 20")
+    only_test: bool = Field(False, description="cifar10, cifar100: split and use only the test files")
+    image_column: str | None = Field(
+        None, description="parquet: column of images; default: the only one that holds images"
+    )
+    label_column: str | None = Field(
+        None, description="parquet: column of labels; default: label, or the only candidate"
+    )
     mirror: str | None = Field(
         None,
         pattern=r"^https?://",
-        exclude=True,  # where bytes come from is no part of what they are
-        description="address of a folder that is asked for the publisher's files first",
+        exclude=True,  # the server does not change the data
+        description="URL of a folder that is tried before the publisher's server",
     )
 
     @model_validator(mode="before")
@@ -192,24 +200,24 @@ class Dataset(Strict):
         known = SOURCES[self.source].settings
         for name in sorted(self.model_fields_set & _SOME_SOURCES - known):
             if getattr(self, name) != type(self).model_fields[name].default:
-                can = ", ".join(sorted(known)) or "none of the kind"
-                raise ValueError(f"{name} is no setting of source {self.source}, which has: {can}")
+                can = ", ".join(sorted(known)) or "no optional settings"
+                raise ValueError(f"{name} is not a setting of source {self.source}, which has: {can}")
         if self.path is None and "path" in known and "mirror" not in known:
             raise ValueError(f"source {self.source} needs `path`: where the files are")
         if self.train_fraction is not None and self.images_per_class is not None:
             raise ValueError("train_fraction and images_per_class exclude each other: set one of them")
         if self.storage == "files" and self.size is None:
-            raise ValueError("storage files needs `size`: what images are brought to")
+            raise ValueError("storage files needs `size`: the size to which images are scaled")
         return self
 
     @model_serializer(mode="wrap")
     def _used(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Settings without those that the source has no use for: new ones leave the identity of others alone."""
+        """Return the settings that the source uses, so that a new setting does not change other data sets' identity."""
         unused = set(_SOME_SOURCES - SOURCES[self.source].settings)
         unused |= {name for name in ("train_fraction", "images_per_class") if getattr(self, name) is None}
         return {name: value for name, value in serialise(self).items() if name not in unused}
 
     @property
     def height_width(self) -> tuple[int, int] | None:
-        """`size` as (height, width)."""
+        """Return `size` as (height, width)."""
         return (self.size, self.size) if isinstance(self.size, int) else self.size

@@ -1,4 +1,4 @@
-"""An experiment: all sections together, with the checks that involve several of them."""
+"""The settings of an experiment: all sections, and the checks across sections."""
 
 from collections.abc import Sequence
 from itertools import chain
@@ -45,7 +45,7 @@ class Pair(Strict):
     @model_validator(mode="before")
     @classmethod
     def _from_names(cls, value: Any) -> Any:
-        """[teacher, student]."""
+        """Accept [teacher, student] as a short form."""
         if isinstance(value, list | tuple) and len(value) == 2:
             return {"teacher": value[0], "student": value[1]}
         return value
@@ -55,7 +55,7 @@ class Evaluate(Strict):
     """The evaluation on the test set; read by `iakd evaluate`."""
 
     batch_size: int = Field(256, gt=0, description="images per batch")
-    latency_runs: int = Field(30, gt=0, description="timed runs, of which the median is reported")
+    latency_runs: int = Field(30, gt=0, description="timed runs; their median is reported")
 
 
 class Report(Strict):
@@ -63,7 +63,7 @@ class Report(Strict):
 
     title: str = Field("Interactive knowledge distillation", description="heading of the report")
     references: list[Label] = Field(
-        ["scratch", "kd"], description="labels of the methods that the others are compared with"
+        ["scratch", "kd"], description="labels of the methods with which the others are compared"
     )
     confidence: float = Field(0.95, gt=0, lt=1, description="confidence level of the intervals")
 
@@ -73,16 +73,18 @@ class Tracking(Strict):
 
     enabled: bool = Field(True, description="mirror runs to MLflow")
     uri: str = Field("sqlite:///mlflow.db", description="MLflow's tracking URI")
-    artifacts: str = Field("mlartifacts", description="folder or URI for artifacts, if no server decides")
+    artifacts: str = Field(
+        "mlartifacts", description="folder or URI for artifacts, unless a tracking server chooses it"
+    )
     experiment: str | None = Field(None, description="name of MLflow's experiment; default: iakd-<dataset>")
 
 
 class Compute(Strict):
-    """The machine; no setting here is part of a run's identity."""
+    """How trainings use the machine; these settings are not part of a run's identity."""
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU if there is one")
     threads: int = Field(
-        1, gt=0, description="CPU threads of torch, per job; another number may round sums differently"
+        1, gt=0, description="torch's CPU threads per job; a different number may round sums differently"
     )
     processes: int = Field(
         1,
@@ -90,8 +92,10 @@ class Compute(Strict):
         description="processes that share each training of iakd teach and distill, each with its own threads or GPU: "
         "docs/parallel.md",
     )
-    deterministic: bool = Field(True, description="on a GPU: the same seed gives the same bits, somewhat slower")
-    gpu_share: int = Field(1, gt=0, description="trainings that share a GPU; small ones leave most of it idle")
+    deterministic: bool = Field(
+        True, description="on a GPU: the same seed gives bit-identical results, somewhat slower"
+    )
+    gpu_share: int = Field(1, gt=0, description="trainings that share a GPU; a small training leaves most of it idle")
     seeds_together: int = Field(
         1, gt=0, description="seeds of a student that one process trains side by side, with the same results"
     )
@@ -110,21 +114,24 @@ class Compute(Strict):
     )
     checkpoint_seconds: float = Field(30.0, ge=0, description="seconds between two checkpoints of a training")
     teacher_cache: AutoOnOff = Field(
-        "auto", description="cache the teacher's outputs on disk for other trainings; auto: if they would be reused"
+        "auto",
+        description="cache the teacher's outputs on disk for other trainings; auto: if they would be reused",
     )
-    teacher_cache_gib: float = Field(8.0, gt=0, description="largest size of the teacher cache of a data set, in GiB")
+    teacher_cache_gib: float = Field(8.0, gt=0, description="maximum size of the teacher cache per data set, in GiB")
 
     @field_validator("engine", mode="before")
     @classmethod
     def _compile_was_removed(cls, value: Any) -> Any:
         if value == "compile":
-            raise ValueError("compile was removed, it never beat eager: set auto, or graphs on a GPU")
+            raise ValueError("compile was removed because it was never faster than eager: set auto, or graphs on a GPU")
         return value
 
     @model_validator(mode="after")
     def _one_or_several(self) -> "Compute":
         if self.processes > 1 and self.seeds_together > 1:
-            raise ValueError("processes share one training, seeds_together are several in one process: set one to 1")
+            raise ValueError(
+                "processes split one training, seeds_together runs several in one process: set one of them to 1"
+            )
         return self
 
 
@@ -163,7 +170,7 @@ class Params(Strict):
             names = [network.name for network in networks]
             for name in names:
                 if names.count(name) > 1:
-                    raise ValueError(f"{role}: two are called {name!r}; give them a name")
+                    raise ValueError(f"{role}: two are called {name!r}; set `name` for one of them")
         for pair in self.paired:
             for name, (_, networks) in zip((pair.teacher, pair.student), roles, strict=True):
                 known = [network.name for network in networks]
@@ -199,29 +206,29 @@ class Params(Strict):
 
     @property
     def paired(self) -> list[Pair]:
-        """All pairs, in the order of the settings."""
+        """Return all pairs, in the order of the settings."""
         if self.pairs is None:
             return [Pair(teacher=t.name, student=s.name) for t in self.teachers for s in self.students]
         return [pair if isinstance(pair, Pair) else Pair.model_validate(pair) for pair in self.pairs]
 
     def method(self, pair: Pair, label: str) -> Method:
-        """The method of this label, for this pair."""
+        """Return the method with this label, with the pair's overrides."""
         method = self.methods[label]
         changes = pair.methods.get(label)
         return Method.model_validate(merged(method.model_dump(exclude_unset=True), changes)) if changes else method
 
     def student_recipe(self, pair: Pair, method: Method) -> Recipe:
-        """The recipe of a pair's students trained by `method`."""
+        """Return the recipe of a pair's students trained by `method`."""
         recipe = merged(merged(self.distill.recipe.model_dump(), pair.recipe), method.recipe)
         return Recipe.model_validate(recipe)
 
     def trial_recipe(self, pair: Pair, method: Method) -> Recipe:
-        """The recipe of a study's trials."""
+        """Return the recipe of a study's trials."""
         return Recipe.model_validate(merged(self.student_recipe(pair, method).model_dump(), self.tune.recipe))
 
 
 def network_called(name: str, role: Literal["teacher", "student"], settings: "Params | None") -> Network:
-    """Return the network that `settings` call `name`, looking in `role` first; else the architecture of that name.
+    """Return the network called `name` in `settings`, searching `role` first; else the architecture of that name.
 
     Raises UserError for an unknown family of architectures.
     """

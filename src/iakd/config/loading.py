@@ -1,4 +1,4 @@
-"""From params.yaml and the command line to checked settings."""
+"""Load and validate the settings from params.yaml and the command line."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from iakd.errors import UserError
 
 
 def parse(raw: Any, origin: str) -> Params:
-    """Check settings that were read from `origin`. Raises UserError with one line for the first mistake."""
+    """Validate settings that were read from `origin`. Raises UserError with one line for the first error."""
     if not isinstance(raw, dict):
         raise UserError(f"{origin}: expected settings as 'key: value' lines")
     try:
@@ -26,12 +26,14 @@ def parse(raw: Any, origin: str) -> Params:
 def load(path: Path, changes: list[str] = []) -> Params:  # noqa: B006 - never changed
     """Read `path` and apply `key=value` changes (dotted keys, YAML values, list positions as numbers).
 
-    Raises UserError with one line for whatever is wrong.
+    Raises UserError with one line if the file or a change is invalid.
     """
     try:
         raw = yaml.safe_load(path.read_text())
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist; run where params.yaml is, or name a file with --params") from None
+        raise UserError(
+            f"{path} does not exist; run in the folder of params.yaml, or name a file with --params"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     except yaml.YAMLError as error:
@@ -42,7 +44,7 @@ def load(path: Path, changes: list[str] = []) -> Params:  # noqa: B006 - never c
 
 
 def _apply(raw: Any, change: str) -> Any:
-    """`raw` with one dotted key set; sections on the way are made where they are missing."""
+    """Set one dotted key in `raw` and return it; missing sections are created."""
     key, separator, text = change.partition("=")
     if not separator or not re.fullmatch(r"[^.=]+(\.[^.=]+)*", key):
         raise UserError(f"--set {change}: expected key=value, for instance --set distill.recipe.lr=0.1")
@@ -69,14 +71,17 @@ def _apply(raw: Any, change: str) -> Any:
 
 def _item(node: list[Any], position: str, change: str) -> Any:
     if not position.isdigit() or int(position) >= len(node):
-        raise UserError(f"--set {change}: {position!r} is no position in a list of {len(node)}")
+        raise UserError(f"--set {change}: {position!r} is not a position in a list of {len(node)}")
     return node[int(position)]
 
 
 def schema_text() -> str:
-    """The JSON schema of params.yaml, as it stands in workflow/schemas/."""
+    """Return the JSON schema of params.yaml, the content of workflow/schemas/params.schema.json."""
     schema = Params.model_json_schema()
-    for definition in (schema, schema["$defs"]["Method"]):  # `method` defaults to the label, which a schema cannot say
+    for definition in (
+        schema,
+        schema["$defs"]["Method"],
+    ):  # `method` defaults to the label; a schema cannot express that
         definition["required"] = [name for name in definition.get("required", []) if name != "method"]
     labels = schema["properties"]["methods"]["patternProperties"]
     for pattern, target in labels.items():

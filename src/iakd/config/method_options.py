@@ -1,4 +1,4 @@
-"""The options of each method, in the section of the settings with its name; formulas and sources: docs/methods/."""
+"""The options of each method, set in the section with its name; formulas and sources: docs/methods/."""
 
 from typing import Annotated, Literal
 
@@ -8,8 +8,8 @@ from iakd.config.base import Fraction, Strict
 from iakd.config.schedule import Schedule
 from iakd.config.training import Erase, PositiveFraction
 
-TEMPERATURE = "of the softmax of student and teacher"
-CE_WEIGHT = "weight of the cross-entropy; in a sum of methods the largest one is used"
+TEMPERATURE = "softmax temperature of student and teacher"
+CE_WEIGHT = "weight of the cross-entropy; in a sum of methods, the largest is used"
 KD_WEIGHT = "weight of the divergence from the teacher"
 WEIGHT = "weight of the term that is added to the cross-entropy"
 PRETRAIN = "share of the steps in the first phase"
@@ -21,12 +21,13 @@ class IakdOptions(Strict):
     schedule: Schedule | Literal["tuned"] = Field(Schedule(), description="tuned: the schedule that `iakd tune` found")
     granularity: Literal["batch", "sample", "channel"] = Field(
         "batch",
-        description="draw per block once for the whole batch; or once for each image; or once for each channel, "
+        description="one random draw per block for the whole batch, for each image, or for each channel, "
         "which is then the student's, the teacher's or the mean of both",
     )
     unit: Literal["block", "stage"] = Field("block", description="swap single blocks, or whole stages")
     teacher_bn: Literal["eval", "batch"] = Field(
-        "eval", description="BatchNorm statistics in swapped-in teacher blocks: eval: running; batch: the batch's"
+        "eval",
+        description="BatchNorm statistics in swapped-in teacher blocks; eval: the running ones; batch: the batch's",
     )
     stem: Literal["student", "teacher"] = Field("student", description="teacher: copied from the teacher and frozen")
     head: Literal["student", "teacher"] = Field("student", description="teacher: copied from the teacher and frozen")
@@ -50,7 +51,7 @@ class KdOptions(Strict):
 class LabelSmoothingOptions(Strict):
     """Cross-entropy with smoothed labels."""
 
-    epsilon: Fraction = Field(0.1, description="probability that is spread over all classes")
+    epsilon: Fraction = Field(0.1, description="probability mass spread evenly over all classes")
 
 
 class DkdOptions(Strict):
@@ -68,7 +69,7 @@ class DkdOptions(Strict):
 
 
 class DistOptions(Strict):
-    """Relations instead of values: ce_weight·CE + T²·(inter·(1 − ρ over classes) + intra·(1 − ρ over the batch))."""
+    """Match relations, not values: ce_weight·CE + T²·(inter·(1 − ρ over classes) + intra·(1 − ρ over the batch))."""
 
     temperature: float = Field(4.0, gt=0, description=TEMPERATURE)
     ce_weight: float = Field(1.0, ge=0, description=CE_WEIGHT)
@@ -77,13 +78,15 @@ class DistOptions(Strict):
 
 
 class CtkdOptions(Strict):
-    """kd with a temperature that is learned against the student: start + span·sigmoid(θ)."""
+    """kd with an adversarially learned temperature: start + span·sigmoid(θ)."""
 
     ce_weight: float = Field(0.1, ge=0, description=CE_WEIGHT)
     kd_weight: float = Field(0.9, ge=0, description=KD_WEIGHT)
     start: float = Field(1.0, gt=0, description="the lowest temperature")
     span: float = Field(20.0, gt=0, description="the highest temperature minus the lowest")
-    epochs: int = Field(10, gt=0, description="epochs over which θ's reversed gradient grows from 0, by half a cosine")
+    epochs: int = Field(
+        10, gt=0, description="epochs over which θ's reversed gradient grows from 0 along half a cosine"
+    )
     strength: float = Field(1.0, ge=0, description="factor of the reversed gradient after that")
 
 
@@ -103,7 +106,7 @@ class MlkdOptions(Strict):
     )
     strong_temperatures: list[float] = Field(
         [3.0, 4.0, 5.0],
-        description="those at which the strong view is compared; at the others the weak view is compared twice",
+        description="temperatures at which the strong view is compared; at the others, the weak view is compared twice",
     )
     ce_weight: float = Field(0.1, ge=0, description="weight of each view's cross-entropy")
     kd_weight: float = Field(0.9, ge=0, description="weight of all divergences and relations")
@@ -120,12 +123,12 @@ class MlkdOptions(Strict):
     def _known_temperatures(self) -> "MlkdOptions":
         odd = sorted(set(self.strong_temperatures) - set(self.temperatures))
         if odd:
-            raise ValueError(f"strong_temperatures: {odd[0]:g} is none of the temperatures")
+            raise ValueError(f"strong_temperatures: {odd[0]:g} is not one of the temperatures")
         return self
 
 
 class MutualOptions(Strict):
-    """A copy of the teacher trains with the student; each has ce_weight·CE + kd_weight·T²·KL(other ‖ own)."""
+    """A copy of the teacher is trained with the student; each minimises ce_weight·CE + kd_weight·T²·KL(other ‖ own)."""
 
     temperature: float = Field(1.0, gt=0, description=TEMPERATURE)
     ce_weight: float = Field(1.0, ge=0, description=CE_WEIGHT)
@@ -172,14 +175,14 @@ class ReviewkdOptions(Strict):
 
 
 class SimkdOptions(Strict):
-    """The teacher's classifier reused: weight·MSE between its last maps and the student's projected ones."""
+    """Reuse the teacher's classifier: weight·MSE between its last maps and the student's projected ones."""
 
     weight: float = Field(1.0, gt=0, description="weight of the term, which is the whole loss")
-    factor: int = Field(2, gt=0, description="the projector narrows to the teacher's channels divided by this")
+    factor: int = Field(2, gt=0, description="the projector's bottleneck has the teacher's channels divided by this")
 
 
 class HintsOptions(Strict):
-    """Hints at the centres of clusters of the teacher's blocks: CE + weight·hint regression."""
+    """Hints at the cluster centres of the teacher's blocks: CE + weight·hint regression."""
 
     weight: float = Field(100.0, ge=0, description=WEIGHT)
     points: int = Field(3, gt=0, description="clusters of the teacher's blocks; each has a hint at its centre")
@@ -216,7 +219,7 @@ class CrdOptions(Strict):
     dim: int = Field(128, gt=0, description="dimension of the embeddings that are compared")
     negatives: int = Field(16384, gt=0, description="images of other classes that each image is compared with")
     temperature: float = Field(0.07, gt=0, description="divides the similarities")
-    momentum: float = Field(0.5, ge=0, lt=1, description="share of the old value when the memory bank is updated")
+    momentum: float = Field(0.5, ge=0, lt=1, description="weight of the old value when the memory bank is updated")
 
 
 class SpOptions(Strict):
@@ -246,12 +249,12 @@ class PktOptions(Strict):
 
 
 class KcdOptions(Strict):
-    """Knowledge condensation: images that the student is sure of are dropped and mixed into others."""
+    """Knowledge condensation: images on which the student is confident are dropped and mixed into others."""
 
     every: int = Field(40, gt=0, description="epochs between two rankings of the images")
     drop: Fraction = Field(0.05, description="share of all images that each ranking drops")
-    keep: Annotated[float, Field(gt=0, le=1)] = Field(0.7, description="smallest share of the images that stays")
+    keep: Annotated[float, Field(gt=0, le=1)] = Field(0.7, description="smallest share of the images that is kept")
     exponent: float = Field(
         0.03, ge=0, description="the mean entropy is multiplied by (times shown / every) to this power"
     )
-    mixed: Fraction = Field(0.7, description="lowest weight of an image in a mixture with a dropped one")
+    mixed: Fraction = Field(0.7, description="lowest weight of a kept image when mixed with a dropped one")
