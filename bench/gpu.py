@@ -23,8 +23,7 @@ import common
 import contestants
 import field
 from contestants import BATCH, Contestant, floor, ours
-from iakd import config, files
-from iakd import devices as devices
+from iakd import config, devices, files
 from iakd.experiment.jobs import plan_experiment
 from iakd.stages import prepare, teach
 

@@ -23,8 +23,7 @@ import torch
 
 import common
 from contestants import BATCH, MEAN, STD, Contestant, ours, random_images, training
-from iakd import devices as devices
-from iakd import files
+from iakd import devices, files
 from iakd.config import METHODS, Compute
 from iakd.data.loader import Batch, BatchFormat, DeviceLoader
 from iakd.training.trainer import Trainer

@@ -23,7 +23,7 @@ import contestants
 import field
 import limit
 from contestants import BATCH, Contestant, floor, ours
-from iakd import devices as devices
+from iakd import devices
 from iakd.config import Compute
 from iakd.data.loader import BatchFormat
 from iakd.training.trainer import VALIDATION_BATCH

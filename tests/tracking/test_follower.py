@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import fake_runs
 import pytest
@@ -291,10 +291,8 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "nice", lambda _: 0)
 
 
-def test_a_follower_stays_while_a_command_is_at_work(params: Params, address: MlflowAddress, fast: None) -> None:
-    with (address.folder / FOLLOWER_LOCK).open("a"):
-        users = files.try_lock(address.folder / USERS_LOCK, shared=True, patience=1.0)
-    assert users
+def assert_it_stays_until_closed(users: IO[str], params: Params) -> None:
+    """A follower lives as long as the lock of a command that uses it, and ends soon after."""
     thread = threading.Thread(target=follower.follow, args=[params])
     thread.start()
     thread.join(0.5)
@@ -302,6 +300,13 @@ def test_a_follower_stays_while_a_command_is_at_work(params: Params, address: Ml
     users.close()
     thread.join(5)
     assert not thread.is_alive()
+
+
+def test_a_follower_stays_while_a_command_is_at_work(params: Params, address: MlflowAddress, fast: None) -> None:
+    with (address.folder / FOLLOWER_LOCK).open("a"):
+        users = files.try_lock(address.folder / USERS_LOCK, shared=True, patience=1.0)
+    assert users
+    assert_it_stays_until_closed(users, params)
 
 
 def test_a_command_that_joins_at_the_last_moment_keeps_the_follower(
@@ -310,13 +315,7 @@ def test_a_command_that_joins_at_the_last_moment_keeps_the_follower(
     users = files.try_lock(address.folder / USERS_LOCK, shared=True, patience=1.0)
     assert users
     monkeypatch.setattr(files, "in_use", lambda _: False)  # it joined after the follower had looked
-    thread = threading.Thread(target=follower.follow, args=[params])
-    thread.start()
-    thread.join(0.5)
-    assert thread.is_alive()
-    users.close()
-    thread.join(5)
-    assert not thread.is_alive()
+    assert_it_stays_until_closed(users, params)
 
 
 def test_a_follower_stays_while_a_run_is_live(params: Params, address: MlflowAddress, fast: None) -> None:

@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from iakd import config, models
-from iakd import devices as devices
+from iakd import config, devices, models
 from iakd.config import Method, Schedule
 from iakd.data.file_loader import make_loader
 from iakd.data.loader import ImageLoader, steps_per_epoch
