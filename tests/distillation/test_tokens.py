@@ -15,7 +15,7 @@ from iakd.models.features import forward_features
 from iakd.models.network import Block
 from iakd.training.timeline import Timeline
 
-NEED_MAPS = ["ft", "ab", "reviewkd", "simkd"]
+NEED_MAPS = ["ft", "ab", "reviewkd", "simkd", "srrl"]
 FROM_OUTSIDE = ["crd", "hints"]  # tested elsewhere
 WORK = [
     name

@@ -181,6 +181,15 @@ class SimkdOptions(Strict):
     factor: int = Field(2, gt=0, description="the projector's bottleneck has the teacher's channels divided by this")
 
 
+class SrrlOptions(Strict):
+    """The teacher's classifier on the student's features: weighted MSE between last features, and between outputs."""
+
+    feature_weight: float = Field(1.0, ge=0, description="weight of the distance from the teacher's pooled features")
+    regression_weight: float = Field(
+        1.0, ge=0, description="weight of the distance between the teacher's classifier's outputs for both"
+    )
+
+
 class HintsOptions(Strict):
     """Hints at the cluster centres of the teacher's blocks: CE + weight·hint regression."""
 

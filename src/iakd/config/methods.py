@@ -152,6 +152,12 @@ BUILT_IN: dict[str, MethodSpec] = {
             "its outputs are the teacher's classifier's, not the student's own",
         ),
     ),
+    "srrl": MethodSpec(
+        "last features that the teacher's classifier takes for the teacher's (Yang et al. 2021)",
+        "features",
+        _loss("srrl:SRRLLoss"),
+        options.SrrlOptions,
+    ),
     "ot": MethodSpec(
         "an image's feature vectors, moved onto the teacher's by optimal transport (OT-KD)",
         "features",
