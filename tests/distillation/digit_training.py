@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from iakd import config, models
-from iakd.config import Compute, Recipe, Schedule
+from iakd.config import Compute, Recipe
 from iakd.data.loader import Batch, BatchFormat, DeviceLoader, EpochData
 from iakd.data.sources import digits
 from iakd.distillation.distiller import make_distiller
@@ -75,12 +75,10 @@ def make_training(
     student = network(STUDENT, 1)
     train = digit_images(0, IMAGES)
     timeline = timeline_of(chosen, method, len(train))
-    schedule = Schedule(p0=0.5, student_only=0.2)
     distillation = make_distiller(
         student,
         teacher(),
         method,
-        schedule=schedule,
         timeline=timeline,
         seed=0,
         data=train,

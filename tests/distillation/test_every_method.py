@@ -64,11 +64,23 @@ def terms_at_the_end(training: Trainer) -> dict[str, float]:
     return {name: float(term.detach()) for name, term in terms.items()}
 
 
+FORMS: dict[str, tuple[str, dict[str, Any]]] = {  # further forms of a method: expression, and options of iakd
+    "iakd two-path": ("iakd", {"form": "two_path"}),
+    "iakd two-path, separate": (
+        "iakd",
+        {"form": "two_path", "paths_per_step": 3, "label_weight": 0.5, "student_bn": "separate", "seam_weight": 0.02},
+    ),
+}
+
+
 def train(name: str, path: str = "digits/students/run") -> Trainer:
+    if name in FORMS:
+        expression, iakd = FORMS[name]
+        return make_training(expression, path, {"iakd": iakd})
     return make_training(alone(name), path, options(name), **RECIPE.get(name, {}))
 
 
-@pytest.fixture(scope="module", params=list(METHODS))
+@pytest.fixture(scope="module", params=[*METHODS, *FORMS])
 def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Whole]:
     """One training per method, which the tests below look at from several sides. It leaves them in its folder."""
     name = request.param
@@ -93,10 +105,9 @@ def test_thirty_steps_lower_its_loss(whole: Whole) -> None:
     assert whole.training.step == whole.training.timeline.total <= 30
     assert sum(whole.after.values()) < 0.9 * sum(whole.before.values())
     own = [term for term in whole.before if term != "ce"]
-    if not (
-        METHODS[whole.name].joins or METHODS[whole.name].base
-    ):  # so that no loss of a sum overwrites another's term
-        assert all(term == whole.name or term.startswith(f"{whole.name}_") for term in own)
+    name = FORMS[whole.name][0] if whole.name in FORMS else whole.name
+    if not (METHODS[name].joins or METHODS[name].base):  # so that no loss of a sum overwrites another's term
+        assert all(term == name or term.startswith(f"{name}_") for term in own)
     if own and whole.name not in OWN_TERMS_MAY_RISE:
         assert sum(whole.after[term] for term in own) < sum(whole.before[term] for term in own)
 
@@ -165,9 +176,9 @@ def test_losses_are_float32_and_finite_under_bf16_and_huge_weights(whole: Whole)
     assert gradients and all(torch.isfinite(gradient).all() for gradient in gradients)
 
 
-@pytest.mark.parametrize("path", ["hybrid", "student"])
+@pytest.mark.parametrize("form", ["single_path", "two_path"])
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "iakd"])
-def test_it_can_be_added_to_iakd_or_says_why_not(make_training: Make, name: str, path: str) -> None:
+def test_it_can_be_added_to_iakd_or_says_why_not(make_training: Make, name: str, form: str) -> None:
     expression = f"iakd+{alone(name)}"
     try:
         config.Method(method=expression)
@@ -175,7 +186,7 @@ def test_it_can_be_added_to_iakd_or_says_why_not(make_training: Make, name: str,
         assert METHODS[name].alone or METHODS[name].refuses.get("iakd") or METHODS["iakd"].refuses.get(name)
         assert "cannot be added" in str(error)
         return
-    training = make_training(expression, options={**options(name), "iakd": {"path": path}})
+    training = make_training(expression, options={**options(name), "iakd": {"form": form}})
     training.objective.train()
     for epoch in range(3):
         training.train_step(fixed_batch(training, epoch))

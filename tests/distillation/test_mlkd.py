@@ -79,10 +79,9 @@ def test_the_strong_view_is_the_recipe_s_with_more_on_top(make_training: Make) -
 
 def test_the_second_view_takes_the_path_that_is_taught(make_training: Make) -> None:
     """With every block swapped, what the hybrid's outputs teach cannot reach the student's blocks, in either view."""
-    for path, reached in (("hybrid", False), ("student", True)):
+    for form, reached in (("single_path", False), ("two_path", True)):
         schedule = {"kind": "uniform", "p0": 0.0, "student_only": 0.0}
-        training = make_training("iakd+mlkd", options={"iakd": {"path": path, "schedule": schedule}})
-        training.objective.sampler.schedule = config.Schedule.model_validate(schedule)
+        training = make_training("iakd+mlkd", options={"iakd": {"form": form, "schedule": schedule}})
         training.objective.train()
         terms, _ = training.objective(fixed_batch(training), 0)
         terms["mlkd_ce"].backward()

@@ -11,7 +11,7 @@ from torch import nn
 
 from iakd import config, models
 from iakd.config import IakdOptions, LrSchedule, Schedule
-from iakd.data.loader import BatchFormat, DeviceLoader
+from iakd.data.loader import DeviceLoader
 from iakd.distillation.distiller import Distiller, make_distiller
 from iakd.errors import UserError
 from iakd.interactive.hybrid import Hybrid, mix_branches
@@ -145,11 +145,11 @@ def test_whole_stages_are_swapped_as_one(teacher: models.Network, images: torch.
         by_stage.require(FeatureSpec(blocks=frozenset({1, 2})))
 
 
-@pytest.mark.parametrize("path", ["hybrid", "student"])
-def test_a_loss_inside_what_is_swapped_as_one_needs_the_student_s_path(teacher: models.Network, path: str) -> None:
+@pytest.mark.parametrize("form", ["single_path", "two_path"])
+def test_a_loss_inside_what_is_swapped_as_one_needs_the_student_s_path(teacher: models.Network, form: str) -> None:
     """hints looks at the first block of a stage here, which a swapped stage does not have."""
     data = DeviceLoader(np.zeros((8, 1, 8, 8), np.uint8), np.arange(8) % 2, [0.5], [0.5], "cpu")
-    iakd, hints = {"unit": "stage", "path": path}, {"points": 6, "images": 8}
+    iakd, hints = {"unit": "stage", "form": form}, {"points": 6, "images": 8}
     method = config.Method.model_validate({"method": "iakd+hints", "iakd": iakd, "hints": hints})
 
     def build() -> Distiller:
@@ -157,25 +157,8 @@ def test_a_loss_inside_what_is_swapped_as_one_needs_the_student_s_path(teacher: 
             network("resnet14", seed=2), teacher, method, schedule=HALF, timeline=TIMELINE, seed=0, data=data
         )
 
-    if path == "student":
+    if form == "two_path":
         build()
     else:
-        with pytest.raises(UserError, match=r"set iakd\.unit: block, or iakd\.path: student"):
+        with pytest.raises(UserError, match=r"set iakd\.unit: block, or iakd\.form: two_path"):
             build()
-
-
-def test_the_student_s_path_is_left_out_where_nothing_looks_at_it(teacher: models.Network) -> None:
-    """When ab's first phase is over, a step is that of iakd alone, normalisation's statistics included."""
-    rng = np.random.default_rng(0)
-    data = DeviceLoader(rng.integers(0, 256, (12, 1, 8, 8)).astype(np.uint8), np.arange(12) % 10, [0.5], [0.5], "cpu")
-    students = []
-    for expression in ("iakd", "iakd+ab"):
-        method = config.Method.model_validate({"method": expression, "iakd": {"path": "student"}})
-        student = network("resnet8", seed=2)
-        trained = make_distiller(student, teacher, method, schedule=HALF, timeline=TIMELINE, seed=0, data=data)
-        trained.train()
-        for batch in data.epoch(0, 0, BatchFormat(6)):
-            terms, _ = trained(batch, TIMELINE.total // 2)
-            assert set(terms) == {"ce"}
-        students.append(models.save_weights(student))
-    assert students[0] == students[1]

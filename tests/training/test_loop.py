@@ -204,19 +204,6 @@ def test_drawn_rates_are_those_of_the_blocks_that_ran(make_training: Make, monke
     assert calls == [round(sum(row[f"p_drawn_{i}"] * steps for row in history)) for i in range(3)]
 
 
-def test_kd_on_the_students_path_looks_at_the_student_alone(make_training: Make) -> None:
-    hybrid = make_training("iakd+kd", schedule=Schedule(kind="uniform", p0=0.0, student_only=0.0))
-    alone = make_training(
-        "iakd+kd", schedule=Schedule(kind="uniform", p0=0.0, student_only=0.0), options={"iakd": {"path": "student"}}
-    )
-    batch = next(hybrid.data.epoch(0, 0, BatchFormat(16)))
-    for training, reached in ((hybrid, False), (alone, True)):
-        training.objective.train()
-        terms, _ = training.objective(batch, 0)
-        terms["kd"].backward()
-        assert any(p.grad is not None for p in training.objective.student.blocks[0].parameters()) == reached
-
-
 def test_ema_is_the_moving_average_of_the_weights(make_training: Make) -> None:
     training = make_training(epochs=1, ema=0.5, augment={})
     name, expected = "head.2.weight", None

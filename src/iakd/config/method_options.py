@@ -15,13 +15,33 @@ WEIGHT = "weight of the term that is added to the cross-entropy"
 PRETRAIN = "share of the steps in the first phase"
 
 
+PathKind = Literal["bernoulli", "teacher_to_student", "student_to_teacher", "any"]
+SINGLE_PATH_ONLY = ("granularity", "at_least_one_student")
+TWO_PATH_ONLY = (
+    "paths",
+    "paths_per_step",
+    "weight",
+    "warmup",
+    "label_weight",
+    "teacher_weight",
+    "temperature",
+    "student_bn",
+    "seam_weight",
+)
+
+
 class IakdOptions(Strict):
     """Interactive distillation: student blocks are randomly swapped for the teacher's."""
 
+    form: Literal["single_path", "two_path"] = Field(
+        "single_path",
+        description="single_path: the hybrid network alone is trained, as in the paper; two_path: the student's own "
+        "path is trained in every step, and hybrid paths beside it",
+    )
     schedule: Schedule | Literal["tuned"] = Field(Schedule(), description="tuned: the schedule that `iakd tune` found")
     granularity: Literal["batch", "sample", "channel"] = Field(
         "batch",
-        description="one random draw per block for the whole batch, for each image, or for each channel, "
+        description="single_path: one random draw per block for the whole batch, for each image, or for each channel, "
         "which is then the student's, the teacher's or the mean of both",
     )
     unit: Literal["block", "stage"] = Field("block", description="swap single blocks, or whole stages")
@@ -32,12 +52,44 @@ class IakdOptions(Strict):
     stem: Literal["student", "teacher"] = Field("student", description="teacher: copied from the teacher and frozen")
     head: Literal["student", "teacher"] = Field("student", description="teacher: copied from the teacher and frozen")
     at_least_one_student: bool | None = Field(
-        None, description="never swap all blocks at once; default: true if stem and head are frozen, else false"
+        None,
+        description="single_path: never swap all blocks at once; default: true if stem and head are frozen, else false",
     )
     bn_reestimate: bool = Field(False, description="recompute the student's BatchNorm statistics at the end")
-    path: Literal["hybrid", "student"] = Field(
-        "hybrid", description="iakd+X: the network whose outputs the added loss X uses"
+    paths: PathKind = Field(
+        "any",
+        description="two_path: which blocks of a hybrid path are the teacher's; bernoulli: each block by itself; "
+        "teacher_to_student: the first ones; student_to_teacher: the last ones; any: half of the paths bernoulli, a "
+        "quarter each of the others",
     )
+    paths_per_step: int = Field(1, gt=0, description="two_path: hybrid paths that are drawn in each step")
+    weight: float = Field(1.0, ge=0, description="two_path: weight of the hybrid paths' loss, γ")
+    warmup: Fraction = Field(0.08, description="two_path: share of the steps over which the weights grow linearly")
+    label_weight: float = Field(0.0, ge=0, description="two_path: weight of a hybrid path's cross-entropy, within γ")
+    teacher_weight: float = Field(
+        0.9, ge=0, description="two_path: weight of a hybrid path's divergence from the teacher, within γ"
+    )
+    temperature: float = Field(4.0, gt=0, description="two_path: softmax temperature of that divergence")
+    student_bn: Literal["shared", "batch", "separate"] = Field(
+        "batch",
+        description="two_path: the student's BatchNorm in hybrid paths; batch: leaves the running statistics alone; "
+        "shared: updates them; separate: has layers of its own, which are discarded",
+    )
+    seam_weight: float = Field(
+        0.0, ge=0, description="two_path: weight of the distances between the features of both networks at all blocks"
+    )
+
+    @model_validator(mode="after")
+    def _fits_the_form(self) -> "IakdOptions":
+        other = TWO_PATH_ONLY if self.form == "single_path" else SINGLE_PATH_ONLY
+        for name in other:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                form = "two_path" if self.form == "single_path" else "single_path"
+                raise ValueError(f"{name} has no effect with form: {self.form}; set form: {form}, or remove it")
+        contiguous = self.paths in ("teacher_to_student", "student_to_teacher")
+        if contiguous and isinstance(self.schedule, Schedule) and self.schedule.slope:
+            raise ValueError(f"schedule.slope has no effect with paths: {self.paths}; set it to 0")
+        return self
 
 
 class KdOptions(Strict):

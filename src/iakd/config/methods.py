@@ -83,7 +83,10 @@ _LOGIT_METHODS = {
 
 BUILT_IN: dict[str, MethodSpec] = {
     "iakd": MethodSpec(
-        "student blocks are randomly swapped for the teacher's during the training", "interactive", options=IakdOptions
+        "student blocks are randomly swapped for the teacher's during the training",
+        "interactive",
+        _loss("iakd:IakdLoss"),
+        IakdOptions,
     ),
     "scratch": MethodSpec("cross-entropy alone", "reference", needs_teacher=False, alone="it adds no loss"),
     "label_smoothing": MethodSpec(

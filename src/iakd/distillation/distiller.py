@@ -1,10 +1,11 @@
 """The distiller: computes the loss of a batch for every method, from the forward passes that its losses ask for.
 
-A method is a sum of losses; where `iakd` is among its names, the hybrid network takes the student's place.
+A method is a sum of losses. In the single-path form of `iakd`, the hybrid network takes the student's place; in its
+two-path form, hybrid paths are computed beside the student's own.
 """
 
 import dataclasses
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,9 +18,10 @@ from iakd.distillation.loss import DistillationLoss, ForwardOutputs, LossContext
 from iakd.distillation.registry import changes_student, deploy, loss_class
 from iakd.distillation.teacher_cache import CacheDir, CachedTeacherOutputs, TeacherOutputs, outputs_suffice
 from iakd.interactive.hybrid import Hybrid
-from iakd.interactive.swap_sampler import WHOLE_BATCH, SwapSampler, make_swap_sampler
+from iakd.interactive.paths import Path
+from iakd.interactive.swap_sampler import WHOLE_BATCH, SwapSampler, keep_record, make_swap_sampler
 from iakd.models import Network
-from iakd.models.features import LOGITS, Features, FeatureSpec, forward_features
+from iakd.models.features import LOGITS, NOTHING, Features, FeatureSpec, forward_features
 from iakd.models.network import Frozen
 from iakd.models.shapes import channels
 from iakd.seeding import derive
@@ -31,10 +33,11 @@ class Distiller(Objective):
     """What a student's training minimises. Build it with `make_distiller`.
 
         batch ─┬─ student, or hybrid ─ Features ─┬─ cross-entropy ───────────────┬─ sum of terms
-               └─ teacher (frozen) ── Features ──┴─ losses(ForwardOutputs) ──────┘
+               ├─ teacher (frozen) ── Features ──┴─ losses(ForwardOutputs) ──────┘
+               └─ hybrid paths that losses ask for ── logits ──┘
 
-    Its parameters are those of the student, of the hybrid's adapters and of the losses; its state_dict leaves the
-    teacher out. With `two_paths`, the hybrid learns the labels only, and the added losses see the student alone.
+    The hybrid takes the student's place where there is a `sampler` (the single-path form of IAKD). Its parameters are
+    those of the student, of the hybrid's adapters and of the losses; its state_dict leaves the teacher out.
     """
 
     def __init__(
@@ -45,7 +48,6 @@ class Distiller(Objective):
         teacher: Network | None = None,
         hybrid: Hybrid | None = None,
         sampler: SwapSampler | None = None,
-        options: config.IakdOptions | None = None,
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
@@ -54,11 +56,9 @@ class Distiller(Objective):
         self.losses = nn.ModuleDict(losses)
         self.frozen_teacher = Frozen(teacher) if teacher else None
         self.sampler = sampler
-        self.options = options or config.IakdOptions()
         self.label_smoothing = max(label_smoothing, *(loss.label_smoothing for loss in losses.values()))
         self._with_terms = [loss for loss in losses.values() if type(loss).forward is not DistillationLoss.forward]
-        self._two_paths = hybrid is not None and self.options.path == "student" and bool(self._with_terms)
-        if hybrid and not self._two_paths:
+        if hybrid and sampler:
             hybrid.require(_features_of(self._with_terms)[0])
         self._outputs: TeacherOutputs | CachedTeacherOutputs | None = None
 
@@ -106,45 +106,47 @@ class Distiller(Objective):
         """The weighted cross-entropy and all terms, and the logits (B, classes) that the cross-entropy sees."""
         active = [loss for loss in self._with_terms if loss.active(step)]
         student_spec, teacher_spec = _features_of(active)
-        if self._two_paths:
-            labelled = self._forward_hybrid(batch, step, LOGITS)
-            taught = self._forward_taught(batch, step, student_spec) if active else labelled
-        else:
-            labelled = taught = self._forward_taught(batch, step, student_spec)
-        assert labelled.logits is not None
-        ce = cross_entropy(labelled.logits, batch.labels, self.label_smoothing, batch.mixed)
+        paths = list(dict.fromkeys(path for loss in active for path in loss.paths(step)))
+        student_prefix, teacher_prefix = self.hybrid.prefixes(paths) if paths and self.hybrid else (NOTHING, NOTHING)
+        taught = self._forward_taught(batch, step, student_spec | student_prefix)
+        assert taught.logits is not None
+        ce = cross_entropy(taught.logits, batch.labels, self.label_smoothing, batch.mixed)
         weight = max(loss.ce_weight_at(step) for loss in self._losses())
         terms = {"ce": weight * ce if weight else torch.zeros_like(ce)}  # at 0 the head gets no gradient, so it rests
         if active:
-            outputs = self._forward_outputs(batch, step, taught, teacher_spec)
+            outputs = self._forward_outputs(batch, step, taught, teacher_spec, teacher_prefix, paths)
             if batch.second_view is not None:
                 second = Batch(batch.second_view, batch.labels, batch.indices, shard=batch.shard)
-                taught = self._forward_taught(second, step, student_spec)
-                second_outputs = self._forward_outputs(second, step, taught, teacher_spec)
+                second_taught = self._forward_taught(second, step, student_spec)
+                second_outputs = self._forward_outputs(second, step, second_taught, teacher_spec)
                 outputs = dataclasses.replace(outputs, second_view=second_outputs)
             with torch.autocast(batch.images.device.type, enabled=False):
                 for loss in active:
                     terms |= terms_of(loss, outputs)
-        return terms, labelled.logits
+        return terms, taught.logits
 
     def _forward_taught(self, batch: Batch, step: int, spec: FeatureSpec) -> Features:
-        """The path that the added losses teach: the hybrid's, or the student's alone."""
-        if self.hybrid and not self._two_paths:
-            return self._forward_hybrid(batch, step, spec)
-        return forward_features(self.student, batch.images, spec)
-
-    def _forward_hybrid(self, batch: Batch, step: int, spec: FeatureSpec) -> Features:
-        assert self.hybrid is not None and self.sampler is not None
+        """The path that learns the labels and that losses compare with the teacher: the hybrid's or the student's."""
+        if self.sampler is None:
+            return forward_features(self.student, batch.images, spec)
+        assert self.hybrid is not None
         part = batch.shard.part if batch.shard else WHOLE_BATCH  # swaps are drawn for the whole batch
         return self.hybrid.forward_features(batch.images, self.sampler.masks(step, batch.whole_size, part), spec)
 
-    def _forward_outputs(self, batch: Batch, step: int, student: Features, teacher_spec: FeatureSpec) -> ForwardOutputs:
-        teacher = Features()
-        if self._outputs:
-            teacher = self._outputs(batch)
-        elif self.teacher and teacher_spec != FeatureSpec():
-            with torch.no_grad():
-                teacher = forward_features(self.teacher, batch.images, teacher_spec)
+    def _forward_outputs(
+        self,
+        batch: Batch,
+        step: int,
+        student: Features,
+        teacher_spec: FeatureSpec,
+        teacher_prefix: FeatureSpec = NOTHING,
+        paths: Sequence[Path] = (),
+    ) -> ForwardOutputs:
+        """What the losses read; `teacher_prefix`: the teacher's features from which `paths` start."""
+        teacher = self._forward_teacher(batch, teacher_spec, teacher_prefix)
+        hybrid_logits = {
+            path: self.hybrid.forward_path(batch.images, path, student, teacher) for path in paths if self.hybrid
+        }
         return ForwardOutputs(
             step,
             batch,
@@ -153,7 +155,16 @@ class Distiller(Objective):
             self._transform_logits,
             self.label_smoothing,
             torch.is_autocast_enabled(batch.images.device.type),
+            hybrid_logits,
         )
+
+    @torch.no_grad()
+    def _forward_teacher(self, batch: Batch, spec: FeatureSpec, prefix: FeatureSpec) -> Features:
+        if self.teacher is None or spec | prefix == NOTHING:
+            return Features()
+        if self._outputs:
+            return self._outputs(batch, prefix)
+        return forward_features(self.teacher, batch.images, spec | prefix)
 
     def _transform_logits(self, logits: Tensor) -> Tensor:
         logits = logits.float()
@@ -165,18 +176,18 @@ class Distiller(Objective):
         return self.losses.values()  # type: ignore[return-value]  # torch's annotation: modules
 
     def graph_key(self, step: int) -> Hashable | None:
-        if isinstance(self._outputs, CachedTeacherOutputs) or not all(loss.graph_safe for loss in self._with_terms):
+        if isinstance(self._outputs, CachedTeacherOutputs):
             return None
-        masks = self.sampler.masks(step, self.timeline.batch_size) if self.sampler else ()
-        return None if any(isinstance(mask, Tensor) for mask in masks) else tuple(masks)
+        keys = [loss.graph_key(step) for loss in self._with_terms]
+        masks = tuple(self.sampler.masks(step, self.timeline.batch_size)) if self.sampler else ()
+        return None if None in keys or any(isinstance(mask, Tensor) for mask in masks) else (masks, *keys)
 
     def epoch_record(self, epoch: int) -> dict[str, float]:
-        """Mean planned and drawn keep probability of each block slot: `p_planned_<i>`, `p_drawn_<i>`."""
-        if self.sampler is None:
-            return {}
-        planned, drawn = (values.mean(axis=0) for values in (self.sampler.planned(epoch), self.sampler.drawn(epoch)))
-        record = {f"p_planned_{i}": round(float(p), 6) for i, p in enumerate(planned)}
-        return record | {f"p_drawn_{i}": round(float(p), 6) for i, p in enumerate(drawn)}
+        """Mean planned and drawn keep probability of each block slot, and what losses have to say."""
+        record = keep_record(self.sampler.planned(epoch), self.sampler.drawn(epoch)) if self.sampler else {}
+        for loss in self._losses():
+            record |= loss.epoch_record(epoch)
+        return record
 
     def record(self) -> dict[str, Any]:
         """What the losses found out, by method."""
@@ -188,7 +199,7 @@ class Distiller(Objective):
         """Release the teacher cache; re-estimate BatchNorm statistics on the student's own activations, if asked."""
         if self._outputs:
             self._outputs.finish()
-        if not (self.hybrid and self.options.bn_reestimate):
+        if not (self.hybrid and self.hybrid.options.bn_reestimate):
             return
         self.train()
         layers = [m for m in self.student.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
@@ -224,19 +235,26 @@ def make_distiller(
         teacher.eval().requires_grad_(False)
         if changes_student(method):
             deploy(student, teacher, method, data.image_shape, seed)
+    if method.swaps and schedule:
+        method = method.model_copy(update={"iakd": method.iakd.model_copy(update={"schedule": schedule})})
+    joined = (loss_class(name).hybrid_options(method.options(name)) for name in method.names)
+    options = next((each for each in joined if each), None)
     hybrid = sampler = None
-    if method.swaps:
-        assert teacher is not None and schedule is not None
-        hybrid = Hybrid(student, teacher, method.iakd, seed)
-        widths = [channels(pair.student.after) for pair in hybrid.pairs]
-        sampler = make_swap_sampler(method.iakd, schedule, timeline, widths, seed, hybrid.only_blocks_train)
+    if options:
+        assert teacher is not None
+        hybrid = Hybrid(student, teacher, options, seed)
+        if options.form == "single_path":
+            assert isinstance(options.schedule, config.Schedule)
+            widths = [channels(pair.student.after) for pair in hybrid.pairs]
+            sampler = make_swap_sampler(options, options.schedule, timeline, widths, seed, hybrid.only_blocks_train)
     losses: dict[str, DistillationLoss] = {}
     for name in method.names:
-        context = LossContext(method.options(name), student, teacher, data, timeline, seed)
+        alone = len(method.names) == 1
+        context = LossContext(method.options(name), student, teacher, data, timeline, seed, hybrid, alone)
         losses[name] = loss = loss_class(name)(context)
         loss.initialise(torch.Generator().manual_seed(derive("part", name, seed)))
         loss.to(data.labels.device)
-    distiller = Distiller(student, losses, timeline, teacher, hybrid, sampler, method.iakd, label_smoothing)
+    distiller = Distiller(student, losses, timeline, teacher, hybrid, sampler, label_smoothing)
     distiller.use_teacher_outputs(-(-timeline.batch_size // processes), data, cache_dir)
     return distiller
 

@@ -4,8 +4,8 @@ A method's loss is a subclass in `distillation/losses/`. It declares which featu
 the `Distiller` computes these in one forward pass each and hands them over as `ForwardOutputs`.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from iakd import config
 from iakd.data.loader import Batch, EpochData, ImageLoader, MixedLabels
+from iakd.interactive.hybrid import Hybrid
+from iakd.interactive.paths import Path
 from iakd.models import Network
 from iakd.models.features import Features, FeatureSpec, classifier
 from iakd.models.network import initialise
@@ -47,6 +49,8 @@ class LossContext:
     data: ImageLoader
     timeline: Timeline
     seed: int
+    hybrid: Hybrid | None = None  # where a method of the sum has `hybrid_options`
+    alone: bool = True  # whether the sum has no other method
 
     @property
     def teacher(self) -> Network:
@@ -94,6 +98,7 @@ class ForwardOutputs:
     transform_logits: Callable[[Tensor], Tensor] = Tensor.float  # what logit losses compare; float32, or standardised
     label_smoothing: float = 0.0
     autocast: bool = False  # whether networks run in bfloat16
+    hybrid_logits: Mapping[Path, Tensor] = field(default_factory=dict)  # (B, classes) of the paths that losses ask for
     second_view: "ForwardOutputs | None" = None  # the same for `batch.second_view`
 
     @cached_property
@@ -159,6 +164,23 @@ class DistillationLoss(nn.Module):
         Called when the epoch starts or resumes. In a sum, one method at most asks for a subset or for a second view.
         """
         return EpochData()
+
+    @staticmethod
+    def hybrid_options(options: Any) -> config.IakdOptions | None:
+        """Return how student and teacher are joined to a hybrid network; None if the method has none."""
+        return None
+
+    def paths(self, step: int) -> Iterable[Path]:
+        """The hybrid paths whose logits it reads at a step. In a sum, one method at most has a hybrid network."""
+        return ()
+
+    def graph_key(self, step: int) -> Hashable | None:
+        """Equal for two steps in which `forward` does the same; None for a step that is like no other."""
+        return () if self.graph_safe else None
+
+    def epoch_record(self, epoch: int) -> dict[str, float]:
+        """Further columns for an epoch's row in the history."""
+        return {}
 
     def ce_weight_at(self, step: int) -> float:
         """Weight of the cross-entropy at a step; in a sum the largest counts."""

@@ -5,16 +5,20 @@ swaps once per step for the whole batch follows BERT-of-Theseus (Xu et al. 2020)
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from iakd.config import IakdOptions
 from iakd.devices import to_device
 from iakd.errors import UserError
+from iakd.interactive.paths import Path
 from iakd.interactive.swap_sampler import KeepMask
 from iakd.models import Network
 from iakd.models.features import LOGITS, BlockSlot, Features, FeatureSpec, forward_slots
@@ -23,6 +27,9 @@ from iakd.models.normalisation import input_conversion
 from iakd.models.pairing import BlockPair, copy_weights, pair_blocks, whole_stages
 from iakd.models.shapes import Shape
 from iakd.seeding import derive
+
+Sizes = tuple[Shape, Shape] | None
+"""(height, width) before the teacher's blocks and after the student's; None where both networks' maps are alike."""
 
 
 class TeacherBranch(nn.Module):
@@ -40,12 +47,17 @@ class TeacherBranch(nn.Module):
         self.teacher = Frozen(blocks, batch_statistics)
         self.leave = _adapter(pair, pair.teacher.blocks[-1].out_channels, pair.student.blocks[-1].out_channels)
 
-    def forward(self, features: Tensor, sizes: tuple[Shape, Shape] | None = None) -> Tensor:
+    def forward(self, features: Tensor, sizes: Sizes = None) -> Tensor:
         """`sizes`: (height, width) that the teacher's blocks expect, and that the student's blocks would return."""
-        if sizes is None:
-            return self.leave(self.teacher(self.enter(features)))
-        features = self.teacher(_resized(self.enter, features, sizes[0]))
-        return _resized(self.leave, features, sizes[1])
+        return self.to_student(self.teacher(self.to_teacher(features, sizes)), sizes)
+
+    def to_teacher(self, features: Tensor, sizes: Sizes = None) -> Tensor:
+        """The student's features before this slot, in the shape that the teacher's blocks expect."""
+        return self.enter(features) if sizes is None else _resized(self.enter, features, sizes[0])
+
+    def to_student(self, features: Tensor, sizes: Sizes = None) -> Tensor:
+        """The features after the teacher's blocks, in the shape of the student's."""
+        return self.leave(features) if sizes is None else _resized(self.leave, features, sizes[1])
 
 
 def _adapter(pair: BlockPair, in_channels: int, out_channels: int) -> nn.Module:
@@ -88,26 +100,50 @@ def mix_branches(
 
 
 class Hybrid(nn.Module):
-    """head ∘ H_L ∘ … ∘ H_1 ∘ stem of the student, where H_i is the student's i-th block or the teacher's in its place.
+    """A student with blocks of a frozen teacher swapped in; gradients flow through the teacher's blocks.
+
+    Single-path form (`forward`): head ∘ H_L ∘ … ∘ H_1 ∘ stem of the student, where H_i is the student's i-th block or
+    the teacher's in its place, between adapters.
 
         images ─ stem ─┬─ S_1 ─┬──┬─ S_2 ─┬── … ─ head ─ logits
                        └─ T_1 ─┘  └─ T_2 ─┘              one branch of each slot is computed
 
-    Gradients flow through the teacher's blocks to the student's earlier ones; the teacher's parameters get none.
+    Two-path form (`forward_path`): a path through both networks, with adapters only where it changes from one to the
+    other. The stem is that of the first block's network, the head that of the last block's. What comes before the
+    first change is the forward pass of one of the networks, and is not computed again.
+
+        teacher:  stem ─ T_1 ─ T_2 ─┐                  ┌─ T_5 ─ head ─ logits
+        student:                    └─ S_3 ─ S_4 ──────┘
+
+    The teacher's parameters get no gradient.
     """
 
     def __init__(self, student: Network, teacher: Network, options: IakdOptions, seed: int) -> None:
         super().__init__()
         self.student = student
         self._teacher = (teacher,)  # for its shapes; not a submodule
-        self._unit = options.unit
+        self.options = options
         self.pairs = self._pair()
-        self._sizes_of: dict[Shape, list[tuple[Shape, Shape] | None]] = {}  # by shape of an image
+        self._sizes_of: dict[Shape, list[Sizes]] = {}  # by shape of an image
         groups: list[list[nn.Module]] = [list(pair.teacher.blocks) for pair in self.pairs]
-        groups[0][:0] = input_conversion(student, teacher)
+        # copies, so that their mode is independent of the teacher's own forward pass
+        batch_statistics = options.teacher_bn == "batch"
+        ends: dict[str, nn.Module] = {}
+        if options.form == "two_path":
+            if len(self.pairs) < 2:
+                raise UserError(
+                    "iakd.form: two_path needs at least two block slots, and this pair has one; "
+                    "set iakd.unit: block, or choose deeper networks"
+                )
+            ends = {
+                "stem": Frozen(copy.deepcopy(nn.Sequential(teacher.input, teacher.stem)), batch_statistics),
+                "head": Frozen(copy.deepcopy(teacher.head), batch_statistics),
+            }
+        else:
+            groups[0][:0] = input_conversion(student, teacher)
+        self.teacher_ends = nn.ModuleDict(ends)
         branches = [
-            # copies, so that their mode is independent of the teacher's own forward pass
-            TeacherBranch(pair, copy.deepcopy(nn.Sequential(*group)), options.teacher_bn == "batch")
+            TeacherBranch(pair, copy.deepcopy(nn.Sequential(*group)), batch_statistics)
             for pair, group in zip(self.pairs, groups, strict=True)
         ]
         generator = torch.Generator().manual_seed(derive("adapters", seed))
@@ -115,12 +151,15 @@ class Hybrid(nn.Module):
             for adapter in (branch.enter, branch.leave):
                 initialise(adapter, generator)
         self.branches = nn.ModuleList(branches)
-        self.branches.to(next(student.parameters()).device)
         self._copied: list[nn.Module] = []  # parts of the student that the teacher's weights replace for good
         for name, source in (("stem", options.stem), ("head", options.head)):
             if source == "teacher":
                 copy_weights(getattr(teacher, name), getattr(student, name), name)
                 self._copied.append(getattr(student, name).requires_grad_(False))
+        self._norms = _places(student, _BatchNorm)
+        separate = self._norms if options.student_bn == "separate" else []
+        self.hybrid_norms = nn.ModuleList(copy.deepcopy(layer) for _, _, layer in separate)
+        self.to(next(student.parameters()).device)
 
     @property
     def only_blocks_train(self) -> bool:
@@ -141,13 +180,58 @@ class Hybrid(nn.Module):
         sizes = self._sizes(tuple(images.shape[1:]))
         return forward_slots(self.student, images, self._slots(kept, sizes), spec)
 
+    def prefixes(self, paths: Iterable[Path]) -> tuple[FeatureSpec, FeatureSpec]:
+        """The features of the student's and of the teacher's own forward passes at which `paths` leave them."""
+        student: set[int] = set()
+        teacher: set[int] = set()
+        for path in paths:
+            pair = self.pairs[_first_change(path) - 1]
+            if path[0]:
+                student.add(pair.student.last)
+            elif self.options.teacher_bn == "eval":
+                teacher.add(pair.teacher.last)
+        return FeatureSpec(blocks=frozenset(student)), FeatureSpec(blocks=frozenset(teacher))
+
+    def forward_path(self, images: Tensor, path: Path, student: Features, teacher: Features) -> Tensor:
+        """Logits (B, classes) of images (B, C, H, W) on a path that uses blocks of both networks.
+
+        `student` and `teacher` have the features that `prefixes` names for it.
+        """
+        sizes = self._sizes(tuple(images.shape[1:]))
+        change = _first_change(path)
+        before = self.pairs[change - 1]
+        if path[0]:
+            features = student.blocks[before.student.last]
+        elif self.options.teacher_bn == "eval":
+            features = teacher.blocks[before.teacher.last]
+        else:
+            with torch.no_grad():
+                features = self.teacher_ends["stem"](images)
+                for slot in range(change):
+                    features = self._branch(slot).teacher(features)
+        with self._hybrid_batch_norm():
+            for slot in range(change, len(path)):
+                if path[slot]:
+                    if not path[slot - 1]:
+                        features = self._branch(slot - 1).to_student(features, sizes[slot - 1])
+                    for block in self.pairs[slot].student.blocks:
+                        features = block(features)
+                else:
+                    branch = self._branch(slot)
+                    if path[slot - 1]:
+                        features = branch.to_teacher(features, sizes[slot])
+                    features = branch.teacher(features)
+            logits: Tensor = (self.student.head if path[-1] else self.teacher_ends["head"])(features)
+        return logits
+
     def require(self, spec: FeatureSpec) -> None:
         """Raise UserError where a loss reads features inside of what is swapped as one."""
         inside = (spec.blocks | spec.preactivations) - {pair.student.last for pair in self.pairs}
         if inside:
             raise UserError(
-                f"iakd.unit: {self._unit}: the added loss reads the features of student block {min(inside) + 1}, which "
-                "is swapped together with the blocks after it; set iakd.unit: block, or iakd.path: student"
+                f"iakd.unit: {self.options.unit}: the added loss reads the features of student block "
+                f"{min(inside) + 1}, which is swapped together with the blocks after it; set iakd.unit: block, or "
+                "iakd.form: two_path"
             )
 
     def train(self, mode: bool = True) -> "Hybrid":
@@ -157,11 +241,40 @@ class Hybrid(nn.Module):
             module.eval()
         return self
 
+    def _branch(self, slot: int) -> TeacherBranch:
+        branch = self.branches[slot]
+        assert isinstance(branch, TeacherBranch)
+        return branch
+
+    @contextmanager
+    def _hybrid_batch_norm(self) -> Iterator[None]:
+        """Let the student's BatchNorm treat the features of hybrid paths as `student_bn` says."""
+        match self.options.student_bn:
+            case "shared":
+                yield
+            case "batch":
+                layers = [layer for _, _, layer in self._norms if layer.training and layer.track_running_stats]
+                for layer in layers:
+                    layer.track_running_stats = False
+                try:
+                    yield
+                finally:
+                    for layer in layers:
+                        layer.track_running_stats = True
+            case "separate":
+                for (parent, name, _), layer in zip(self._norms, self.hybrid_norms, strict=True):
+                    parent._modules[name] = layer
+                try:
+                    yield
+                finally:
+                    for parent, name, layer in self._norms:
+                        parent._modules[name] = layer
+
     def _pair(self, image: Shape | None = None) -> list[BlockPair]:
         pairs = pair_blocks(self._teacher[0], self.student, image)
-        return whole_stages(pairs) if self._unit == "stage" else pairs
+        return whole_stages(pairs) if self.options.unit == "stage" else pairs
 
-    def _slots(self, kept: Sequence[KeepMask], sizes: list[tuple[Shape, Shape] | None]) -> Iterator[BlockSlot]:
+    def _slots(self, kept: Sequence[KeepMask], sizes: list[Sizes]) -> Iterator[BlockSlot]:
         for pair, branch, size, keep in zip(self.pairs, self.branches, sizes, kept, strict=True):
             teacher = partial(branch, sizes=size)
             if keep is True:
@@ -171,7 +284,7 @@ class Hybrid(nn.Module):
             else:
                 yield pair.student.last, partial(mix_branches, pair.student.blocks, teacher, keep)
 
-    def _sizes(self, image: Shape) -> list[tuple[Shape, Shape] | None]:
+    def _sizes(self, image: Shape) -> list[Sizes]:
         """`TeacherBranch` sizes for images of this shape; None where the maps of both networks have the same size."""
         if all(pair.same_size for pair in self.pairs):
             return [None] * len(self.pairs)
@@ -181,3 +294,18 @@ class Hybrid(nn.Module):
                 None if pair.same_size else (pair.teacher.before[1:], pair.student.after[1:]) for pair in pairs
             ]
         return self._sizes_of[image]
+
+
+def _first_change(path: Path) -> int:
+    """The first slot whose blocks are of another network than those before it."""
+    return path.index(not path[0])
+
+
+def _places(network: nn.Module, kind: type[nn.Module]) -> list[tuple[nn.Module, str, Any]]:
+    """Every layer of a kind, with the module that holds it and its name there."""
+    return [
+        (parent, name, child)
+        for parent in network.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, kind)
+    ]

@@ -23,6 +23,21 @@ KeepMask = bool | Tensor
 for these images; float (C,): the student's weight in each channel."""
 
 
+def planned_in(epoch: int, schedule: Schedule, timeline: Timeline, slots: int) -> NDArray[np.float64]:
+    """p_i at each step of an epoch, (steps, slots)."""
+    steps = np.arange(timeline.first_step(epoch), timeline.first_step(epoch + 1))
+    return keep_probabilities(schedule, steps, timeline.total, timeline.drops, slots)
+
+
+def keep_record(planned: NDArray[np.float64], drawn: NDArray[Any]) -> dict[str, float]:
+    """Return `p_planned_<i>` and `p_drawn_<i>`, the means of p_i and a_i; both have the shape (…, slots)."""
+    return {
+        f"p_{kind}_{slot}": round(float(p), 6)
+        for kind, values in (("planned", planned), ("drawn", drawn))
+        for slot, p in enumerate(values.reshape(-1, values.shape[-1]).mean(axis=0))
+    }
+
+
 class SwapSampler:
     """Draws a_i ~ Bernoulli(p_i) for each step and block slot: 1 keeps the student's blocks, 0 swaps in the teacher's.
 
@@ -42,8 +57,7 @@ class SwapSampler:
 
     def planned(self, epoch: int) -> NDArray[np.float64]:
         """p_i at each step of an epoch, (steps, slots)."""
-        steps = np.arange(self.timeline.first_step(epoch), self.timeline.first_step(epoch + 1))
-        return keep_probabilities(self.schedule, steps, self.timeline.total, self.timeline.drops, self.slots)
+        return planned_in(epoch, self.schedule, self.timeline, self.slots)
 
     def drawn(self, epoch: int) -> NDArray[Any]:
         """a_i at each step of an epoch, (steps, slots).

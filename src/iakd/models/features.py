@@ -34,6 +34,7 @@ class FeatureSpec:
         )
 
 
+NOTHING = FeatureSpec()
 LOGITS = FeatureSpec(logits=True)
 POOLED = FeatureSpec(pooled=True)
 

@@ -22,7 +22,7 @@ from iakd.distillation.teacher_cache.row_file import Positions, RowFile
 from iakd.experiment.provenance import source_sha
 from iakd.files import digest, sha256_bytes
 from iakd.models import Network
-from iakd.models.features import Features, FeatureSpec, forward_features
+from iakd.models.features import NOTHING, Features, FeatureSpec, forward_features
 
 KINDS = ("logits", "pooled")
 
@@ -44,18 +44,30 @@ class TeacherOutputs:
         self.batch_size = batch_size
         self.kinds = [kind for kind in KINDS if getattr(spec, kind)]
 
-    def __call__(self, batch: Batch) -> Features:
-        """Return the outputs for the images of a batch."""
-        return _as_features(self.compute(batch.images))
+    def __call__(self, batch: Batch, more: FeatureSpec = NOTHING) -> Features:
+        """Return the outputs for the images of a batch, and the features after the blocks that `more` names."""
+        values, blocks = self._forward(batch.images, self.spec | more)
+        return _as_features(values, blocks)
+
+    def blocks(self, images: Tensor, spec: FeatureSpec) -> dict[int, Tensor]:
+        """Return the teacher's features after the blocks that `spec` names, for images (B, C, H, W)."""
+        return self._forward(images, spec)[1] if spec.blocks else {}
 
     def finish(self) -> None:
         """End the training; there is nothing to close."""
 
-    @torch.no_grad()
     def compute(self, images: Tensor) -> dict[str, Tensor]:
         """Return the outputs by kind, (B, …), for images (B, C, H, W) in the training's memory layout and precision."""
-        features = forward_features(self.teacher, self.padded(images), self.spec)
-        return {kind: getattr(features, kind)[: len(images)] for kind in self.kinds}
+        return self._forward(images, self.spec)[0]
+
+    @torch.no_grad()
+    def _forward(self, images: Tensor, spec: FeatureSpec) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
+        features = forward_features(self.teacher, self.padded(images), spec)
+        values = {kind: getattr(features, kind) for kind in KINDS if getattr(spec, kind)}
+        return (
+            {kind: value[: len(images)] for kind, value in values.items()},
+            {block: value[: len(images)] for block, value in features.blocks.items()},
+        )
 
     def padded(self, images: Tensor, more: Tensor | None = None) -> Tensor:
         """Return a batch of full size, laid out like `images`: these, then `more`, then copies of the first image."""
@@ -73,8 +85,8 @@ class TeacherOutputs:
         return full
 
 
-def _as_features(values: dict[str, Tensor]) -> Features:
-    return Features(logits=values.get("logits"), pooled=values.get("pooled"))
+def _as_features(values: dict[str, Tensor], blocks: dict[int, Tensor]) -> Features:
+    return Features(blocks, logits=values.get("logits"), pooled=values.get("pooled"))
 
 
 # --- the key of a cache ---
@@ -159,16 +171,19 @@ class CachedTeacherOutputs:
         self._unsaved: list[Positions] = []
         self._writable = True
 
-    def __call__(self, batch: Batch) -> Features:
-        """Return the outputs for the images of a batch."""
+    def __call__(self, batch: Batch, more: FeatureSpec = NOTHING) -> Features:
+        """Return the outputs for the images of a batch, and the features after the blocks that `more` names.
+
+        Such features are not cached.
+        """
         position = batch.position
         if position is None or position.views.views is None:
-            return self.live(batch)
+            return self.live(batch, more)
         if not self._tried:
             self._tried = True
             self._open(batch)
         if not self._tables:
-            return self.live(batch)
+            return self.live(batch, more)
         if position.views is not self._epoch:
             self._start_epoch(*position)
         current = slice(position.start, position.start + len(batch.indices))
@@ -179,7 +194,8 @@ class CachedTeacherOutputs:
             positions = np.flatnonzero(missing)[: self.live.batch_size]
             if not self._load(positions):  # unless another process has just computed some
                 self._compute(positions, batch)
-        return _as_features({kind: values[current].clone() for kind, values in self._values.items()})
+        values = {kind: values[current].clone() for kind, values in self._values.items()}
+        return _as_features(values, self.live.blocks(batch.images, more))
 
     def finish(self) -> None:
         """Write unsaved outputs, log the share of reused ones, and release the cache."""
