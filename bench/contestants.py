@@ -55,28 +55,28 @@ def training(
     side: int = 32,
     cache_dir: Path | None = None,
     images: tuple[np.ndarray, np.ndarray] | DeviceLoader | None = None,
+    iakd: dict[str, Any] | None = None,
     **compute: Any,
 ) -> Trainer:
     """Ours, by method, with epochs of so many steps; `p` is the chance that a student's block is kept.
 
-    `cache_dir`: a folder for the teacher's outputs.
+    `cache_dir`: a folder for the teacher's outputs. `iakd`: more of its options.
     """
     recipe = config.Recipe.model_validate(
         {"batch_size": BATCH, "lr": LR, "precision": precision, "augment": {"pad": 4, "flip": True}}
         | {"validate_every": 240}
     )
-    method = config.Method(method=expression)
+    schedule = config.Schedule(kind="uniform", p0=p, student_only=0.0)
+    swaps = "iakd" in expression.split("+")
+    method = config.Method(method=expression, **({"iakd": {"schedule": schedule, **(iakd or {})}} if swaps else {}))
     if not isinstance(images, DeviceLoader):
         images = DeviceLoader(*(images or random_images(steps * BATCH, side)), MEAN, STD, device)
     data = images
     timeline = Timeline.of(recipe, steps_per_epoch(len(data), BATCH))
-    schedule = config.Schedule(kind="uniform", p0=p, student_only=0.0)
     teacher = network(pair[0], device) if method.needs_teacher else None
     student = network(pair[1], device)
     kept = CacheDir(cache_dir, "random", recipe.augment, 2**33) if cache_dir else None
-    distillation = make_distiller(
-        student, teacher, method, schedule=schedule, timeline=timeline, seed=0, data=data, cache_dir=kept
-    )
+    distillation = make_distiller(student, teacher, method, timeline=timeline, seed=0, data=data, cache_dir=kept)
     run = Run("bench", "distill", "key", {}, 0, {}, {})
     machine = config.Compute.model_validate({"device": device.type, "checkpoint_seconds": 1e9, **compute})
     return Trainer(run, distillation, data, data, recipe, machine)

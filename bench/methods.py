@@ -4,7 +4,8 @@
 
 Time relative to scratch, in turns within one run, and the memory that a training adds to the process beside the images;
 sums of methods too, and kd with a table that holds the teacher's outputs. All, or those that are named; of all a table
-goes to results/methods.md. Blocks of `iakd` are kept with probability 1/2.
+goes to results/methods.md. Blocks of `iakd` are kept with probability 1/2. Its two-path forms are also compared with
+kd, whose loss they contain: each with one hybrid path of the kind in every step, or in a share 2(1 − p) of them.
 """
 
 import argparse
@@ -31,6 +32,17 @@ from iakd.training.trainer import Trainer
 IMAGES = 50_000  # as CIFAR-100 has: some methods remember each
 STEPS = 2  # of each turn
 SUMS = ("iakd+kd", "crd+kd", "kcd+crd")
+TWO_PATH: dict[str, dict[str, Any]] = {  # beside kd
+    "two-path, T to S": {"paths": "teacher_to_student"},
+    "two-path, S to T": {"paths": "student_to_teacher"},
+    "two-path, bernoulli": {"paths": "bernoulli"},
+    "two-path, any": {"paths": "any"},
+    "two-path, any, 2 per step": {"paths": "any", "paths_per_step": 2},
+    "two-path, any, seams": {"paths": "any", "seam_weight": 1.0},
+    "two-path, any, separate": {"paths": "any", "student_bn": "separate"},
+    "two-path, T to S, p 0.75": {"paths": "teacher_to_student", "p": 0.75},
+    "two-path, S to T, p 0.75": {"paths": "student_to_teacher", "p": 0.75},
+}
 KNOWN = ", teacher known"  # its outputs are in the table
 CACHED = {f"kd{KNOWN}": "fp32", f"kd, bf16{KNOWN}": "bf16"}
 TABLE = common.ROOT / "bench" / "results" / "methods.md"
@@ -49,9 +61,12 @@ def main() -> None:
         (f"kd+{name}" if entry.joins else name): {} for name, entry in METHODS.items() if name != "scratch"
     }
     found |= {name: {} for name in SUMS} | {"kd, bf16": {"expression": "kd", "precision": "bf16"}}
+    for name, iakd in TWO_PATH.items():
+        own = {key: value for key, value in iakd.items() if key != "p"}
+        found[name] = {"expression": "iakd+kd", "iakd": {"form": "two_path", **own}, "p": iakd.get("p", 0.5)}
     for name, settings in found.items():
         settings.setdefault("expression", name)
-        settings["p"] = 0.5
+        settings.setdefault("p", 0.5)
     chosen = {"scratch": {"expression": "scratch"}, **{name: found[name] for name in options.names or found}}
     memory = {name: peak_mib(device, {**settings, "images": data}) for name, settings in chosen.items()}
     torch.set_num_threads(options.threads)
@@ -66,6 +81,8 @@ def main() -> None:
             numbers[f"{key(name)}.vs_scratch"] = 1 / times[name]
             if name in memory:
                 numbers[f"{key(name)}.peak_mib"] = memory[name]
+            if name in TWO_PATH and "kd" in work:
+                numbers[f"{key(name)}.vs_kd"] = faster(work, name, "kd", options.turns)
         if not options.names:
             known = {name: faster(work, name, name.removesuffix(KNOWN), options.turns) for name in CACHED}
             for name, ratio in known.items():

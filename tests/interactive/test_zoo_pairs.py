@@ -14,6 +14,7 @@ from iakd.data.loader import Batch, DeviceLoader
 from iakd.distillation.distiller import Distiller, make_distiller
 from iakd.errors import UserError
 from iakd.interactive.hybrid import Hybrid
+from iakd.models.features import Features, forward_features
 from iakd.models.network import initialise
 from iakd.models.pairing import initialise_from_teacher
 from iakd.training.timeline import Timeline
@@ -91,8 +92,34 @@ def test_one_step_of_every_pair(teacher_arch: str, student_arch: str) -> None:
     models.load_weights(plain, models.save_weights(student), "the deployed student")
 
 
-def hybrid(teacher: models.Network, student: models.Network) -> Hybrid:
-    net = Hybrid(student, teacher.eval().requires_grad_(False), IakdOptions(), seed=0)
+@pytest.mark.parametrize(("teacher_arch", "student_arch"), SAME + CROSS + LARGE)
+def test_hybrid_paths_of_every_pair(teacher_arch: str, student_arch: str) -> None:
+    """One path of each direction and one that changes often, through adapters where widths and sizes differ."""
+    teacher, student = network(teacher_arch, seed=1), network(student_arch, seed=2)
+    net = hybrid(teacher, student, form="two_path")
+    size = 224 if "/" in teacher_arch else 32
+    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
+    slots = len(net.pairs)
+    for path in (
+        tuple(slot > 0 for slot in range(slots)),
+        tuple(slot < slots - 1 for slot in range(slots)),
+        tuple(slot % 2 == 0 for slot in range(slots)),
+    ):
+        net.zero_grad()
+        of_student, of_teacher = net.prefixes([path])
+        own = forward_features(student, images, of_student) if path[0] else Features()
+        with torch.no_grad():
+            taught = forward_features(teacher, images, of_teacher)
+        logits = net.forward_path(images, path, own, taught)
+        assert logits.shape == (2, 10)
+        F.cross_entropy(logits, torch.tensor([1, 2])).backward()
+        for pair, keep in zip(net.pairs, path, strict=True):
+            for block in pair.student.blocks:
+                assert all((parameter.grad is not None) == keep for parameter in block.parameters())
+
+
+def hybrid(teacher: models.Network, student: models.Network, **options: object) -> Hybrid:
+    net = Hybrid(student, teacher.eval().requires_grad_(False), IakdOptions.model_validate(options), seed=0)
     net.train()
     return net
 
@@ -155,7 +182,7 @@ def test_transformers_of_unequal_width_swap_through_linear_adapters() -> None:
     teacher, student = network("timm/vit_small_patch16_224", seed=1), network("timm/vit_tiny_patch16_224", seed=2)
     method, _ = one_step(teacher, student, 224)
     assert method.hybrid is not None
-    assert {type(layer) for place in method.hybrid._places for layer in place.enter} == {nn.Linear, nn.LayerNorm}
+    assert {type(layer) for branch in method.hybrid.branches for layer in branch.enter} == {nn.Linear, nn.LayerNorm}
 
 
 def test_initialising_from_a_teacher_of_fewer_blocks_is_refused() -> None:
