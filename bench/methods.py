@@ -25,7 +25,7 @@ import torch
 import common
 from contestants import BATCH, MEAN, STD, Contestant, ours, random_images, training
 from iakd import devices, files
-from iakd.config import METHODS, Compute
+from iakd.config import METHODS, Compute, shortest_sum
 from iakd.data.loader import Batch, BatchFormat, DeviceLoader
 from iakd.training.trainer import Trainer
 
@@ -57,9 +57,7 @@ def main() -> None:
     options = parser.parse_args()
     device = devices.set_up_device(Compute(threads=1))  # threads that wait would be lost in a fork
     data = DeviceLoader(*random_images(IMAGES), MEAN, STD, device)
-    found: dict[str, dict[str, Any]] = {
-        (f"kd+{name}" if entry.joins else name): {} for name, entry in METHODS.items() if name != "scratch"
-    }
+    found: dict[str, dict[str, Any]] = {shortest_sum(name): {} for name in METHODS if name != "scratch"}
     found |= {name: {} for name in SUMS} | {"kd, bf16": {"expression": "kd", "precision": "bf16"}}
     for name, iakd in TWO_PATH.items():
         own = {key: value for key, value in iakd.items() if key != "p"}

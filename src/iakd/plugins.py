@@ -36,9 +36,10 @@ class MethodSpec:
     """A method, alone or as a term of a sum such as iakd+kd.
 
     `loss` refers to its `DistillationLoss` as package.module:Class; without one it adds nothing to the cross-entropy.
-    `refuses` names methods that it cannot be added to, and says why; with `alone`, a reason, it goes with none. With
-    `joins` it changes what methods of that group do, so a sum with it needs one. `base` is the method that is added
-    where no other one of the sum has a loss of its own.
+    `refuses` names methods that it cannot be added to, and says why; with `alone`, a reason, it goes with none.
+    `compares_levels` says that it compares features at several depths, or at one that is set, in `LossContext.levels`.
+    With `joins` it changes what methods of that group do, or those that compare levels, so a sum with it needs one.
+    `base` is the method that is added where no other one of the sum has a loss of its own.
     """
 
     summary: str
@@ -48,12 +49,19 @@ class MethodSpec:
     needs_teacher: bool = True
     alone: str | None = None
     refuses: dict[str, str] = field(default_factory=dict)
-    joins: Group | None = None
+    compares_levels: bool = False
+    joins: Group | Literal["levels"] | None = None
     base: str | None = None
 
     def __post_init__(self) -> None:
         if self.options is not None:
             self.options()  # raises where an option has no default, which a method that is not used cannot have
+
+    def changed_by(self, other: "MethodSpec") -> bool:
+        """Return whether the method `other` changes what this one does."""
+        if self.joins or not other.joins:
+            return False
+        return self.compares_levels if other.joins == "levels" else self.group == other.joins
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from iakd import config, models
-from iakd.config import METHODS
+from iakd.config import METHODS, shortest_sum
 from iakd.training.trainer import Trainer
 
 Make = Callable[..., Trainer]
@@ -38,11 +38,6 @@ STUDENT_GROWS: set[str] = {"simkd"}  # methods whose student keeps something bes
 
 def options(name: str) -> dict[str, Any]:
     return {name: OPTIONS[name]} if name in OPTIONS else {}
-
-
-def alone(name: str) -> str:
-    """The method by itself, or what it changes with it."""
-    return f"kd+{name}" if METHODS[name].joins else name
 
 
 @dataclass
@@ -77,7 +72,7 @@ def train(name: str, path: str = "digits/students/run") -> Trainer:
     if name in FORMS:
         expression, iakd = FORMS[name]
         return make_training(expression, path, {"iakd": iakd})
-    return make_training(alone(name), path, options(name), **RECIPE.get(name, {}))
+    return make_training(shortest_sum(name), path, options(name), **RECIPE.get(name, {}))
 
 
 @pytest.fixture(scope="module", params=[*METHODS, *FORMS])
@@ -179,7 +174,7 @@ def test_losses_are_float32_and_finite_under_bf16_and_huge_weights(whole: Whole)
 @pytest.mark.parametrize("form", ["single_path", "two_path"])
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "iakd"])
 def test_it_can_be_added_to_iakd_or_says_why_not(make_training: Make, name: str, form: str) -> None:
-    expression = f"iakd+{alone(name)}"
+    expression = f"iakd+{shortest_sum(name)}"
     try:
         config.Method(method=expression)
     except ValidationError as error:
@@ -193,7 +188,7 @@ def test_it_can_be_added_to_iakd_or_says_why_not(make_training: Make, name: str,
         training.step += training.timeline.steps_per_epoch
     means = training.sums.means()
     assert math.isfinite(means["loss"])
-    own = make_training(alone(name), options=options(name))
+    own = make_training(shortest_sum(name), options=options(name))
     own.objective.train()
     terms, _ = own.objective(fixed_batch(own), 0)
     assert {f"loss_{term}" for term in terms} <= set(means)

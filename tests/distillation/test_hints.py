@@ -7,14 +7,28 @@ import pytest
 import torch
 from digit_training import TEACHER, digit_images, fixed_batch, network, teacher_weights
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from torch import nn
 
 from iakd import config, models
+from iakd.config import METHODS
 from iakd.data.loader import BatchFormat
-from iakd.distillation.losses.hints import block_similarity, centres, cluster, hint_loss, nearest
+from iakd.distillation.loss import LossContext
+from iakd.distillation.losses.at import attention_loss
+from iakd.distillation.losses.hints import (
+    best_count,
+    block_similarity,
+    centres,
+    cluster,
+    hint_loss,
+    nearest,
+    silhouettes,
+)
+from iakd.distillation.registry import loss_class
 from iakd.errors import UserError
 from iakd.models.features import FeatureSpec, forward_features
-from iakd.models.pairing import pair_blocks
+from iakd.models.pairing import levels, pair_blocks
+from iakd.training.timeline import Timeline
 from iakd.training.trainer import Trainer
 
 Floats = NDArray[np.float64]
@@ -94,6 +108,42 @@ def test_clusters_and_their_centres() -> None:
     assert len(set(cluster(np.ones((4, 4)), 3))) <= 3
 
 
+def silhouette(distance: Floats, clusters: list[int]) -> float:
+    """Mean over the blocks of (b − a)/max(a, b); 0 for a block alone."""
+    values = []
+    for i, own in enumerate(clusters):
+        means = {
+            number: np.mean([distance[i, j] for j, other in enumerate(clusters) if other == number and j != i])
+            for number in set(clusters)
+            if any(other == number and j != i for j, other in enumerate(clusters))
+        }
+        if own not in means:
+            values.append(0.0)
+            continue
+        a = means.pop(own)
+        b = min(means.values())
+        values.append(float((b - a) / max(a, b)))
+    return float(np.mean(values))
+
+
+def test_the_number_of_clusters_is_that_with_the_highest_silhouette() -> None:
+    found = silhouettes(BLOCKS)
+    assert list(found) == [2, 3, 4]  # five would have to separate one of two equal pairs
+    assert found == pytest.approx({k: silhouette(1 - BLOCKS, cluster(BLOCKS, k)) for k in found})
+    assert best_count(found, 6) == max(found, key=lambda k: silhouette(1 - BLOCKS, cluster(BLOCKS, k))) == 3
+    assert best_count({2: 0.4, 3: 0.6, 4: 0.6}, 5) == 3
+
+
+def test_without_silhouettes_there_are_at_most_two_clusters() -> None:
+    assert (
+        silhouettes(np.ones((1, 1)))
+        == silhouettes(np.array([[1, 0.5], [0.5, 1]]))
+        == silhouettes(np.ones((4, 4)))
+        == {}
+    )
+    assert [best_count({}, blocks) for blocks in (1, 2, 4)] == [1, 2, 2]
+
+
 def test_the_student_s_block_is_the_nearest_of_the_same_stage() -> None:
     big, small = (models.build(config.Network(arch=arch), 3, 10) for arch in ("resnet56", "resnet20"))
     pairs = pair_blocks(big, small)  # each of the student's nine blocks stands for three
@@ -160,3 +210,81 @@ def test_the_record_is_among_the_final_metrics(make_training: Callable[..., Trai
     _, metrics = training.fit()
     assert metrics["hints"] == training.objective.record()["hints"]
     assert np.shape(metrics["hints"]["cka"]) == (6, 6)
+
+
+def test_automatic_points_are_recorded_with_their_silhouettes(make_training: Callable[..., Trainer]) -> None:
+    records = [
+        make_training(
+            expression, options={expression.split("+")[-1]: {"points": "auto", "images": 64}}
+        ).objective.record()
+        for expression in ("hints", "at+hint_points")
+    ]
+    assert records[0]["hints"] == records[1]["hint_points"]
+    record = records[0]["hints"]
+    scores = {int(number): score for number, score in record["silhouettes"].items()}
+    assert scores == pytest.approx(silhouettes(np.array(record["cka"])), abs=1e-2)
+    assert len(record["points"]) == max(scores, key=lambda number: scores[number]) == 3
+
+
+def test_a_loss_between_levels_compares_the_points_instead(make_training: Callable[..., Trainer]) -> None:
+    for expression in ("at+hint_points", "hint_points+at"):
+        training = make_training(expression, options={"hint_points": {"points": 4, "images": 64}})
+        training.objective.train()
+        (record,) = training.objective.record().values()
+        assert len(record["points"]) == 4 and record["points"] != [1, 3, 5]
+        batch = fixed_batch(training)
+        with torch.no_grad():
+            terms, _ = training.objective(batch, 0)
+            student, taught = (
+                forward_features(net, batch.images, FeatureSpec(blocks=frozenset(range(len(net.blocks))))).blocks
+                for net in (training.objective.student, training.objective.teacher)
+            )
+        pairs = zip(record["student"], record["points"], strict=True)
+        expected = sum(attention_loss(student[ours], taught[theirs]).item() for ours, theirs in pairs)
+        assert set(terms) == {"ce", "at"}
+        assert terms["at"].item() == pytest.approx(1000 * expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", [name for name, spec in METHODS.items() if spec.compares_levels])
+def test_all_losses_that_compare_levels_move_to_chosen_ones(name: str) -> None:
+    student, big = (network(config.Network(arch=arch, width=8), 0) for arch in ("resnet14", "resnet20"))
+    pairs = pair_blocks(big.eval(), student, (1, 8, 8))
+    middle = pairs[::2]  # the first block of each stage
+    assert not {pair.student.last for pair in middle} & {pair.student.last for pair in levels(pairs)}
+    method, data = config.Method(method=name), digit_images(0, 16)
+    timeline = Timeline.of(config.Recipe(), 1)
+    context = LossContext(method.options(name), student, big, data, timeline, 0, chosen_levels=middle)
+    loss = loss_class(name)(context)
+    ours, theirs = (spec.blocks | spec.preactivations for spec in (loss.student_features, loss.teacher_features))
+    assert ours and ours <= {pair.student.last for pair in middle}
+    assert theirs and theirs <= {pair.teacher.last for pair in middle}
+
+
+def test_the_other_losses_of_the_sum_stay_where_they_are(make_training: Callable[..., Trainer]) -> None:
+    plain = make_training("at+ft+ot+sp+hints").objective.losses
+    options = {"hint_points": {"points": 2, "images": 64}}
+    moved = make_training("at+ft+ot+sp+hint_points", options=options).objective.losses
+    for name in ("ft", "ot", "sp"):
+        assert moved[name].student_features == plain[name].student_features
+        assert moved[name].teacher_features == plain[name].teacher_features
+    assert moved["at"].teacher_features != plain["at"].teacher_features
+
+
+@pytest.mark.parametrize(
+    ("expression", "words"),
+    [
+        ("hint_points", "hint_points changes other methods; add one of fitnet, at, nst"),
+        ("kd+hint_points", "hint_points changes other methods; add one of"),
+        ("ft+ot+sp+hint_points", "hint_points changes other methods; add one of"),
+        ("at+hints+hint_points", "cannot be added to hints: it finds its own points"),
+    ],
+)
+def test_sums_that_make_no_sense(expression: str, words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        config.Method(method=expression)
+
+
+def test_fsp_needs_points_at_different_blocks_of_the_student(make_training: Callable[..., Trainer]) -> None:
+    make_training("fsp+hint_points", options={"hint_points": {"points": 3}})
+    with pytest.raises(UserError, match="two hint points are at the student's block 1; lower"):
+        make_training("fsp+hint_points", options={"hint_points": {"points": 6}})

@@ -15,7 +15,7 @@ import torch
 from digit_training import digit_images, teacher
 
 from iakd import config, models
-from iakd.config import METHODS, Augment, Params
+from iakd.config import METHODS, Augment, Params, shortest_sum
 from iakd.data.loader import Batch, BatchFormat, EpochData, EpochSubset
 from iakd.distillation.distiller import Distiller
 from iakd.distillation.teacher_cache import CacheDir, CachedTeacherOutputs, TeacherOutputs, outputs_suffice
@@ -329,7 +329,7 @@ def experiment(**changes: object) -> tuple[Experiment, StudentJob]:
     return whole, whole.students[0]
 
 
-@pytest.mark.parametrize("expression", [f"kd+{name}" if entry.joins else name for name, entry in METHODS.items()])
+@pytest.mark.parametrize("expression", [shortest_sum(name) for name in METHODS])
 def test_the_methods_that_use_a_cache_are_known_without_building_networks(make_training: Make, expression: str) -> None:
     """And correctly: the experiment counts those methods and no others."""
     method = make_training(expression, options={"crd": {"negatives": 64}} if expression == "crd" else {}).objective

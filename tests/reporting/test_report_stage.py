@@ -186,12 +186,14 @@ def test_without_a_study_and_without_swaps(tmp_path, monkeypatch):
 def test_methods_with_the_same_hint_points_share_a_panel(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     experiment = fake_experiment.plan(
-        {"scratch": {}, "hints": {}, "hints+kd": {}}, epochs=5, pairs=[("resnet110", "resnet8")]
+        {"scratch": {}, "hints": {}, "hints+kd": {}, "at+hint_points": {}}, epochs=5, pairs=[("resnet110", "resnet8")]
     )
-    fake_experiment.write(experiment, {"scratch": [80.0] * 3, "hints": [90.0] * 3, "hints+kd": [91.0] * 3})
+    levels = {"scratch": [80.0] * 3, "hints": [90.0] * 3, "hints+kd": [91.0] * 3, "at+hint_points": [89.0] * 3}
+    fake_experiment.write(experiment, levels)
     text = run(experiment).read_text()
     figure = next(part for part in re.findall(r"<figure.*?</figure>", text, re.DOTALL) if "CKA" in part)
-    assert figure.count("hints+kd, hints") == 1
+    assert figure.count("hints+kd, hints") == figure.count("at+hint_points") == 1
+    assert "3 by their mean silhouette of 0.52" in figure
     assert "teacher block → student block: 10 → 1, 28 → 2, 45 → 3" in figure
     assert 'href="#hints"' in text and len(figure) < 100_000
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from iakd import config, models
-from iakd.config import METHODS, Compute, Recipe, Schedule
+from iakd.config import METHODS, Compute, Recipe, Schedule, shortest_sum
 from iakd.data.loader import DeviceLoader
 from iakd.distillation.distiller import make_distiller
 from iakd.distillation.registry import timeline_of
@@ -136,7 +136,7 @@ EASED = {"clip_norm": 1.0}  # weights made for larger batches let rounding grow
 
 def _method(name: str) -> Case:
     options = {name: OPTIONS[name]} if name in OPTIONS else {}
-    return Case(f"kd+{name}" if METHODS[name].joins else name, EASED, options)
+    return Case(shortest_sum(name), EASED, options)
 
 
 CASES = {

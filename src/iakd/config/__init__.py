@@ -8,7 +8,7 @@ from iakd.config.dataset import SOURCES, Dataset
 from iakd.config.experiment import Compute, Distill, Evaluate, Pair, Params, Report, Teach, Tracking, network_called
 from iakd.config.loading import load, parse, schema_text
 from iakd.config.method_options import IakdOptions
-from iakd.config.methods import METHODS, Method
+from iakd.config.methods import METHODS, Method, shortest_sum
 from iakd.config.networks import Network, Normalisation, Teacher
 from iakd.config.schedule import KINDS, Schedule
 from iakd.config.training import Augment, Erase, LrSchedule, Mix, Recipe
@@ -49,4 +49,5 @@ __all__ = [
     "network_called",
     "parse",
     "schema_text",
+    "shortest_sum",
 ]

@@ -12,7 +12,11 @@ TEMPERATURE = "softmax temperature of student and teacher"
 CE_WEIGHT = "weight of the cross-entropy; in a sum of methods, the largest is used"
 KD_WEIGHT = "weight of the divergence from the teacher"
 WEIGHT = "weight of the term that is added to the cross-entropy"
+CLUSTERS = "clusters of the teacher's blocks; auto: the number with the highest mean silhouette"
+COMPARED = "training images on which the teacher's blocks are compared"
 PRETRAIN = "share of the steps in the first phase"
+
+PointCount = Annotated[int, Field(gt=0)] | Literal["auto"]
 
 
 PathKind = Literal["bernoulli", "teacher_to_student", "student_to_teacher", "any"]
@@ -198,7 +202,11 @@ class FitnetOptions(Strict):
     """A hint: weight·MSE(regressor(student's maps), teacher's maps) at one level."""
 
     weight: float = Field(100.0, ge=0, description=WEIGHT)
-    level: int = Field(2, gt=0, description="number of the student's stage, from 1, whose last feature maps are used")
+    level: int = Field(
+        2,
+        gt=0,
+        description="number of the student's stage, from 1, whose last feature maps are used, or of the hint point",
+    )
 
 
 class AtOptions(Strict):
@@ -246,8 +254,15 @@ class HintsOptions(Strict):
     """Hints at the cluster centres of the teacher's blocks: CE + weight·hint regression."""
 
     weight: float = Field(100.0, ge=0, description=WEIGHT)
-    points: int = Field(3, gt=0, description="clusters of the teacher's blocks; each has a hint at its centre")
-    images: int = Field(512, ge=4, description="training images on which the teacher's blocks are compared")
+    points: PointCount = Field(3, description=f"{CLUSTERS}; each has a hint at its centre")
+    images: int = Field(512, ge=4, description=COMPARED)
+
+
+class HintPointsOptions(Strict):
+    """The levels at which the other losses of a sum compare features: cluster centres of the teacher's blocks."""
+
+    points: PointCount = Field("auto", description=f"{CLUSTERS}; features are compared at the centre of each")
+    images: int = Field(512, ge=4, description=COMPARED)
 
 
 class FtOptions(Strict):

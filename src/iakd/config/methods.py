@@ -102,24 +102,28 @@ BUILT_IN: dict[str, MethodSpec] = {
         "features",
         _loss("fitnet:FitNetLoss"),
         options.FitnetOptions,
+        compares_levels=True,
     ),
     "at": MethodSpec(
         "the positions of the image at which features are strong (Zagoruyko and Komodakis 2017)",
         "features",
         _loss("at:ATLoss"),
         options.AtOptions,
+        compares_levels=True,
     ),
     "nst": MethodSpec(
         "the positions that channels respond to, as a distribution (Huang and Wang 2017)",
         "features",
         _loss("nst:NSTLoss"),
         options.NstOptions,
+        compares_levels=True,
     ),
     "vid": MethodSpec(
         "mutual information between the feature maps of both networks (Ahn et al. 2019)",
         "features",
         _loss("vid:VIDLoss"),
         options.VidOptions,
+        compares_levels=True,
     ),
     "ft": MethodSpec(
         "the teacher's last maps, paraphrased in fewer channels (Kim et al. 2018)",
@@ -132,18 +136,21 @@ BUILT_IN: dict[str, MethodSpec] = {
         "features",
         _loss("fsp:FSPLoss"),
         options.FspOptions,
+        compares_levels=True,
     ),
     "ab": MethodSpec(
         "which neurons are active, in a first phase (Heo et al. 2019)",
         "features",
         _loss("ab:ABLoss"),
         options.AbOptions,
+        compares_levels=True,
     ),
     "reviewkd": MethodSpec(
         "features fused from the last level to the first (Chen et al. 2021)",
         "features",
         _loss("reviewkd:ReviewKDLoss"),
         options.ReviewkdOptions,
+        compares_levels=True,
     ),
     "simkd": MethodSpec(
         "the teacher's classifier behind a projector, both of which stay in the student (Chen et al. 2022)",
@@ -172,6 +179,14 @@ BUILT_IN: dict[str, MethodSpec] = {
         "features",
         _loss("hints:HintLoss"),
         options.HintsOptions,
+    ),
+    "hint_points": MethodSpec(
+        "the same points for the losses of a sum that compare the ends of stages",
+        "features",
+        _loss("hints:HintPoints"),
+        options.HintPointsOptions,
+        refuses={"hints": "it finds its own points, see hints.points"},
+        joins="levels",
     ),
     "sp": MethodSpec(
         "similarities between the images of a batch, by their last feature maps (Tung and Mori 2019)",
@@ -269,10 +284,9 @@ class _Method(Strict):
             if reason:
                 raise ValueError(f"{self.method!r}: {name} cannot be added to {other}: {reason}")
         for name in self.names:
-            group = METHODS[name].joins
-            joined = [other for other, spec in METHODS.items() if spec.group == group and not spec.joins]
-            if group and not set(joined) & set(self.names):
-                raise ValueError(f"{self.method!r}: {name} changes other methods; add one of {', '.join(joined)}")
+            changed = changed_methods(name)
+            if changed and not set(changed) & set(self.names):
+                raise ValueError(f"{self.method!r}: {name} changes other methods; add one of {', '.join(changed)}")
         for name in self.model_fields_set & set(METHODS):
             if name not in self.names:
                 raise ValueError(f"has options for {name!r}, which {self.method!r} does not use")
@@ -296,6 +310,16 @@ else:  # with a section for the options of each method
         __module__=__name__,
         **{name: (spec.options, spec.options()) for name, spec in METHODS.items() if spec.options},
     )
+
+
+def changed_methods(name: str) -> list[str]:
+    """The methods that `name` changes; none for a method that adds terms of its own."""
+    return [other for other, spec in METHODS.items() if spec.changed_by(METHODS[name])]
+
+
+def shortest_sum(name: str) -> str:
+    """The method by itself, or added to the first one that it changes."""
+    return "+".join([*changed_methods(name)[:1], name])
 
 
 def listing() -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from iakd import config
+from iakd.config import METHODS
 from iakd.data.loader import Batch, BatchFormat, DeviceLoader, EpochData, ImageLoader
 from iakd.distillation.all_gather import terms_of
 from iakd.distillation.loss import DistillationLoss, ForwardOutputs, LossContext, cross_entropy
@@ -23,6 +24,7 @@ from iakd.interactive.swap_sampler import WHOLE_BATCH, SwapSampler, keep_record,
 from iakd.models import Network
 from iakd.models.features import LOGITS, NOTHING, Features, FeatureSpec, forward_features
 from iakd.models.network import Frozen
+from iakd.models.pairing import BlockPair
 from iakd.models.shapes import channels
 from iakd.seeding import derive
 from iakd.training.timeline import Timeline
@@ -247,13 +249,17 @@ def make_distiller(
             assert isinstance(options.schedule, config.Schedule)
             widths = [channels(pair.student.after) for pair in hybrid.pairs]
             sampler = make_swap_sampler(options, options.schedule, timeline, widths, seed, hybrid.only_blocks_train)
-    losses: dict[str, DistillationLoss] = {}
-    for name in method.names:
+    built: dict[str, DistillationLoss] = {}
+    levels: Sequence[BlockPair] = ()
+    for name in sorted(method.names, key=lambda name: not METHODS[name].joins):  # those that change others come first
         alone = len(method.names) == 1
-        context = LossContext(method.options(name), student, teacher, data, timeline, seed, hybrid, alone)
-        losses[name] = loss = loss_class(name)(context)
+        chosen = levels if METHODS[name].compares_levels else ()
+        context = LossContext(method.options(name), student, teacher, data, timeline, seed, hybrid, alone, chosen)
+        built[name] = loss = loss_class(name)(context)
+        levels = loss.levels or levels
         loss.initialise(torch.Generator().manual_seed(derive("part", name, seed)))
         loss.to(data.labels.device)
+    losses = {name: built[name] for name in method.names}
     distiller = Distiller(student, losses, timeline, teacher, hybrid, sampler, label_smoothing)
     distiller.use_teacher_outputs(-(-timeline.batch_size // processes), data, cache_dir)
     return distiller

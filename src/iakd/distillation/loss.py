@@ -4,7 +4,7 @@ A method's loss is a subclass in `distillation/losses/`. It declares which featu
 the `Distiller` computes these in one forward pass each and hands them over as `ForwardOutputs`.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -51,6 +51,7 @@ class LossContext:
     seed: int
     hybrid: Hybrid | None = None  # where a method of the sum has `hybrid_options`
     alone: bool = True  # whether the sum has no other method
+    chosen_levels: Sequence[BlockPair] = ()  # by another loss of the sum
 
     @property
     def teacher(self) -> Network:
@@ -69,9 +70,12 @@ class LossContext:
         return classifier(self.student).out_features
 
     @cached_property
-    def levels(self) -> list[BlockPair]:
-        """Where features are compared: at the ends of the student's stages. Raises UserError for impossible pairs."""
-        return levels(pair_blocks(self.teacher, self.student, self.image))
+    def levels(self) -> Sequence[BlockPair]:
+        """Where features are compared: at the ends of the student's stages, unless another loss has chosen.
+
+        Raises UserError for impossible pairs.
+        """
+        return self.chosen_levels or levels(pair_blocks(self.teacher, self.student, self.image))
 
     @cached_property
     def stem_shapes(self) -> tuple[Shape, Shape]:
@@ -138,6 +142,7 @@ class DistillationLoss(nn.Module):
     uses_hidden_features = False  # whether teacher_features are more than outputs; known without building networks
     cross_sample = False  # whether it relates the images of a batch to each other, or remembers them
     graph_safe = False  # whether `forward` does the same in every step, so that it can be replayed as a CUDA graph
+    levels: Sequence[BlockPair] = ()  # where methods that compare levels do so in a sum with it, if it chooses that
 
     def __init__(self, context: LossContext) -> None:
         super().__init__()

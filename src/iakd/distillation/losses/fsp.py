@@ -31,13 +31,15 @@ class FSPLoss(FirstPhaseLoss):
         student_features, teacher_features = features_at_levels(context)
         self.student_features = student_features | FeatureSpec(stem=self.with_stem)
         self.teacher_features = teacher_features | FeatureSpec(stem=self.with_stem)
+        _require_different_blocks(context)
         shapes = level_shapes(context)
         if self.with_stem:
             student_stem, teacher_stem = context.stem_shapes
             shapes.insert(0, (map_shape(student_stem), map_shape(teacher_stem)))
-        for stage, (student, teacher) in enumerate(shapes, 1 - self.with_stem):
+        for level, (student, teacher) in enumerate(shapes, 1 - self.with_stem):
             if student[0] != teacher[0]:
-                where = f"after stage {stage}" if stage else "after the stem"
+                kind = "hint point" if context.chosen_levels else "stage"
+                where = f"after {kind} {level}" if level else "after the stem"
                 raise UserError(
                     f"fsp needs networks with equal channels, but {where} the student has {student[0]} and the "
                     f"teacher {teacher[0]}; choose networks of equal width, or another method"
@@ -51,6 +53,16 @@ class FSPLoss(FirstPhaseLoss):
         student, teacher = zip(*maps, strict=True)
         losses = [F.mse_loss(g_s, g_t) for g_s, g_t in zip(flows(student), flows(teacher), strict=True)]
         return {"fsp": self.options.weight * sum(losses[1:], losses[0])}
+
+
+def _require_different_blocks(context: LossContext) -> None:
+    """Raise UserError if two levels are the same block of the student, between which nothing flows."""
+    for lower, upper in pairwise(pair.student.last for pair in context.levels):
+        if lower == upper:
+            raise UserError(
+                f"fsp compares successive blocks, but two hint points are at the student's block {lower + 1}; "
+                "lower hint_points.points, or choose a deeper student"
+            )
 
 
 def flows(maps: tuple[Tensor, ...]) -> list[Tensor]:

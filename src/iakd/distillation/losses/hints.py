@@ -1,6 +1,7 @@
 """Hints at the centres of clusters of the teacher's blocks, found by centred kernel alignment (CKA)."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -10,67 +11,87 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from iakd.config.method_options import HintsOptions
+from iakd.config.method_options import HintPointsOptions, HintsOptions
 from iakd.data.loader import BatchFormat, ImageLoader
 from iakd.distillation.loss import DistillationLoss, ForwardOutputs, LossContext
 from iakd.distillation.losses.maps import Regressor, as_maps, map_shape, match_sizes
 from iakd.errors import UserError
 from iakd.models import Network
 from iakd.models.features import FeatureSpec, forward_features
-from iakd.models.pairing import BlockPair, pair_blocks
+from iakd.models.pairing import BlockGroup, BlockPair, pair_blocks
 from iakd.models.shapes import feature_shapes
 
 BATCH = 64  # images whose features are compared at a time
 MIN_IMAGES = 4  # in a batch: the unbiased estimate divides by n − 3
 
 
-class HintLoss(DistillationLoss):
-    """CE + weight·mean over the hint points of MSE(adapter(student's features), teacher's features).
+class PointsLoss(DistillationLoss):
+    """Base class of losses that find hint points.
 
     The teacher's blocks are clustered by the similarity of their features; the central block of each cluster is a hint
     point. The points depend on the teacher, the training images and the settings, not on the seed. They are a buffer,
-    so that a resumed training notices if they have moved. The adapters are trained with the student.
-    Idea: PURSUhInT; similarity: Kornblith et al. 2019 (see `block_similarity`); regression: FitNets (Romero et al.
-    2015).
+    so that a resumed training notices if they have moved. `name` is the method's.
+    Idea: PURSUhInT (Keser et al. 2023); similarity: Kornblith et al. 2019 (see `block_similarity`).
     """
 
-    uses_hidden_features = True
     points: Tensor  # (P,) positions of teacher blocks
 
-    def __init__(self, context: LossContext) -> None:
+    def __init__(self, context: LossContext, name: str) -> None:
         super().__init__(context)
-        self.options: HintsOptions = context.options
-        count = len(context.teacher.blocks)
-        if count < self.options.points:
-            raise UserError(f"hints.points is {self.options.points}, but the teacher has only {count} blocks; lower it")
-        similarity = block_similarity(context.teacher, _sample(context.data, self.options.images)).numpy()
-        clusters = cluster(similarity, self.options.points)
+        options: HintsOptions | HintPointsOptions = context.options
+        count, blocks = options.points, len(context.teacher.blocks)
+        if count != "auto" and blocks < count:
+            raise UserError(f"{name}.points is {count}, but the teacher has only {blocks} blocks; lower it")
+        similarity = block_similarity(context.teacher, _sample(context.data, options.images, name)).numpy()
+        scores = {} if count != "auto" else silhouettes(similarity)
+        clusters = cluster(similarity, best_count(scores, blocks) if count == "auto" else count)
         points = centres(similarity, clusters)
-        pairs = pair_blocks(context.teacher, context.student, context.image)
-        chosen = [nearest(pairs, point) for point in points]
-        self.block_positions = [(pair.student.last, point) for pair, point in zip(chosen, points, strict=True)]
-        student_blocks = [block for block, _ in self.block_positions]
-        self.student_features = FeatureSpec(blocks=frozenset(student_blocks))
-        self.teacher_features = FeatureSpec(blocks=frozenset(points))
-        shapes = feature_shapes(context.teacher, context.image)[1:]  # after each block
-        self.adapters = nn.ModuleList(
-            Regressor(map_shape(pair.student.after), map_shape(shapes[point]), active=False)
-            for pair, point in zip(chosen, points, strict=True)
-        )
+        self.pairs = _pairs_at(points, context)  # of a student's block and a hint point, by depth
         self.register_buffer("points", torch.tensor(points))
         self.register_load_state_dict_pre_hook(_require_same_points)
         self._record = {
             "cka": similarity.round(4).tolist(),
             "clusters": clusters,
             "points": points,
-            "student": student_blocks,
+            "student": [pair.student.last for pair in self.pairs],
         }
+        if scores:
+            self._record["silhouettes"] = {str(number): round(score, 4) for number, score in scores.items()}
 
     def record(self) -> dict[str, Any]:
         """Return `cka` between the teacher's blocks, `clusters`, the cluster of each block, `points`, the positions of
-        the hint points, and `student`, those of the student's blocks that get the hints.
+        the hint points, and `student`, those of the student's blocks that get the hints. With automatic points also
+        `silhouettes`, the mean silhouette for each number of clusters.
         """
         return self._record
+
+
+class HintPoints(PointsLoss):
+    """No term: the other losses compare features at the hint points instead of at the ends of the student's stages."""
+
+    def __init__(self, context: LossContext) -> None:
+        super().__init__(context, "hint_points")
+        self.levels = self.pairs
+
+
+class HintLoss(PointsLoss):
+    """CE + weight·mean over the hint points of MSE(adapter(student's features), teacher's features).
+
+    The adapters are trained with the student. Regression: FitNets (Romero et al. 2015).
+    """
+
+    uses_hidden_features = True
+
+    def __init__(self, context: LossContext) -> None:
+        super().__init__(context, "hints")
+        self.options: HintsOptions = context.options
+        self.block_positions = [(pair.student.last, pair.teacher.last) for pair in self.pairs]
+        student_blocks, teacher_blocks = zip(*self.block_positions, strict=True)
+        self.student_features = FeatureSpec(blocks=frozenset(student_blocks))
+        self.teacher_features = FeatureSpec(blocks=frozenset(teacher_blocks))
+        self.adapters = nn.ModuleList(
+            Regressor(map_shape(pair.student.after), map_shape(pair.teacher.after), active=False) for pair in self.pairs
+        )
 
     def forward(self, outputs: ForwardOutputs) -> dict[str, Tensor]:
         losses = [
@@ -88,8 +109,8 @@ def _require_same_points(module: nn.Module, state_dict: Mapping[str, Any], prefi
     points = state_dict.get(f"{prefix}points")
     if points is not None and points.tolist() != module.points.tolist():  # type: ignore[operator]
         raise UserError(
-            "hints: on this machine the teacher's blocks fall into other clusters than where the run was started; "
-            "resume it there, or delete its checkpoint to restart it"
+            "hint points: on this machine the teacher's blocks fall into other clusters than where the run was started;"
+            " resume it there, or delete its checkpoint to restart it"
         )
 
 
@@ -101,11 +122,11 @@ def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
 # --- hint points ---
 
 
-def _sample(data: ImageLoader, count: int) -> Iterator[Tensor]:
-    """Yield batches of the same `count` images for every training on these data."""
+def _sample(data: ImageLoader, count: int, name: str) -> Iterator[Tensor]:
+    """Yield batches of the same `count` images for every training on these data; for the method `name`."""
     size = min(BATCH, len(data), count)
     if size < MIN_IMAGES:
-        raise UserError(f"hints compares the teacher's blocks on at least {MIN_IMAGES} training images, not {size}")
+        raise UserError(f"{name} compares the teacher's blocks on at least {MIN_IMAGES} training images, not {size}")
     batches = islice(data.epoch(0, 0, BatchFormat(size)), count // size)
     return (batch.images for batch in batches if len(batch.images) >= MIN_IMAGES)
 
@@ -160,6 +181,28 @@ def cluster(similarity: NDArray[np.float64], count: int) -> list[int]:
     return [order.index(number) for number in found]
 
 
+def silhouettes(similarity: NDArray[np.float64]) -> dict[int, float]:
+    """Return the mean silhouette of L blocks for each number of clusters from 2 to L − 1.
+
+    A block's silhouette is (b − a)/max(a, b), a its mean distance from the others of its cluster, b that from the
+    nearest other cluster, distance 1 − similarity; 0 for a block alone (Rousseeuw 1987). Numbers into which the blocks
+    cannot be divided, because some are equal, are left out.
+    """
+    from sklearn.metrics import silhouette_score  # slow to import
+
+    divisions = {count: cluster(similarity, count) for count in range(2, len(similarity))}
+    return {
+        count: float(silhouette_score(1 - similarity, clusters, metric="precomputed"))
+        for count, clusters in divisions.items()
+        if len(set(clusters)) == count
+    }
+
+
+def best_count(scores: dict[int, float], blocks: int) -> int:
+    """Return the number of clusters with the highest silhouette, the smallest of several; without any, at most two."""
+    return max(scores, key=lambda count: scores[count], default=min(blocks, 2))
+
+
 def centres(similarity: NDArray[np.float64], clusters: list[int]) -> list[int]:
     """Return the block of each cluster that is most similar to its whole cluster (the first, if equal), by depth."""
     points = []
@@ -168,6 +211,16 @@ def centres(similarity: NDArray[np.float64], clusters: list[int]) -> list[int]:
         within = similarity[np.ix_(members, members)].sum(axis=1)
         points.append(members[int(within.argmax())])
     return sorted(points)
+
+
+def _pairs_at(points: list[int], context: LossContext) -> list[BlockPair]:
+    """Return a pair for each point: the teacher's block there, and the student's nearest blocks of the same stage."""
+    pairs = pair_blocks(context.teacher, context.student, context.image)
+    shapes, blocks = feature_shapes(context.teacher, context.image), context.teacher.blocks
+    return [
+        replace(nearest(pairs, point), teacher=BlockGroup(point, [blocks[point]], shapes[point], shapes[point + 1]))
+        for point in points
+    ]
 
 
 def nearest(pairs: list[BlockPair], block: int) -> BlockPair:

@@ -1,4 +1,4 @@
-"""The hint points of the method `hints`: similarity of the teacher's blocks, their clusters and centres."""
+"""The hint points of `hints` and `hint_points`: similarity of the teacher's blocks, their clusters and centres."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from iakd.reporting.figures import style
 from iakd.reporting.results import Comparison, PairComparison
 
-NAME = "hints"  # of the method, and of its record in metrics.json
+NAMES = "hints", "hint_points"  # of the methods, and of their records in metrics.json
 COLUMNS = 3
 PANEL_SIZE, HEADER_HEIGHT = 2.9, 0.62  # inches
 LEVELS = 16  # of colour in a heat map
@@ -54,8 +54,8 @@ def _panels(pair: PairComparison) -> dict[str, HintRecord]:
     labels: dict[str, list[str]] = {}
     for results in pair.ranked:
         for model in results.models:
-            if NAME in model.metrics:
-                names = labels.setdefault(json.dumps(model.metrics[NAME]), [])
+            for record in (model.metrics[name] for name in NAMES if name in model.metrics):
+                names = labels.setdefault(json.dumps(record), [])
                 names += [results.label] if results.label not in names else []
     return {", ".join(names): json.loads(text) for text, names in labels.items()}
 
@@ -75,7 +75,10 @@ def _panel(axes: Axes, names: str, record: HintRecord) -> None:
     axes.plot(points, points, "o", color=style.OTHER, markeredgecolor=style.PAPER, markersize=7)
     hints = ", ".join(f"{point + 1} → {target + 1}" for point, target in zip(points, record["student"], strict=True))
     axes.set_axis_on()
-    axes.set_title(f"{style.short(names, 40)}\nteacher block → student block: {hints}", fontsize=8)
+    title = f"{style.short(names, 40)}\nteacher block → student block: {hints}"
+    if "silhouettes" in record:
+        title += f"\n{len(points)} by their mean silhouette of {record['silhouettes'][str(len(points))]:.2f}"
+    axes.set_title(title, fontsize=8)
     axes.set_xlim(-0.5, count - 0.5)
     axes.set_ylim(count - 0.5, -0.5)
     axes.set_aspect("equal")
