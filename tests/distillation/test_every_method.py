@@ -59,19 +59,20 @@ def terms_at_the_end(training: Trainer) -> dict[str, float]:
     return {name: float(term.detach()) for name, term in terms.items()}
 
 
-FORMS: dict[str, tuple[str, dict[str, Any]]] = {  # further forms of a method: expression, and options of iakd
+FORMS: dict[str, tuple[str, dict[str, Any]]] = {  # further forms of a method: its name and options
     "iakd two-path": ("iakd", {"form": "two_path"}),
     "iakd two-path, separate": (
         "iakd",
         {"form": "two_path", "paths_per_step": 3, "label_weight": 0.5, "student_bn": "separate", "seam_weight": 0.02},
     ),
+    "mutual in turns": ("mutual", {"turns": "steps", "peer_lr": 0.02}),
 }
 
 
 def train(name: str, path: str = "digits/students/run") -> Trainer:
     if name in FORMS:
-        expression, iakd = FORMS[name]
-        return make_training(expression, path, {"iakd": iakd})
+        method, chosen = FORMS[name]
+        return make_training(method, path, {method: chosen})
     return make_training(shortest_sum(name), path, options(name), **RECIPE.get(name, {}))
 
 

@@ -1,17 +1,29 @@
-"""Mutual learning: who learns what from whom."""
+"""Mutual learning: who learns what from whom, when, at which rate; and what becomes of the peer."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from digit_training import fixed_batch
+from digit_training import digit_images, fixed_batch
 from references import kd, softmax, z_scores
+from torch import Tensor, nn
 
+from iakd import models
+from iakd.config import parse
+from iakd.experiment import run_dir
+from iakd.experiment.jobs import Experiment, plan_experiment
+from iakd.files import sha256_bytes
 from iakd.models import save_weights
+from iakd.stages import distill, import_teacher, prepare, teach
 from iakd.training.trainer import Trainer
+from iakd.training.validation import validate
 
 Make = Callable[..., Trainer]
+FitUntil = Callable[[Trainer, int], None]
 
 
 def test_terms_are_their_formulas(make_training: Make) -> None:
@@ -84,3 +96,141 @@ def test_the_peer_runs_in_the_training_s_precision(make_training: Make) -> None:
         training.objective(fixed_batch(training), 0)
     training.objective(fixed_batch(training), 0)
     assert seen == [torch.bfloat16, torch.float32]
+
+
+def peer_of(training: Trainer) -> models.Network:
+    peer = training.objective.peer
+    assert peer is not None
+    return peer
+
+
+def copies(network: nn.Module) -> list[Tensor]:
+    return [parameter.detach().clone() for parameter in network.parameters()]
+
+
+def moved(network: nn.Module, before: list[Tensor]) -> list[bool]:
+    return [not torch.equal(a, b) for a, b in zip(network.parameters(), before, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("turns", "peers"),
+    [
+        ("steps", [False, True] * 6),
+        ("epochs", [False] * 6 + [True] * 6),
+        ("together", [None] * 12),
+    ],
+)
+def test_in_turns_one_learns_and_the_other_rests(make_training: Make, turns: str, peers: list[bool | None]) -> None:
+    """Also where other methods of the sum, which belong to the student, would have something to say."""
+    options = {"mutual": {"turns": turns}, "label_smoothing": {"epsilon": 0.2}}
+    training = make_training("mutual+label_smoothing+at+kd", options=options, epochs=2)
+    student, peer = training.objective.student, peer_of(training)
+    training.objective.train()
+    for step, peer_s_turn in enumerate(peers):
+        before = copies(student), copies(peer)
+        training.train_step(fixed_batch(training, step))
+        training.step += 1
+        assert all(moved(student, before[0])) if not peer_s_turn else not any(moved(student, before[0]))
+        assert not any(moved(peer, before[1])) if peer_s_turn is False else all(moved(peer, before[1]))
+    assert training.step == training.timeline.total
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_a_turn_s_terms_are_those_of_learning_together(make_training: Make, step: int) -> None:
+    expression = "mutual+label_smoothing+sp"
+    together = make_training(expression)
+    alternate = make_training(expression, options={"mutual": {"turns": "steps"}})
+    together.objective.train(), alternate.objective.train()
+    batch = fixed_batch(together)
+    both, one = together.objective(batch, step)[0], alternate.objective(batch, step)[0]
+    assert set(one) == ({"ce", "mutual_kd", "sp"}, {"ce", "mutual_peer_ce", "mutual_peer_kd"})[step]
+    assert all(torch.equal(term, both[name]) for name, term in one.items() if name != "ce")
+    assert one["ce"] == (both["ce"] if step == 0 else 0)
+
+
+def first_move(training: Trainer) -> tuple[Tensor, Tensor]:
+    """How far the first step moves all parameters of the student and of the peer."""
+    networks = training.objective.student, peer_of(training)
+    before = [copies(network) for network in networks]
+    training.objective.train()
+    training.train_step(fixed_batch(training))
+    student, peer = (
+        torch.cat([(a.detach() - b).flatten() for a, b in zip(network.parameters(), old, strict=True)])
+        for network, old in zip(networks, before, strict=True)
+    )
+    return student, peer
+
+
+def test_the_peer_has_its_own_rate_on_the_same_schedule(make_training: Make, fit_until: FitUntil) -> None:
+    plain = first_move(make_training("mutual", lr=0.1))
+    slow = first_move(make_training("mutual", lr=0.1, options={"mutual": {"peer_lr": 0.01}}))
+    assert torch.equal(plain[0], slow[0])
+    torch.testing.assert_close(slow[1], 0.1 * plain[1], rtol=1e-2, atol=1e-6)
+    assert slow[1].abs().max() > 0
+    recipe: dict[str, Any] = {"lr": 0.1, "lr_schedule": {"kind": "cosine", "warmup": 0.2}, "clip_norm": 5.0}
+    options = {"mutual": {"peer_lr": 0.01}}
+    part = make_training("mutual", "digits/students/schedule", options, **recipe)
+    fit_until(part, 8)
+    resumed = make_training("mutual", "digits/students/schedule", options, **recipe)
+    rates: list[tuple[float, ...]] = []
+    resumed.optimizer.register_step_pre_hook(
+        lambda optimizer, *_: rates.append(tuple(group["lr"] for group in optimizer.param_groups))
+    )
+    resumed.fit()
+    expected = [(resumed.timeline.lr(step), resumed.timeline.lr(step) / 10) for step in range(8, 30)]
+    assert rates == [pytest.approx(pair) for pair in expected]
+    assert rates[0][0] > 2 * rates[-2][0] > 0
+
+
+def test_one_rate_is_one_parameter_group(make_training: Make) -> None:
+    for options in ({}, {"mutual": {"peer_lr": 0.1}}):
+        assert len(make_training("mutual", options=options, lr=0.1).optimizer.param_groups) == 1
+
+
+def test_its_accuracy_is_recorded_whenever_the_student_s_is(make_training: Make) -> None:
+    training = make_training("mutual", epochs=4, validate_every=2)
+    history, metrics = training.fit()
+    assert [bool(row.get("peer_val_top1") is not None) for row in history] == [False, True, False, True]
+    own = validate(peer_of(training), digit_images(1200, 40), 40)
+    assert metrics["peer_val_top1"] == history[-1]["peer_val_top1"] == own["val_top1"]
+    assert metrics["peer_val_nll"] == history[-1]["peer_val_nll"] == pytest.approx(own["val_nll"])
+    assert own["val_nll"] != pytest.approx(metrics["val_nll"])
+    other, _ = make_training("kd", "digits/students/other", epochs=1).fit()
+    assert not any(name.startswith("peer") for name in other[0])
+
+
+def small_plan(teacher: dict[str, Any], *methods: str) -> Experiment:
+    recipe = {"epochs": 2, "batch_size": 50}
+    return plan_experiment(
+        parse(
+            {
+                "teachers": [{"arch": "resnet14", "width": 4, **teacher}],
+                "students": [{"arch": "resnet8", "width": 2}],
+                "methods": {name: {} for name in methods},
+                "teach": {"recipe": recipe},
+                "distill": {"seeds": [0], "transfer": 100, "recipe": recipe},
+                "compute": {"device": "cpu"},
+            },
+            "test",
+        )
+    )
+
+
+def test_it_is_kept_beside_the_student_and_can_teach_another_experiment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    experiment = small_plan({}, "mutual", "kd")
+    prepare.run(experiment)
+    teach.run(experiment, experiment.teachers[0])
+    distill.run(experiment, *experiment.students)
+    folder, other = (job.folder for job in experiment.students)
+    assert not (other / "peer.safetensors").exists()
+    content, record = (folder / run_dir.PEER).read_bytes(), json.loads((folder / run_dir.RUN).read_text())
+    assert record["peer_sha256"] == sha256_bytes(content)
+    assert content != run_dir.read_model(experiment.teachers[0].folder)[0]
+    metrics = json.loads((folder / run_dir.METRICS).read_text())
+    second = small_plan({"name": "taught", "checkpoint": str(folder / run_dir.PEER)}, "kd")
+    import_teacher.run(second, second.teachers[0])
+    taught = second.teachers[0].folder
+    assert json.loads((taught / run_dir.METRICS).read_text())["val_top1"] == metrics["peer_val_top1"]

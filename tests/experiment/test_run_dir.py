@@ -47,6 +47,19 @@ def test_a_finished_run_is_whole_and_leaves_only_its_lock() -> None:
     assert run_dir.read_history(run.folder / "history.csv") == [{**ROWS[0], "val_top1": None}, ROWS[1]]
 
 
+def test_a_peer_is_kept_beside_the_model_until_a_run_without_one_follows() -> None:
+    run = make()
+    with run.open():
+        run.publish(ROWS, {}, b"weights", b"the peer's")
+    assert (run.folder / "peer.safetensors").read_bytes() == b"the peer's"
+    assert json.loads((run.folder / "run.json").read_text())["peer_sha256"] == files.sha256_bytes(b"the peer's")
+    other = make("other")
+    with other.open():
+        other.publish(ROWS, {}, b"weights")
+    assert not (run.folder / "peer.safetensors").exists()
+    assert "peer_sha256" not in json.loads((run.folder / "run.json").read_text())
+
+
 def test_another_key_is_another_run() -> None:
     run = make()
     with run.open():

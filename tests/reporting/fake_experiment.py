@@ -92,8 +92,11 @@ def _manifest(experiment: Experiment) -> None:
 def _trained(job: TeacherJob | StudentJob, top1: float, about: dict[str, Any]) -> None:
     rng = np.random.default_rng(abs(seed_of(job.path)))
     history = _history(job, top1, rng)
-    files.write_text(job.folder / run_dir.HISTORY, run_dir.history_text(history))
     metrics = {"val_top1": history[-1]["val_top1"], "val_nll": 0.3, "train_loss": 0.1}
+    if isinstance(job, StudentJob) and "mutual" in job.method.names:
+        history = [row | ({"peer_val_top1": 98.25} if "val_top1" in row else {}) for row in history]
+        metrics["peer_val_top1"] = 98.25
+    files.write_text(job.folder / run_dir.HISTORY, run_dir.history_text(history))
     files.write_json(job.folder / run_dir.METRICS, metrics | _hints(job))
     model = job.path.encode()
     files.write_bytes(job.folder / run_dir.MODEL, model)

@@ -198,6 +198,15 @@ def test_methods_with_the_same_hint_points_share_a_panel(tmp_path, monkeypatch):
     assert 'href="#hints"' in text and len(figure) < 100_000
 
 
+def test_a_peer_is_drawn_among_the_learning_curves(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    experiment = fake_experiment.plan({"scratch": {}, "mutual": {}}, epochs=5)
+    fake_experiment.write(experiment, {"scratch": [80.0] * 3, "mutual": [90.0] * 3})
+    text = run(experiment).read_text()
+    figure = next(part for part in re.findall(r"<figure.*?</figure>", text, re.DOTALL) if "over epochs" in part)
+    assert figure.count("thin: its peer, ends at 98.2") == 1
+
+
 def test_without_hints_the_page_does_not_mention_them(example):
     assert 'id="hints"' not in (example.report / "report.html").read_text()
     assert "No method of this experiment uses hints" in (example.report / "figures" / "hints.svg").read_text()

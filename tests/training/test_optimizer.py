@@ -52,6 +52,26 @@ def test_the_rate_can_be_set_for_every_step() -> None:
     assert stepped(recipe, rates).numpy() == pytest.approx(START - np.array(rates) @ GRADIENTS, abs=1e-6)
 
 
+def test_a_parameter_s_own_rate_is_a_multiple_of_the_recipe_s_in_every_step() -> None:
+    recipe = Recipe(optimizer="sgd", lr=9.0, momentum=0.0, nesterov=False, weight_decay=0.0)
+    plain, slow = (nn.Parameter(torch.zeros(3)) for _ in range(2))
+    optimizer = make_optimizer([plain, slow], recipe, lr_factors={slow: 0.25})
+    assert [group["lr"] for group in optimizer.param_groups] == [9.0, 2.25]
+    rates = [0.1, 0.2, 0.4, 0.0]
+    for rate, gradient in zip(rates, GRADIENTS, strict=True):
+        set_lr(optimizer, rate)
+        plain.grad, slow.grad = (torch.tensor(gradient, dtype=torch.float32) for _ in range(2))
+        optimizer.step()
+    assert plain.tolist() == pytest.approx(-np.array(rates) @ GRADIENTS, abs=1e-6)
+    assert slow.tolist() == pytest.approx(-0.25 * np.array(rates) @ GRADIENTS, abs=1e-6)
+
+
+def test_parameters_of_the_same_rate_are_one_group() -> None:
+    parameters = [nn.Parameter(torch.zeros(3)) for _ in range(3)]
+    (group,) = make_optimizer(parameters, Recipe(), lr_factors={parameters[1]: 1.0}).param_groups
+    assert all(a is b for a, b in zip(group["params"], parameters, strict=True))
+
+
 def test_a_parameter_without_a_gradient_rests_and_joins_later() -> None:
     """A swapped-out block: its first step is that of a parameter whose momentum is zero."""
     early, late = (nn.Parameter(torch.ones(3)) for _ in range(2))

@@ -189,6 +189,13 @@ class MutualOptions(Strict):
     temperature: float = Field(1.0, gt=0, description=TEMPERATURE)
     ce_weight: float = Field(1.0, ge=0, description=CE_WEIGHT)
     kd_weight: float = Field(1.0, ge=0, description="weight of the divergence from the other network")
+    turns: Literal["together", "steps", "epochs"] = Field(
+        "together",
+        description="who learns: both in every step, or the student and the peer in alternate steps or epochs",
+    )
+    peer_lr: float | None = Field(
+        None, gt=0, description="the peer's highest learning rate, on the recipe's LR schedule; default: the recipe's"
+    )
 
 
 class OtOptions(Strict):

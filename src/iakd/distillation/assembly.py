@@ -89,8 +89,13 @@ class StudentTask(NamedTuple):
     schedule: Schedule | None
 
 
-Trained = tuple[list[run_dir.Row], dict[str, Any], Network]
-"""History, final metrics, and the network that was trained."""
+class Trained(NamedTuple):
+    """History, final metrics, the network that was trained, and a second one that was trained with it, if any."""
+
+    history: list[run_dir.Row]
+    metrics: dict[str, Any]
+    network: Network
+    peer: Network | None = None
 
 
 def train_teacher(run: run_dir.Run, experiment: Experiment, job: TeacherJob, store: PreparedData) -> Trained:
@@ -110,7 +115,7 @@ def train_teacher(run: run_dir.Run, experiment: Experiment, job: TeacherJob, sto
         label_smoothing=job.recipe.label_smoothing,
     )
     trainer = Trainer(run, objective, train, validation, job.recipe, compute, processes=several)
-    return (*trainer.fit(), network)
+    return Trained(*trainer.fit(), network)
 
 
 def train_student(
@@ -118,7 +123,7 @@ def train_student(
 ) -> Trained:
     """Train a student, from wherever its run was left."""
     (trainer,) = _student_trainers(experiment, [task], store, on_validation)
-    return (*trainer.fit(), trainer.objective.student)
+    return Trained(*trainer.fit(), trainer.objective.student, trainer.objective.peer)
 
 
 def train_students(
@@ -127,7 +132,7 @@ def train_students(
     """Train several students side by side; for one that fails, the error that `train_student` would raise."""
     trainers = _student_trainers(experiment, tasks, store)
     return [
-        result if isinstance(result, Exception) else (*result, trainer.objective.student)
+        result if isinstance(result, Exception) else Trained(*result, trainer.objective.student, trainer.objective.peer)
         for result, trainer in zip(fit_interleaved(trainers), trainers, strict=True)
     ]
 

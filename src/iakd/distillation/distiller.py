@@ -97,6 +97,13 @@ class Distiller(Objective):
         if cache_dir and isinstance(data, DeviceLoader):
             self._outputs = CachedTeacherOutputs(self._outputs, data, cache_dir)
 
+    def lr_factors(self) -> dict[nn.Parameter, float]:
+        return {parameter: factor for loss in self._losses() for parameter, factor in loss.lr_factors().items()}
+
+    @property
+    def peer(self) -> Network | None:
+        return next((peer for loss in self._losses() if (peer := loss.peer_network())), None)
+
     def epoch_data(self, epoch: int, augment: config.Augment) -> EpochData:
         asked = [loss.epoch_data(epoch, augment) for loss in self._losses()]
         return EpochData(
@@ -106,14 +113,15 @@ class Distiller(Objective):
 
     def forward(self, batch: Batch, step: int) -> tuple[LossTerms, Tensor]:
         """The weighted cross-entropy and all terms, and the logits (B, classes) that the cross-entropy sees."""
-        active = [loss for loss in self._with_terms if loss.active(step)]
+        counting = [loss for loss in self._losses() if loss.alone_at(step)] or list(self._losses())
+        active = [loss for loss in self._with_terms if loss in counting and loss.active(step)]
         student_spec, teacher_spec = _features_of(active)
         paths = list(dict.fromkeys(path for loss in active for path in loss.paths(step)))
         student_prefix, teacher_prefix = self.hybrid.prefixes(paths) if paths and self.hybrid else (NOTHING, NOTHING)
         taught = self._forward_taught(batch, step, student_spec | student_prefix)
         assert taught.logits is not None
         ce = cross_entropy(taught.logits, batch.labels, self.label_smoothing, batch.mixed)
-        weight = max(loss.ce_weight_at(step) for loss in self._losses())
+        weight = max(loss.ce_weight_at(step) for loss in counting)
         terms = {"ce": weight * ce if weight else torch.zeros_like(ce)}  # at 0 the head gets no gradient, so it rests
         if active:
             outputs = self._forward_outputs(batch, step, taught, teacher_spec, teacher_prefix, paths)
@@ -125,7 +133,7 @@ class Distiller(Objective):
             with torch.autocast(batch.images.device.type, enabled=False):
                 for loss in active:
                     terms |= terms_of(loss, outputs)
-        return terms, taught.logits
+        return terms, taught.logits.detach()  # several processes would look for its gradient
 
     def _forward_taught(self, batch: Batch, step: int, spec: FeatureSpec) -> Features:
         """The path that learns the labels and that losses compare with the teacher: the hybrid's or the student's."""

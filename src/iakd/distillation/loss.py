@@ -187,6 +187,18 @@ class DistillationLoss(nn.Module):
         """Further columns for an epoch's row in the history."""
         return {}
 
+    def lr_factors(self) -> dict[nn.Parameter, float]:
+        """The learning rate of parameters that have another one than the recipe's, as a multiple of it."""
+        return {}
+
+    def peer_network(self) -> Network | None:
+        """A second network that it trains for its own sake: validated with the student and saved beside it."""
+        return None
+
+    def alone_at(self, step: int) -> bool:
+        """Whether a step is its alone: neither terms nor weights of the cross-entropy of other losses count."""
+        return False
+
     def ce_weight_at(self, step: int) -> float:
         """Weight of the cross-entropy at a step; in a sum the largest counts."""
         return self.ce_weight

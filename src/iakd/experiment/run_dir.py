@@ -24,6 +24,7 @@ SECONDS_BETWEEN_LOGS = 1.0
 
 # Every file of a result, except those of the data (iakd.data.store).
 RUN, HISTORY, METRICS, MODEL = "run.json", "history.csv", "metrics.json", "model.safetensors"  # of a training
+PEER = "peer.safetensors"  # a second network that was trained with the student, beside its MODEL
 EVALUATION = "evaluation.json"  # beside a model
 SCHEDULE, TRIALS, JOURNAL = "schedule.yaml", "trials.csv", "study.journal"  # of a study, beside its RUN and HISTORY
 SUMMARY, RUNS, ACCURACY, CURVES = "summary.csv", "runs.csv", "accuracy.csv", "curves.csv"  # of the comparison
@@ -79,7 +80,7 @@ class Run:
         ):
             self.started = self.started or now()
             self._since = time.monotonic()
-            for name in (MODEL, HISTORY, METRICS, RUN):
+            for name in (MODEL, PEER, HISTORY, METRICS, RUN):
                 files.remove_leftovers(self.folder / name)
             self._announce()
             try:
@@ -122,13 +123,20 @@ class Run:
         self.clear_live()
         return self.folder
 
-    def publish(self, history: list[Row], metrics: dict[str, Any], model: bytes | None = None) -> None:
+    def publish(
+        self, history: list[Row], metrics: dict[str, Any], model: bytes | None = None, peer: bytes | None = None
+    ) -> None:
         """Write the products; `run.json` is the last and makes the run finished."""
         (self.folder / RUN).unlink(missing_ok=True)  # of an older run: this folder is unfinished until the end
         record = {**self._record(), "finished": now(), "wall_seconds": self.wall_seconds()}
         if model is not None:
             files.write_bytes(self.folder / MODEL, model)
             record["model_sha256"] = files.sha256_bytes(model)
+        if peer is not None:
+            files.write_bytes(self.folder / PEER, peer)
+            record["peer_sha256"] = files.sha256_bytes(peer)
+        else:
+            (self.folder / PEER).unlink(missing_ok=True)  # of an older run
         files.write_text(self.folder / HISTORY, history_text(history))
         files.write_json(self.folder / METRICS, metrics)
         files.write_json(self.folder / RUN, record)

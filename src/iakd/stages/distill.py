@@ -57,8 +57,8 @@ def _is_finished(attempt: run_dir.Run) -> bool:
 
 
 def _publish(attempt: run_dir.Run, trained: Trained) -> None:
-    history, metrics, student = trained
-    attempt.publish(history, metrics, models.save_weights(student))
+    peer = models.save_weights(trained.peer) if trained.peer else None
+    attempt.publish(trained.history, trained.metrics, models.save_weights(trained.network), peer)
 
 
 def _schedule(job: StudentJob) -> Schedule | None:

@@ -23,5 +23,5 @@ def run(experiment: Experiment, job: TeacherJob) -> Path:
         log.info("%s: already trained", job.folder)
         return job.folder
     with several.open_run(attempt):
-        history, metrics, network = train_teacher(attempt, experiment, job, store)
+        history, metrics, network, _ = train_teacher(attempt, experiment, job, store)
         return several.on_main(lambda: attempt.finish(history, metrics, models.save_weights(network)))

@@ -10,7 +10,7 @@ from typing import Any
 from iakd import files
 from iakd.errors import UserError
 from iakd.experiment.jobs import RESULTS
-from iakd.experiment.run_dir import EVALUATION, FIGURES, HISTORY, METRICS, MODEL, REPORT, RUN, Row, read_history
+from iakd.experiment.run_dir import EVALUATION, FIGURES, HISTORY, METRICS, MODEL, PEER, REPORT, RUN, Row, read_history
 from iakd.tracking.scan import RunFiles
 
 MAX_PARAMETER_LENGTH = 500  # characters, which every MLflow server accepts
@@ -90,7 +90,7 @@ def _run_content(run: RunFiles) -> RunContent:
         content.history = _history_values(rows, content.started, content.ended or times[HISTORY])
     if not run.live:
         _add_results(content, run, times)
-        content.artifacts = _artifacts(run, {MODEL: record.get("model_sha256")})
+        content.artifacts = _artifacts(run, {MODEL: record.get("model_sha256"), PEER: record.get("peer_sha256")})
     return content
 
 

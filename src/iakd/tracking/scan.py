@@ -18,6 +18,7 @@ from iakd.experiment.run_dir import (
     LOCK,
     METRICS,
     MODEL,
+    PEER,
     REPORT,
     RUN,
     SCHEDULE,
@@ -26,7 +27,7 @@ from iakd.experiment.run_dir import (
     TRIALS,
 )
 
-RUN_FILES = (RUN, HISTORY, METRICS, EVALUATION, MODEL, SCHEDULE, TRIALS, JOURNAL)
+RUN_FILES = (RUN, HISTORY, METRICS, EVALUATION, MODEL, PEER, SCHEDULE, TRIALS, JOURNAL)
 REPORT_FILES = (REPORT, TABLES, TABLES_TEXT)
 MAX_DEPTH = 6  # below results/<dataset>/; trials/0007 of a study are at 3
 

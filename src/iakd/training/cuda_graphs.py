@@ -121,11 +121,14 @@ class Engine:
     def __init__(self, work: Work, graphs: StepGraphs | None, device: torch.device) -> None:
         self.work = work
         self.graphs = graphs
-        self._lr = torch.zeros((), device=device) if graphs else None
+        self._device = device
+        self._lr: dict[int, Tensor] = {}  # of each parameter group
 
-    def lr(self, value: float) -> float | Tensor:
-        """Return the learning rate in the form that the optimiser needs: a graph reads it from the device."""
-        return value if self._lr is None else self._lr.fill_(value)
+    def lr(self, value: float, group: int) -> float | Tensor:
+        """Return the learning rate of a parameter group in the form that the optimiser needs: graphs read a tensor."""
+        if self.graphs is None:
+            return value
+        return self._lr.setdefault(group, torch.zeros((), device=self._device)).fill_(value)
 
     def step(self, batch: Batch, graph_key: Callable[[], Hashable | None]) -> None:
         """Execute one step."""

@@ -1,6 +1,8 @@
 """Optimisers of a recipe: fused, so that a step takes a few kernel launches for any number of parameters."""
 
 import copy
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -9,14 +11,26 @@ from torch import Tensor, nn
 from iakd.config import Recipe
 
 
-def make_optimizer(parameters: list[nn.Parameter], recipe: Recipe, capturable: bool = False) -> torch.optim.Optimizer:
-    """Return the recipe's fused optimiser; `capturable` allows recording its steps as CUDA graphs."""
+def make_optimizer(
+    parameters: list[nn.Parameter],
+    recipe: Recipe,
+    capturable: bool = False,
+    lr_factors: Mapping[nn.Parameter, float] = MappingProxyType({}),
+) -> torch.optim.Optimizer:
+    """Return the recipe's fused optimiser; `capturable` allows recording its steps as CUDA graphs.
+
+    The learning rate of a parameter in `lr_factors` is always that multiple of the recipe's.
+    """
+    members: dict[float, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        members.setdefault(lr_factors.get(parameter, 1.0), []).append(parameter)
+    groups = [{"params": group, "lr_factor": factor, "lr": recipe.lr * factor} for factor, group in members.items()]
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(
-            parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True, capturable=capturable
+            groups, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True, capturable=capturable
         )
     sgd = torch.optim.SGD(
-        parameters,
+        groups,
         lr=recipe.lr,
         momentum=recipe.momentum,
         nesterov=recipe.nesterov,
@@ -31,10 +45,17 @@ def make_optimizer(parameters: list[nn.Parameter], recipe: Recipe, capturable: b
     return sgd
 
 
-def set_lr(optimizer: torch.optim.Optimizer, lr: float | Tensor) -> None:
-    """Set the learning rate of all parameters."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr
+def set_lr(
+    optimizer: torch.optim.Optimizer,
+    lr: float,
+    in_form: Callable[[float, int], float | Tensor] = lambda value, group: value,
+) -> None:
+    """Set the recipe's learning rate, and multiples of it where the optimiser has `lr_factors`.
+
+    `in_form` turns the rate of a parameter group into what the optimiser takes.
+    """
+    for number, group in enumerate(optimizer.param_groups):
+        group["lr"] = in_form(lr * group["lr_factor"], number)
 
 
 def load_state(optimizer: torch.optim.Optimizer, state: dict[str, object]) -> None:

@@ -117,6 +117,15 @@ class Objective(nn.Module):
         """Those of the student, then all that are trained with it and discarded."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
+    def lr_factors(self) -> dict[nn.Parameter, float]:
+        """The learning rate of parameters that have another one than the recipe's, as a multiple of it."""
+        return {}
+
+    @property
+    def peer(self) -> Network | None:
+        """A second network that is trained for its own sake: validated with the student and saved beside it."""
+        return None
+
     def epoch_data(self, epoch: int, augment: Augment) -> EpochData:
         """What it asks of an epoch's images, whose first view has the augmentation `augment`.
 
@@ -172,7 +181,8 @@ class Trainer:
         set_memory_format(objective, self.channels_last)
         self.engine = make_engine(compute, self.device, self.update, several=processes.count > 1)
         self.parameters = objective.trained_parameters()
-        self.optimizer = make_optimizer(self.parameters, recipe, capturable=bool(self.engine.graphs))
+        capturable = bool(self.engine.graphs)
+        self.optimizer = make_optimizer(self.parameters, recipe, capturable, objective.lr_factors())
         self.average = WeightAverage(objective.student, recipe.ema) if recipe.ema else None
         self.history: list[Row] = []
         self.step = 0  # of the whole training
@@ -223,6 +233,7 @@ class Trainer:
         self.objective.finish(self.data, self.recipe.batch_size)
         last = self.history[-1]
         final = self._validate(self.objective.student)
+        final |= self._validate_peer()
         metrics = {**final, "train_loss": last["loss"], "epochs": self.timeline.epochs, "steps": self.timeline.total}
         return self.history, metrics | self.objective.record()
 
@@ -247,6 +258,7 @@ class Trainer:
         row: Row = {"epoch": epoch + 1, "step": self.step, "lr": self.timeline.lr(self.step - 1), **self.sums.means()}
         if (epoch + 1) % recipe.validate_every == 0 or epoch + 1 == self.timeline.epochs:
             row |= self._validate(self.average.module if self.average else self.objective.student)
+            row |= self._validate_peer()
         row |= self.objective.epoch_record(epoch)
         row["images_per_s"] = round(images / max(self.epoch_seconds, 1e-9), 1)
         row["seconds"] = round(self.epoch_seconds, 4)
@@ -276,7 +288,7 @@ class Trainer:
         """Take one step on a batch: the learning rate of `self.step`, then `update` by the engine."""
         if batch.shard:  # each process draws for its own images
             torch.manual_seed(derive("step", self.run.seed, self.step, batch.shard.rank if batch.shard.divided else 0))
-        set_lr(self.optimizer, self.engine.lr(self.timeline.lr(self.step)))
+        set_lr(self.optimizer, self.timeline.lr(self.step), self.engine.lr)
         self.engine.step(batch, lambda: self.objective.graph_key(self.step))
         self.sums.images += batch.whole_size
 
@@ -309,6 +321,10 @@ class Trainer:
         if not math.isfinite(metrics["val_nll"]):  # BatchNorm's statistics can overflow before the weights do
             self._diverged("validation loss")
         return metrics
+
+    def _validate_peer(self) -> dict[str, float]:
+        peer = self.objective.peer
+        return {f"peer_{name}": value for name, value in self._validate(peer).items()} if peer else {}
 
     def _diverged(self, what: str) -> NoReturn:
         epoch = self.timeline.locate(self.step - 1)[0] + 1

@@ -99,7 +99,7 @@ class StudentTrainer:
         from iakd.distillation.assembly import StudentTask, train_student
 
         task = StudentTask(run, self.job, schedule)
-        history, metrics, _ = train_student(task, self.experiment, self.store, on_validation)
+        history, metrics, *_ = train_student(task, self.experiment, self.store, on_validation)
         return history, metrics
 
 

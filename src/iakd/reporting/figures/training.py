@@ -23,7 +23,7 @@ AccuracyCurves = tuple[Floats, Floats]  # epochs (E,), validation accuracy (seed
 
 
 def draw_learning_curves(comparison: Comparison) -> Figure:
-    """Draw validation accuracy over epochs: mean and range over the seeds, and the means of the references."""
+    """Draw validation accuracy over epochs: mean and range over the seeds; means of references and peers."""
     lines = "; ".join(f"{name}: {label}" for name, label in zip(LINE_STYLES, comparison.references, strict=False))
     head = "validation accuracy (%) over epochs" + (f"; {lines}" if lines else "")
     titles = [f"{pair.title}: {head}" for pair in comparison.pairs]
@@ -35,7 +35,10 @@ def draw_learning_curves(comparison: Comparison) -> Figure:
 
 def _draw_pair(panels: list[Axes], pair: PairComparison, references: list[str]) -> None:
     curves = {results.label: _accuracy_curves(results) for results in pair.methods}
-    bottom, top = _window(list(curves.values()))
+    peers = {
+        results.label: _accuracy_curves(results, "peer_val_top1") for results in pair.methods if _has_peer(results)
+    }
+    bottom, top = _window([*curves.values(), *peers.values()])
     for axes, results in zip(panels, pair.in_display_order, strict=True):
         for reference, line_style in zip(references, LINE_STYLES.values(), strict=False):
             if reference != results.label:
@@ -45,9 +48,13 @@ def _draw_pair(panels: list[Axes], pair: PairComparison, references: list[str]) 
         tint, end = style.colour(results), float(values[:, -1].mean())
         axes.fill_between(epochs, values.min(0), values.max(0), color=tint, alpha=0.22, linewidth=0)
         axes.plot(epochs, values.mean(0), color=tint)
-        if end < bottom:
-            text = f"▾ ends at {formatting.number(end, 1)}"
-            axes.text(0.98, 0.04, text, transform=axes.transAxes, ha="right", color=tint)
+        notes = [f"▾ ends at {formatting.number(end, 1)}"] if end < bottom else []
+        if results.label in peers:
+            epochs, values = peers[results.label]
+            axes.plot(epochs, values.mean(0), color=style.OTHER, linewidth=0.9)
+            notes.append(f"thin: its peer, ends at {formatting.number(float(values[:, -1].mean()), 1)}")
+        if notes:
+            axes.text(0.98, 0.04, "\n".join(notes), transform=axes.transAxes, ha="right", color=tint)
         axes.set_title(style.short(results.label))
         axes.set_xlim(0, max(float(e[-1]) for e, _ in curves.values()))
     panels[0].set_ylim(bottom, top)
@@ -61,10 +68,15 @@ def _window(curves: list[AccuracyCurves]) -> tuple[float, float]:
     return float(np.quantile(shown, 0.1)) - 2, float(shown.max()) + 1
 
 
-def _accuracy_curves(results: MethodResults) -> AccuracyCurves:
+def _has_peer(results: MethodResults) -> bool:
+    """Return whether a second network was trained and validated with the students."""
+    return all("peer_val_top1" in model.metrics for model in results.models)
+
+
+def _accuracy_curves(results: MethodResults, column: str = "val_top1") -> AccuracyCurves:
     """Read the validated epochs of a method, which are the same for all seeds."""
     histories = [read_history(model.folder / HISTORY) for model in results.models]
-    points = [[(r["epoch"], r["val_top1"]) for r in rows if r.get("val_top1") is not None] for rows in histories]
+    points = [[(r["epoch"], r[column]) for r in rows if r.get(column) is not None] for rows in histories]
     table = np.array(points, dtype=np.float64)
     return table[0, :, 0], table[:, :, 1]
 
