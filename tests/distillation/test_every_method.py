@@ -65,6 +65,7 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {  # further forms of a method: i
         "iakd",
         {"form": "two_path", "paths_per_step": 3, "label_weight": 0.5, "student_bn": "separate", "seam_weight": 0.02},
     ),
+    "ot of batches": ("ot", {"sets": "images"}),
     "mutual in turns": ("mutual", {"turns": "steps", "peer_lr": 0.02}),
 }
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from digit_training import fixed_batch
+from digit_training import fixed_batch, loss_between
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment, linprog
 from scipy.special import logsumexp
@@ -13,9 +13,10 @@ from scipy.special import logsumexp
 from iakd import config, models
 from iakd.config import Recipe
 from iakd.data.loader import DeviceLoader
-from iakd.distillation.loss import LossContext
+from iakd.distillation.loss import ForwardOutputs, LossContext
 from iakd.distillation.losses.ot import OTLoss, sinkhorn_divergence, vectors
 from iakd.errors import UserError
+from iakd.models.features import POOLED, Features, forward_features
 from iakd.training.timeline import Timeline
 from iakd.training.trainer import Trainer
 
@@ -137,6 +138,42 @@ def test_equal_features_have_no_loss(make_training: Callable[..., Trainer]) -> N
         "Features", (), {"blocks": {part.student_block: mapped, part.teacher_block: mapped}}
     )()
     assert part(step)["ot"].item() == pytest.approx(0, abs=1e-5)
+
+
+def test_a_batch_is_one_set_of_pooled_features(make_training: Callable[..., Trainer]) -> None:
+    """Value and gradient of the term, for the features of both networks; which image has which does not matter."""
+    training = make_training("ot", options={"ot": {"sets": "images", "blur": 2.0, "weight": 3.0}})
+    objective, batch = training.objective.train(), fixed_batch(training)
+    (part,) = objective.losses.values()
+    assert isinstance(part, OTLoss) and part.cross_sample
+    with torch.no_grad():
+        found = objective(batch, 0)[0]["ot"].item()
+        student, teacher = (
+            forward_features(net, batch.images, POOLED).pooled for net in (objective.student, objective.teacher)
+        )
+    assert student is not None and teacher is not None and student.shape == teacher.shape == (32, 32)
+    value, gradient = reference(student.double().numpy(), teacher.double().numpy(), 2.0)
+    assert found == pytest.approx(3 * value, rel=2e-2)
+    points = student.clone().requires_grad_()
+    order = torch.randperm(32, generator=torch.Generator().manual_seed(0))
+    for theirs in (teacher, teacher[order]):
+        points.grad = None
+        term = part(ForwardOutputs(0, batch, Features(pooled=points), Features(pooled=theirs)))["ot"]
+        term.backward()
+        assert term.item() == pytest.approx(found, rel=1e-4)
+        assert points.grad is not None
+        ours, exact = points.grad.double().numpy().ravel(), 3 * gradient.ravel()
+        assert np.dot(ours, exact) > 0.99 * np.linalg.norm(ours) * np.linalg.norm(exact)
+
+
+def test_pooled_features_of_other_lengths_are_projected() -> None:
+    part, outputs = loss_between("ot", "resnet8x4", "wrn_16_2", sets="images")
+    assert isinstance(part.project, torch.nn.Linear)
+    assert part.project.weight.shape == (128, 256)
+    part(outputs)["ot"].backward()
+    assert part.project.weight.grad is not None and part.project.weight.grad.abs().sum() > 0
+    same, _ = loss_between("ot", "resnet8", "resnet14", sets="images")
+    assert isinstance(same.project, torch.nn.Identity)
 
 
 def setting(teacher: str, student: str, side: int) -> LossContext:

@@ -154,6 +154,7 @@ CASES = {
     "mobilenet": Case("kd", {"epochs": 1, "batch_size": 15, "lr": 0.001}, student={"arch": "MobileNetV2"}, size=32),
     "sizes": Case("iakd", student={"arch": "resnet8x4"}, teacher={"arch": "ResNet50", "width": 4}, size=32),
     "few": Case("iakd+kd", images=10),  # the last batch has fewer images than there may be processes
+    "distribution": Case("ot", EASED, {"ot": {"sets": "images", "weight": 1.0}}),
     "turns": Case("mutual+label_smoothing", EASED, {"mutual": {"turns": "steps", "peer_lr": 0.002}}),
     "stopped": Case("iakd+kd+dist", {"ema": 0.9}, stop=1),
     "whole": Case("iakd+kd+dist", {"ema": 0.9}),

@@ -203,6 +203,11 @@ class OtOptions(Strict):
 
     weight: float = Field(0.1, ge=0, description=WEIGHT)
     blur: float = Field(0.05, gt=0, description="square root of the entropic regularisation, in units of the features")
+    sets: Literal["positions", "images"] = Field(
+        "positions",
+        description="what a set of vectors is; positions: those at all positions of an image's last maps; images: the "
+        "pooled features of all images of the batch",
+    )
 
 
 class FitnetOptions(Strict):

@@ -1,4 +1,4 @@
-"""Optimal transport between the feature vectors of an image, by the Sinkhorn divergence.
+"""Optimal transport between sets of feature vectors, of an image or of a batch, by the Sinkhorn divergence.
 
 As in geomloss, the library of Feydy et al. 2019: cost |x − y|²/2, symmetric updates in the log domain while ε decreases
 geometrically, and gradients by the envelope theorem, that is through the cost alone. Unlike there, the number of
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from iakd.config.method_options import OtOptions
 from iakd.distillation.loss import DistillationLoss, ForwardOutputs, LossContext
 from iakd.distillation.losses.maps import as_maps
-from iakd.models.features import FeatureSpec
+from iakd.models.features import POOLED, FeatureSpec
 from iakd.models.shapes import channels
 
 UPDATES = 12  # from the sets' diameter down to the blur; on random points 400 change the divergence by 1 %
@@ -21,11 +21,12 @@ MIN_EXPONENT = -80.0  # of a weight; on CPUs exp takes ten times as long where i
 
 
 class OTLoss(DistillationLoss):
-    """CE + weight·mean over the images of S_ε(student's feature vectors, teacher's feature vectors), ε = blur².
+    """CE + weight·mean over the sets of S_ε(student's feature vectors, teacher's feature vectors), ε = blur².
 
-    The vectors are those at all positions of the last stage's maps, or the tokens. They need not correspond, and their
-    numbers may differ. If the teacher's are of another length, the student's go through a linear projection (a 1×1
-    convolution), which is trained with the student.
+    A set is an image: the vectors at all positions of the last stage's maps, or the tokens. They need not correspond,
+    and their numbers may differ. Or the only set is the batch: the pooled features of its images, whose distribution is
+    compared, not those of each image. If the teacher's are of another length, the student's go through a linear
+    projection (a 1×1 convolution), which is trained with the student.
     Idea: OT-KD; S_ε: Feydy et al., Interpolating between Optimal Transport and MMD using Sinkhorn Divergences, AISTATS
     2019, equations 1 and 3.
     """
@@ -35,17 +36,27 @@ class OTLoss(DistillationLoss):
     def __init__(self, context: LossContext) -> None:
         super().__init__(context)
         self.options: OtOptions = context.options
-        pair = context.levels[-1]
-        self.student_block, self.teacher_block = pair.student.last, pair.teacher.last
-        self.student_features = FeatureSpec(blocks=frozenset({self.student_block}))
-        self.teacher_features = FeatureSpec(blocks=frozenset({self.teacher_block}))
-        sizes = channels(pair.student.after), channels(pair.teacher.after)
+        if self.options.sets == "images":
+            self.student_features = self.teacher_features = POOLED
+            self.cross_sample = True
+            sizes = context.pooled_sizes
+        else:
+            pair = context.levels[-1]
+            self.student_block, self.teacher_block = pair.student.last, pair.teacher.last
+            self.student_features = FeatureSpec(blocks=frozenset({self.student_block}))
+            self.teacher_features = FeatureSpec(blocks=frozenset({self.teacher_block}))
+            sizes = channels(pair.student.after), channels(pair.teacher.after)
         self.project = nn.Identity() if sizes[0] == sizes[1] else nn.Linear(*sizes, bias=False)
 
     def forward(self, outputs: ForwardOutputs) -> dict[str, Tensor]:
-        student = self.project(vectors(outputs.student.blocks[self.student_block]))
-        teacher = vectors(outputs.teacher.blocks[self.teacher_block])
-        return {"ot": self.options.weight * sinkhorn_divergence(student, teacher, self.options.blur).mean()}
+        if self.options.sets == "images":
+            assert outputs.student.pooled is not None and outputs.teacher.pooled is not None
+            student, teacher = outputs.student.pooled.float()[None], outputs.teacher.pooled.float()[None]
+        else:
+            student = vectors(outputs.student.blocks[self.student_block])
+            teacher = vectors(outputs.teacher.blocks[self.teacher_block])
+        divergence = sinkhorn_divergence(self.project(student), teacher, self.options.blur)
+        return {"ot": self.options.weight * divergence.mean()}
 
 
 def vectors(features: Tensor) -> Tensor:
