@@ -202,14 +202,12 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
     },
     "training/optimizer.py": {
         (
-            "parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True, capturable=capturable",
-            "parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=False, capturable=capturable",
+            "groups, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True, capturable=capturable",
+            "groups, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=False, capturable=capturable",
         ): "the same update, slower",
         (
-            "def make_optimizer(parameters: list[nn.Parameter], recipe: Recipe, capturable: bool = False) "
-            "-> torch.optim.Optimizer:",
-            "def make_optimizer(parameters: list[nn.Parameter], recipe: Recipe, capturable: bool = True) "
-            "-> torch.optim.Optimizer:",
+            "capturable: bool = False,",
+            "capturable: bool = True,",
         ): "the same update, in a form that CUDA graphs can record",
         (
             "floating = [pair for pair in self._pairs if pair[0].is_floating_point() and self.started]",
