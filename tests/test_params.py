@@ -51,6 +51,11 @@ DEFAULT = ROOT / "params.yaml"
         ("dataset.name=a/b", "dataset.name: String should match pattern"),
         ("students=[]", "students: List should have at least 1 item"),
         ("students=[{arch: resnet8}, {arch: resnet8}]", "two are called 'resnet8'"),
+        ("students.0.bits=9", "students.0.bits: must be from 2 to 8, not 9"),
+        ("students.0.bits=[2, 2]", "students.0.bits: a list names different numbers, at least two, not [2, 2]"),
+        ("students.0.bits=[4]", "students.0.bits: a list names different numbers, at least two, not [4]"),
+        ("students.0.bits=few", "students.0.bits: must be a whole number or a list of them, not 'few'"),
+        ("teachers.0.bits=[4, 8]", "teachers.0: bits: a teacher computes with one number of bits, not with [4, 8]"),
         ("methods=[kd]", "methods: Input should be a valid dictionary"),
         ("compute.device=gpu", "compute.device: Input should be 'auto', 'cpu' or 'cuda', got 'gpu'"),
         ("compute={processes: 2, seeds_together: 2}", "compute: processes split one training"),
@@ -112,6 +117,13 @@ def test_the_label_is_the_method_unless_said_otherwise() -> None:
     }
     methods = parse(raw, "here").methods
     assert methods["iakd+kd"].names == ["iakd", "kd"] and methods["x"].names == ["kd"]
+
+
+def test_bit_widths_are_a_set_and_one_number_of_bits_stays_what_it_was() -> None:
+    several, same = (Network(arch="resnet20", bits=bits) for bits in ([8, 2, 4], [2, 4, 8]))
+    assert several == same and several.name == "resnet20_2_4_8bit" and several.bit_widths == [8, 4, 2]
+    one = Network(arch="resnet20", bits=4)
+    assert (one.name, one.model_dump()["bits"], one.bit_widths) == ("resnet20_4bit", 4, [])
 
 
 def test_the_schema_in_the_repository_is_the_models() -> None:

@@ -65,6 +65,7 @@ def make_training(
     path: str = "digits/students/run",
     options: dict[str, Any] | None = None,
     cache_dir: CacheDir | None = None,
+    student: config.Network = STUDENT,
     **recipe: Any,
 ) -> Trainer:
     """Return a training of a tiny student by a sum of methods, ready to fit, with files in the working folder."""
@@ -72,11 +73,10 @@ def make_training(
     settings = {"epochs": EPOCHS, "batch_size": 32, "lr": 0.1, "validate_every": 5, **recipe}
     chosen = Recipe.model_validate(settings)
     method = config.Method(method=expression, **(options or {}))
-    student = network(STUDENT, 1)
     train = digit_images(0, IMAGES)
     timeline = timeline_of(chosen, method, len(train))
     distillation = make_distiller(
-        student,
+        network(student, 1),
         teacher(),
         method,
         timeline=timeline,

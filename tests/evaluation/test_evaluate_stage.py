@@ -16,6 +16,7 @@ from iakd.errors import UserError
 from iakd.experiment import run_dir
 from iakd.experiment.jobs import Experiment, TeacherJob, plan_experiment
 from iakd.models.network import initialise
+from iakd.models.quantisation import each_bits, weight_bytes
 from iakd.stages import prepare
 from iakd.stages.evaluate import evaluate_run, run
 from iakd.training.validation import predict
@@ -96,6 +97,35 @@ def test_one_model(experiment):
     assert found["n"] == len(labels) == 847
     assert found["top1"] == pytest.approx(100 * (logits.argmax(1) == labels).double().mean().item())
     assert found["data_sha256"] == store.sha256
+
+
+def test_a_student_of_several_bit_widths_is_measured_at_each(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    experiment = small_plan(
+        students=[{"arch": "resnet8", "width": 2, "bits": [2, 8]}], methods={"scratch": {}}, distill={"seeds": [0]}
+    )
+    prepare.run(experiment)
+    store = PreparedData.open(experiment.data.folder)
+    for job in experiment.trained:
+        finish(experiment, job, store)
+    folder, job = run(experiment), experiment.students[0]
+    found = read(job.folder / "evaluation.json")
+    network = models.build(job.student, 1, 10)
+    models.load_weights(network, (job.folder / run_dir.MODEL).read_bytes(), "")
+    test = DeviceLoader(store.images("test"), store.labels("test"), store.mean, store.std, "cpu")
+    for bits in each_bits(network):
+        logits, labels = predict(network, test, 256)
+        top1 = 100 * (logits.argmax(1) == labels).double().mean().item()
+        assert found["bit_widths"][str(bits)]["top1"] == pytest.approx(top1)
+        assert found["bit_widths"][str(bits)]["weight_bytes"] == weight_bytes(network)
+    assert list(found["bit_widths"]) == ["8", "2"] and set(found) >= CONTRACT
+    assert all(found[name] == found["bit_widths"]["8"][name] for name in ("top1", "nll", "ece", "weight_bytes"))
+    for name, seed_column in (("runs.csv", "top1_2bit"), ("summary.csv", "top1_2bit_mean")):
+        with (folder / name).open() as file:
+            teacher, student = csv.DictReader(file)
+        assert float(student[seed_column]) == pytest.approx(found["bit_widths"]["2"]["top1"], abs=1e-4)
+        assert int(float(student["weight_bytes_2bit"])) == found["bit_widths"]["2"]["weight_bytes"]
+        assert teacher[seed_column] == ""
 
 
 def test_a_teacher_is_marked_as_one(experiment):

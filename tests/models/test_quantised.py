@@ -8,13 +8,27 @@ from torch import nn
 
 from iakd import config, models
 from iakd.config import IakdOptions
+from iakd.errors import UserError
 from iakd.interactive.hybrid import Hybrid
+from iakd.models.flops import bit_operations, model_cost
 from iakd.models.network import initialise
 from iakd.models.pairing import initialise_from_teacher
-from iakd.models.quantisation import QuantisedConv2d, Quantiser, nearest, weight_bytes
+from iakd.models.quantisation import (
+    QuantisedConv2d,
+    Quantiser,
+    SwitchableBatchNorm2d,
+    at_bits,
+    bit_widths,
+    each_bits,
+    keep_bits,
+    nearest,
+    quantise,
+    set_bits,
+    weight_bytes,
+)
 
 
-def network(bits: int | None, arch: str = "resnet8", seed: int = 0) -> models.Network:
+def network(bits: int | list[int] | None, arch: str = "resnet8", seed: int = 0) -> models.Network:
     net = models.build(config.Network(arch=arch, bits=bits), 3, 10)
     initialise(net, torch.Generator().manual_seed(seed))
     return net
@@ -139,3 +153,111 @@ def test_a_network_of_few_bits_is_swapped_with_its_own_full_precision() -> None:
     assert all(p.grad is None for p in teacher.parameters())
     assert student.blocks[0].conv1.quantiser.range.isfinite().all()
     assert not student.blocks[1].conv1.quantiser.range.isfinite().any(), "a block that did not run has seen nothing"
+
+
+def switchable(arch: str = "resnet8", seed: int = 0) -> models.Network:
+    return network([2, 8, 4], arch, seed)
+
+
+def trained(arch: str = "resnet8") -> models.Network:
+    """Every bit-width has seen other images, so that their statistics and ranges differ."""
+    net = switchable(arch)
+    for position, bits in enumerate((8, 4, 2)):
+        with at_bits(net, bits):
+            net.train()(images() * (1 + position))
+    with torch.no_grad():
+        for position, parameter in enumerate(net.parameters()):
+            parameter.mul_(1 + 0.01 * (position % 7))
+    return net.eval()
+
+
+def test_a_switchable_network_begins_as_that_of_its_highest_bit_width() -> None:
+    net, single = switchable(), network(8)
+    assert bit_widths(net) == [8, 4, 2] and bit_widths(single) == []
+    state, names = net.state_dict(), list(single.state_dict())
+    assert [name for name in state if "lower_bits" not in name] == names
+    assert all(torch.equal(state[name], tensor) for name, tensor in single.state_dict().items())
+    assert torch.equal(net(images()), single(images()))
+
+
+def test_each_bit_width_has_its_own_ranges_statistics_and_affine_maps_and_one_set_of_weights() -> None:
+    net = switchable().train()
+    for bits in (8, 4, 2):
+        before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+        net.zero_grad()
+        with at_bits(net, bits):
+            net(images()).square().sum().backward()
+        moved = {name for name, tensor in net.state_dict().items() if not torch.equal(tensor, before[name])}
+        part = f"lower_bits.{bits}." if bits < 8 else ""
+        norms = {name for name, layer in net.named_modules() if isinstance(layer, SwitchableBatchNorm2d)}
+        own = {f"{name}.{part}{what}" for name in norms for what in ("running_mean", "running_var")}
+        own |= {f"{name}.{part}num_batches_tracked" for name in norms}
+        ranges = {name.removesuffix("range") for name in before if name.endswith("quantiser.range")}
+        assert moved == own | {f"{name}{part}range" for name in ranges}
+        learned = {name for name, parameter in net.named_parameters() if parameter.grad is not None}
+        weights = {name for name, _ in network(8).named_parameters() if name.rpartition(".")[0] not in norms}
+        assert learned == weights | {f"{name}.{part}{what}" for name in norms for what in ("weight", "bias")}
+
+
+@pytest.mark.parametrize("arch", ["resnet8", "wrn_10_1", "MobileNetV2", "vgg8"])
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_one_file_holds_every_bit_width_and_each_can_be_taken_out(arch: str, bits: int) -> None:
+    net = trained(arch)
+    with at_bits(net, bits):
+        expected = net(images())
+    loaded = switchable(arch, seed=9)
+    models.load_weights(loaded, models.save_weights(net), "here")
+    set_bits(loaded, bits)
+    assert torch.equal(loaded.eval()(images()), expected)
+    keep_bits(loaded, bits)
+    assert torch.equal(loaded(images()), expected)
+    alone = network(bits, arch, seed=3)
+    models.load_weights(alone, models.save_weights(loaded), "the bit-width alone")
+    assert torch.equal(alone.eval()(images()), expected)
+    assert [type(layer) for layer in loaded.modules()] == [type(layer) for layer in alone.modules()]
+
+
+def test_bit_widths_differ_and_the_switch_goes_back() -> None:
+    net = trained()
+    outputs = {bits: net(images()) for bits in each_bits(net)}
+    assert list(outputs) == [8, 4, 2] and not torch.equal(outputs[8], outputs[4])
+    assert torch.equal(net(images()), outputs[8])
+    with pytest.raises(RuntimeError, match="inside"), at_bits(net, 2):
+        raise RuntimeError("inside")
+    assert torch.equal(net(images()), outputs[8])
+    assert list(each_bits(network(4))) == [None]
+    with pytest.raises(ValueError, match=r"\[8, 4, 2\] bits, and cannot be switched to 3"):
+        set_bits(net, 3)
+    with pytest.raises(ValueError, match="one number of bits"):
+        set_bits(network(4), 4)
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_cost_at_each_bit_width_is_that_of_a_network_of_this_bit_width(bits: int) -> None:
+    net, alone, image = switchable(), network(bits), (3, 16, 16)
+    with at_bits(net, bits):
+        assert model_cost(net, image) == model_cost(alone, image)
+        assert weight_bytes(net) == weight_bytes(alone)
+        assert bit_operations(net, image) == bit_operations(alone, image)
+    macs, first, last = model_cost(alone, image)["macs"], 16 * 16 * 16 * 27, 64 * 10
+    assert bit_operations(alone, image) == (macs - first - last) * bits**2 + (first + last) * 64
+
+
+def test_a_start_from_the_teacher_is_the_same_at_all_bit_widths() -> None:
+    teacher = network(None, seed=7)
+    teacher(images())
+    student = switchable()
+    initialise_from_teacher(student, teacher)
+    state = student.state_dict()
+    for name, tensor in teacher.state_dict().items():
+        assert torch.equal(state[name], tensor)
+        layer, _, what = name.rpartition(".")
+        for bits in (4, 2):
+            assert torch.equal(state.get(f"{layer}.lower_bits.{bits}.{what}", tensor), tensor)
+    assert f"{layer}.lower_bits.2" not in state and "stem.1.lower_bits.2.running_var" in state
+
+
+def test_batchnorm_layers_that_cannot_be_switched_are_refused() -> None:
+    layers = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    with pytest.raises(UserError, match="BatchNorm1d; set a single number of bits"):
+        quantise(layers, [2, 4])

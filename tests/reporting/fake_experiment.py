@@ -165,6 +165,15 @@ def _evaluation(job: Any, top1: float, about: dict[str, Any], sha: str, rng: np.
     count = rng.multinomial(TEST, np.linspace(0.2, 4, 15) ** 2 / (np.linspace(0.2, 4, 15) ** 2).sum())
     centre = (np.arange(15) + 0.5) / 15
     small = about["student"] is not None
+    widths = job.student.bit_widths if small else []
+    by_bits = {
+        str(bits): {
+            "top1": top1 - (8 - bits),
+            "weight_bytes": 78042 * bits // 8,
+            "bit_operations": 786_000 * bits**2,
+        }
+        for bits in widths
+    }
     return {
         "dataset": "digits",
         **about,
@@ -189,6 +198,7 @@ def _evaluation(job: Any, top1: float, about: dict[str, Any], sha: str, rng: np.
         "latency_ms": float(rng.normal(0.61 if small else 1.6, 0.02)),
         "images_per_s": float(rng.normal(9600 if small else 3300, 50)),
         "device": "cpu",
+        **({"bit_widths": by_bits} if by_bits else {}),
     }
 
 

@@ -212,6 +212,25 @@ def test_without_hints_the_page_does_not_mention_them(example):
     assert "No method of this experiment uses hints" in (example.report / "figures" / "hints.svg").read_text()
 
 
+def test_a_student_of_several_bit_widths_has_a_table_with_a_column_for_each(tmp_path, monkeypatch, example):
+    assert "8 bits" not in (example.report / "report.html").read_text()
+    monkeypatch.chdir(tmp_path)
+    experiment = fake_experiment.plan(
+        {"kd": {}, "scratch": {}}, students=[{"arch": "resnet8", "name": "resnet8", "bits": [2, 8]}]
+    )
+    fake_experiment.write(experiment, {"kd": [90, 91, 92], "scratch": [80, 80, 80]})
+    run(experiment)
+    text = (experiment.report / "report.html").read_text()
+    assert Page(text).open == []
+    cells = re.findall(r"<t[dh][^>]*>([^<]*)</t[dh]>", text[text.index("8 bits") - 60 :])
+    assert cells[:12] == [
+        *("Accuracy, %", "8 bits", "2 bits"),
+        *("kd", "91.0 ± 1.0", "85.0 ± 1.0"),
+        *("scratch", "80.0 ± 0.0", "74.0 ± 0.0"),
+        *("Bytes of weights", "78.0 k", "19.5 k"),
+    ]
+
+
 def test_levels_of_the_heat_map_cover_each_cell_once():
     cka = [[1.0, 0.99, 0.0], [0.99, 1.0, 0.5], [0.0, 0.5, 1.0]]
     rectangles = hints.level_rectangles(cka)

@@ -150,6 +150,7 @@ CASES = {
     "channel": Case("iakd", options={"iakd": {"granularity": "channel"}}),
     "statistics": Case("iakd", options={"iakd": {"teacher_bn": "batch", "bn_reestimate": True}}),
     "bits": Case("iakd+kd", student={**PLAIN, "bits": 4}),
+    "bit-widths": Case("iakd+kd", student={**PLAIN, "bits": [2, 4]}),
     "entry": Case("reviewkd", EASED, student={"arch": "wrn_16_1"}, teacher={"arch": "wrn_16_2"}),
     "mobilenet": Case("kd", {"epochs": 1, "batch_size": 15, "lr": 0.001}, student={"arch": "MobileNetV2"}, size=32),
     "sizes": Case("iakd", student={"arch": "resnet8x4"}, teacher={"arch": "ResNet50", "width": 4}, size=32),

@@ -8,7 +8,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from iakd.config.base import Amount, AutoOnOff, Label, Name, Seed, Strict, did_you_mean, explain, merged
 from iakd.config.dataset import Dataset
-from iakd.config.methods import Method
+from iakd.config.methods import METHODS, Method
 from iakd.config.networks import Network, Teacher
 from iakd.config.training import Recipe
 from iakd.config.tuning import Tune
@@ -194,6 +194,10 @@ class Params(Strict):
             method = self.method(pair, label)
         except ValidationError as error:
             raise ValueError(f"{name}: methods.{label}.{explain(error, Method)}") from None
+        bits = next(network.bits for network in self.students if network.name == pair.student)
+        for each in method.names:
+            if isinstance(bits, list) and METHODS[each].one_bit_width:
+                raise ValueError(f"{name}: {each} cannot train a student of bits {bits}: {METHODS[each].one_bit_width}")
         try:
             self.student_recipe(pair, method)
         except ValidationError as error:

@@ -161,6 +161,7 @@ BUILT_IN: dict[str, MethodSpec] = {
             ("scratch", "label_smoothing", *_LOGIT_METHODS),
             "its outputs are the teacher's classifier's, not the student's own",
         ),
+        one_bit_width="it replaces the student's head, which then would not know the bit-widths",
     ),
     "srrl": MethodSpec(
         "last features that the teacher's classifier takes for the teacher's (Yang et al. 2021)",

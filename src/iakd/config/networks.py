@@ -8,7 +8,14 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from iakd.config.base import Name, Strict, did_you_mean
 from iakd.plugins import NetworkFamily, discover
@@ -56,6 +63,24 @@ def _known_family(arch: str) -> str:
     return arch
 
 
+MIN_BITS, MAX_BITS = 2, 8
+
+
+def _bits(value: Any) -> Any:
+    bits = value if isinstance(value, list | tuple) else [value]
+    if any(not isinstance(width, int) or isinstance(width, bool) for width in bits):
+        raise ValueError(f"must be a whole number or a list of them, not {value!r}")
+    if any(not MIN_BITS <= width <= MAX_BITS for width in bits):
+        raise ValueError(f"must be from {MIN_BITS} to {MAX_BITS}, not {value!r}")
+    if bits is value and len(set(bits)) < max(2, len(bits)):
+        raise ValueError(f"a list names different numbers, at least two, not {value!r}")
+    return sorted(bits) if bits is value else value
+
+
+_Width = Annotated[int, Field(ge=MIN_BITS, le=MAX_BITS)]
+Bits = Annotated[_Width | Annotated[list[_Width], Field(min_length=2)], BeforeValidator(_bits)]
+
+
 class Network(Strict):
     """A network of the model zoo; docs/networks.md lists them."""
 
@@ -67,8 +92,10 @@ class Network(Strict):
     shortcut: Literal["A", "B"] = Field(
         "B", description="resnet8 … resnet110x4; A: zero-padded identity; B: 1×1 convolution"
     )
-    bits: int | None = Field(
-        None, ge=2, le=8, description="bits of weights and activations, by quantisation-aware training; default: full"
+    bits: Bits | None = Field(
+        None,
+        description="bits of weights and activations, by quantisation-aware training; default: full; a list, such as "
+        "[2, 4, 8]: one network that can be switched between them (students only)",
     )
 
     @model_validator(mode="before")
@@ -79,9 +106,15 @@ class Network(Strict):
             name = re.sub(
                 r"[^A-Za-z0-9_.]", "_", data["arch"]
             )  # the name of a folder: no slash of torchvision/resnet50
-            name += (f"w{width}" if width else "") + (f"_{bits}bit" if bits else "")
+            widths = "_".join(map(str, sorted(bits, key=str) if isinstance(bits, list) else [bits]))
+            name += (f"w{width}" if width else "") + (f"_{widths}bit" if bits else "")
             data = {**data, "name": name}
         return data
+
+    @property
+    def bit_widths(self) -> list[int]:
+        """The numbers of bits that it can be switched between, highest first; [] if it cannot."""
+        return self.bits[::-1] if isinstance(self.bits, list) else []
 
     @property
     def modules(self) -> list[str]:
@@ -135,6 +168,12 @@ class Teacher(Network):
             usual = "half" if str(data.get("arch")).endswith("efficientnet_v2_l") else "imagenet"
             return {**data, "normalisation": data.get("normalisation") or usual}
         return data
+
+    @model_validator(mode="after")
+    def _one_width(self) -> "Teacher":
+        if self.bit_widths:
+            raise ValueError(f"bits: a teacher computes with one number of bits, not with {self.bits}; choose one")
+        return self
 
     @model_validator(mode="after")
     def _only_with_a_checkpoint(self) -> "Teacher":

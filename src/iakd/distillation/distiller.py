@@ -16,6 +16,7 @@ from iakd.config import METHODS
 from iakd.data.loader import Batch, BatchFormat, DeviceLoader, EpochData, ImageLoader
 from iakd.distillation.all_gather import terms_of
 from iakd.distillation.loss import DistillationLoss, ForwardOutputs, LossContext, cross_entropy
+from iakd.distillation.losses.lower_bits import LowerBitsLoss
 from iakd.distillation.registry import changes_student, deploy, loss_class
 from iakd.distillation.teacher_cache import CacheDir, CachedTeacherOutputs, TeacherOutputs, outputs_suffice
 from iakd.interactive.hybrid import Hybrid
@@ -25,6 +26,7 @@ from iakd.models import Network
 from iakd.models.features import LOGITS, NOTHING, Features, FeatureSpec, forward_features
 from iakd.models.network import Frozen
 from iakd.models.pairing import BlockPair
+from iakd.models.quantisation import bit_widths, each_bits
 from iakd.models.shapes import channels
 from iakd.seeding import derive
 from iakd.training.timeline import Timeline
@@ -217,8 +219,9 @@ class Distiller(Objective):
         for layer in layers:
             layer.reset_running_stats()
             layer.momentum = None  # the mean over all batches instead of a moving average
-        for batch in data.epoch(0, 0, BatchFormat(batch_size)):
-            self.student(batch.images)
+        for _ in each_bits(self.student):
+            for batch in data.epoch(0, 0, BatchFormat(batch_size)):
+                self.student(batch.images)
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
 
@@ -268,6 +271,8 @@ def make_distiller(
         loss.initialise(torch.Generator().manual_seed(derive("part", name, seed)))
         loss.to(data.labels.device)
     losses = {name: built[name] for name in method.names}
+    if bit_widths(student):
+        losses["lower_bits"] = LowerBitsLoss(LossContext(None, student, teacher, data, timeline, seed), losses.values())
     distiller = Distiller(student, losses, timeline, teacher, hybrid, sampler, label_smoothing)
     distiller.use_teacher_outputs(-(-timeline.batch_size // processes), data, cache_dir)
     return distiller

@@ -10,6 +10,7 @@ from iakd.data.loader import steps_per_epoch
 from iakd.distillation.loss import DistillationLoss
 from iakd.errors import UserError
 from iakd.models import Network
+from iakd.models.quantisation import bit_widths
 from iakd.models.shapes import Shape
 from iakd.plugins import import_object
 from iakd.seeding import derive
@@ -49,6 +50,8 @@ def deploy(student: Network, teacher: Network, method: config.Method, image: Sha
     If trained weights are loaded afterwards, the teacher's weights do not matter. Raises UserError if the method cannot
     be used with these networks.
     """
+    if bit_widths(student):
+        raise UserError(f"{method.method} adds layers to the student, so it cannot train one of several bit-widths")
     for name in method.names:
         generator = torch.Generator().manual_seed(derive("deployed", name, seed))
         loss_class(name).deploy(student, teacher, method.options(name), image, generator)

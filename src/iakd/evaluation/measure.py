@@ -13,12 +13,14 @@ from iakd.data.file_loader import make_loader
 from iakd.data.store import PreparedData
 from iakd.evaluation.metrics import classification_metrics
 from iakd.models import Network
-from iakd.models.flops import model_cost
+from iakd.models.flops import bit_operations, model_cost
 from iakd.models.normalisation import adapt_input
+from iakd.models.quantisation import each_bits
 from iakd.training.validation import predict
 
 WARM_UP_RUNS = 3  # not timed: memory is allocated and kernels are selected
 BATCH_RUNS = 3  # timed, of a whole batch
+BY_BITS = ("top1", "top5", "nll", "ece", "weight_bytes")  # what is told of each of several bit-widths
 
 
 @torch.no_grad()
@@ -66,8 +68,9 @@ def evaluate_model(
     """Load the weights `content` and return accuracy, calibration, cost and speed on the test split, and the device.
 
     `normalisation` is that of the images that the weights were trained on; None: the data set's. Bit-identical from
-    run to run on the CPU, except for the two speeds. Raises UserError, naming `weights_name`, if the weights do not
-    fit the model.
+    run to run on the CPU, except for the two speeds. A model of several bit-widths is measured at the highest one;
+    `bit_widths` has accuracy, size and `bit_operations` at each. Raises UserError, naming `weights_name`, if the
+    weights do not fit the model.
     """
     device = devices.set_up_device(params.compute)
     models.load_weights(model, content, weights_name)
@@ -75,10 +78,19 @@ def evaluate_model(
     model.to(device)
     test = make_loader(store, "test", device, workers=params.compute.workers)
     batch_size = params.evaluate.batch_size
-    logits, labels = predict(model, test, batch_size)
+    results: dict[str, Any] = {}
+    by_bits: dict[str, dict[str, Any]] = {}
+    for bits in each_bits(model):
+        logits, labels = predict(model, test, batch_size)
+        accuracy = classification_metrics(logits.cpu().numpy(), labels.cpu().numpy())
+        found = {**accuracy, **model_cost(model, store.image_shape)}
+        results = results or found  # the highest bit-width comes first
+        if bits:
+            operations = bit_operations(model, store.image_shape)
+            by_bits[str(bits)] = {**{name: found[name] for name in BY_BITS}, "bit_operations": operations}
     return {
-        **classification_metrics(logits.cpu().numpy(), labels.cpu().numpy()),
-        **model_cost(model, store.image_shape),
+        **results,
+        **({"bit_widths": by_bits} if by_bits else {}),
         **measure_speed(model, next(test.plain(batch_size)).images, params.evaluate.latency_runs),
         "device": devices.device_name(device),
     }

@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from iakd.models.network import Network
-from iakd.models.quantisation import weight_bytes
+from iakd.models.quantisation import QuantisedConv2d, QuantisedLinear, parameters_in_use, quantised_layers, weight_bytes
 from iakd.models.shapes import Shape, meta_tensors
 
 
@@ -60,6 +60,31 @@ class _BlockMacs(nn.Module):
         return macs
 
 
+def bit_operations(network: nn.Module, shape: Shape) -> int:
+    """Return Σ MACs·bits² over the quantised layers, for one image: bits of the weight times bits of the input.
+
+    Multiplications of single bits, by which networks of different bit-widths are compared (as in AdaBits). Nothing else
+    is counted. The network's mode is restored.
+    """
+    counts: list[int] = []
+
+    def count(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        assert isinstance(layer, QuantisedConv2d | QuantisedLinear)
+        counts.append(output.numel() * layer.weight[0].numel() * layer.quantiser.in_use.bits**2)
+
+    handles = [layer.register_forward_hook(count) for layer in quantised_layers(network)]
+    first, training = next(network.parameters()), network.training
+    try:
+        network.eval()
+        with torch.no_grad():
+            network(torch.zeros(1, *shape, device=first.device, dtype=first.dtype))
+    finally:
+        network.train(training)
+        for handle in handles:
+            handle.remove()
+    return sum(counts)
+
+
 @contextmanager
 def _counter() -> Iterator[FlopCounterMode]:
     """Count floating-point operations, two per multiply–accumulate."""
@@ -73,4 +98,4 @@ def _counter() -> Iterator[FlopCounterMode]:
 
 
 def _parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+    return sum(parameter.numel() for parameter in parameters_in_use(module))

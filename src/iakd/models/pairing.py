@@ -9,7 +9,7 @@ from torch import nn
 from iakd.errors import UserError
 from iakd.models import Network
 from iakd.models.network import Block
-from iakd.models.quantisation import QUANTISER
+from iakd.models.quantisation import only_if_quantised, start_lower_bits
 from iakd.models.shapes import Shape, feature_shapes, image_channels
 
 
@@ -132,18 +132,19 @@ def _check_features(teacher: Shape, student: Shape) -> None:
 
 
 def copy_weights(source: nn.Module, target: nn.Module, what: str) -> None:
-    """Copy parameters and buffers; a quantised target keeps its quantisation ranges.
+    """Copy parameters and buffers; a quantised target keeps its ranges, and starts alike at all bit-widths.
 
     Raises UserError, naming `what`, where the shapes differ.
     """
     given = source.state_dict()
-    needed = {k: v for k, v in target.state_dict().items() if k in given or not k.endswith(QUANTISER)}
+    needed = {k: v for k, v in target.state_dict().items() if k in given or not only_if_quantised(k)}
     if {k: v.shape for k, v in given.items()} != {k: v.shape for k, v in needed.items()}:
         raise UserError(
             f"the teacher's {what} does not fit the student (the shapes differ): choose networks of equal width, "
             "or keep the student's own"
         )
     target.load_state_dict(given, strict=False)
+    start_lower_bits(target)
 
 
 def initialise_from_teacher(student: Network, teacher: Network) -> None:

@@ -172,3 +172,29 @@ def cost_table(pair: PairComparison) -> list[dict[str, str]]:
         }
         for results in (pair.teacher, *pair.in_display_order)
     ]
+
+
+def bits_table(comparison: Comparison, pair: PairComparison) -> dict[str, Any] | None:
+    """Return accuracy and cost of a student at each of its bit-widths; None if it has one only."""
+    widths = pair.methods[0].bit_widths
+    if not widths:
+        return None
+    costs = (("weight_bytes", "Bytes of weights"), ("bit_operations", "Bit operations per image"))
+    return {
+        "bits": widths,
+        "methods": [
+            {
+                "label": results.label,
+                "kind": results.kind,
+                "accuracy": [formatting.mean_std(results.at_bits(bits, "top1"), comparison.digits) for bits in widths],
+            }
+            for results in pair.in_display_order
+        ],
+        "costs": [
+            {
+                "title": title,
+                "values": [formatting.with_prefix(pair.methods[0].at_bits(bits, name).mean) for bits in widths],
+            }
+            for name, title in costs
+        ],
+    }

@@ -66,6 +66,7 @@ def _pair(comparison: Comparison, pair: PairComparison, found: verdict.PairVerdi
         "verdict": found,
         "sizes": key_table.size_table(pair),
         "costs": key_table.cost_table(pair),
+        "bits": key_table.bits_table(comparison, pair),
         **key_table.key_table(comparison, pair),
     }
 

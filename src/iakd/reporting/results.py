@@ -76,6 +76,15 @@ class MethodResults:
         return statistics.median(model.evaluation[name] for model in self.models)
 
     @property
+    def bit_widths(self) -> list[int]:
+        """The bit-widths that the models can be switched between, highest first; [] if they cannot."""
+        return [int(bits) for bits in self.models[0].evaluation.get("bit_widths", {})]
+
+    def at_bits(self, bits: int, name: str) -> SeedMean:
+        """Return the mean over the seeds of a number in the evaluations at one of several bit-widths."""
+        return seed_mean([model.evaluation["bit_widths"][str(bits)][name] for model in self.models])
+
+    @property
     def training_seconds(self) -> float:
         """Wall time of one training, the median over the seeds."""
         return statistics.median(model.record["wall_seconds"] for model in self.models)

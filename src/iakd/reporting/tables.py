@@ -9,6 +9,7 @@ from iakd.reporting.statistics import PairedDifference, SeedMean
 
 Rows = list[dict[str, Any]]
 COSTS = ("parameters", "weight_bytes", "macs", "latency_ms", "images_per_s")
+BIT_COSTS = ("weight_bytes", "bit_operations")
 
 
 def rounded(value: float | None) -> float | None:
@@ -17,7 +18,7 @@ def rounded(value: float | None) -> float | None:
 
 
 def runs(comparison: Comparison) -> Rows:
-    """Return a row per trained model, teachers first."""
+    """Return a row per trained model, teachers first; of one with several bit-widths, columns for each of them."""
     rows = []
     for model in comparison.models:
         evaluation = model.evaluation
@@ -27,6 +28,8 @@ def runs(comparison: Comparison) -> Rows:
         row |= {name: rounded(evaluation[name]) for name in COSTS}
         row["wall_seconds"] = model.record["wall_seconds"]
         row |= {"model_sha256": evaluation["model_sha256"], "folder": str(model.folder)}
+        for bits, found in evaluation.get("bit_widths", {}).items():
+            row |= {f"{name}_{bits}bit": rounded(found[name]) for name in ("top1", *BIT_COSTS)}
         rows.append(row)
     return rows
 
@@ -59,6 +62,10 @@ def _summary_row(comparison: Comparison, pair: PairComparison, results: MethodRe
     row |= {f"{name}_mean": rounded(results.mean(name).mean) for name in ("top5", "nll", "ece")}
     row |= {name: rounded(results.median(name)) for name in COSTS}
     row |= {f"{name}_ratio": rounded(results.median(name) / pair.teacher.median(name)) for name in COSTS}
+    for bits in results.bit_widths:
+        top1 = results.at_bits(bits, "top1")
+        row |= {f"top1_{bits}bit_mean": rounded(top1.mean), f"top1_{bits}bit_std": rounded(top1.std)}
+        row |= {f"{name}_{bits}bit": rounded(results.at_bits(bits, name).mean) for name in BIT_COSTS}
     return row
 
 

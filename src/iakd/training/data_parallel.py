@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from iakd.data.loader import Batch
 from iakd.errors import UserError
-from iakd.models.quantisation import Quantiser
+from iakd.models.quantisation import Quantiser, SwitchableBatchNorm2d
 from iakd.training.distributed import exchange
 
 
@@ -158,9 +158,14 @@ class SyncBatchNormAct2d(SyncBatchNorm2d):
         return self.act(self.drop(super().forward(features)))
 
 
+class SyncSwitchableBatchNorm2d(SwitchableBatchNorm2d, SyncBatchNorm2d):
+    """For the highest of several bit-widths; the layers of the others are plain ones."""
+
+
 SYNC_CLASSES: dict[type[nn.Module], type[nn.Module]] = {
     nn.BatchNorm1d: SyncBatchNorm1d,
     nn.BatchNorm2d: SyncBatchNorm2d,
+    SwitchableBatchNorm2d: SyncSwitchableBatchNorm2d,
 }
 
 

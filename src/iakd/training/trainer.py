@@ -21,6 +21,7 @@ from iakd.devices import set_memory_format, use_channels_last
 from iakd.errors import RunFailed, UserError
 from iakd.experiment.run_dir import Row, Run
 from iakd.models import Network
+from iakd.models.quantisation import at_bits, bit_widths
 from iakd.processes import Interrupt
 from iakd.seeding import derive
 from iakd.training import checkpoint
@@ -234,6 +235,9 @@ class Trainer:
         last = self.history[-1]
         final = self._validate(self.objective.student)
         final |= self._validate_peer()
+        for bits in bit_widths(self.objective.student)[1:]:
+            with at_bits(self.objective.student, bits):
+                final |= {f"{name}_{bits}bit": v for name, v in self._validate(self.objective.student).items()}
         metrics = {**final, "train_loss": last["loss"], "epochs": self.timeline.epochs, "steps": self.timeline.total}
         return self.history, metrics | self.objective.record()
 
