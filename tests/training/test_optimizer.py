@@ -1,11 +1,14 @@
 """Optimisers, their state in another memory layout, and the moving average of weights: against formulas in float64."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from iakd.config import Recipe
+from iakd.models.quantisation import quantise
 from iakd.training.optimizer import WeightAverage, load_state, make_optimizer, set_lr
 
 GRADIENTS = np.random.default_rng(0).normal(size=(4, 3))
@@ -132,6 +135,21 @@ def test_the_average_follows_the_weights() -> None:
             torch.testing.assert_close(tensor, expected[name])
     assert not any(parameter.requires_grad for parameter in average.module.parameters())
     assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_the_range_of_a_layer_that_has_seen_nothing_yet_is_averaged_from_its_first_batch_on() -> None:
+    """A swapped-out block has infinite ranges, whose average would be NaN for good."""
+    network = nn.Sequential(nn.Linear(3, 3))
+    quantise(network, 4)
+    average = WeightAverage(network, decay=0.75)
+    ranges = network[0].quantiser.range, average.module[0].quantiser.range
+    for _ in range(2):
+        average.update()
+    assert ranges[1].tolist() == [math.inf, -math.inf]
+    for now, expected in (((-1.0, 3.0), (-1.0, 3.0)), ((-2.0, 3.0), (-1.25, 3.0))):
+        ranges[0].copy_(torch.tensor(now))
+        average.update()
+        assert ranges[1].tolist() == list(expected)
 
 
 def test_an_average_goes_on_from_its_state() -> None:

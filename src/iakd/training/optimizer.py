@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from iakd.config import Recipe
+from iakd.models.quantisation import Quantiser
 
 
 def make_optimizer(
@@ -84,6 +85,11 @@ class WeightAverage:
         self._pairs: list[tuple[Tensor, Tensor]] = []
         for average, current in zip(_state_tensors(self.module), _state_tensors(network), strict=True):
             self._pairs.append((average, current))
+        self._ranges = [
+            (average.range, current.range)
+            for average, current in zip(self.module.modules(), network.modules(), strict=True)
+            if isinstance(average, Quantiser) and isinstance(current, Quantiser)
+        ]
 
     @torch.no_grad()
     def update(self) -> None:
@@ -92,6 +98,8 @@ class WeightAverage:
         if floating:
             averages, currents = map(list, zip(*floating, strict=True))
             torch._foreach_lerp_(averages, currents, 1 - self.decay)
+        for average, current in self._ranges:  # infinite until a layer has seen a batch, which averages to NaN
+            average.copy_(torch.where(average.isfinite(), average, current))
         for average, current in self._pairs:
             if not (self.started and average.is_floating_point()):
                 average.copy_(current)
