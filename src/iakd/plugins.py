@@ -40,7 +40,7 @@ class MethodSpec:
     `compares_levels` says that it compares features at several depths, or at one that is set, in `LossContext.levels`.
     With `joins` it changes what methods of that group do, or those that compare levels, so a sum with it needs one.
     `base` is the method that is added where no other one of the sum has a loss of its own.
-    With `one_bit_width`, a reason, it cannot train a student that is switchable between several.
+    With `full_precision`, a reason, it cannot train a student of few bits; with `one_bit_width`, none of several.
     """
 
     summary: str
@@ -54,6 +54,7 @@ class MethodSpec:
     joins: Group | Literal["levels"] | None = None
     base: str | None = None
     one_bit_width: str | None = None
+    full_precision: str | None = None
 
     def __post_init__(self) -> None:
         if self.options is not None:

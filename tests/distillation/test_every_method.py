@@ -93,6 +93,7 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def train_again(training: Trainer, name: str) -> Trainer:
     """Return a copy of a training, so that tests do not change the state of its losses."""
     copy = train(name, "digits/students/copy")
+    copy.objective.finish(copy.data, copy.recipe.batch_size)  # the trained student is as it is deployed
     copy.objective.student.load_state_dict(training.objective.student.state_dict())
     copy.objective.load_state_dict(training.objective.state_dict())
     return copy

@@ -195,9 +195,11 @@ class Params(Strict):
         except ValidationError as error:
             raise ValueError(f"{name}: methods.{label}.{explain(error, Method)}") from None
         bits = next(network.bits for network in self.students if network.name == pair.student)
-        for each in method.names:
-            if isinstance(bits, list) and METHODS[each].one_bit_width:
-                raise ValueError(f"{name}: {each} cannot train a student of bits {bits}: {METHODS[each].one_bit_width}")
+        for each in method.names if bits else []:
+            spec = METHODS[each]
+            reason = spec.full_precision or (spec.one_bit_width if isinstance(bits, list) else None)
+            if reason:
+                raise ValueError(f"{name}: {each} cannot train a student of bits {bits}: {reason}")
         try:
             self.student_recipe(pair, method)
         except ValidationError as error:

@@ -104,6 +104,15 @@ class KdOptions(Strict):
     kd_weight: float = Field(0.9, ge=0, description=KD_WEIGHT)
 
 
+class RcnOptions(Strict):
+    """A second branch for each convolution, the teacher's where it fits, mixed by channel and merged in the end."""
+
+    freeze: bool = Field(True, description="leave the teacher's convolutions as they are; false: train them, too")
+    mean_only: Fraction = Field(
+        0.2, description="share of the steps, at the end, in which each channel is the mean of both branches"
+    )
+
+
 class LabelSmoothingOptions(Strict):
     """Cross-entropy with smoothed labels."""
 

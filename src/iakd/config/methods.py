@@ -88,6 +88,14 @@ BUILT_IN: dict[str, MethodSpec] = {
         _loss("iakd:IakdLoss"),
         IakdOptions,
     ),
+    "rcn": MethodSpec(
+        "channels of a second branch, the teacher's convolution, are swapped in, then both are merged (RCN)",
+        "interactive",
+        _loss("rcn:RCNLoss"),
+        options.RcnOptions,
+        refuses={"iakd": "it swaps channels within the student's blocks, which iakd swaps whole"},
+        full_precision="it merges weights of full precision",
+    ),
     "scratch": MethodSpec("cross-entropy alone", "reference", needs_teacher=False, alone="it adds no loss"),
     "label_smoothing": MethodSpec(
         "cross-entropy with smoothed labels",

@@ -115,6 +115,8 @@ class Distiller(Objective):
 
     def forward(self, batch: Batch, step: int) -> tuple[LossTerms, Tensor]:
         """The weighted cross-entropy and all terms, and the logits (B, classes) that the cross-entropy sees."""
+        for loss in self._losses():
+            loss.begin_step(step)
         counting = [loss for loss in self._losses() if loss.alone_at(step)] or list(self._losses())
         active = [loss for loss in self._with_terms if loss in counting and loss.active(step)]
         student_spec, teacher_spec = _features_of(active)
@@ -190,7 +192,7 @@ class Distiller(Objective):
     def graph_key(self, step: int) -> Hashable | None:
         if isinstance(self._outputs, CachedTeacherOutputs):
             return None
-        keys = [loss.graph_key(step) for loss in self._with_terms]
+        keys = [loss.graph_key(step) for loss in self._losses() if loss in self._with_terms or _begins_steps(loss)]
         masks = tuple(self.sampler.masks(step, self.timeline.batch_size)) if self.sampler else ()
         return None if None in keys or any(isinstance(mask, Tensor) for mask in masks) else (masks, *keys)
 
@@ -211,6 +213,8 @@ class Distiller(Objective):
         """Release the teacher cache; re-estimate BatchNorm statistics on the student's own activations, if asked."""
         if self._outputs:
             self._outputs.finish()
+        for loss in self._losses():
+            loss.finish()
         if not (self.hybrid and self.hybrid.options.bn_reestimate):
             return
         self.train()
@@ -276,6 +280,10 @@ def make_distiller(
     distiller = Distiller(student, losses, timeline, teacher, hybrid, sampler, label_smoothing)
     distiller.use_teacher_outputs(-(-timeline.batch_size // processes), data, cache_dir)
     return distiller
+
+
+def _begins_steps(loss: DistillationLoss) -> bool:
+    return type(loss).begin_step is not DistillationLoss.begin_step
 
 
 def _features_of(losses: Iterable[DistillationLoss]) -> tuple[FeatureSpec, FeatureSpec]:

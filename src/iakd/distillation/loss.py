@@ -183,6 +183,12 @@ class DistillationLoss(nn.Module):
         """Equal for two steps in which `forward` does the same; None for a step that is like no other."""
         return () if self.graph_safe else None
 
+    def begin_step(self, step: int) -> None:
+        """What it does before the forward passes of a step."""
+
+    def finish(self) -> None:
+        """What it does to the student after the last step."""
+
     def epoch_record(self, epoch: int) -> dict[str, float]:
         """Further columns for an epoch's row in the history."""
         return {}

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from iakd.data.loader import Batch
 from iakd.errors import UserError
+from iakd.models.branches import BranchedBatchNorm2d
 from iakd.models.quantisation import Quantiser, SwitchableBatchNorm2d
 from iakd.training.distributed import exchange
 
@@ -162,10 +163,15 @@ class SyncSwitchableBatchNorm2d(SwitchableBatchNorm2d, SyncBatchNorm2d):
     """For the highest of several bit-widths; the layers of the others are plain ones."""
 
 
+class SyncBranchedBatchNorm2d(BranchedBatchNorm2d, SyncBatchNorm2d):
+    """For the first of two branches; the second is a plain layer."""
+
+
 SYNC_CLASSES: dict[type[nn.Module], type[nn.Module]] = {
     nn.BatchNorm1d: SyncBatchNorm1d,
     nn.BatchNorm2d: SyncBatchNorm2d,
     SwitchableBatchNorm2d: SyncSwitchableBatchNorm2d,
+    BranchedBatchNorm2d: SyncBranchedBatchNorm2d,
 }
 
 
