@@ -69,6 +69,23 @@ def test_all_bit_widths_learn_and_the_highest_is_validated(make_training: Make) 
     assert {"loss_bits_4", "loss_bits_2"} <= set(history[-1])
 
 
+@pytest.mark.parametrize("student_bn", ["batch", "separate", "shared"])
+def test_hybrid_paths_leave_the_lower_bit_widths_alone(make_training: Make, student_bn: str) -> None:
+    """In the two-path form the student's own path teaches them: their terms are those of kd."""
+    options = {"iakd": {"form": "two_path", "student_bn": student_bn, "warmup": 0.0}}
+    training = make_training("iakd+kd", student=STUDENT, options=options)
+    alone = make_training("kd", "digits/students/alone", student=STUDENT)
+    for each in (training, alone):
+        each.objective.train()
+    step = next(step for step in range(20) if training.objective.losses["iakd"].paths(step))
+    terms, expected = (each.objective(fixed_batch(each), step)[0] for each in (training, alone))
+    assert "iakd_teacher" in terms
+    assert all(torch.equal(terms[name], expected[name]) for name in ("kd", "bits_4", "bits_2"))
+    found, own = (dict(each.objective.student.named_buffers()) for each in (training, alone))
+    lower = [name for name in own if "lower_bits" in name]
+    assert lower and all(torch.equal(found[name], own[name]) for name in lower)
+
+
 @pytest.mark.parametrize("method", ["iakd+kd", "kd", "ab"])
 def test_interrupted_equals_uninterrupted(make_training: Make, fit_until: FitUntil, method: str) -> None:
     whole = make_training(method, student=STUDENT, ema=0.9)
@@ -101,7 +118,10 @@ def test_reestimated_statistics_are_those_of_each_bit_width(make_training: Make)
     assert all(mean.any() for mean in last) and not torch.allclose(last[0], last[2])
 
 
-@pytest.mark.parametrize("name", sorted(set(METHODS) - {"simkd"}))
+ALL_BUT_THE_REFUSED = [name for name, spec in METHODS.items() if not (spec.one_bit_width or spec.full_precision)]
+
+
+@pytest.mark.parametrize("name", ALL_BUT_THE_REFUSED)
 def test_every_method_trains_such_a_student(make_training: Make, name: str) -> None:
     options = {"crd": {"crd": {"negatives": 128}}, "kcd": {"kcd": {"every": 2}}}.get(name, {})
     training = make_training(f"kd+{name}" if METHODS[name].joins else name, student=STUDENT, options=options)
