@@ -9,7 +9,7 @@ from digit_training import fixed_batch
 from references import kl, softmax
 
 from iakd import config, models
-from iakd.config import METHODS, Method, Params
+from iakd.config import METHODS, Method, Params, shortest_sum
 from iakd.models.quantisation import at_bits, bit_widths, each_bits
 from iakd.training.trainer import Trainer
 from iakd.training.validation import validate
@@ -124,7 +124,7 @@ ALL_BUT_THE_REFUSED = [name for name, spec in METHODS.items() if not (spec.one_b
 @pytest.mark.parametrize("name", ALL_BUT_THE_REFUSED)
 def test_every_method_trains_such_a_student(make_training: Make, name: str) -> None:
     options = {"crd": {"crd": {"negatives": 128}}, "kcd": {"kcd": {"every": 2}}}.get(name, {})
-    training = make_training(f"kd+{name}" if METHODS[name].joins else name, student=STUDENT, options=options)
+    training = make_training(shortest_sum(name), student=STUDENT, options=options)
     training.objective.train()
     before = {k: v.clone() for k, v in training.objective.student.named_parameters()}
     for epoch in range(3):  # past the first phase of those that have one
