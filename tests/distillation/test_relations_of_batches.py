@@ -147,3 +147,17 @@ def test_rkd_ignores_a_shift() -> None:
     student, teacher = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(0))
     for loss in (rkd_distance, rkd_angle):
         assert loss(student + 3, teacher).item() == pytest.approx(loss(student, teacher).item(), rel=1e-4)
+
+
+def test_rkd_counts_images_with_equal_features_in_the_mean_distance() -> None:
+    """RepDistiller's distiller_zoo/RKD.py and the authors' metric/utils.py clamp their squared distance to 1e-12, so
+    that the mean of all distances above 0 is over all pairs: √2 divided by (0 + √2 + √2)/3 is 1.5.
+    """
+    student = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    teacher = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.5, 0.75**0.5]])  # all at distance 1, relative distance 1
+    gaps = [smooth_l1(0, 1), smooth_l1(1.5, 1), smooth_l1(1.5, 1)]
+    assert rkd_distance(student, teacher).item() == pytest.approx(2 * sum(gaps) / 9, rel=1e-6)
+    rng = np.random.default_rng(0)
+    some, other = rng.normal(size=(2, 6, 4))
+    some[4] = some[1]
+    agree(rkd_distance, rkd_distance_reference, other, some)

@@ -49,11 +49,14 @@ def angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _relative_distances(vectors: Tensor) -> Tensor:
-    """Return distances divided by the mean distance of distinct points, (B, B)."""
+    """Return distances divided by their mean over all pairs of two images, (B, B).
+
+    Images with equal features count, as in the paper's mean distance and in the authors' code.
+    """
     distances = length(vectors)
-    distinct_pairs = (distances > 0).sum().clamp(min=1)
+    images = len(distances)
     total = distances.sum()
-    return distances * distinct_pairs / total.where(total > 0, 1.0)
+    return distances * max(1, images * (images - 1)) / total.where(total > 0, 1.0)
 
 
 def _cosines(vectors: Tensor) -> Tensor:
