@@ -287,7 +287,7 @@ class HintPointsOptions(Strict):
 
 
 class FtOptions(Strict):
-    """Factor transfer: a paraphraser first learns the teacher's last maps, then weight·‖factors − factors‖₁."""
+    """Factor transfer in RepDistiller's form: a paraphraser, then weight·mean |a_s − a_t|, a: attention of factors."""
 
     weight: float = Field(200.0, ge=0, description=WEIGHT)
     rate: PositiveFraction = Field(0.5, description="channels of the factors, as a share of the teacher's")

@@ -22,8 +22,9 @@ class FTLoss(DistillationLoss):
     First phase: the paraphraser, the encoder of an autoencoder, learns to reconstruct the teacher's maps from fewer
     channels, the factors, while the student learns from labels alone. Second phase: the paraphraser is frozen, and the
     student's translator learns to produce the same factors.
-    Kim et al., Paraphrasing Complex Network: Network Compression via Factor Transfer, NeurIPS 2018; weight, paraphraser
-    and translator as in RepDistiller.
+    Kim et al., Paraphrasing Complex Network: Network Compression via Factor Transfer, NeurIPS 2018, in RepDistiller's
+    form: it compares where factors are strong, not the factors themselves as the paper does (see `factor_loss`).
+    Weight, paraphraser and translator are RepDistiller's too.
     """
 
     uses_hidden_features = True
@@ -54,7 +55,11 @@ class FTLoss(DistillationLoss):
 
 
 def factor_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return the mean absolute difference of the attention of factors (B, C, H, W) and (B, C, H', W')."""
+    """Return the mean absolute difference of the attention of factors (B, C, H, W) and (B, C, H', W').
+
+    Attention is the mean square over the channels, scaled to length 1, as in RepDistiller. The paper and its authors'
+    code scale all of an image's factors to length 1 and compare them element by element.
+    """
     student, teacher = match_sizes(student, teacher)
     return (attention(student) - attention(teacher)).abs().mean()
 
