@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from iakd import config, models
 from iakd.errors import UserError
@@ -186,6 +186,75 @@ def test_depthwise_convolutions_are_scaled_by_what_one_channel_feeds() -> None:
     assert depthwise.weight.std().item() == pytest.approx((2 / 9) ** 0.5, rel=0.02)
     assert grouped.weight.std().item() == pytest.approx((2 / 200) ** 0.5, rel=0.02)
     assert not depthwise.bias.any()
+
+
+def initialised(arch: str, **options: object) -> models.Network:
+    drawn = network(arch, **options)
+    initialise(drawn, torch.Generator().manual_seed(0))
+    return drawn
+
+
+def layers(drawn: models.Network, kind: type[nn.Module]) -> dict[str, nn.Module]:
+    return {name: layer for name, layer in drawn.named_modules() if isinstance(layer, kind)}
+
+
+def spread(weight: Tensor) -> tuple[float, float]:
+    """Measured σ, and how far it may be off: five standard errors of the estimate for normal numbers."""
+    return weight.std().item(), 5 * (2 * weight.numel()) ** -0.5
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+def test_mobilenetv2_starts_as_the_benchmarks_does(bits: int | None) -> None:
+    """RepDistiller's models/mobilenetv2.py: convolutions σ = √(2/(k·k·output channels)), the classifier σ = 0.01."""
+    drawn = initialised("MobileNetV2", bits=bits)
+    convolutions = layers(drawn, nn.Conv2d)
+    assert sum(layer.groups > 1 for layer in convolutions.values()) == 17  # type: ignore[operator]
+    for name, layer in convolutions.items():
+        assert isinstance(layer, nn.Conv2d)
+        sigma, tolerance = spread(layer.weight)
+        expected = (2 / (layer.kernel_size[0] * layer.kernel_size[1] * layer.out_channels)) ** 0.5
+        assert sigma == pytest.approx(expected, rel=tolerance), name
+    (classifier,) = layers(drawn, nn.Linear).values()
+    assert isinstance(classifier, nn.Linear)
+    assert spread(classifier.weight)[0] == pytest.approx(0.01, rel=0.02)
+    assert not classifier.bias.any()
+
+
+@pytest.mark.parametrize("arch", ["ShuffleV1", "ShuffleV2"])
+def test_shufflenets_are_initialised_as_torch_does(arch: str) -> None:
+    """RepDistiller's models/ShuffleNetv1.py and ShuffleNetv2.py draw nothing again: uniform in ±1/√fan-in."""
+    drawn = initialised(arch)
+    kinds = set()
+    for name, layer in layers(drawn, nn.Conv2d).items():
+        assert isinstance(layer, nn.Conv2d)
+        kinds.add((layer.kernel_size[0], min(layer.groups, 4)))
+        bound = (layer.in_channels / layer.groups * layer.kernel_size[0] * layer.kernel_size[1]) ** -0.5
+        sigma, tolerance = spread(layer.weight)
+        assert layer.weight.abs().max() <= bound, name
+        assert sigma == pytest.approx(bound / 3**0.5, rel=tolerance), name
+    assert (3, 4) in kinds and (1, 1) in kinds  # depthwise and 1×1
+    (classifier,) = layers(drawn, nn.Linear).values()
+    assert isinstance(classifier, nn.Linear)
+    bound = classifier.in_features**-0.5
+    for parameter in (classifier.weight, classifier.bias):
+        assert 0.9 * bound < parameter.abs().max() <= bound
+
+
+@pytest.mark.parametrize("arch", ["resnet20", "resnet8x4", "wrn_16_2", "vgg8", "ResNet18"])
+def test_ordinary_networks_are_initialised_as_ever_bit_for_bit(arch: str) -> None:
+    """As RepDistiller's models/resnet.py: He et al. with fan-out; the classifier as torch does."""
+    drawn, again = initialised(arch), network(arch)
+    generator = torch.Generator().manual_seed(0)
+    for layer in again.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu", generator=generator)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.Linear):
+            for parameter in (layer.weight, layer.bias):
+                nn.init.uniform_(parameter, -(layer.in_features**-0.5), layer.in_features**-0.5, generator=generator)
+    expected = again.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in drawn.state_dict().items())
 
 
 def test_normalisation_layers_start_as_the_identity_and_constants_stay() -> None:

@@ -1,6 +1,6 @@
 """The one interface of all networks: head ∘ block_L ∘ … ∘ block_1 ∘ stem."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -54,13 +54,15 @@ class Network(nn.Module):
     it is the identity, or converts images whose normalisation differs from the one that the network was trained with.
     `normalisation` is the latter, if known. `size` is the side in pixels of the images that the architecture was
     designed for. `original_names` maps the names of tensors in the library that the network comes from to their names
-    here (empty for this project's own networks).
+    here (empty for this project's own networks). `draw` has functions that draw the weights of layers of a type, where
+    `initialise` should not draw them as usual.
     """
 
     def __init__(self, stem: nn.Module, stages: Iterable[Iterable[Block]], head: nn.Module, size: int = 32) -> None:
         super().__init__()
         self.size = size
         self.original_names: dict[str, str] = {}
+        self.draw: dict[type[nn.Module], Callable[[Any, torch.Generator], None]] = {}
         self.input: nn.Module = nn.Identity()
         self.normalisation: Normalisation | None = None
         self.stem = stem
@@ -128,27 +130,41 @@ def initialise(module: nn.Module, generator: torch.Generator) -> None:
     Convolutions as in He et al. 2015 (fan-out per group, ReLU), linear layers uniform in ±1/√fan-in, normalisation
     layers as the identity with reset statistics. Parameters of other layers (class tokens, positions, layer scales)
     keep a constant value that they were built with; otherwise they are normal with σ = 0.02, as is usual in
-    transformers.
+    transformers. A network's `draw` comes first.
     """
+    own = module.draw if isinstance(module, Network) else {}
     for layer in module.modules():
-        match layer:
-            case nn.Conv2d():
-                _draw_convolution(layer, generator)
-            case nn.ConvTranspose2d():  # torch exchanges fan-in and fan-out here
-                nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu", generator=generator)
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
-            case nn.Linear():
-                bound = layer.in_features**-0.5
-                nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
-                if layer.bias is not None:
-                    nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
-            case nn.BatchNorm2d() | nn.GroupNorm() | nn.LayerNorm():
-                layer.reset_parameters()
-            case _:
-                for parameter in layer.parameters(recurse=False):
-                    if bool((parameter != parameter.flatten()[0]).any()):
-                        nn.init.normal_(parameter, std=0.02, generator=generator)
+        draw = next((draw for kind, draw in own.items() if isinstance(layer, kind)), None)
+        if draw:
+            draw(layer, generator)
+        else:
+            _draw_layer(layer, generator)
+
+
+def _draw_layer(layer: nn.Module, generator: torch.Generator) -> None:
+    match layer:
+        case nn.Conv2d():
+            _draw_convolution(layer, generator)
+        case nn.ConvTranspose2d():  # torch exchanges fan-in and fan-out here
+            nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu", generator=generator)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        case nn.Linear():
+            draw_uniformly(layer, generator)
+        case nn.BatchNorm2d() | nn.GroupNorm() | nn.LayerNorm():
+            layer.reset_parameters()
+        case _:
+            for parameter in layer.parameters(recurse=False):
+                if bool((parameter != parameter.flatten()[0]).any()):
+                    nn.init.normal_(parameter, std=0.02, generator=generator)
+
+
+def draw_uniformly(layer: nn.Conv2d | nn.Linear, generator: torch.Generator) -> None:
+    """Draw weights and biases uniformly in ±1/√fan-in, fan-in per group, as torch does when it builds a layer."""
+    bound = layer.weight[0].numel() ** -0.5
+    nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
+    if layer.bias is not None:
+        nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
 
 
 def _draw_convolution(layer: nn.Conv2d, generator: torch.Generator) -> None:

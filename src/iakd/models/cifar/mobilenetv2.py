@@ -1,9 +1,10 @@
 """MobileNetV2 (Sandler et al. 2018) as the benchmark for 32×32 images has it: half the width, expansion 6.
 
 Unlike in the original, the second group of blocks keeps its size, the first expands by a convolution too (by 1), and
-there is no dropout.
+there is no dropout. Weights are drawn as in RepDistiller, too.
 """
 
+import torch
 from torch import Tensor, nn
 
 from iakd import config
@@ -66,4 +67,16 @@ def build(network: config.Network, channels: int, classes: int) -> Network:
         nn.Flatten(),
         nn.Linear(FEATURES, classes),
     )
-    return Network(stem, stages, head)
+    built = Network(stem, stages, head)
+    built.draw = {nn.Conv2d: _draw_convolution, nn.Linear: _draw_classifier}
+    return built
+
+
+def _draw_convolution(layer: nn.Conv2d, generator: torch.Generator) -> None:
+    """σ = √(2/(k²·output channels)) whatever the groups: for a depthwise convolution, far less than √(2/k²)."""
+    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu", generator=generator)
+
+
+def _draw_classifier(layer: nn.Linear, generator: torch.Generator) -> None:
+    nn.init.normal_(layer.weight, std=0.01, generator=generator)
+    nn.init.zeros_(layer.bias)

@@ -1,6 +1,6 @@
 """ShuffleNets as the benchmark for 32×32 images has them: V1 (Zhang et al. 2018) with 3 groups, V2 (Ma et al. 2018) 1×.
 
-Their stem is a 1×1 convolution that keeps the image's size.
+Their stem is a 1×1 convolution that keeps the image's size. Weights are torch's own, as in RepDistiller.
 """
 
 import torch
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iakd import config
-from iakd.models.network import Block, Network, ReluBlock
+from iakd.models.network import Block, Network, ReluBlock, draw_uniformly
 
 STEM = 24
 BLOCKS = (4, 8, 4)  # of each stage, the reducing one included
@@ -117,4 +117,6 @@ def build(network: config.Network, channels: int, classes: int) -> Network:
     head = nn.Sequential(
         *last, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(previous if first_version else FEATURES, classes)
     )
-    return Network(stem, stages, head)
+    built = Network(stem, stages, head)
+    built.draw = {nn.Conv2d: draw_uniformly}
+    return built
