@@ -102,17 +102,35 @@ def test_networks_of_different_kinds(name: str, teacher: str, student: str) -> N
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in part.parameters())
 
 
-def test_fsp_of_networks_without_a_stem_starts_at_the_first_stage() -> None:
+def test_fsp_of_vggs_starts_with_the_maps_of_their_first_stage() -> None:
+    """RepDistiller's models/vgg.py: f0 is 64 channels at 32×32, and helper/pretrain.py compares f0 to f4."""
     part, step = loss_between("fsp", "vgg8", "vgg11")
     assert step.student.stem is None
-    assert torch.isfinite(part(step)["fsp"])
+    both = []
+    for features, places in ((step.student, range(5)), (step.teacher, [0, 1, 3, 5, 7])):
+        maps = [features.blocks[i].double().detach().numpy() for i in places]
+        both.append([flow_reference(*pair) for pair in pairwise(maps)])
+    assert [flow.shape[1:] for flow in both[0]] == [(64, 128), (128, 256), (256, 512), (512, 512)]
+    expected = sum(((s - t) ** 2).mean() for s, t in zip(*both, strict=True))
+    assert part(step)["fsp"].item() == pytest.approx(expected, rel=1e-3)
+
+
+def test_fsp_does_not_start_where_the_first_level_is() -> None:
+    """With four stages against three, VGG is compared after its first stage, too."""
+    with pytest.raises(UserError, match="at level 3 the student has 256 and the teacher 512"):
+        loss_between("fsp", "resnet8x4", "vgg11")
+
+
+def test_ft_compares_positions_not_channels() -> None:
+    student, teacher = torch.randn(2, 2, 6, 3, 3, generator=torch.Generator().manual_seed(0))
+    assert factor_loss(student.flip(1), -teacher) == pytest.approx(factor_loss(student, teacher).item(), rel=1e-6)
 
 
 @pytest.mark.parametrize(
     ("teacher", "student", "words"),
     [
-        ("wrn_16_2", "wrn_16_1", "after stage 1 the student has 16 and the teacher 32"),
-        ("resnet8x4", "resnet8", "after the stem the student has 16 and the teacher 32"),
+        ("wrn_16_2", "wrn_16_1", "at level 1 the student has 16 and the teacher 32"),
+        ("resnet8x4", "resnet8", "at the start the student has 16 and the teacher 32"),
     ],
 )
 def test_fsp_says_which_channels_differ(teacher: str, student: str, words: str) -> None:

@@ -180,6 +180,33 @@ def test_fitnet_compares_the_chosen_level() -> None:
     assert chosen(step)["fitnet"].item() == pytest.approx(expected.item(), rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("teacher", "student", "theirs", "ours"),
+    [
+        ("resnet14", "resnet8", (32, 16, 16), (32, 16, 16)),
+        ("vgg11", "vgg8", (256, 8, 8), (256, 8, 8)),
+        ("vgg11", "MobileNetV2", (256, 8, 8), (16, 8, 8)),
+        ("ResNet50", "vgg8", (512, 16, 16), (256, 8, 8)),
+    ],
+)
+def test_fitnets_default_level_is_the_benchmarks(
+    teacher: str, student: str, theirs: tuple[int, ...], ours: tuple[int, ...]
+) -> None:
+    """RepDistiller's train_student.py: hint_layer 2, which is f2 of models/*.py."""
+    _, step = loss_between("fitnet", student, teacher)
+    assert [maps.shape[1:] for maps in step.teacher.blocks.values()] == [theirs]
+    assert [maps.shape[1:] for maps in step.student.blocks.values()] == [ours]
+
+
+@pytest.mark.parametrize("name", ["at", "nst", "vid", "ab", "reviewkd"])
+def test_vggs_are_compared_at_the_four_levels_of_the_benchmark(name: str) -> None:
+    """RepDistiller's models/vgg.py: f1 to f4 are 128@16, 256@8, 512@4 and 512@4; helper/loops.py compares these."""
+    _, step = loss_between(name, "vgg8", "vgg11")
+    for features in (step.student, step.teacher):
+        maps = features.blocks | features.preactivations
+        assert [maps[i].shape[1:] for i in sorted(maps)] == [(128, 16, 16), (256, 8, 8), (512, 4, 4), (512, 4, 4)]
+
+
 def test_a_missing_level_is_a_one_line_error(tmp_path: object) -> None:
     with pytest.raises(UserError, match=r"fitnet\.level is 4, but this pair has 3 levels"):
         make_training("fitnet", options={"fitnet": {"level": 4}})

@@ -42,10 +42,54 @@ def test_shapes_before_and_after_a_group_are_those_that_the_network_gives() -> N
         assert pair.teacher.after == tuple(features.shape[1:])
 
 
-def test_levels_are_the_last_pairs_of_the_stages() -> None:
-    _, pairs = resnets()
-    assert levels(pairs) == [pairs[3], pairs[7], pairs[11]]
-    assert levels(pairs[:3]) == [pairs[2]]
+def test_levels_are_the_ends_of_the_stages() -> None:
+    teacher, pairs = resnets()
+    found = levels(teacher, network("resnet26"))
+    assert [(pair.stage, pair.student.last, pair.teacher.last) for pair in found] == [
+        (0, 3, 6),
+        (1, 7, 13),
+        (2, 11, 20),
+    ]
+    assert [(pair.student.after, pair.teacher.after) for pair in found] == [
+        (pairs[i].student.after, pairs[i].teacher.after) for i in (3, 7, 11)
+    ]
+
+
+def test_levels_of_networks_with_other_numbers_of_stages_are_the_ends_of_paired_stages() -> None:
+    longer = pyramid([[Keeping(4, 4)], *halvings(3), [Keeping(4, 4)]])  # 32, 16, 8, 4, 4
+    shorter = pyramid(halvings(3, OtherHalving))
+    assert [(pair.stage, pair.teacher.last, pair.student.last) for pair in levels(longer, shorter)] == [
+        (0, 2, 1),
+        (1, 4, 3),
+        (2, 7, 5),
+    ]
+
+
+V, W = [(128, 16, 16), (256, 8, 8), (512, 4, 4), (512, 4, 4)], [(12, 16, 16), (16, 8, 8), (48, 4, 4), (160, 2, 2)]
+R = [(256, 32, 32), (512, 16, 16), (1024, 8, 8), (2048, 4, 4)]
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "theirs", "ours"),
+    [
+        ("vgg13", "vgg8", V, V),
+        ("vgg13", "MobileNetV2", V, W),
+        ("ResNet50", "MobileNetV2", R, W),
+        ("ResNet50", "vgg8", R, V),
+        ("wrn_40_2", "ShuffleV1", [(32, 32, 32), (64, 16, 16), (128, 8, 8)], [(240, 16, 16), (480, 8, 8), (960, 4, 4)]),
+    ],
+)
+def test_levels_are_those_of_the_benchmark(
+    teacher: str, student: str, theirs: list[tuple[int, ...]], ours: list[tuple[int, ...]]
+) -> None:
+    """RepDistiller's models/*.py, forward(is_feat=True), and helper/loops.py, which compares feat[1:-1]: VGG's f0 (64
+    channels, 32×32) stands for the stem, and f3 and f4 are both 4×4.
+    """
+    found = levels(network(teacher), network(student))
+    assert [pair.teacher.after for pair in found] == theirs
+    assert [pair.student.after for pair in found] == ours
+    ends = [(pair.teacher.last, pair.student.last) for pair in found]
+    assert ends == sorted(set(ends))
 
 
 def test_a_whole_stage_is_all_its_pairs() -> None:

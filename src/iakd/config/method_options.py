@@ -226,7 +226,7 @@ class FitnetOptions(Strict):
     level: int = Field(
         2,
         gt=0,
-        description="number of the student's stage, from 1, whose last feature maps are used, or of the hint point",
+        description="number of the level, from 1, usually the end of the stage with this number, or of the hint point",
     )
 
 

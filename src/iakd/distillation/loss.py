@@ -20,8 +20,8 @@ from iakd.interactive.paths import Path
 from iakd.models import Network
 from iakd.models.features import Features, FeatureSpec, classifier
 from iakd.models.network import initialise
-from iakd.models.pairing import BlockPair, levels, pair_blocks
-from iakd.models.shapes import Shape, feature_shapes
+from iakd.models.pairing import BlockPair, levels
+from iakd.models.shapes import Shape
 from iakd.training.timeline import Timeline
 
 
@@ -71,16 +71,11 @@ class LossContext:
 
     @cached_property
     def levels(self) -> Sequence[BlockPair]:
-        """Where features are compared: at the ends of the student's stages, unless another loss has chosen.
+        """Where features are compared: usually at the ends of the stages, unless another loss has chosen.
 
         Raises UserError for impossible pairs.
         """
-        return self.chosen_levels or levels(pair_blocks(self.teacher, self.student, self.image))
-
-    @cached_property
-    def stem_shapes(self) -> tuple[Shape, Shape]:
-        """Shapes of one image's features after the student's stem and after the teacher's."""
-        return feature_shapes(self.student, self.image)[0], feature_shapes(self.teacher, self.image)[0]
+        return self.chosen_levels or levels(self.teacher, self.student, self.image)
 
     @property
     def pooled_sizes(self) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """The one interface of all networks: head ∘ block_L ∘ … ∘ block_1 ∘ stem."""
 
 from collections.abc import Callable, Iterable
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -54,8 +55,9 @@ class Network(nn.Module):
     it is the identity, or converts images whose normalisation differs from the one that the network was trained with.
     `normalisation` is the latter, if known. `size` is the side in pixels of the images that the architecture was
     designed for. `original_names` maps the names of tensors in the library that the network comes from to their names
-    here (empty for this project's own networks). `draw` has functions that draw the weights of layers of a type, where
-    `initialise` should not draw them as usual.
+    here (empty for this project's own networks). `level_blocks` are the positions of the blocks after which features
+    are compared with another network's; by default, those that end a stage. `draw` has functions that draw the weights
+    of layers of a type, where `initialise` should not draw them as usual.
     """
 
     def __init__(self, stem: nn.Module, stages: Iterable[Iterable[Block]], head: nn.Module, size: int = 32) -> None:
@@ -68,6 +70,7 @@ class Network(nn.Module):
         self.stem = stem
         self.stages = nn.ModuleList(nn.Sequential(*stage) for stage in stages)
         self.head = head
+        self.level_blocks = [end - 1 for end in accumulate(len(stage) for stage in self.stages)]  # type: ignore[arg-type]
 
     @property
     def blocks(self) -> list[Block]:

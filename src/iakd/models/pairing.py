@@ -65,9 +65,7 @@ def pair_blocks(teacher: Network, student: Network, image: Shape | None = None) 
     Shapes are for an image of shape `image` (channels, height, width); default: as large as the networks were designed
     for. Raises UserError, with the reason, for an impossible pair.
     """
-    side = max(teacher.size, student.size)
-    image = image or (image_channels(student), side, side)
-    teacher_shapes, student_shapes = feature_shapes(teacher, image), feature_shapes(student, image)
+    teacher_shapes, student_shapes = _shapes(teacher, student, image)
     _check_features(teacher_shapes[-1], student_shapes[-1])
     teacher_stages, student_stages = _stages(teacher, teacher_shapes), _stages(student, student_shapes)
     pairs = []
@@ -94,10 +92,23 @@ def pair_blocks(teacher: Network, student: Network, image: Shape | None = None) 
     return pairs
 
 
-def levels(pairs: Sequence[BlockPair]) -> list[BlockPair]:
-    """Return the pairs that end a stage of the student, where features of both networks are compared."""
+def levels(teacher: Network, student: Network, image: Shape | None = None) -> list[BlockPair]:
+    """Return where features of two networks are compared: at the ends of these pairs of block groups.
+
+    If both have equally many `level_blocks`, after the first of both, and so on. Otherwise at the ends of the paired
+    stages. Raises UserError for an impossible pair.
+    """
+    pairs = pair_blocks(teacher, student, image)
+    if len(teacher.level_blocks) != len(student.level_blocks):
+        following = [*(pair.stage for pair in pairs[1:]), None]
+        return [pair for pair, stage in zip(pairs, following, strict=True) if pair.stage != stage]
+    teacher_shapes, student_shapes = _shapes(teacher, student, image)
+    stages = [stage for stage, (blocks, _) in enumerate(_stages(student, student_shapes)) for _ in blocks]
     return [
-        pair for pair, after in zip(pairs, [*pairs[1:], None], strict=True) if not after or after.stage != pair.stage
+        BlockPair(stages[student_group.last], student_group, teacher_group)
+        for student_group, teacher_group in zip(
+            _level_groups(student, student_shapes), _level_groups(teacher, teacher_shapes), strict=True
+        )
     ]
 
 
@@ -115,6 +126,12 @@ def whole_stages(pairs: Sequence[BlockPair]) -> list[BlockPair]:
 def _merge(groups: list[BlockGroup]) -> BlockGroup:
     blocks = [block for group in groups for block in group.blocks]
     return BlockGroup(groups[0].first, blocks, groups[0].before, groups[-1].after)
+
+
+def _shapes(teacher: Network, student: Network, image: Shape | None) -> tuple[list[Shape], list[Shape]]:
+    side = max(teacher.size, student.size)
+    image = image or (image_channels(student), side, side)
+    return feature_shapes(teacher, image), feature_shapes(student, image)
 
 
 def _check_features(teacher: Shape, student: Shape) -> None:
@@ -212,6 +229,14 @@ def _group(network: Network, positions: Sequence[int], shapes: list[Shape]) -> B
     blocks = network.blocks
     first, last = positions[0], positions[-1]
     return BlockGroup(first, [blocks[position] for position in positions], shapes[first], shapes[last + 1])
+
+
+def _level_groups(network: Network, shapes: list[Shape]) -> list[BlockGroup]:
+    firsts = [0, *(last + 1 for last in network.level_blocks[:-1])]
+    return [
+        _group(network, range(first, last + 1), shapes)
+        for first, last in zip(firsts, network.level_blocks, strict=True)
+    ]
 
 
 def _size(shape: Shape) -> Shape:

@@ -10,14 +10,17 @@ from iakd.distillation.loss import ForwardOutputs, LossContext, features_at_leve
 from iakd.distillation.losses.maps import as_maps, level_maps, level_shapes, map_shape, match_sizes
 from iakd.distillation.losses.phases import FirstPhaseLoss
 from iakd.errors import UserError
-from iakd.models.features import FeatureSpec
+from iakd.models import Network
+from iakd.models.features import Features, FeatureSpec
+from iakd.models.shapes import feature_shapes
 
 
 class FSPLoss(FirstPhaseLoss):
     """First phase: weight·Σ MSE(G_s, G_t), G the `flows` between successive levels; then CE alone.
 
-    The stem is the first level if both networks have one. Yim et al., A Gift from Knowledge Distillation, CVPR 2017;
-    phases and weight as in RepDistiller.
+    The maps after the stem come before those of the first level; in a network without a stem, those after the first
+    stage, unless they are the first level themselves. Yim et al., A Gift from Knowledge Distillation, CVPR 2017;
+    phases, levels and weight as in RepDistiller.
     """
 
     uses_hidden_features = True
@@ -27,19 +30,24 @@ class FSPLoss(FirstPhaseLoss):
         super().__init__(context, options.pretrain)
         self.options = options
         self.context = context
-        self.with_stem = not any(isinstance(net.stem, nn.Identity) for net in (context.student, context.teacher))
-        student_features, teacher_features = features_at_levels(context)
-        self.student_features = student_features | FeatureSpec(stem=self.with_stem)
-        self.teacher_features = teacher_features | FeatureSpec(stem=self.with_stem)
+        self.student_start, self.teacher_start = _first_block(context.student), _first_block(context.teacher)
+        first = context.levels[0]
+        self.with_start = self.student_start < first.student.last and self.teacher_start < first.teacher.last
+        self.student_features, self.teacher_features = features_at_levels(context)
         _require_different_blocks(context)
         shapes = level_shapes(context)
-        if self.with_stem:
-            student_stem, teacher_stem = context.stem_shapes
-            shapes.insert(0, (map_shape(student_stem), map_shape(teacher_stem)))
-        for level, (student, teacher) in enumerate(shapes, 1 - self.with_stem):
+        if self.with_start:
+            self.student_features |= _start_spec(self.student_start)
+            self.teacher_features |= _start_spec(self.teacher_start)
+            student_shapes, teacher_shapes = (
+                feature_shapes(network, context.image) for network in (context.student, context.teacher)
+            )
+            start = student_shapes[self.student_start + 1], teacher_shapes[self.teacher_start + 1]
+            shapes.insert(0, (map_shape(start[0]), map_shape(start[1])))
+        for level, (student, teacher) in enumerate(shapes, 1 - self.with_start):
             if student[0] != teacher[0]:
-                kind = "hint point" if context.chosen_levels else "stage"
-                where = f"after {kind} {level}" if level else "after the stem"
+                kind = "hint point" if context.chosen_levels else "level"
+                where = f"at {kind} {level}" if level else "at the start"
                 raise UserError(
                     f"fsp needs networks with equal channels, but {where} the student has {student[0]} and the "
                     f"teacher {teacher[0]}; choose networks of equal width, or another method"
@@ -47,9 +55,8 @@ class FSPLoss(FirstPhaseLoss):
 
     def forward(self, outputs: ForwardOutputs) -> dict[str, Tensor]:
         maps = level_maps(self.context, outputs)
-        if self.with_stem:
-            assert outputs.student.stem is not None and outputs.teacher.stem is not None
-            maps.insert(0, (as_maps(outputs.student.stem), as_maps(outputs.teacher.stem)))
+        if self.with_start:
+            maps.insert(0, (_start(outputs.student, self.student_start), _start(outputs.teacher, self.teacher_start)))
         student, teacher = zip(*maps, strict=True)
         losses = [F.mse_loss(g_s, g_t) for g_s, g_t in zip(flows(student), flows(teacher), strict=True)]
         return {"fsp": self.options.weight * sum(losses[1:], losses[0])}
@@ -63,6 +70,24 @@ def _require_different_blocks(context: LossContext) -> None:
                 f"fsp compares successive blocks, but two hint points are at the student's block {lower + 1}; "
                 "lower hint_points.points, or choose a deeper student"
             )
+
+
+STEM = -1  # in place of the number of a block
+
+
+def _first_block(network: Network) -> int:
+    """Return the block after which a network's first maps are taken."""
+    return len(network.stages[0]) - 1 if isinstance(network.stem, nn.Identity) else STEM  # type: ignore[arg-type]
+
+
+def _start_spec(block: int) -> FeatureSpec:
+    return FeatureSpec(stem=True) if block == STEM else FeatureSpec(blocks=frozenset({block}))
+
+
+def _start(features: Features, block: int) -> Tensor:
+    maps = features.stem if block == STEM else features.blocks[block]
+    assert maps is not None
+    return as_maps(maps)
 
 
 def flows(maps: tuple[Tensor, ...]) -> list[Tensor]:

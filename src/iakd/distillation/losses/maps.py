@@ -19,7 +19,8 @@ TINY = 1e-24  # a squared length below this counts as zero
 class LevelLoss(DistillationLoss):
     """Base class of losses that add weight·Σ_l loss(student's maps, teacher's maps) over the levels l.
 
-    The levels are the ends of the student's stages, or hint points. The term is named after the method, `name`.
+    The levels are usually the ends of the stages (`models.pairing.levels`), or hint points. The term is named after the
+    method, `name`.
     """
 
     uses_hidden_features = True

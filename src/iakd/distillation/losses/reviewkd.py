@@ -17,7 +17,7 @@ CONTEXTS = (4, 2, 1)  # sizes of the pooled maps that are compared besides the w
 class ReviewKDLoss(DistillationLoss):
     """CE + min(epoch/warmup_epochs, 1)·weight·Σ_l context_loss(fused student features, teacher preactivations).
 
-    The levels are the ends of the stages and, last, the pooled vectors as 1×1 maps. From the last level to the first,
+    The last level is that of the pooled vectors, as 1×1 maps. From the last level to the first,
     a `Fusion` combines the student's features with the fused features of the next level; fusions are trained with the
     student. Chen et al., Distilling Knowledge via Knowledge Review, CVPR 2021; weights and layers as in the authors'
     code.

@@ -2,14 +2,17 @@
 
 One linear layer instead of three, and no pooling before the last two groups of convolutions: with 32×32 images both see
 4×4 maps, so they are one stage. A block is one convolution; there is no stem, the first block takes the image.
+Features are compared after each group but the first, which RepDistiller counts as the stem.
 """
+
+from itertools import accumulate, chain
 
 from torch import Tensor, nn
 
 from iakd import config
 from iakd.models.network import Network, ReluBlock
 
-CONVOLUTIONS = {  # by stage; times the channels below
+CONVOLUTIONS = {  # by stage and group; times the channels below
     "vgg8": ((1,), (1,), (1,), (1, 1)),
     "vgg11": ((1,), (1,), (2,), (2, 2)),
     "vgg13": ((2,), (2,), (2,), (2, 2)),
@@ -43,12 +46,15 @@ def build(network: config.Network, channels: int, classes: int) -> Network:
     """Build a network of ARCHITECTURES; `width` is the number of channels of the first stage (default 64)."""
     stages = []
     previous = channels
-    for stage, groups in enumerate(CONVOLUTIONS[network.arch]):
+    for stage, convolutions in enumerate(CONVOLUTIONS[network.arch]):
         blocks = []
-        for block in range(sum(groups)):
+        for block in range(sum(convolutions)):
             out = (network.width or 64) * FACTORS[stage]
             blocks.append(ConvolutionBlock(previous, out, pool=stage > 0 and block == 0))
             previous = out
         stages.append(blocks)
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(previous, classes))
-    return Network(nn.Identity(), stages, head)
+    built = Network(nn.Identity(), stages, head)
+    groups = accumulate(chain.from_iterable(CONVOLUTIONS[network.arch]))
+    built.level_blocks = [end - 1 for end in groups][1:]
+    return built
