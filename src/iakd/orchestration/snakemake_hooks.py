@@ -31,8 +31,9 @@ def stop(error: UserError) -> NoReturn:
 def set_up(config: dict[str, Any], given: dict[str, Any], origins: list[Path], main: bool) -> Experiment:
     """Check the settings and pass them to the jobs: $IAKD_PARAMS names them, `iakd` is this environment's.
 
-    `given` is the part of `config` that came from the command line; `main` is true in the process that decides what is
-    out of date. Raises UserError for a mistake in the settings, and for results that only seem to be made with them.
+    `given` is the part of `config` that came from the command line, values of a file named there included; `main` is
+    true in the process that decides what is out of date. Raises UserError for a mistake in the settings, and for
+    results that only seem to be made with them.
     """
     settings = json.loads(json.dumps(config, default=str))  # Snakemake's ordered dictionaries as plain ones
     settings = merged(settings, _typed(given))
@@ -62,7 +63,13 @@ def _typed(value: Any) -> Any:
         return {str(name): _typed(inner) for name, inner in value.items()}
     if isinstance(value, list):
         return [_typed(inner) for inner in value]
-    return yaml.safe_load(value) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        return value
+    return parsed if parsed is None or isinstance(parsed, bool | int | float) else value  # other text is text
 
 
 def data_products(experiment: Experiment) -> list[str]:
