@@ -70,6 +70,7 @@ DATA: dict[str, Callable[[Path], None] | None] = {
     "own_images": own_images,
     "imagenet": imagenet,
     "cifar100_table": cifar100,
+    "cifar100_cross": cifar100,
     "digits_methods": None,
 }
 
