@@ -11,6 +11,7 @@ import pytest
 
 from iakd.config import Dataset
 from iakd.data import sources
+from iakd.data.decoding import decode, from_bytes
 from iakd.data.source_data import SourceData
 from iakd.data.sources import archives, cifar
 from iakd.data.store import PreparedData
@@ -65,6 +66,38 @@ def test_parquet_gives_the_same_bytes_in_the_store(tmp_path: Path) -> None:
     check(read("cifar10", tmp_path / "ten"), kinds.cifar10(), kinds.NAMES10)
     coarse = read("cifar100", tmp_path / "p", labels="coarse")
     assert (coarse.test_labels == hundred.coarse_of[hundred.test_labels]).all()
+
+
+def test_images_are_scaled_as_image_files_are(tmp_path: Path) -> None:
+    ten = kinds.cifar10()
+    path = kinds.unpacked(tmp_path / "ten", kinds.cifar10_files(ten, "python"))
+    for target in ((12, 12), (16, 32), (40, 48)):
+        raw = read("cifar10", path, size=target)
+        for images, originals in ((raw.train_images, ten.train), (raw.test_images, ten.test)):
+            assert isinstance(images, np.ndarray)
+            for image, original in zip(images, originals, strict=True):
+                assert (image == decode(from_bytes("x", kinds.png(original)), 3, target)[0]).all()
+    check(read("cifar10", path, size=32), ten, kinds.NAMES10)
+
+
+def test_some_of_the_classes(tmp_path: Path) -> None:
+    hundred = kinds.cifar100()
+    path = kinds.unpacked(tmp_path, kinds.cifar100_files(hundred, "python"))
+    names = kinds.names100("fine")
+    first = read("cifar100", path, classes=20)
+    assert first.classes == names[:20]
+    assert (first.train_images == hundred.train[hundred.train_labels < 20]).all()
+    assert (first.test_labels == np.arange(20)).all()
+    some = read("cifar100", path, classes=["worm", "apple", "bear"], size=8)
+    assert some.classes == ["apple", "bear", "worm"] and some.train_images.shape == (6, 3, 8, 8)
+    assert some.train_labels.tolist() == [0, 1, 2] * 2
+    assert (some.test_images == read("cifar100", path, size=8).test_images[[0, 3, 99]]).all()
+    for wanted, words in (
+        (101, "101 classes asked for, but there are 100"),
+        (["aple", "bear"], r"no class 'aple' \(did you"),
+    ):
+        with pytest.raises(UserError, match=f"^dataset.classes: {words}"):
+            read("cifar100", path, classes=wanted)
 
 
 def test_another_number_of_images_than_published_is_told(tmp_path: Path) -> None:

@@ -23,10 +23,12 @@ from iakd.experiment.jobs import plan_experiment
 from iakd.stages import prepare
 
 
-def test_files_and_array_say_the_same_of_the_same_images(tmp_path: Path) -> None:
+@pytest.mark.parametrize("classes", [["ant", "bee", "cat"], ["ant", "cat"]])
+def test_files_and_array_say_the_same_of_the_same_images(classes: list[str], tmp_path: Path) -> None:
     root = photos.mixed(tmp_path / "images")
-    files = photos.store(root, tmp_path / "files", size=16)
-    array = photos.store(root, tmp_path / "array", size=16, storage="array")
+    files = photos.store(root, tmp_path / "files", size=16, classes=classes)
+    array = photos.store(root, tmp_path / "array", size=16, storage="array", classes=classes)
+    assert files.classes == classes
     for key in ("classes", "image", "mean", "std", "problems", "source"):
         assert files.manifest[key] == array.manifest[key], key
     assert (files.storage, array.storage) == ("files", "array")

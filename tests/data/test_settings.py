@@ -22,8 +22,8 @@ def dataset(**settings: Any) -> Dataset:
     [
         ({"source": "cifar"}, "dataset.source: unknown source 'cifar' (did you mean 'cifar10'?)"),
         (
-            {"source": "cifar10", "size": 64},
-            "size is not a setting of source cifar10, which has: mirror, only_test, path",
+            {"source": "cifar10", "labels": "coarse"},
+            "labels is not a setting of source cifar10, which has: mirror, only_test, path, size",
         ),
         ({"path": "x"}, "path is not a setting of source digits, which has: no optional settings"),
         ({"source": "image_folder"}, "source image_folder needs `path`"),
@@ -41,6 +41,11 @@ def dataset(**settings: Any) -> Dataset:
         ({"train_fraction": 1.5}, "dataset.train_fraction: Input should be less than or equal to 1"),
         ({"images_per_class": 0}, "dataset.images_per_class: Input should be greater than 0"),
         ({"train_fraction": 0.5, "images_per_class": 5}, "train_fraction and images_per_class exclude each other"),
+        ({"classes": 1}, "dataset.classes: expected a number of classes, or a list of names; at least two"),
+        ({"classes": ["3"]}, "dataset.classes: expected a number of classes, or a list of names; at least two"),
+        ({"classes": "3"}, "dataset.classes: expected a number of classes, or a list of names; at least two"),
+        ({"classes": [3, 5]}, "dataset.classes: expected a number of classes, or a list of names; at least two"),
+        ({"classes": ["3", "5", "3"]}, "dataset.classes: '3' is named twice"),
         ({"source": "cifar100", "labels": "course"}, "dataset.labels: Input should be 'fine' or 'coarse'"),
     ],
 )
@@ -58,6 +63,7 @@ def test_defaults_are_those_of_the_source() -> None:
         "test": 847,
         "split_seed": 0,
     }
+    assert dataset(classes=["3", "5"]).model_dump(mode="json")["classes"] == ["3", "5"]
     other = dataset(source="svhn")
     assert (other.name, other.val, other.test) == ("svhn", 0.1, 0.2)
     assert dataset(source="svhn", name="x", val=5).val == 5
@@ -77,7 +83,12 @@ def test_where_the_bytes_come_from_is_no_part_of_an_identity() -> None:
 
 
 def test_what_is_written_down_reads_back_the_same() -> None:
-    for settings in ({"source": "image_folder", "path": "x", "size": [4, 8], "val": 0.25}, {"images_per_class": 3}, {}):
+    for settings in (
+        {"source": "image_folder", "path": "x", "size": [4, 8], "val": 0.25},
+        {"images_per_class": 3},
+        {"classes": 4},
+        {},
+    ):
         first = dataset(**settings)
         assert dataset(**first.model_dump(mode="json")) == first
         assert dataset(**first.model_dump(mode="json", exclude_unset=True)) == first

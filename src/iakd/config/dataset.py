@@ -35,6 +35,7 @@ SOURCES, _UNUSABLE = discover(
             "cifar:read_cifar10",
             "path",
             "mirror",
+            "size",
             "only_test",
         ),
         "cifar100": _source(
@@ -42,6 +43,7 @@ SOURCES, _UNUSABLE = discover(
             "cifar:read_cifar100",
             "path",
             "mirror",
+            "size",
             "only_test",
             "labels",
         ),
@@ -139,6 +141,9 @@ class Dataset(Strict):
     images_per_class: int | None = Field(
         None, gt=0, description="training images kept per class; replaces train_fraction"
     )
+    classes: int | list[str] | None = Field(
+        None, description="classes to keep: names, or a number for the first so many of the source; default: all"
+    )
     path: str | None = Field(None, min_length=1, description="folder or archive; default: downloaded where possible")
     size: Side | tuple[Side, Side] | None = Field(
         None, description="size in pixels, one number or [height, width], to which images are scaled and cropped"
@@ -195,6 +200,16 @@ class Dataset(Strict):
             raise ValueError(f"expected one number of pixels, or [height, width], from 1 to {MAX_SIDE}")
         return value
 
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _classes(cls, value: Any) -> Any:
+        names = value if isinstance(value, list) and all(isinstance(name, str) for name in value) else None
+        if value is not None and (type(value) is not int or value < 2) and (names is None or len(set(names)) < 2):
+            raise ValueError("expected a number of classes, or a list of names; at least two")
+        if names and (twice := [name for name in names if names.count(name) > 1]):
+            raise ValueError(f"{twice[0]!r} is named twice")
+        return value
+
     @model_validator(mode="after")
     def _options_of_the_source(self) -> "Dataset":
         known = SOURCES[self.source].settings
@@ -214,7 +229,7 @@ class Dataset(Strict):
     def _used(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Return the settings that the source uses, so that a new setting does not change other data sets' identity."""
         unused = set(_SOME_SOURCES - SOURCES[self.source].settings)
-        unused |= {name for name in ("train_fraction", "images_per_class") if getattr(self, name) is None}
+        unused |= {name for name in ("classes", "train_fraction", "images_per_class") if getattr(self, name) is None}
         return {name: value for name, value in serialise(self).items() if name not in unused}
 
     @property

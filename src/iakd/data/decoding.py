@@ -139,6 +139,20 @@ def _scaled(image: "Image", original: tuple[int, int], box: CropBox, size: tuple
     return image.resize((width, height), Image.Resampling.BILINEAR, box=source)
 
 
+def scale_all(images: Images, size: tuple[int, int]) -> Images:
+    """Return images (N, 3, H, W), cropped at the centre and scaled to `size` as `decode` does it."""
+    from PIL import Image
+
+    original = images.shape[2], images.shape[3]
+    box = centre_box(*original, size)
+    scaled = np.empty((*images.shape[:2], *size), np.uint8)
+    for position, image in enumerate(images):
+        scaled[position] = np.asarray(
+            _scaled(Image.fromarray(image.transpose(1, 2, 0)), original, box, size)
+        ).transpose(2, 0, 1)
+    return scaled
+
+
 def _too_large(what: str) -> str:
     return f"has {what}, and more than {MAX_PIXELS // 10**6} million are treated as a decompression bomb"
 

@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from iakd.config.base import did_you_mean
 from iakd.data.file_index import Index
 from iakd.data.store import Images, Labels
+from iakd.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,38 @@ class SourceData:
         """Return a source's data from images and labels by split: `train` and, if there are any, `test` and `val`."""
         test, val = (images.get("test"), labels.get("test")), (images.get("val"), labels.get("val"))
         return cls(images["train"], labels["train"], *test, classes, problems, *val)
+
+    def with_classes(self, wanted: int | list[str]) -> "SourceData":
+        """Return only the images of some classes, numbered in the order that they have here: the first `wanted`, or
+        those named.
+
+        Raises UserError if there are not so many, or for an unknown name.
+        """
+        if isinstance(wanted, int):
+            if wanted > len(self.classes):
+                raise UserError(f"dataset.classes: {wanted} classes asked for, but there are {len(self.classes)}")
+            names = set(self.classes[:wanted])
+        else:
+            names = set(wanted)
+            for name in wanted:
+                if name not in self.classes:
+                    raise UserError(f"dataset.classes: no class {name!r}{did_you_mean(name, self.classes)}")
+        kept = [position for position, name in enumerate(self.classes) if name in names]
+        numbers = np.full(len(self.classes), -1)
+        numbers[kept] = np.arange(len(kept))
+        images: dict[str, SourceImages] = {}
+        labels: dict[str, Labels] = {}
+        for split, all_images, all_labels in (
+            ("train", self.train_images, self.train_labels),
+            ("test", self.test_images, self.test_labels),
+            ("val", self.val_images, self.val_labels),
+        ):
+            if all_images is not None and all_labels is not None:
+                among = np.isin(all_labels, kept)
+                if not among.any():
+                    raise UserError(f"dataset.classes: there are no {split} images of these classes")
+                images[split], labels[split] = all_images[among], numbers[all_labels[among]]
+        return SourceData.from_splits(images, labels, [self.classes[position] for position in kept], self.problems)
 
     def __post_init__(self) -> None:
         self._check(self.train_images, self.train_labels)

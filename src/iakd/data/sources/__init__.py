@@ -17,5 +17,9 @@ def reader_of(source: str) -> Callable[[Dataset], SourceData]:
 
 
 def read(settings: Dataset) -> SourceData:
-    """Read all images of the data set. Raises UserError if files are missing or unusable."""
-    return reader_of(settings.source)(settings)
+    """Read all images of the data set, or those of `dataset.classes`.
+
+    Raises UserError if files are missing or unusable, or if there are no such classes.
+    """
+    source = reader_of(settings.source)(settings)
+    return source if settings.classes is None else source.with_classes(settings.classes)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from iakd.config import Dataset
-from iakd.data.decoding import decode_all
+from iakd.data.decoding import decode_all, scale_all
 from iakd.data.source_data import Images, Labels, SourceData
 from iakd.data.sources import archives
 from iakd.data.sources.archives import collect
@@ -39,8 +39,9 @@ class CifarFormat:
     classes: tuple[str, ...]  # if the files do not name them
 
 
-def read(path: Path, cifar: CifarFormat, only_test: bool) -> SourceData:
+def read(path: Path, cifar: CifarFormat, settings: Dataset) -> SourceData:
     """Read all images of a CIFAR data set. Raises UserError if files are missing or damaged."""
+    only_test = settings.only_test
     pickles = {*cifar.train, cifar.test, cifar.pickled_meta}
     binary = {f"{name}.bin" for name in (*cifar.train, cifar.test)} | {cifar.text_names}
     found = {} if path.suffix == ".parquet" else collect(path, lambda name: name in pickles | binary)
@@ -64,6 +65,10 @@ def read(path: Path, cifar: CifarFormat, only_test: bool) -> SourceData:
             problems.append(f"{len(labels):,} {split} images, but the publisher's files have {EXPECTED[split]:,}")
         if not 0 <= labels.min() <= labels.max() < len(classes):
             raise UserError(f"{path}: has labels from {labels.min()} to {labels.max()}: damaged, download it again")
+    if settings.height_width:
+        splits = {
+            split: (scale_all(images, settings.height_width), labels) for split, (images, labels) in splits.items()
+        }
     if only_test:
         return SourceData(*splits["test"], None, None, classes, [*problems, "only the publisher's test files are used"])
     return SourceData(*splits["train"], *splits["test"], classes, problems)
@@ -176,7 +181,7 @@ CIFAR10 = CifarFormat(
 
 def read_cifar10(settings: Dataset) -> SourceData:
     """Read all images, from `dataset.path` or downloaded. Raises UserError for missing or damaged files."""
-    return read(locate(settings, CIFAR10_FILES), CIFAR10, settings.only_test)
+    return read(locate(settings, CIFAR10_FILES), CIFAR10, settings)
 
 
 CIFAR100_FILES = Published(
@@ -223,4 +228,4 @@ CIFAR100_COARSE = dataclasses.replace(
 def read_cifar100(settings: Dataset) -> SourceData:
     """Read all images, from `dataset.path` or downloaded. Raises UserError for missing or damaged files."""
     form = CIFAR100 if settings.labels == "fine" else CIFAR100_COARSE
-    return read(locate(settings, CIFAR100_FILES), form, settings.only_test)
+    return read(locate(settings, CIFAR100_FILES), form, settings)
