@@ -71,6 +71,7 @@ DATA: dict[str, Callable[[Path], None] | None] = {
     "imagenet": imagenet,
     "cifar100_table": cifar100,
     "cifar100_cross": cifar100,
+    "cifar_mini": cifar100,
     "digits_methods": None,
 }
 
