@@ -25,7 +25,7 @@ DEFAULT = ROOT / "params.yaml"
         ),
         ("tune.space.solo=[0.0, 0.5]", "tune.space.solo: unknown key (did you mean 'student_only'?)"),
         ("teachers.0.widht=8", "teachers.0.widht: unknown key (did you mean 'width'?)"),
-        ("methods.new.method=ikad", "unknown method 'ikad' (did you mean 'iakd'?); known: iakd, scratch"),
+        ("methods.new.method=ikad", "unknown method 'ikad' (did you mean 'iakd'?); known: iakd, "),
         ("methods.kd.iakd.stem=teacher", "methods.kd: has options for 'iakd', which 'kd' does not use"),
         ("methods.new.method=kd+kd", "names a method twice"),
         ("methods.new.method=scratch+kd", "scratch cannot be added to kd: it adds no loss"),
