@@ -43,8 +43,16 @@ def plan(
     return plan_experiment(parse(raw, "test"))
 
 
-def write(experiment: Experiment, scores: Scores | Callable[[StudentJob], float], teacher: float = 97.2) -> None:
-    """Write data manifest, models, studies and evaluations of `experiment` below the current folder."""
+def write(
+    experiment: Experiment,
+    scores: Scores | Callable[[StudentJob], float],
+    teacher: float = 97.2,
+    slow: Mapping[str, float] | None = None,
+) -> None:
+    """Write data manifest, models, studies and evaluations of `experiment` below the current folder.
+
+    The epochs of the methods in `slow` take that many times as long as those of the others.
+    """
     _manifest(experiment)
     for job in experiment.teachers:
         _trained(job, teacher, {"method": "teacher", "teacher": job.network.name, "student": None})
@@ -58,7 +66,7 @@ def write(experiment: Experiment, scores: Scores | Callable[[StudentJob], float]
             "teacher": student.teacher.network.name,
             "student": student.student.name,
         }
-        _trained(student, top1, about)
+        _trained(student, top1, about, (slow or {}).get(student.label, 1.0))
 
 
 def _manifest(experiment: Experiment) -> None:
@@ -89,9 +97,9 @@ def _manifest(experiment: Experiment) -> None:
     )
 
 
-def _trained(job: TeacherJob | StudentJob, top1: float, about: dict[str, Any]) -> None:
+def _trained(job: TeacherJob | StudentJob, top1: float, about: dict[str, Any], slow: float = 1.0) -> None:
     rng = np.random.default_rng(abs(seed_of(job.path)))
-    history = _history(job, top1, rng)
+    history = _history(job, top1, rng, slow)
     metrics = {"val_top1": history[-1]["val_top1"], "val_nll": 0.3, "train_loss": 0.1}
     if isinstance(job, StudentJob) and "mutual" in job.method.names:
         history = [row | ({"peer_val_top1": 98.25} if "val_top1" in row else {}) for row in history]
@@ -202,7 +210,7 @@ def _evaluation(job: Any, top1: float, about: dict[str, Any], sha: str, rng: np.
     }
 
 
-def _history(job: Any, final: float, rng: np.random.Generator) -> list[run_dir.Row]:
+def _history(job: Any, final: float, rng: np.random.Generator, slow: float) -> list[run_dir.Row]:
     epochs, every = job.recipe.epochs, job.recipe.validate_every
     t = np.arange(1, epochs + 1) / epochs
     top1 = final - (final - 12) * np.exp(-7 * t) + rng.normal(0, 1.2, epochs) * (1 - t)
@@ -220,7 +228,7 @@ def _history(job: Any, final: float, rng: np.random.Generator) -> list[run_dir.R
             "val_nll": float((100 - top1[i]) / 30) if (i + 1) % every == 0 or i + 1 == epochs else None,
             **{name: float(values[i]) for name, values in swaps.items()},
             "images_per_s": 9000.0,
-            "seconds": 0.1,
+            "seconds": round(0.1 * slow, 4),
         }
         history.append(row)
     return history

@@ -2,7 +2,10 @@
 
 import fake_experiment
 import pytest
+import yaml
 
+from iakd.config import parse
+from iakd.experiment.jobs import plan_experiment
 from iakd.reporting import verdict
 from iakd.reporting.results import read_comparison
 
@@ -10,7 +13,13 @@ IAKD = {"method": "iakd"}
 
 
 @pytest.fixture
-def judge(tmp_path, monkeypatch):
+def slow():
+    """How much longer than others a method's epochs take, by label; empty until a test fills it."""
+    return {}
+
+
+@pytest.fixture
+def judge(tmp_path, monkeypatch, slow):
     """Write made-up accuracies, and return the verdict on them and the comparison."""
     monkeypatch.chdir(tmp_path)
 
@@ -19,7 +28,7 @@ def judge(tmp_path, monkeypatch):
         experiment = fake_experiment.plan(
             {label: methods.get(label, known.get(label, {})) for label in scores}, seeds=seeds, epochs=5
         )
-        fake_experiment.write(experiment, scores)
+        fake_experiment.write(experiment, scores, slow=slow)
         result = read_comparison(experiment)
         return verdict.pair_verdict(result, result.pairs[0]), result
 
@@ -30,6 +39,7 @@ def test_clear_win(judge):
     found, _ = judge({"scratch": [89, 90, 88], "kd": [92.0, 92.4, 91.7], "iakd-linear": [94.1, 94.4, 93.9]})
     assert found.outcome == "iakd"
     assert found.headline == "IAKD won: iakd-linear beat kd by 2.1 points"
+    assert found.interval == "95 % interval +1.9 to +2.3"  # 2.1, 2.0, 2.2: 4.303 · 0.1/√3 = 0.25
     text = " ".join(found.details)
     assert "iakd-linear reached 94.1 ± 0.3 %; kd, the best of 2 methods without swapping, reached 92.0 ± 0.4 %." in text
     assert "excludes zero: the difference is significant" in text
@@ -50,12 +60,13 @@ def test_clear_loss(judge):
     assert found.headline == "IAKD lost: kd beat iakd-linear by 2.1 points"
     assert "iakd-linear, the best of 2 IAKD variants, reached 92.0 ± 0.4 %" in found.details[0]
     assert found.lead.mean == pytest.approx(-2.1)
+    assert found.interval == "95 % interval +1.9 to +2.3"  # the winner's
 
 
 def test_within_the_noise(judge):
     found, _ = judge({"scratch": [89, 90, 88], "kd": [92, 94, 93], "iakd-linear": [94, 93, 93.5]})
     assert found.outcome == "open"
-    assert found.headline == "No clear winner: iakd-linear leads by 0.5 points"
+    assert found.headline == "No clear winner: iakd-linear leads kd by 0.5 points"
     assert "includes zero: the difference may be chance" in found.details[0]
 
 
@@ -68,7 +79,7 @@ def test_tie(judge):
 def test_one_seed_may_be_chance(judge):
     found, result = judge({"scratch": [80], "kd": [90], "iakd-linear": [99]}, seeds=(4,))
     assert found.outcome == "open"
-    assert found.headline == "iakd-linear leads by 9.0 points, but with one seed this may be chance"
+    assert found.headline == "iakd-linear leads kd by 9.0 points, but with one seed this may be chance"
     assert "±" not in " ".join(found.details)
     assert "19.0 points above scratch (one seed only)" in found.details[-1]
     assert "no intervals" in verdict.caution(result)
@@ -84,7 +95,7 @@ def test_no_reference_at_all(judge):
     found, result = judge({"kd-hot": [94.2, 94.4, 94.0], "iakd-linear": [93, 93, 93.1]}, **{"kd-hot": {"method": "kd"}})
     assert found.headline == "IAKD lost: kd-hot beat iakd-linear by 1.2 points"
     assert "The settings have no method called scratch or kd," in found.details[-1]
-    assert verdict.caution(result) == ""
+    assert len(result.gains) == 1  # the lead of the headline
 
 
 def test_only_one_kind_of_method(judge):
@@ -98,6 +109,102 @@ def test_only_one_method(judge):
     found, _ = judge({"kd": [94.0, 95.0, 93.0]})
     assert found.headline == "kd reached 94.0 ± 1.0 %"
     assert "no comparison" in found.details[0]
+
+
+def test_leading_without_swaps_is_no_win_either(judge):
+    found, _ = judge({"scratch": [89, 90, 88], "kd": [94, 93, 93.5], "iakd-linear": [92, 94, 93]})
+    assert (found.outcome, found.headline) == ("open", "No clear winner: kd leads iakd-linear by 0.5 points")
+
+
+def test_more_epochs_and_tuning_are_mentioned(judge):
+    scores = {"kd-longer": [90.0, 90.2, 90.1], "iakd-tuned": [95.0, 95.2, 95.3]}
+    longer = {"method": "kd", "recipe": {"epochs": 7}}
+    found, _ = judge(scores, **{"kd-longer": longer, "iakd-tuned": {"method": "iakd", "iakd": {"schedule": "tuned"}}})
+    assert "Note that iakd-tuned was trained for 5 epochs, kd-longer for 7." in found.details
+    assert "Note that iakd-tuned was tuned on the validation images, kd-longer was not." in found.details
+
+
+def test_what_swapping_added_to_the_best_method_that_swaps(judge):
+    """It beats kd by 2 points, but the same loss without swaps, which starts from the teacher too, reaches more."""
+    scores = {
+        "scratch": [89, 90, 88],
+        "kd": [92.0, 92.4, 91.7],
+        "iakd+kd": [94.1, 94.4, 93.6],
+        "kd-from-teacher": [94.2, 94.4, 94.0],
+    }
+    start = {"init": "teacher"}
+    found, result = judge(scores, **{"iakd+kd": start, "kd-from-teacher": {"method": "kd", **start}})
+    assert (
+        "What swapping itself added to iakd+kd: −0.2 points over kd-from-teacher at equal epochs and training time "
+        "(−0.7 to +0.4, not significant)."
+    ) in found.details
+    assert verdict.swapping_summary(result) == (
+        "Methods that differ significantly from the same loss without swaps: at equal epochs, 0 of 1 are better, "
+        "0 worse; at equal training time, 0 of 1 are better, 0 worse."
+    )
+
+
+def test_unknown_what_swapping_added(judge):
+    found, result = judge({"scratch": [89, 90, 88], "iakd+kd": [94.1, 94.4, 93.9]})
+    sentence = "What swapping itself added to iakd+kd is unknown: the same loss without swaps was not trained."
+    assert sentence in found.details
+    assert verdict.swapping_summary(result) == ""
+
+
+def test_missing_counterparts_name_the_row_to_add(judge, slow):
+    slow.update({"iakd-linear": 1.5, "iakd-review": 1.4, "iakd+kd": 1.5, "hot": 0.9})
+    methods = {
+        "kd-6": {"method": "kd", "recipe": {"epochs": 6}},
+        "hot": {"method": "iakd+kd", "init": "teacher", "kd": {"temperature": 8.0}},
+    }
+    labels = ["scratch", "iakd-linear", "iakd-review", "iakd+kd", "hot", "kd", "kd-6"]
+    _, result = judge({label: [90.0, 91.0, 92.0] for label in labels}, **methods)
+    missing = verdict.missing_counterparts(result, result.pairs[0])
+    assert [(line.text, line.entry) for line in missing] == [
+        (
+            "No comparison at equal training time for iakd-linear, iakd-review. scratch took 0.67× its time. "
+            "Add the same with more epochs:",
+            "scratch-longer: {method: scratch, recipe: {epochs: 8}}",
+        ),
+        (
+            "No comparison at equal training time for iakd+kd. kd-6 took 0.80× its time. Raise its recipe.epochs to 8.",
+            "",
+        ),
+        (
+            "No comparison at equal epochs for hot. kd differs in init, kd.temperature. "
+            "Add the same loss without swaps:",
+            "hot-without-swaps: {method: kd, init: teacher, kd: {temperature: 8.0}}",
+        ),
+    ]
+    for line in missing:
+        methods |= yaml.safe_load(line.entry) or {}
+    methods["kd-6"]["recipe"]["epochs"] = 8
+    _, result = judge({label: [90.0, 91.0, 92.0] for label in dict.fromkeys([*labels, *methods])}, **methods)
+    assert verdict.missing_counterparts(result, result.pairs[0]) == []
+
+
+def test_tuned_counterpart_that_is_missing(judge):
+    tuned = {"method": "iakd", "iakd": {"schedule": "tuned"}}
+    _, result = judge({"scratch": [89, 90, 88], "tuned": [94.1, 94.4, 93.9]}, tuned=tuned)
+    (line,) = verdict.missing_counterparts(result, result.pairs[0])
+    assert line.text == (
+        "No comparison at equal epochs, both tuned, for tuned. "
+        "Add the same loss without swaps and with settings to tune."
+    )
+
+
+def test_overrides_of_a_pair_decide_what_its_counterpart_is(tmp_path, monkeypatch):
+    """kd has another temperature in the second pair, so there it is not the same loss."""
+    monkeypatch.chdir(tmp_path)
+    pairs = [("resnet20", "resnet8"), ("resnet56", "resnet8")]
+    experiment = fake_experiment.plan({"kd": {}, "iakd+kd": {}}, pairs=pairs, epochs=5)
+    raw = experiment.params.model_dump(mode="json", exclude_unset=True)
+    raw["pairs"][1] = {"teacher": "resnet56", "student": "resnet8", "methods": {"kd": {"kd": {"temperature": 2.0}}}}
+    experiment = plan_experiment(parse(raw, "test"))
+    fake_experiment.write(experiment, {"kd": [90.0, 91.0, 92.0], "iakd+kd": [91.0, 92.5, 93.0]})
+    result = read_comparison(experiment)
+    first, second = (result.swap_effects[pair.name][0] for pair in result.pairs)
+    assert (first.counterpart, second.counterpart, second.differs_in) == ("kd", None, ("kd.temperature",))
 
 
 def test_different_starts_are_mentioned(judge):
@@ -118,7 +225,7 @@ def test_caution_counts_each_comparison_once(judge):
     """scratch over kd is kd over scratch with the sign changed: 1, and two for the third method."""
     _, result = judge({"scratch": [89, 90, 88.2], "kd": [94, 95, 93.1], "iakd-linear": [93, 94, 92.3]})
     assert len(result.gains) == 3
-    assert verdict.caution(result).startswith("Of the 3 gains in this report, 3 are significant")
+    assert verdict.caution(result).startswith("Of the 3 differences with an interval in this report, 3 are significant")
 
 
 def test_what_was_compared(judge):

@@ -29,8 +29,8 @@ except UserError as error:
     hooks.stop(error)
 
 JOBS = {job.path: job for job in (EXPERIMENT.data, *EXPERIMENT.teachers, *EXPERIMENT.studies, *EXPERIMENT.students)}
-COMPARISON = (METRICS, names.SUMMARY, names.RUNS, names.ACCURACY, names.CURVES)
-FIGURES = ("accuracy", "curves", "swaps", "hints", "tuning", "calibration", "confusion")
+COMPARISON = (METRICS, names.SUMMARY, names.RUNS, names.ACCURACY, names.CURVES, names.SWAPPING)
+FIGURES = ("accuracy", "added", "curves", "swaps", "hints", "tuning", "calibration", "confusion")
 REPORT = EXPERIMENT.report / names.REPORT
 GPU = int(EXPERIMENT.params.compute.device == "cuda" or bool(gpus.gpus(EXPERIMENT.params.compute)))
 THREADS = EXPERIMENT.params.compute.threads

@@ -28,6 +28,7 @@ PEER = "peer.safetensors"  # a second network that was trained with the student,
 EVALUATION = "evaluation.json"  # beside a model
 SCHEDULE, TRIALS, JOURNAL = "schedule.yaml", "trials.csv", "study.journal"  # of a study, beside its RUN and HISTORY
 SUMMARY, RUNS, ACCURACY, CURVES = "summary.csv", "runs.csv", "accuracy.csv", "curves.csv"  # of the comparison
+SWAPPING = "swapping.json"  # of the comparison: what swapping added
 REPORT, TABLES, TABLES_TEXT, FIGURES = "report.html", "tables.csv", "tables.md", "figures"  # of the report
 LOCK = "lock"  # in the live folder
 

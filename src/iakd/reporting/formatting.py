@@ -1,9 +1,11 @@
 """Numbers and the settings of methods as text for readers."""
 
 import re
+from collections.abc import Sequence
 
 from iakd.config import METHODS, Method, Schedule
 from iakd.reporting.statistics import PairedDifference, SeedMean
+from iakd.reporting.swapping import Condition
 
 EXPLANATIONS = {
     "scratch": "The student trained on the labels only, without a teacher.",
@@ -91,9 +93,20 @@ def cost_ratio(teacher: float, student: float, less: str, more: str) -> str:
     return f"{ratio:.1f}× {less}" if ratio > 1 else f"{1 / ratio:.1f}× {more}"
 
 
+def ratio(value: float | None) -> str:
+    """Return '1.04×', or a dash if it is unknown."""
+    return "–" if value is None else f"{number(value, 2)}×"
+
+
 def percent(fraction: float) -> str:
     """Format a fraction as a percentage without trailing zeros."""
     return f"{100 * fraction:g} %"
+
+
+def conditions(names: Sequence[Condition]) -> str:
+    """Return 'equal epochs', 'equal training time, both tuned', 'equal epochs and training time'."""
+    what = " and ".join("epochs" if name.endswith("epochs") else "training time" for name in names)
+    return f"equal {what}{', both tuned' if names[0].startswith('tuned') else ''}"
 
 
 def plural(n: int, noun: str, many: str = "") -> str:

@@ -4,8 +4,9 @@ from typing import Any
 
 from iakd.reporting import formatting
 from iakd.reporting.figures.style import AxisRange, fit_axis
-from iakd.reporting.results import Comparison, MethodResults, PairComparison, gain_key
+from iakd.reporting.results import Comparison, MethodResults, PairComparison, added_key, gain_key
 from iakd.reporting.statistics import PairedDifference
+from iakd.reporting.swapping import by_counterpart
 
 COSTS = (  # name, title, words for less and more of it
     ("parameters", "Parameters", "fewer", "more"),
@@ -33,6 +34,27 @@ def key_table(comparison: Comparison, pair: PairComparison) -> dict[str, Any]:
             for title, group in (("", [pair.teacher]), *pair.groups)
         ],
     }
+
+
+def swap_table(comparison: Comparison, pair: PairComparison) -> dict[str, Any]:
+    """Return axis and rows of what swapping added: a row per method and counterpart."""
+    shown = by_counterpart(comparison.swap_effects[pair.name])
+    axis = _gain_axis([added.difference for added in shown])
+    first = {added.method: added for added in reversed(shown)}
+    rows = [
+        {
+            "label": added.method if added is first[added.method] else "",
+            "counterpart": added.reference,
+            "condition": formatting.conditions(added.conditions),
+            "gain": _gain_cell(
+                added.difference, axis, comparison.digits, added_key(pair, added) in comparison.jointly_significant
+            ),
+            "n": added.difference.n,
+            "time": formatting.ratio(added.time_ratio),
+        }
+        for added in shown
+    ]
+    return {"axis": _ticks(axis, 0), "rows": rows}
 
 
 def lead_column(leads: list[PairedDifference | None], digits: int) -> dict[str, Any]:

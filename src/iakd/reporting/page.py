@@ -13,6 +13,7 @@ from iakd.config import METHODS, Params
 from iakd.reporting import formatting, key_table, verdict
 from iakd.reporting.figures import hints
 from iakd.reporting.results import Comparison, PairComparison, StudyResults
+from iakd.reporting.swapping import EQUAL_TIME
 
 MAX_CLASSES = 20  # more do not fit side by side
 
@@ -50,6 +51,8 @@ def render(
         swaps=any(results.is_iakd for pair in comparison.pairs for results in pair.methods),
         hints=hints.has_hints(comparison),
         studies=bool(studies),
+        equal_time=formatting.ratio(EQUAL_TIME),
+        swapping=verdict.swapping_summary(comparison),
         data=_data(params.distill.transfer, manifest),
         origin=origin(comparison, studies, manifest),
         commit=comparison.models[0].record["git_commit"],
@@ -67,6 +70,8 @@ def _pair(comparison: Comparison, pair: PairComparison, found: verdict.PairVerdi
         "sizes": key_table.size_table(pair),
         "costs": key_table.cost_table(pair),
         "bits": key_table.bits_table(comparison, pair),
+        "added": key_table.swap_table(comparison, pair),
+        "missing": verdict.missing_counterparts(comparison, pair),
         **key_table.key_table(comparison, pair),
     }
 

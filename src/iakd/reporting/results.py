@@ -1,7 +1,7 @@
 """What the report shows, read from files: evaluations by pair, method and seed, gains over the references, studies."""
 
 import statistics
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iakd import files
-from iakd.config import Method, Params, Schedule
+from iakd.config import Method, Params, Recipe, Schedule
 from iakd.config.methods import GROUP_TITLES
 from iakd.errors import UserError
 from iakd.experiment.jobs import Experiment, StudentJob, StudyJob, TeacherJob
 from iakd.experiment.run_dir import EVALUATION, HISTORY, METRICS, RUN, read_history
 from iakd.reporting.statistics import PairedDifference, SeedMean, holm_rejections, paired_difference, seed_mean
+from iakd.reporting.swapping import Added, SwapEffect, by_counterpart, swap_effects
 
 TEACHER = "teacher"  # the method's name in a teacher's evaluation
 MAX_UNGROUPED = 12  # methods: more are shown in groups
@@ -39,17 +40,18 @@ class ModelResults:
 
 @dataclass(frozen=True)
 class MethodResults:
-    """One method of a pair over its seeds, or the teacher: without a method and without gains."""
+    """One method of a pair over its seeds, or the teacher: without method, recipe and gains."""
 
     label: str
-    method: Method | None
+    method: Method | None  # with the pair's overrides, as `recipe`
+    recipe: Recipe | None
     models: list[ModelResults]
     gains: dict[str, PairedDifference] = field(default_factory=dict)  # by reference, except over itself
 
     @property
     def is_iakd(self) -> bool:
         """Whether the method swaps blocks during training."""
-        return self.method is not None and "iakd" in self.method.names
+        return self.method is not None and self.method.swaps
 
     @property
     def kind(self) -> str:
@@ -89,6 +91,17 @@ class MethodResults:
         """Wall time of one training, the median over the seeds."""
         return statistics.median(model.record["wall_seconds"] for model in self.models)
 
+    @cached_property
+    def epoch_seconds(self) -> list[float]:
+        """The time of each epoch without its validation, the median over the seeds."""
+        seeds = [[float(row["seconds"] or 0) for row in read_history(m.folder / HISTORY)] for m in self.models]
+        return [statistics.median(times) for times in zip(*seeds, strict=True)]
+
+    @property
+    def devices(self) -> frozenset[str]:
+        """What the seeds were trained on."""
+        return frozenset(model.record["device"] for model in self.models)
+
     def top1_by_seed(self) -> dict[int, float]:
         """Return the test accuracy of each seed, percent."""
         return {model.seed: model.evaluation["top1"] for model in self.models}
@@ -119,6 +132,12 @@ class PairComparison:
         return sorted(self.methods, key=lambda method: -method.top1.mean)
 
     @property
+    def best_of_each_kind(self) -> list[MethodResults]:
+        """The most accurate method with swapping and the most accurate without, the better one first."""
+        first = {results.is_iakd: results for results in reversed(self.ranked)}
+        return [results for results in self.ranked if results is first[results.is_iakd]]
+
+    @property
     def groups(self) -> list[tuple[str, list[MethodResults]]]:
         """Titles and methods of the groups, most accurate first both among and within them.
 
@@ -141,6 +160,11 @@ class PairComparison:
 def gain_key(pair: PairComparison, results: MethodResults, reference: str) -> GainKey:
     """Return the key of a gain, the same whichever of the two methods is the reference."""
     return pair.name, frozenset({results.label, reference})
+
+
+def added_key(pair: PairComparison, added: Added) -> GainKey:
+    """Return the key of what swapping added, among the gains."""
+    return pair.name, frozenset({added.method, added.counterpart})
 
 
 @dataclass(frozen=True)
@@ -178,15 +202,35 @@ class Comparison:
         return 1 if self.test_images < 5000 else 2
 
     @cached_property
+    def swap_effects(self) -> dict[str, list[SwapEffect]]:
+        """What swapping added, by the names of the pairs; the most accurate method first."""
+        found = {}
+        for pair in self.pairs:
+            order = [results.label for results in pair.ranked]
+            effects = swap_effects(pair.methods, self.params.report.confidence)
+            found[pair.name] = sorted(effects, key=lambda effect: order.index(effect.method))
+        return found
+
+    def lead(self, pair: PairComparison) -> PairedDifference | None:
+        """Return the best method with swapping minus the best without; None if one kind or a common seed is missing."""
+        best = {results.is_iakd: results.top1_by_seed() for results in pair.best_of_each_kind}
+        return paired_difference(best[True], best[False], self.params.report.confidence) if len(best) == 2 else None
+
+    @cached_property
     def gains(self) -> dict[GainKey, PairedDifference]:
-        """Every gain shown with an interval; that between two references counts once."""
-        return {
-            gain_key(pair, results, reference): gain
-            for pair in self.pairs
-            for results in pair.methods
-            for reference, gain in results.gains.items()
-            if gain.p is not None
-        }
+        """Every difference shown with an interval: leads, gains and effects of swapping.
+
+        That between the same two methods counts once.
+        """
+        found: dict[GainKey, PairedDifference | None] = {}
+        for pair in self.pairs:
+            if len(pair.best_of_each_kind) == 2:
+                better, worse = pair.best_of_each_kind
+                found[gain_key(pair, better, worse.label)] = self.lead(pair)
+            for results in pair.methods:
+                found |= {gain_key(pair, results, reference): gain for reference, gain in results.gains.items()}
+            found |= {added_key(pair, row): row.difference for row in by_counterpart(self.swap_effects[pair.name])}
+        return {key: gain for key, gain in found.items() if gain and gain.p is not None}
 
     @cached_property
     def jointly_significant(self) -> set[GainKey]:
@@ -224,17 +268,18 @@ class StudyResults:
 def read_comparison(experiment: Experiment) -> Comparison:
     """Read the evaluations of all models. Raises UserError naming the first that is missing or outdated."""
     by_teacher: dict[str, list[ModelResults]] = {}
-    for job in experiment.teachers:
-        by_teacher.setdefault(job.network.name, []).append(_read_model(job))
-    by_pair: dict[tuple[str, str], dict[str, list[ModelResults]]] = {}
-    for student in experiment.students:
-        by_label = by_pair.setdefault((student.teacher.network.name, student.student.name), {})
-        by_label.setdefault(student.label, []).append(_read_model(student))
+    for taught in experiment.teachers:
+        by_teacher.setdefault(taught.network.name, []).append(_read_model(taught))
+    by_pair: dict[tuple[str, str], dict[str, MethodResults]] = {}
+    for job in experiment.students:
+        by_label = by_pair.setdefault((job.teacher.network.name, job.student.name), {})
+        results = by_label.setdefault(job.label, MethodResults(job.label, job.method, job.recipe, []))
+        results.models.append(_read_model(job))
     pairs = [
         PairComparison(
             teacher,
             student,
-            MethodResults(TEACHER, None, by_teacher[teacher]),
+            MethodResults(TEACHER, None, None, by_teacher[teacher]),
             _with_gains(experiment.params, by_label),
         )
         for (teacher, student), by_label in by_pair.items()
@@ -251,18 +296,17 @@ def _read_model(job: TeacherJob | StudentJob) -> ModelResults:
     return ModelResults(job.folder, job.seed, evaluation, record, files.read_json(job.folder / METRICS, hint))
 
 
-def _with_gains(params: Params, by_label: dict[str, list[ModelResults]]) -> list[MethodResults]:
-    plain = {label: MethodResults(label, params.methods[label], models) for label, models in by_label.items()}
+def _with_gains(params: Params, by_label: dict[str, MethodResults]) -> list[MethodResults]:
     methods = []
-    for label, results in plain.items():
+    for label, results in by_label.items():
         gains = {}
         for reference in params.report.references:
-            if reference in plain and reference != label:
-                scores, reference_scores = results.top1_by_seed(), plain[reference].top1_by_seed()
+            if reference in by_label and reference != label:
+                scores, reference_scores = results.top1_by_seed(), by_label[reference].top1_by_seed()
                 gain = paired_difference(scores, reference_scores, params.report.confidence)
                 if gain:
                     gains[reference] = gain
-        methods.append(MethodResults(label, results.method, results.models, gains))
+        methods.append(replace(results, gains=gains))
     return methods
 
 

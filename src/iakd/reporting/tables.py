@@ -6,8 +6,10 @@ from iakd.experiment.run_dir import HISTORY, read_history
 from iakd.reporting import formatting
 from iakd.reporting.results import TEACHER, Comparison, MethodResults, PairComparison
 from iakd.reporting.statistics import PairedDifference, SeedMean
+from iakd.reporting.swapping import Added, by_counterpart
 
 Rows = list[dict[str, Any]]
+ADDED_HEADER = ["method", "same loss without swaps", "its time", "compared at", "difference, points", "n"]
 COSTS = ("parameters", "weight_bytes", "macs", "latency_ms", "images_per_s")
 BIT_COSTS = ("weight_bytes", "bit_operations")
 
@@ -74,6 +76,33 @@ def _judgement(gain: PairedDifference) -> str:
     if gain.low is None:
         return "one seed only"
     return "certain" if gain.significant else "not certain"
+
+
+def swap_effects(comparison: Comparison) -> list[dict[str, Any]]:
+    """Return a row per method with swaps and condition; without a counterpart, the last three columns say why."""
+    return [
+        {
+            "teacher": pair.teacher_name,
+            "student": pair.student_name,
+            "method": effect.method,
+            "condition": effect.condition,
+            "counterpart": effect.counterpart,
+            **_numbers_of(effect.difference),
+            "time_ratio": rounded(effect.time_ratio),
+            "nearest": effect.nearest,
+            "differs_in": list(effect.differs_in),
+            "epochs_needed": effect.epochs,
+        }
+        for pair in comparison.pairs
+        for effect in comparison.swap_effects[pair.name]
+    ]
+
+
+def _numbers_of(difference: PairedDifference | None) -> dict[str, float | int | None]:
+    if difference is None:
+        return {"difference": None, "low": None, "high": None, "p": None, "n": 0}
+    bounds = {"low": rounded(difference.low), "high": rounded(difference.high)}
+    return {"difference": rounded(difference.mean), **bounds, "p": difference.p, "n": difference.n}
 
 
 def metrics(comparison: Comparison) -> dict[str, dict[str, dict[str, float | int]]]:
@@ -144,13 +173,30 @@ def markdown(comparison: Comparison) -> str:
             gains = [_gain(results, reference, digits) for reference in comparison.references]
             lines.append(_line([name, formatting.mean_std(results.top1, digits), str(results.top1.n), *gains]))
         parts.append("\n".join(lines))
+        added = by_counterpart(comparison.swap_effects[pair.name])
+        if added:
+            lines = [
+                "What swapping itself added:",
+                "",
+                _line(ADDED_HEADER),
+                _line(["---", "---", "---:", "---", "---:", "---:"]),
+            ]
+            parts.append("\n".join([*lines, *(_line(_added(row, digits)) for row in added)]))
     return "\n\n".join(parts) + "\n"
+
+
+def _added(added: Added, digits: int) -> list[str]:
+    at, difference = formatting.conditions(added.conditions), _difference(added.difference, digits)
+    ratio = formatting.ratio(added.time_ratio)
+    return [added.method, added.reference, ratio, at, difference, str(added.difference.n)]
 
 
 def _gain(results: MethodResults, reference: str, digits: int) -> str:
     gain = results.gains.get(reference)
-    if gain is None:
-        return ""
+    return _difference(gain, digits) if gain else ""
+
+
+def _difference(gain: PairedDifference, digits: int) -> str:
     bounds = formatting.interval(gain, digits)
     text = formatting.signed(gain.mean, digits) + (f" [{bounds}]" if bounds else "")
     return f"**{text}**" if gain.significant else text

@@ -1,10 +1,15 @@
-"""The outcome in sentences: what was compared, who won, by how much, and whether that is significant."""
+"""The outcome in sentences: what was compared, who won, what swapping itself added, and what is significant."""
 
 from dataclasses import dataclass
+from typing import Any, get_args
 
+import yaml
+
+from iakd.config import Params, merged
 from iakd.reporting import formatting
 from iakd.reporting.results import Comparison, MethodResults, PairComparison
 from iakd.reporting.statistics import PairedDifference, paired_difference
+from iakd.reporting.swapping import SWAPS, Added, Condition, SwapEffect, by_counterpart, without_swaps
 
 
 @dataclass(frozen=True)
@@ -12,19 +17,15 @@ class PairVerdict:
     """The outcome of one pair.
 
     `outcome`: iakd or other (which of them won significantly), open (neither), or alone (only one kind of method was
-    trained). `lead`: the best method with swapping minus the best without.
+    trained). `interval`: that of the headline's difference, if it has one. `lead`: the best method with swapping minus
+    the best without.
     """
 
     outcome: str
     headline: str
+    interval: str
     details: list[str]
     lead: PairedDifference | None
-
-
-def best_of_each_kind(pair: PairComparison) -> list[MethodResults]:
-    """Return the most accurate method with swapping and the most accurate without, the better one first."""
-    kinds = ([m for m in pair.ranked if m.is_iakd], [m for m in pair.ranked if not m.is_iakd])
-    return sorted((methods[0] for methods in kinds if methods), key=lambda results: -results.top1.mean)
 
 
 def describe_setup(comparison: Comparison) -> str:
@@ -71,7 +72,7 @@ def caution(comparison: Comparison) -> str:
     """Return what to keep in mind about the number of comparisons and seeds."""
     n = len(comparison.gains)
     if not n and len(comparison.params.distill.seeds) == 1:
-        return "With a single seed there are no intervals, so no gain can be called significant."
+        return "With a single seed there are no intervals, so no difference can be called significant."
     if not n:
         return ""
     significant = sum(gain.significant for gain in comparison.gains.values())
@@ -79,14 +80,99 @@ def caution(comparison: Comparison) -> str:
     level = comparison.params.report.confidence
     by_chance = formatting.number(n * (1 - level), 1)
     text = (
-        f"Of the {formatting.plural(n, 'gain')} in this report, {significant or 'none'} "
+        f"Of the {formatting.plural(n, 'difference')} with an interval in this report, {significant or 'none'} "
         f"{'are' if significant > 1 else 'is'} significant taken one by one; about {by_chance} would be by chance "
-        f"alone. With Holm's correction for the number of gains, {remaining or 'none'} "
+        f"alone. With Holm's correction for their number, {remaining or 'none'} "
         f"{'remain' if remaining > 1 else 'remains'} significant{', marked ✓' if remaining else ''}."
     )
     if next(iter(comparison.gains.values())).n == 2:
         text += " With two seeds the intervals are very wide: only huge differences can be significant."
     return text
+
+
+def swapping_summary(comparison: Comparison) -> str:
+    """Return a sentence on the effects of swapping in all methods, or nothing if none has an interval."""
+    parts = []
+    for condition in get_args(Condition):
+        effects = [
+            effect.difference
+            for effects in comparison.swap_effects.values()
+            for effect in effects
+            if effect.condition == condition and effect.difference and effect.difference.low is not None
+        ]
+        better = sum(effect.significant and effect.mean > 0 for effect in effects)
+        worse = sum(effect.significant and effect.mean < 0 for effect in effects)
+        if effects:
+            parts.append(
+                f"at {formatting.conditions([condition])}, {better} of {len(effects)} are better, {worse} worse"
+            )
+    return f"Methods that differ significantly from the same loss without swaps: {'; '.join(parts)}." if parts else ""
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Why some methods with swaps have no counterpart, and the entry of `methods` that would be one."""
+
+    text: str
+    entry: str = ""
+
+
+def missing_counterparts(comparison: Comparison, pair: PairComparison) -> list[Missing]:
+    """Return the comparisons that the settings do not allow; methods that lack the same counterpart share one."""
+    params = comparison.params
+    groups: dict[tuple[str, ...], list[SwapEffect]] = {}
+    for effect in comparison.swap_effects[pair.name]:
+        if effect.condition.endswith("equal_epochs") and effect.counterpart is None:
+            key = (effect.condition, _entry_without_swaps(params, effect), effect.nearest or "", *effect.differs_in)
+        elif effect.epochs or effect.differs_in == ("device",):  # otherwise the text on equal epochs says it all
+            key = (effect.condition, effect.nearest or "", *effect.differs_in)
+        else:
+            continue
+        groups.setdefault(key, []).append(effect)
+    return [_missing(params, effects) for effects in groups.values()]
+
+
+def _missing(params: Params, effects: list[SwapEffect]) -> Missing:
+    effect = max(effects, key=lambda effect: effect.epochs or 0)
+    methods = ", ".join(effect.method for effect in effects)
+    condition = formatting.conditions([effect.condition])
+    start = f"No comparison at {condition}{',' if ',' in condition else ''} for {methods}."
+    nearest = effect.nearest or ""
+    if effect.condition.endswith("equal_epochs"):
+        close = f" {nearest} differs in {', '.join(effect.differs_in)}." if nearest else ""
+        entry = _entry_without_swaps(params, effect)
+        more = "the same loss without swaps" if entry else "the same loss without swaps and with settings to tune"
+        return Missing(f"{start}{close} Add {more}{':' if entry else '.'}", entry)
+    if effect.differs_in:
+        return Missing(f"{start} {nearest} was trained on another device.")
+    start += f" {nearest} took {formatting.ratio(effect.time_ratio)} its time."
+    if "epochs" in params.methods[nearest].recipe:
+        return Missing(f"{start} Raise its recipe.epochs to {effect.epochs}.")
+    settings = params.methods[nearest].model_dump(mode="json", exclude_unset=True)
+    entry = _entry(f"{nearest}-longer", merged(settings, {"recipe": {"epochs": effect.epochs}}))
+    return Missing(f"{start} Add the same with more epochs:", entry)
+
+
+def _entry_without_swaps(params: Params, effect: SwapEffect) -> str:
+    """Return the entry of a counterpart; nothing if it were tuned and none of the searched settings remained."""
+    method = params.methods[effect.method]
+    settings = method.model_dump(mode="json", exclude_unset=True, exclude={SWAPS, "tune"})
+    label = without_swaps(method)
+    if effect.condition.startswith("tuned"):
+        searched = method.model_dump(mode="json", exclude_unset=True).get("tune", {})
+        settings["tune"] = {name: values for name, values in searched.items() if not name.startswith(f"{SWAPS}.")}
+        label += "-tuned"
+        if not settings["tune"]:
+            return ""
+    if label in params.methods:
+        label = f"{effect.method}-without-swaps"
+    return _entry(label, {**settings, "method": without_swaps(method)})
+
+
+def _entry(label: str, settings: dict[str, Any]) -> str:
+    """Return an entry of `methods` in one line of YAML."""
+    shown = {name: value for name, value in settings.items() if (name, value) != ("method", label)}
+    return yaml.safe_dump({label: shown}, default_flow_style=True, sort_keys=False, width=1000).strip()[1:-1]
 
 
 class _VerdictWriter:
@@ -97,48 +183,50 @@ class _VerdictWriter:
         self.digits = comparison.digits
         self.level = comparison.params.report.confidence
         self.missing = comparison.missing_references
+        self.effects = comparison.swap_effects[pair.name]
+        self.lead = comparison.lead(pair)
 
     def verdict(self) -> PairVerdict:
-        rivals = best_of_each_kind(self.pair)
+        rivals = self.pair.best_of_each_kind
         if len(rivals) == 2:
-            champion, other = sorted(rivals, key=lambda results: not results.is_iakd)
-            lead = self._difference(champion, other)
-            outcome = "open" if not lead.significant else "iakd" if lead.mean > 0 else "other"
+            champion = next(results for results in rivals if results.is_iakd)
+            outcome = "open" if not (self.lead and self.lead.significant) else "iakd" if self.lead.mean > 0 else "other"
         else:
             rivals = self.pair.ranked[:2]
-            champion, lead, outcome = rivals[0], None, "alone"
-        headline, first = self._compare(*rivals) if len(rivals) == 2 else self._only(champion)
-        details = [first, *self._different_starts(rivals), *self._gains(champion, rivals)]
-        return PairVerdict(outcome, headline, details, lead)
+            champion, outcome = rivals[0], "alone"
+        headline, interval, first = self._compare(*rivals) if len(rivals) == 2 else self._only(champion)
+        details = [first, *self._unequal(rivals), *self._added(champion), *self._gains(champion, rivals)]
+        return PairVerdict(outcome, headline, interval, details, self.lead)
 
-    def _difference(self, results: MethodResults, reference: MethodResults) -> PairedDifference:
-        difference = paired_difference(results.top1_by_seed(), reference.top1_by_seed(), self.level)
-        assert difference is not None  # all methods of an experiment have the same seeds
-        return difference
+    def _only(self, results: MethodResults) -> tuple[str, str, str]:
+        headline = f"{results.label} reached {self._score(results)}"
+        return headline, "", "It is the only method, so there is no comparison."
 
-    def _only(self, results: MethodResults) -> tuple[str, str]:
-        return f"{results.label} reached {self._score(results)}", "It is the only method, so there is no comparison."
-
-    def _compare(self, better: MethodResults, worse: MethodResults) -> tuple[str, str]:
-        """Return headline and first sentences."""
-        difference = self._difference(better, worse)
+    def _compare(self, better: MethodResults, worse: MethodResults) -> tuple[str, str, str]:
+        """Return headline, interval and first sentences."""
         scores = (
             f"{self._name(better)} reached {self._score(better)}; {self._name(worse)} reached {self._score(worse)}."
         )
+        difference = paired_difference(better.top1_by_seed(), worse.top1_by_seed(), self.level)
+        if difference is None:
+            headline = f"{better.label} reached more than {worse.label}, but they have no seed in common"
+            return headline, "", f"{scores} Differences are compared seed by seed, so there is none here."
         points = f"{formatting.number(difference.mean, self.digits)} points"
         if difference.low is None:
+            interval = ""
             meaning = "With one training each, the difference may be chance; train more seeds to find out."
         else:
-            meaning = self._meaning(difference)
+            level, bounds = formatting.percent(self.level), formatting.interval(difference, self.digits)
+            interval, meaning = f"{level} interval {bounds}", self._meaning(difference)
         if difference.significant:
             headline = f"{self._won(better, worse)} by {points}"
         elif not float(f"{difference.mean:.{self.digits}f}"):
             headline = f"A tie between {better.label} and {worse.label}"
         elif difference.low is None:
-            headline = f"{better.label} leads by {points}, but with one seed this may be chance"
+            headline = f"{better.label} leads {worse.label} by {points}, but with one seed this may be chance"
         else:
-            headline = f"No clear winner: {better.label} leads by {points}"
-        return headline, f"{scores} {meaning}"
+            headline = f"No clear winner: {better.label} leads {worse.label} by {points}"
+        return headline, interval, f"{scores} {meaning}"
 
     def _won(self, better: MethodResults, worse: MethodResults) -> str:
         beat = f"{better.label} beat {worse.label}"
@@ -158,22 +246,48 @@ class _VerdictWriter:
         return f"{formatting.mean_std(results.top1, self.digits)} %"
 
     def _meaning(self, difference: PairedDifference) -> str:
-        bounds = formatting.interval(difference, self.digits)
-        meaning = (
-            "excludes zero: the difference is significant"
-            if difference.significant
-            else "includes zero: the difference may be chance"
-        )
-        level = formatting.percent(self.level)
-        return f"The {level} interval of the difference over paired seeds, {bounds} points, {meaning}."
+        seeds = f"The interval of the difference, paired over {difference.n} seeds,"
+        if difference.significant:
+            return f"{seeds} excludes zero: the difference is significant."
+        return f"{seeds} includes zero: the difference may be chance."
 
-    def _different_starts(self, rivals: list[MethodResults]) -> list[str]:
-        """Return a warning if the rivals did not start from the same weights."""
-        starts = {results.label: results.method.init for results in rivals if results.method}
-        if len(set(starts.values())) < 2:
-            return []
-        warm, cold = sorted(starts, key=lambda label: starts[label] != "teacher")
-        return [f"Note that {warm} starts from copies of the teacher's weights, {cold} from random weights."]
+    def _unequal(self, rivals: list[MethodResults]) -> list[str]:
+        """Return what, apart from their losses, the rivals do not have in common."""
+        first, *others = [results for results in rivals if results.method and results.recipe]
+        notes = []
+        for other in others:
+            assert first.method and first.recipe and other.method and other.recipe
+            if first.method.init != other.method.init:
+                notes.append(f"{first.label} starts from {_start(first)}, {other.label} from {_start(other)}.")
+            if first.recipe.epochs != other.recipe.epochs:
+                notes.append(
+                    f"{first.label} was trained for {first.recipe.epochs} epochs, "
+                    f"{other.label} for {other.recipe.epochs}."
+                )
+            if first.method.tuned != other.method.tuned:
+                tuned, plain = (first, other) if first.method.tuned else (other, first)
+                notes.append(f"{tuned.label} was tuned on the validation images, {plain.label} was not.")
+        return [f"Note that {note}" for note in notes]
+
+    def _added(self, champion: MethodResults) -> list[str]:
+        """Return what swapping itself added to the method."""
+        own = [effect for effect in self.effects if effect.method == champion.label]
+        phrases = [self._describe_added(added) for added in by_counterpart(own)]
+        if phrases:
+            timed = any(effect.condition == "equal_time" and effect.counterpart for effect in own)
+            phrases += [] if timed else ["at equal training time it was not compared"]
+            return [f"What swapping itself added to {champion.label}: {'; '.join(phrases)}."]
+        if champion.is_iakd:
+            return [
+                f"What swapping itself added to {champion.label} is unknown: "
+                "the same loss without swaps was not trained."
+            ]
+        return []
+
+    def _describe_added(self, added: Added) -> str:
+        points = formatting.signed(added.difference.mean, self.digits)
+        where = f"over {added.reference} at {formatting.conditions(added.conditions)}"
+        return f"{points} points {where} ({self._inside(added.difference)})"
 
     def _gains(self, results: MethodResults, rivals: list[MethodResults]) -> list[str]:
         """Return the method's gains over the references that were not its rival anyway."""
@@ -185,11 +299,19 @@ class _VerdictWriter:
             sentences.append(f"The settings have no method called {names}, so no gain over it is shown.")
         return sentences
 
+    def _inside(self, difference: PairedDifference) -> str:
+        bounds, judgement = formatting.interval(difference, self.digits), formatting.judgement(difference)
+        return f"{bounds}, {judgement}" if bounds else judgement
+
     def _gain(self, reference: str, gain: PairedDifference) -> str:
-        bounds = formatting.interval(gain, self.digits)
-        judgement = formatting.judgement(gain)
-        inside = f"{bounds}, {judgement}" if bounds else judgement
+        inside = self._inside(gain)
         points = formatting.number(abs(gain.mean), self.digits)
         if not float(points):
             return f"level with {reference} ({inside})"
         return f"{points} points {'above' if gain.mean > 0 else 'below'} {reference} ({inside})"
+
+
+def _start(results: MethodResults) -> str:
+    assert results.method
+    start = results.method.init
+    return {"random": "random weights", "teacher": "copies of the teacher's weights"}.get(start, f"a {start} start")

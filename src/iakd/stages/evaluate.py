@@ -58,6 +58,7 @@ def run(experiment: Experiment) -> Path:
     ):
         files.write_text(experiment.evaluation / name, run_dir.history_text(rows))
     files.write_json(experiment.evaluation / run_dir.METRICS, tables.metrics(comparison))
+    files.write_json(experiment.evaluation / run_dir.SWAPPING, tables.swap_effects(comparison))
     return experiment.evaluation
 
 

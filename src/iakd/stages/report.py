@@ -7,7 +7,7 @@ from iakd.data.store import MANIFEST
 from iakd.experiment import run_dir
 from iakd.experiment.jobs import Experiment, StudyJob
 from iakd.reporting import page, tables
-from iakd.reporting.figures import accuracy, hints, mistakes, style, training, tuning
+from iakd.reporting.figures import accuracy, added, hints, mistakes, style, training, tuning
 from iakd.reporting.results import StudyResults, read_comparison, read_study
 
 
@@ -23,6 +23,7 @@ def run(experiment: Experiment) -> Path:
     with style.drawing():
         drawn = {
             "accuracy": accuracy.draw_accuracy(comparison),
+            "added": added.draw_added(comparison),
             "curves": training.draw_learning_curves(comparison),
             "swaps": training.draw_swap_probabilities(comparison),
             "hints": hints.draw_hint_points(comparison),

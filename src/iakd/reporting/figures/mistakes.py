@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 
 from iakd.reporting.figures import style
 from iakd.reporting.results import Comparison, MethodResults, PairComparison
-from iakd.reporting.verdict import best_of_each_kind
 
 MAX_CLASSES = 20  # of a matrix; with more, the most frequent mistakes are listed instead
 MAX_LISTED = 15
@@ -19,7 +18,7 @@ Floats = NDArray[np.float64]
 
 def draw_calibration(comparison: Comparison) -> Figure:
     """Draw accuracy against confidence for the teacher and the best method of each kind, all seeds together."""
-    shown = [[pair.teacher, *best_of_each_kind(pair)] for pair in comparison.pairs]
+    shown = [[pair.teacher, *pair.best_of_each_kind] for pair in comparison.pairs]
     head = "accuracy against confidence (0–1); the area of a dot is proportional to its number of images"
     titles = [f"{pair.title}: {head}" for pair in comparison.pairs]
     figure, sections = style.small_multiples(titles, [len(methods) for methods in shown])
