@@ -47,8 +47,8 @@ def finish(experiment: Experiment, job: object, store: PreparedData) -> None:
     inputs = {"data": store.sha256}
     attempt = run_dir.Run(job.path, job.stage, job.key, job.settings, job.seed, {"dataset": "digits"}, inputs)
     history: list[run_dir.Row] = [
-        {"epoch": 1, "loss": 2.3, "val_top1": 10.0},
-        {"epoch": 2, "loss": 2.2, "val_top1": None},
+        {"epoch": 1, "loss": 2.3, "seconds": 0.2, "val_top1": 10.0},
+        {"epoch": 2, "loss": 2.2, "seconds": 0.2, "val_top1": None},
     ]
     with attempt.open():
         attempt.finish(history, {"val_top1": 10.0}, models.save_weights(network))
@@ -209,6 +209,10 @@ def test_summary(experiment):
     mean = (evaluations[3]["top1"] + evaluations[4]["top1"]) / 2
     assert metrics["iakd"]["top1"] == pytest.approx(mean, abs=1e-4) and metrics["iakd"]["n"] == 2
     assert "std" not in metrics["teacher"]
+    (epochs, _) = read(folder / "swapping.json")
+    assert (epochs["method"], epochs["condition"], epochs["counterpart"]) == ("iakd", "equal_epochs", "scratch")
+    scratch = (evaluations[1]["top1"] + evaluations[2]["top1"]) / 2
+    assert epochs["difference"] == pytest.approx(mean - scratch, abs=1e-4) and epochs["n"] == 2
     curves = (folder / "curves.csv").read_text().splitlines()
     assert curves[0] == "teacher,student,method,seed,epoch,val_top1,loss"
     assert len(curves) == 1 + 4  # the epoch without a validation is left out

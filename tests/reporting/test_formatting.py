@@ -62,6 +62,12 @@ def test_a_brief_description_has_only_what_differs_from_the_defaults():
     )
 
 
+def test_the_form_of_iakd_is_described():
+    method = Method(method="iakd+kd", iakd={"form": "two_path", "weight": 0.5, "schedule": {"kind": "uniform"}})
+    assert formatting.describe_settings(method).startswith("two-path: any, γ = 0.5; uniform p = 0.5; teacher's outputs")
+    assert "two-path" not in formatting.describe_settings(Method(method="iakd+kd"))
+
+
 def test_explain_method():
     explanation = formatting.explain_method("crd")
     assert explanation.startswith("Embeddings contrasted") and explanation.endswith("(Tian et al. 2020).")

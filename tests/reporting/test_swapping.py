@@ -62,7 +62,7 @@ def test_difference_to_the_same_loss_without_swaps():
     ("swapping", "counterpart"),
     [
         ({"method": "iakd"}, {"method": "scratch"}),
-        ({"method": "iakd", "iakd": {"path": "student", "stem": "teacher"}}, {"method": "scratch"}),
+        ({"method": "iakd", "iakd": {"form": "two_path", "weight": 0.5}}, {"method": "scratch"}),
         ({"method": "iakd+kd"}, {"method": "kd"}),
         ({"method": "kd+iakd+fitnet"}, {"method": "fitnet+kd"}),
         ({"method": "iakd+kcd"}, {"method": "kcd+kd"}),  # kcd alone brings kd

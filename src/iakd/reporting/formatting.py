@@ -14,7 +14,8 @@ EXPLANATIONS = {
     "iakd": (
         "Interactive distillation: during training, student blocks are randomly swapped for the frozen teacher's, so "
         "that the remaining blocks learn to work with the teacher's features. p is the probability that a block stays "
-        "the student's. The finished student is always tested on its own."
+        "the student's. In the two-path form the student itself is trained in every step, and hybrid paths beside it. "
+        "The finished student is always tested on its own."
     ),
 }
 INIT_NOTE = "“Starts from the teacher” means that the student starts with copies of teacher blocks, stem and head."
@@ -154,6 +155,8 @@ def _describe_iakd(method: Method) -> str:
     options = method.iakd
     frozen = [part for part in ("stem", "head") if getattr(options, part) == "teacher"]
     text = _describe_schedule(options.schedule) if isinstance(options.schedule, Schedule) else "schedule from Optuna"
+    if options.form == "two_path":
+        text = f"two-path: {options.paths}, γ = {options.weight:g}; {text}"
     return f"{text}, the teacher's {' and '.join(frozen)}" if frozen else text
 
 
