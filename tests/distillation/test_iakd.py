@@ -88,7 +88,7 @@ def test_seams_are_distances_from_the_teacher_s_features(make_training: Make) ->
 def trained(make_training: Make, expression: str, options: dict[str, Any]) -> tuple[bytes, list[dict[str, Any]]]:
     training = make_training(expression, f"digits/students/{len(options)}{expression}", options, epochs=2)
     history, _ = training.fit()
-    ignored = ("seconds", "images_per_s", "p_")
+    ignored = ("seconds", "cpu_seconds", "images_per_s", "p_")
     rows = [{name: value for name, value in row.items() if not name.startswith(ignored)} for row in history]
     return models.save_weights(training.objective.student), rows
 

@@ -250,7 +250,7 @@ FitUntil = Callable[[Trainer, int], None]
 
 def finished(training: Trainer) -> tuple[bytes, list[dict[str, float | int | None]]]:
     history, _ = training.fit()
-    rows = [{k: v for k, v in row.items() if k not in ("seconds", "images_per_s")} for row in history]
+    rows = [{k: v for k, v in row.items() if k not in ("seconds", "cpu_seconds", "images_per_s")} for row in history]
     return models.save_weights(training.objective.student), rows  # type: ignore[arg-type]
 
 

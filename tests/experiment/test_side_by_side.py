@@ -34,7 +34,7 @@ def folder_of(job: StudentJob) -> dict[str, Any]:
     """What a finished run's folder says, but for when and how fast it came about."""
     record = json.loads((job.folder / RUN).read_text())
     rows = [line.split(",") for line in (job.folder / HISTORY).read_text().splitlines()]
-    lasting = [i for i, name in enumerate(rows[0]) if name not in ("seconds", "images_per_s")]
+    lasting = [i for i, name in enumerate(rows[0]) if name not in ("seconds", "cpu_seconds", "images_per_s")]
     return {
         "model": (job.folder / MODEL).read_bytes(),
         "metrics": (job.folder / METRICS).read_text(),

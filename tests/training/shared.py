@@ -117,7 +117,7 @@ def outcome(case: Case, path: str, processes: TrainingProcesses = SINGLE_PROCESS
         history, metrics = training.fit()
         metrics["stopped"] = stopped
     assert not any(hasattr(layer, "sync") for layer in training.objective.student.modules())
-    rows = [{k: v for k, v in row.items() if k not in ("seconds", "images_per_s")} for row in history]
+    rows = [{k: v for k, v in row.items() if k not in ("seconds", "cpu_seconds", "images_per_s")} for row in history]
     return {
         "objective": training.objective.state_dict(),
         "history": rows,

@@ -26,7 +26,7 @@ def weights(training: Trainer) -> bytes:
 
 
 def stripped(history: list[dict[str, float | int | None]]) -> list[dict[str, float | int | None]]:
-    return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_s")} for row in history]
+    return [{k: v for k, v in row.items() if k not in ("seconds", "cpu_seconds", "images_per_s")} for row in history]
 
 
 def first_epoch(training: Trainer) -> None:

@@ -39,7 +39,7 @@ def made(make: Make, number: int, where: str, dropout: bool = False, **settings:
 def ends(training: Trainer, outcome: Any) -> tuple[Any, ...]:
     """All that a training leaves, without durations."""
     history, metrics = outcome
-    rows = [{k: v for k, v in row.items() if k not in ("seconds", "images_per_s")} for row in history]
+    rows = [{k: v for k, v in row.items() if k not in ("seconds", "cpu_seconds", "images_per_s")} for row in history]
     return models.save_weights(training.objective.student), rows, metrics  # type: ignore[arg-type]
 
 

@@ -15,6 +15,7 @@ from iakd import models
 from iakd.errors import RunFailed
 from iakd.models.cifar.resnet import BasicBlock
 from iakd.models.network import Network, initialise
+from iakd.processes import Interrupt
 from iakd.training import checkpoint
 from iakd.training.trainer import EpochSums, Trainer
 
@@ -87,13 +88,29 @@ def test_times_go_on_where_a_checkpoint_left_them(make_training: Make, fit_until
     state = checkpoint.load(part.run.live, "key")
     assert state is not None
     assert 0 < state["epoch_seconds"] <= state["wall_seconds"]
+    assert state["epoch_cpu_seconds"] > 0
     state |= {"epoch_seconds": 1000.0, "wall_seconds": 5000.0, "started": "2020-01-01T00:00:00+00:00"}
+    state["epoch_cpu_seconds"] = 800.0
     checkpoint.save(part.run.live, state)
     resumed = make_training(path="part")
     history, _ = resumed.fit()
     assert 1000 < history[0]["seconds"] < 1100 and history[1]["seconds"] < 100
+    assert 800 < history[0]["cpu_seconds"] < 900 and history[1]["cpu_seconds"] < 100
     assert resumed.run.started == "2020-01-01T00:00:00+00:00"
     assert 5000 < resumed.run.wall_seconds() < 5100
+
+
+def test_cpu_time_is_without_the_turns_of_other_trainings(make_training: Make) -> None:
+    """In each of the five turns another training computes for 0.3 s."""
+    training = make_training(epochs=1)
+    with Interrupt() as interrupt:
+        for _ in training.steps(interrupt):
+            end = time.process_time() + 0.3
+            while time.process_time() < end:
+                pass
+    (row,) = training.history
+    assert row["seconds"] > 1.5
+    assert 0 < row["cpu_seconds"] < 0.7
 
 
 class Noisy(Network):

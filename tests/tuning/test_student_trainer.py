@@ -39,7 +39,9 @@ def train(experiment: Experiment, number: int, schedule: Schedule) -> tuple[list
     seen: list[int] = []
     with run.open():
         history, metrics = trainer.train(run, schedule, lambda epoch, row: seen.append(epoch))
-    timeless = [{k: v for k, v in row.items() if k not in ("seconds", "images_per_s")} for row in history]
+    timeless = [
+        {k: v for k, v in row.items() if k not in ("seconds", "cpu_seconds", "images_per_s")} for row in history
+    ]
     return timeless, metrics, seen
 
 

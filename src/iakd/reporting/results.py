@@ -93,8 +93,9 @@ class MethodResults:
 
     @cached_property
     def epoch_seconds(self) -> list[float]:
-        """The time of each epoch without its validation, the median over the seeds."""
-        seeds = [[float(row["seconds"] or 0) for row in read_history(m.folder / HISTORY)] for m in self.models]
+        """The time of each epoch without its validation, the median over the seeds: CPU time, or on a GPU wall time."""
+        histories = [read_history(model.folder / HISTORY) for model in self.models]
+        seeds = [[float(row.get("cpu_seconds", row["seconds"]) or 0) for row in history] for history in histories]
         return [statistics.median(times) for times in zip(*seeds, strict=True)]
 
     @property

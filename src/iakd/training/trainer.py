@@ -188,7 +188,7 @@ class Trainer:
         self.history: list[Row] = []
         self.step = 0  # of the whole training
         self.sums = EpochSums(self.device)  # of the epoch
-        self.epoch_seconds = 0.0
+        self.epoch_seconds = self.epoch_cpu_seconds = 0.0
         self._resumed = self._saved = time.monotonic()
 
     def fit(self) -> TrainingResult:
@@ -250,12 +250,15 @@ class Trainer:
         self.objective.train()
         form = BatchFormat(recipe.batch_size, recipe.augment, self.channels_last, self.processes.shard)
         wanted = self.objective.epoch_data(epoch, recipe.augment)
+        cpu = time.process_time()
         for batch in self.data.epoch(self.run.seed, epoch, form, first, wanted):
             self.train_step(batch)
             self.step += 1
+            self.epoch_cpu_seconds += time.process_time() - cpu
             yield
             if self.step < end:  # the epoch's last checkpoint has its row, see below
                 self._checkpoint_if_due(interrupt)
+            cpu = time.process_time()  # without the turns of other trainings, and without checkpoints
         self._check_finite()
         self.epoch_seconds += time.monotonic() - self._resumed
         images = self.sums.images
@@ -266,9 +269,13 @@ class Trainer:
         row |= self.objective.epoch_record(epoch)
         row["images_per_s"] = round(images / max(self.epoch_seconds, 1e-9), 1)
         row["seconds"] = round(self.epoch_seconds, 4)
+        if (
+            self.device.type == "cpu"
+        ):  # what it costs, however busy the machine is; of a GPU's work it would say nothing
+            row["cpu_seconds"] = round(self.epoch_cpu_seconds, 4)
         self.history.append(row)
         self.sums.reset()
-        self.epoch_seconds = 0.0
+        self.epoch_seconds = self.epoch_cpu_seconds = 0.0
         self._resumed = time.monotonic()
         self._checkpoint_if_due(interrupt)
 
@@ -348,6 +355,7 @@ class Trainer:
             "history": self.history,
             "sums": self.sums.state_dict(),
             "epoch_seconds": self.epoch_seconds,
+            "epoch_cpu_seconds": self.epoch_cpu_seconds,
             "started": self.run.started,
             "wall_seconds": self.run.wall_seconds(),
             "objective": self.objective.state_dict(),
@@ -369,6 +377,7 @@ class Trainer:
         self.history = state["history"]
         self.sums.load_state_dict(state["sums"])
         self.epoch_seconds = state["epoch_seconds"]
+        self.epoch_cpu_seconds = state["epoch_cpu_seconds"]
         self.run.started = state["started"]
         self.run.seconds = state["wall_seconds"]
         self.objective.load_state_dict(state["objective"])
