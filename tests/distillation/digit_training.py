@@ -14,6 +14,7 @@ from iakd.distillation.distiller import make_distiller
 from iakd.distillation.loss import DistillationLoss, ForwardOutputs, LossContext
 from iakd.distillation.registry import loss_class, timeline_of
 from iakd.distillation.teacher_cache import CacheDir
+from iakd.distillation.warm_start import add_warm_start
 from iakd.experiment.run_dir import Run
 from iakd.models.features import forward_features
 from iakd.models.network import initialise
@@ -87,7 +88,10 @@ def make_training(
     )
     run = Run(path, "distill", "key", {}, 0, {}, {})
     machine = Compute(device="cpu", checkpoint_seconds=1e9)
-    return Trainer(run, distillation, train, digit_images(1200, 40), chosen, machine)
+    training = Trainer(run, distillation, train, digit_images(1200, 40), chosen, machine)
+    if method.init == "blockwise":
+        add_warm_start(training, method.blockwise, machine)
+    return training
 
 
 def fixed_batch(training: Trainer, epoch: int = 0) -> Batch:

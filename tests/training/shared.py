@@ -17,6 +17,7 @@ from iakd.config import METHODS, Compute, Recipe, Schedule, shortest_sum
 from iakd.data.loader import DeviceLoader
 from iakd.distillation.distiller import make_distiller
 from iakd.distillation.registry import timeline_of
+from iakd.distillation.warm_start import add_warm_start
 from iakd.experiment.run_dir import Run
 from iakd.models.network import initialise
 from iakd.processes import Interrupt
@@ -83,7 +84,10 @@ def make(case: Case, path: str, processes: TrainingProcesses) -> Trainer:
     machine = Compute.model_validate({"device": "cpu", "checkpoint_seconds": 1e9})
     run = Run(path, "distill", "key", {}, 0, {}, {})
     validation = images(11, case.size, 2)
-    return Trainer(run, distillation, train, validation, recipe, machine, processes=processes)
+    training = Trainer(run, distillation, train, validation, recipe, machine, processes=processes)
+    if method.init == "blockwise":
+        add_warm_start(training, method.blockwise, machine)
+    return training
 
 
 def watch(training: Trainer, moved: list[list[str]], stop: int | None) -> TrainingResult:
@@ -154,6 +158,8 @@ CASES = {
     "entry": Case("reviewkd", EASED, student={"arch": "wrn_16_1"}, teacher={"arch": "wrn_16_2"}),
     "mobilenet": Case("kd", {"epochs": 1, "batch_size": 15, "lr": 0.001}, student={"arch": "MobileNetV2"}, size=32),
     "sizes": Case("iakd", student={"arch": "resnet8x4"}, teacher={"arch": "ResNet50", "width": 4}, size=32),
+    "blockwise": Case("iakd+kd", options={"init": "blockwise", "blockwise": {"epochs": 2}}),
+    "blockwise, adapted": Case("kd", options={"init": "blockwise"}, student={"arch": "resnet8", "width": 2}),
     "few": Case("iakd+kd", images=10),  # the last batch has fewer images than there may be processes
     "distribution": Case("ot", EASED, {"ot": {"sets": "images", "weight": 1.0}}),
     "turns": Case("mutual+label_smoothing", EASED, {"mutual": {"turns": "steps", "peer_lr": 0.002}}),

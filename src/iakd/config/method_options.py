@@ -96,6 +96,13 @@ class IakdOptions(Strict):
         return self
 
 
+class BlockwiseOptions(Strict):
+    """The block-wise warm start (`init: blockwise`): a short training before the method's own."""
+
+    epochs: int = Field(5, gt=0, description="epochs of the warm start; they come on top of the recipe's")
+    lr: float = Field(0.01, gt=0, description="its learning rate for AdamW, which falls to 0 along half a cosine")
+
+
 class KdOptions(Strict):
     """Hinton's distillation: ce_weight·CE + kd_weight·T²·KL(teacher_T ‖ student_T)."""
 

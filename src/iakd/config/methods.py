@@ -11,7 +11,7 @@ from pydantic import Field, create_model, model_validator
 
 from iakd.config import method_options as options
 from iakd.config.base import Strict, did_you_mean
-from iakd.config.method_options import IakdOptions
+from iakd.config.method_options import BlockwiseOptions, IakdOptions
 from iakd.plugins import Group, MethodSpec, discover
 
 GROUP_TITLES: dict[Group, str] = {
@@ -239,9 +239,12 @@ class _Method(Strict):
     """One way to train the student."""
 
     method: str = Field(description="a method that `iakd methods` lists, or a sum such as iakd+kd; default: the label")
-    init: Literal["random", "teacher"] = Field(
-        "random", description="teacher: start with copies of its stem, head and first block of each group"
+    init: Literal["random", "teacher", "blockwise"] = Field(
+        "random",
+        description="teacher: start with copies of its stem, head and first block of each group; "
+        "blockwise: with blocks that have learned, one by one, what the teacher's compute",
     )
+    blockwise: BlockwiseOptions = BlockwiseOptions()
     recipe: dict[str, Any] = Field({}, description="overrides of distill.recipe")
     iakd: IakdOptions = IakdOptions()
 
@@ -273,7 +276,7 @@ class _Method(Strict):
     @property
     def needs_teacher(self) -> bool:
         """Whether training looks at the teacher at all."""
-        return self.init == "teacher" or any(METHODS[name].needs_teacher for name in self.names)
+        return self.init != "random" or any(METHODS[name].needs_teacher for name in self.names)
 
     def options(self, name: str) -> Any:
         """The options of one method of the sum, of the class in its `MethodSpec`; None where it has none."""
@@ -299,11 +302,15 @@ class _Method(Strict):
         for name in self.model_fields_set & set(METHODS):
             if name not in self.names:
                 raise ValueError(f"has options for {name!r}, which {self.method!r} does not use")
+        if "blockwise" in self.model_fields_set and self.init != "blockwise":
+            raise ValueError(f"has options for 'blockwise', which init: {self.init} does not use; set init: blockwise")
         return self
 
     def settings(self) -> dict[str, Any]:
-        """What the training depends on: the options of the methods in use."""
+        """What the training depends on: the options of the initialisation and of the methods in use."""
         used = {"method", "init"} | (set(self.names) & set(type(self).model_fields))
+        if self.init == "blockwise":
+            used.add("blockwise")
         return self.model_dump(mode="json", include=used)
 
 

@@ -17,6 +17,7 @@ from iakd.data.store import PreparedData
 from iakd.distillation.distiller import Distiller, make_distiller
 from iakd.distillation.registry import changes_student, deploy, timeline_of
 from iakd.distillation.teacher_cache.policy import cache_dir_for
+from iakd.distillation.warm_start import add_warm_start
 from iakd.errors import UserError
 from iakd.experiment import run_dir
 from iakd.experiment.jobs import Experiment, StudentJob, StudyJob, TeacherJob
@@ -181,10 +182,14 @@ def _student_trainers(
         )
     # Only now: a trainer changes the memory layout of its teacher, in which what losses compute of it when they are
     # built would round differently.
-    return [
+    trainers = [
         Trainer(task.run, distiller, *both, task.job.recipe, compute, on_validation, several)
         for task, distiller, both in zip(tasks, distillers, loaders, strict=True)
     ]
+    for task, trainer in zip(tasks, trainers, strict=True):
+        if task.job.method.init == "blockwise":
+            add_warm_start(trainer, task.job.method.blockwise, compute)
+    return trainers
 
 
 def _initialised(

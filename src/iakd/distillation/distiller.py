@@ -208,7 +208,6 @@ class Distiller(Objective):
         found = {name: loss.record() for name, loss in zip(self.losses, self._losses(), strict=True)}
         return {name: record for name, record in found.items() if record}
 
-    @torch.no_grad()
     def finish(self, data: ImageLoader, batch_size: int) -> None:
         """Release the teacher cache; re-estimate BatchNorm statistics on the student's own activations, if asked."""
         if self._outputs:
@@ -218,16 +217,25 @@ class Distiller(Objective):
         if not (self.hybrid and self.hybrid.options.bn_reestimate):
             return
         self.train()
-        layers = [m for m in self.student.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
-        momenta = [layer.momentum for layer in layers]
-        for layer in layers:
-            layer.reset_running_stats()
-            layer.momentum = None  # the mean over all batches instead of a moving average
-        for _ in each_bits(self.student):
-            for batch in data.epoch(0, 0, BatchFormat(batch_size)):
-                self.student(batch.images)
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
+        reestimate_statistics(self.student, data, batch_size)
+
+
+@torch.no_grad()
+def reestimate_statistics(student: Network, data: ImageLoader, batch_size: int) -> None:
+    """Let the student's BatchNorm statistics be the means over the batches of an epoch, for each of its bit-widths.
+
+    Layers in evaluation mode, which are frozen, keep theirs.
+    """
+    layers = [m for m in student.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # the mean over all batches instead of a moving average
+    for _ in each_bits(student):
+        for batch in data.epoch(0, 0, BatchFormat(batch_size)):
+            student(batch.images)
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
 
 
 def make_distiller(

@@ -283,7 +283,7 @@ def _student_modules(teacher: TeacherJob, student: Network, method: Method) -> l
 
 def _normalisation_of_student(teacher: TeacherJob, method: Method) -> Normalisation | None:
     """Return the teacher's normalisation for a student that gets the teacher's stem."""
-    takes_stem = method.init == "teacher" or ("iakd" in method.names and method.iakd.stem == "teacher")
+    takes_stem = method.init != "random" or ("iakd" in method.names and method.iakd.stem == "teacher")
     return teacher.normalisation if takes_stem else None
 
 

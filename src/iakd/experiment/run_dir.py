@@ -18,6 +18,7 @@ from iakd import files
 from iakd.errors import UserError
 from iakd.experiment.jobs import RESULTS, STATE, Experiment, TeacherJob
 from iakd.experiment.provenance import provenance
+from iakd.seeding import derive
 
 Row = dict[str, float | int | None]
 SECONDS_BETWEEN_LOGS = 1.0
@@ -153,6 +154,22 @@ class Run:
         for leftover in self.live.glob("*"):
             if leftover.is_file() and leftover.name != LOCK:
                 leftover.unlink(missing_ok=True)
+
+
+class WarmStartRun(Run):
+    """The warm start of a run: a checkpoint under a key of its own in the run's folder, and nothing to publish."""
+
+    @classmethod
+    def of(cls, run: Run) -> "WarmStartRun":
+        """Return the warm start of `run`, whose random streams are not the run's."""
+        key, seed = files.digest([run.key, "warm start"]), derive("warm start", run.seed)
+        path, live = f"{run.path}, warm start", run.live
+        warm_start = cls(path, run.stage, key, run.params, seed, run.about, run.inputs, run.device, run.started)
+        warm_start.live = live
+        return warm_start
+
+    def log(self, history: list[Row]) -> None:
+        """Write nothing: the live history is that of the run itself."""
 
 
 def teacher_run(

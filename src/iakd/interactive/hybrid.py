@@ -43,9 +43,9 @@ class TeacherBranch(nn.Module):
 
     def __init__(self, pair: BlockPair, blocks: nn.Module, batch_statistics: bool = False) -> None:
         super().__init__()
-        self.enter = _adapter(pair, pair.student.blocks[0].in_channels, pair.teacher.blocks[0].in_channels)
+        self.enter = make_adapter(pair, pair.student.blocks[0].in_channels, pair.teacher.blocks[0].in_channels)
         self.teacher = Frozen(blocks, batch_statistics)
-        self.leave = _adapter(pair, pair.teacher.blocks[-1].out_channels, pair.student.blocks[-1].out_channels)
+        self.leave = make_adapter(pair, pair.teacher.blocks[-1].out_channels, pair.student.blocks[-1].out_channels)
 
     def forward(self, features: Tensor, sizes: Sizes = None) -> Tensor:
         """`sizes`: (height, width) that the teacher's blocks expect, and that the student's blocks would return."""
@@ -53,14 +53,15 @@ class TeacherBranch(nn.Module):
 
     def to_teacher(self, features: Tensor, sizes: Sizes = None) -> Tensor:
         """The student's features before this slot, in the shape that the teacher's blocks expect."""
-        return self.enter(features) if sizes is None else _resized(self.enter, features, sizes[0])
+        return self.enter(features) if sizes is None else resized(self.enter, features, sizes[0])
 
     def to_student(self, features: Tensor, sizes: Sizes = None) -> Tensor:
         """The features after the teacher's blocks, in the shape of the student's."""
-        return self.leave(features) if sizes is None else _resized(self.leave, features, sizes[1])
+        return self.leave(features) if sizes is None else resized(self.leave, features, sizes[1])
 
 
-def _adapter(pair: BlockPair, in_channels: int, out_channels: int) -> nn.Module:
+def make_adapter(pair: BlockPair, in_channels: int, out_channels: int) -> nn.Module:
+    """Return what adapts features at one end of a slot to another number of channels; the identity if it is equal."""
     if in_channels == out_channels:
         return nn.Identity()
     if len(pair.student.before) == 2:  # tokens
@@ -68,8 +69,11 @@ def _adapter(pair: BlockPair, in_channels: int, out_channels: int) -> nn.Module:
     return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels))
 
 
-def _resized(adapter: nn.Module, features: Tensor, size: Shape) -> Tensor:
-    """Adapt the channels and resize maps, by pooling or repetition; the adapter works on the smaller maps."""
+def resized(adapter: nn.Module, features: Tensor, size: Shape) -> Tensor:
+    """Adapt the channels and resize maps to (height, width), by pooling or repetition.
+
+    The adapter works on the smaller maps.
+    """
     height, width = features.shape[2:]
     if (height, width) == size:
         return adapter(features)
@@ -233,6 +237,11 @@ class Hybrid(nn.Module):
                 f"{min(inside) + 1}, which is swapped together with the blocks after it; set iakd.unit: block, or "
                 "iakd.form: two_path"
             )
+
+    def copy_norms(self) -> None:
+        """Start the separate BatchNorm layers of hybrid paths from the student's, after a change of the latter."""
+        for (_, _, layer), separate in zip(self._norms, self.hybrid_norms, strict=False):  # none, or one for each
+            separate.load_state_dict(layer.state_dict())
 
     def train(self, mode: bool = True) -> "Hybrid":
         """Student and adapters as `mode` says; frozen parts stay in evaluation mode."""

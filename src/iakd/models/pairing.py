@@ -153,15 +153,20 @@ def copy_weights(source: nn.Module, target: nn.Module, what: str) -> None:
 
     Raises UserError, naming `what`, where the shapes differ.
     """
-    given = source.state_dict()
-    needed = {k: v for k, v in target.state_dict().items() if k in given or not only_if_quantised(k)}
-    if {k: v.shape for k, v in given.items()} != {k: v.shape for k, v in needed.items()}:
+    if not weights_fit(source, target):
         raise UserError(
             f"the teacher's {what} does not fit the student (the shapes differ): choose networks of equal width, "
             "or keep the student's own"
         )
-    target.load_state_dict(given, strict=False)
+    target.load_state_dict(source.state_dict(), strict=False)
     start_lower_bits(target)
+
+
+def weights_fit(source: nn.Module, target: nn.Module) -> bool:
+    """Return whether `copy_weights` can copy the parameters and buffers of `source` to `target`."""
+    given = source.state_dict()
+    needed = {k: v for k, v in target.state_dict().items() if k in given or not only_if_quantised(k)}
+    return {k: v.shape for k, v in given.items()} == {k: v.shape for k, v in needed.items()}
 
 
 def initialise_from_teacher(student: Network, teacher: Network) -> None:

@@ -101,6 +101,7 @@ class Objective(nn.Module):
     """
 
     timeline: Timeline
+    lr_setting = "recipe.lr"  # where its learning rate comes from
 
     @property
     def student(self) -> Network:
@@ -154,7 +155,11 @@ class Objective(nn.Module):
 
 
 class Trainer:
-    """One training run, from wherever its last checkpoint left it."""
+    """One training run, from wherever its last checkpoint left it.
+
+    With a `warm_start`, that training of the same student runs to its end before the first step. The two never need
+    their state at the same time, so they share the run's checkpoint file, each with its own key.
+    """
 
     def __init__(
         self,
@@ -185,6 +190,8 @@ class Trainer:
         capturable = bool(self.engine.graphs)
         self.optimizer = make_optimizer(self.parameters, recipe, capturable, objective.lr_factors())
         self.average = WeightAverage(objective.student, recipe.ema) if recipe.ema else None
+        self.warm_start: Trainer | None = None
+        self.warm_start_record: dict[str, Any] = {}  # its last losses and metrics, once it has ended
         self.history: list[Row] = []
         self.step = 0  # of the whole training
         self.sums = EpochSums(self.device)  # of the epoch
@@ -210,13 +217,24 @@ class Trainer:
         with contextlib.ExitStack() as stack:
             for images in (self.data, self.validation):
                 stack.enter_context(contextlib.closing(images))
+            torch.manual_seed(derive("global", self.run.seed))
+            if not self._restore() and self.warm_start:
+                yield from self._run_warm_start(self.warm_start, interrupt)
             if self.processes.count > 1:
                 self.data_parallel = stack.enter_context(data_parallel(self.objective))
             return (yield from self._fit(interrupt))
 
-    def _fit(self, interrupt: Interrupt) -> Generator[None, None, TrainingResult]:
+    def _run_warm_start(self, warm_start: "Trainer", interrupt: Interrupt) -> Generator[None, None, None]:
+        """Run the warm start to its end, and save a checkpoint from which this training continues without it."""
+        history, metrics = yield from warm_start.steps(interrupt)
+        seconds = sum(row["seconds"] or 0.0 for row in history)
+        losses = {name: value for name, value in history[-1].items() if name.startswith("loss_")}
+        self.warm_start_record = {"metrics": {**metrics, **losses}, "seconds": round(seconds, 3)}
+        self.run.started, self.run.seconds = warm_start.run.started, warm_start.run.seconds
         torch.manual_seed(derive("global", self.run.seed))
-        self._restore()
+        self._save()
+
+    def _fit(self, interrupt: Interrupt) -> Generator[None, None, TrainingResult]:
         for row in self.history:
             if "val_top1" in row:
                 self.on_validation(int(row["epoch"] or 0), row)
@@ -239,6 +257,9 @@ class Trainer:
             with at_bits(self.objective.student, bits):
                 final |= {f"{name}_{bits}bit": v for name, v in self._validate(self.objective.student).items()}
         metrics = {**final, "train_loss": last["loss"], "epochs": self.timeline.epochs, "steps": self.timeline.total}
+        if self.warm_start_record:
+            metrics["warm_start"] = self.warm_start_record["metrics"]
+            self.run.about["warm_start_seconds"] = self.warm_start_record["seconds"]
         return self.history, metrics | self.objective.record()
 
     def epoch(self, interrupt: Interrupt) -> Iterator[None]:
@@ -341,7 +362,7 @@ class Trainer:
         epoch = self.timeline.locate(self.step - 1)[0] + 1
         raise RunFailed(
             f"{self.run.path}: the {what} is no longer finite in epoch {epoch} (by step {self.step}); "
-            "lower recipe.lr, or bound the gradient with recipe.clip_norm"
+            f"lower {self.objective.lr_setting}, or bound the gradient with recipe.clip_norm"
         )
 
     def _save(self) -> None:
@@ -352,6 +373,7 @@ class Trainer:
         state = {
             "key": self.run.key,
             "step": self.step,
+            "warm_start": self.warm_start_record,
             "history": self.history,
             "sums": self.sums.state_dict(),
             "epoch_seconds": self.epoch_seconds,
@@ -366,14 +388,16 @@ class Trainer:
         }
         checkpoint.save(self.run.live, state)
 
-    def _restore(self) -> None:
+    def _restore(self) -> bool:
+        """Continue from the checkpoint; return whether there is one."""
         state = checkpoint.load(self.run.live, self.run.key)
-        step = state["step"] if state else 0
+        step = state["step"] if state else -1
         if self.processes.on_main(lambda: step) != step:
             raise UserError(f"{self.run.live}: all processes of a training must see the same files")
         if state is None:
-            return
+            return False
         self.step = state["step"]
+        self.warm_start_record = state["warm_start"]
         self.history = state["history"]
         self.sums.load_state_dict(state["sums"])
         self.epoch_seconds = state["epoch_seconds"]
@@ -388,3 +412,4 @@ class Trainer:
         if state["cuda_rng"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
         log.info("%s: resuming at step %d of %d", self.run.path, self.step, self.timeline.total)
+        return True
