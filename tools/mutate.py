@@ -31,11 +31,13 @@ COPIED = ("src", "tests", "workflow", "docs", "params.yaml", "pyproject.toml")
 LOSSES = {  # names of files in tests/distillation, without test_ and .py
     "ab": "first_phases weighted_terms?ab",
     "at": "map_losses weighted_terms?at",
+    "blockkd": "hybrid_baselines?blockkd",
     "cc": "relations_of_batches weighted_terms?cc",
     "crd": "pooling?crd crd weighted_terms?crd",
     "ctkd": "logits weighted_terms?ctkd",
     "dist": "logits weighted_terms?dist",
     "dkd": "logits weighted_terms?dkd",
+    "fcfd": "hybrid_baselines?fcfd",
     "fitnet": "map_losses",
     "fsp": "first_phases weighted_terms?fsp",
     "ft": "weighted_terms?ft first_phases",

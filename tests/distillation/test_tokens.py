@@ -16,7 +16,7 @@ from iakd.models.network import Block
 from iakd.training.timeline import Timeline
 
 NEED_MAPS = ["ft", "ab", "reviewkd", "simkd", "srrl"]
-FROM_OUTSIDE = ["crd", "hints", "hint_points"]  # tested elsewhere
+FROM_OUTSIDE = ["crd", "hints", "hint_points", "fcfd", "blockkd"]  # tested elsewhere
 WORK = [
     name
     for name, entry in METHODS.items()

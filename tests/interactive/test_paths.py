@@ -215,5 +215,5 @@ def test_one_slot_has_no_hybrid_path(teacher: models.Network) -> None:
     single.stages = nn.ModuleList([nn.Sequential(*single.blocks)])
     merged = network("resnet20", seed=1)
     merged.stages = nn.ModuleList([nn.Sequential(*merged.blocks)])
-    with pytest.raises(UserError, match="two_path needs at least two block slots"):
+    with pytest.raises(UserError, match="paths that change networks need at least two"):
         joined(single, merged, unit="stage")

@@ -293,6 +293,33 @@ class HintPointsOptions(Strict):
     images: int = Field(512, ge=4, description=COMPARED)
 
 
+class FcfdOptions(Strict):
+    """Function consistency: CE + KL of the student and of two hybrid paths, and distances between feature maps."""
+
+    temperature: float = Field(4.0, gt=0, description=TEMPERATURE)
+    ce_weight: float = Field(1.0, ge=0, description=CE_WEIGHT)
+    kd_weight: float = Field(1.0, ge=0, description="weight of the student's divergence from the teacher")
+    path_weight: float = Field(
+        1.0, ge=0, description="weight of each hybrid path's divergence; its authors: 0.2 for wrn_40_2→wrn_16_2"
+    )
+    appearance_weight: float = Field(
+        5.0, ge=0, description="weight of the distances between feature maps; its authors: 0.02 for resnet56→20"
+    )
+    warmup_epochs: int = Field(20, ge=0, description="epochs over which that weight grows linearly")
+
+
+class BlockkdOptions(Strict):
+    """Block-wise logit distillation: CE + KL of the student and of stepping stones between it and the teacher."""
+
+    temperature: float = Field(4.0, gt=0, description=TEMPERATURE)
+    ce_weight: float = Field(1.0, ge=0, description=CE_WEIGHT)
+    kd_weight: float = Field(1.0, ge=0, description="weight of the student's divergence from the teacher")
+    stone_weight: float = Field(
+        1.0, ge=0, description="weight of the last stone's divergence; half of it for the one before, and so on"
+    )
+    label_weight: float = Field(0.0, ge=0, description="the same for the stones' cross-entropy")
+
+
 class FtOptions(Strict):
     """Factor transfer in RepDistiller's form: a paraphraser, then weight·mean |a_s − a_t|, a: attention of factors."""
 

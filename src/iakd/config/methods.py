@@ -81,6 +81,9 @@ _LOGIT_METHODS = {
     ),
 }
 
+_OWN_PATHS = "each has hybrid paths of its own"
+_REPLACED_HEAD = "the student's head is the teacher's there"
+
 BUILT_IN: dict[str, MethodSpec] = {
     "iakd": MethodSpec(
         "student blocks are randomly swapped for the teacher's during the training",
@@ -196,6 +199,20 @@ BUILT_IN: dict[str, MethodSpec] = {
         options.HintPointsOptions,
         refuses={"hints": "it finds its own points, see hints.points"},
         joins="levels",
+    ),
+    "fcfd": MethodSpec(
+        "features that later blocks of both networks treat alike (Liu et al. 2023)",
+        "features",
+        _loss("fcfd:FCFDLoss"),
+        options.FcfdOptions,
+        refuses={**dict.fromkeys(("iakd", "blockkd"), _OWN_PATHS), "simkd": _REPLACED_HEAD},
+    ),
+    "blockkd": MethodSpec(
+        "outputs of the teacher's last blocks on the student's features (Yu et al. 2024)",
+        "features",
+        _loss("blockkd:BlockKDLoss"),
+        options.BlockkdOptions,
+        refuses={"iakd": _OWN_PATHS, "simkd": _REPLACED_HEAD},
     ),
     "sp": MethodSpec(
         "similarities between the images of a batch, by their last feature maps (Tung and Mori 2019)",

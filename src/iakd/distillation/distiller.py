@@ -158,8 +158,11 @@ class Distiller(Objective):
     ) -> ForwardOutputs:
         """What the losses read; `teacher_prefix`: the teacher's features from which `paths` start."""
         teacher = self._forward_teacher(batch, teacher_spec, teacher_prefix)
+        hybrid_features: dict[Path, dict[int, Tensor]] = {path: {} for path in paths}
         hybrid_logits = {
-            path: self.hybrid.forward_path(batch.images, path, student, teacher) for path in paths if self.hybrid
+            path: self.hybrid.forward_path(batch.images, path, student, teacher, hybrid_features[path])
+            for path in paths
+            if self.hybrid
         }
         return ForwardOutputs(
             step,
@@ -170,6 +173,7 @@ class Distiller(Objective):
             self.label_smoothing,
             torch.is_autocast_enabled(batch.images.device.type),
             hybrid_logits,
+            hybrid_features,
         )
 
     @torch.no_grad()

@@ -98,6 +98,8 @@ class ForwardOutputs:
     label_smoothing: float = 0.0
     autocast: bool = False  # whether networks run in bfloat16
     hybrid_logits: Mapping[Path, Tensor] = field(default_factory=dict)  # (B, classes) of the paths that losses ask for
+    hybrid_features: Mapping[Path, Mapping[int, Tensor]] = field(default_factory=dict)
+    """Of these paths, the features after each slot from the first change of networks on."""
     second_view: "ForwardOutputs | None" = None  # the same for `batch.second_view`
 
     @cached_property

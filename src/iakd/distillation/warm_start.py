@@ -67,8 +67,8 @@ class BlockwiseStart(Objective):
     in the teacher is empty (VGG) learns with the first block.
 
     What has the same weights and shapes as its counterpart starts as a copy of it: stem, head, and blocks whose group
-    has a single block of the same kind. A student of several bit-widths learns at the
-    highest, from which the others start. At the end, BatchNorm statistics are those of the student's own activations.
+    has a single block of the same kind. A student of several bit-widths learns at the highest, from which the others
+    start. At the end, BatchNorm statistics are those of the student's own activations.
     """
 
     lr_setting = "blockwise.lr"

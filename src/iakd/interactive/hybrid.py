@@ -136,8 +136,8 @@ class Hybrid(nn.Module):
         if options.form == "two_path":
             if len(self.pairs) < 2:
                 raise UserError(
-                    "iakd.form: two_path needs at least two block slots, and this pair has one; "
-                    "set iakd.unit: block, or choose deeper networks"
+                    f"paths that change networks need at least two {options.unit}s to swap, and this pair has one; "
+                    "choose networks with more, or another method (with iakd: set iakd.unit: block)"
                 )
             ends = {
                 "stem": Frozen(copy.deepcopy(nn.Sequential(teacher.input, teacher.stem)), batch_statistics),
@@ -196,10 +196,18 @@ class Hybrid(nn.Module):
                 teacher.add(pair.teacher.last)
         return FeatureSpec(blocks=frozenset(student)), FeatureSpec(blocks=frozenset(teacher))
 
-    def forward_path(self, images: Tensor, path: Path, student: Features, teacher: Features) -> Tensor:
+    def forward_path(
+        self,
+        images: Tensor,
+        path: Path,
+        student: Features,
+        teacher: Features,
+        after: dict[int, Tensor] | None = None,
+    ) -> Tensor:
         """Logits (B, classes) of images (B, C, H, W) on a path that uses blocks of both networks.
 
-        `student` and `teacher` have the features that `prefixes` names for it.
+        `student` and `teacher` have the features that `prefixes` names for it. `after` is filled with the features
+        after each slot from the first change of networks on.
         """
         sizes = self._sizes(tuple(images.shape[1:]))
         change = _first_change(path)
@@ -225,8 +233,36 @@ class Hybrid(nn.Module):
                     if path[slot - 1]:
                         features = branch.to_teacher(features, sizes[slot])
                     features = branch.teacher(features)
+                if after is not None:
+                    after[slot] = features
             logits: Tensor = (self.student.head if path[-1] else self.teacher_ends["head"])(features)
         return logits
+
+    @torch.no_grad()
+    def forward_teacher(self, images: Tensor) -> Features:
+        """The teacher's own forward pass in the two-path form, with the BatchNorm that it has in paths.
+
+        Returns the features after each slot, by the index of the teacher's block, and the logits.
+        """
+        kept = Features()
+        features = self.teacher_ends["stem"](images)
+        for slot, pair in enumerate(self.pairs):
+            features = kept.blocks[pair.teacher.last] = self._branch(slot).teacher(features)
+        kept.logits = self.teacher_ends["head"](features)
+        return kept
+
+    def use_adapters(self, to_teacher: Sequence[nn.Module], to_student: Sequence[nn.Module]) -> None:
+        """Let paths change networks through these modules, one for each end of a slot but the last."""
+        for slot, (enter, leave) in enumerate(zip(to_teacher, to_student, strict=True)):
+            device = next(self.student.parameters()).device
+            self._branch(slot + 1).enter, self._branch(slot).leave = enter.to(device), leave.to(device)
+
+    def to_teacher(self, slot: int, features: Tensor, image: Shape) -> Tensor:
+        """The student's features after a slot but the last, as the teacher's next blocks take them in a path.
+
+        `image` is the shape of an image.
+        """
+        return self._branch(slot + 1).to_teacher(features, self._sizes(image)[slot + 1])
 
     def require(self, spec: FeatureSpec) -> None:
         """Raise UserError where a loss reads features inside of what is swapped as one."""
