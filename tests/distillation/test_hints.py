@@ -250,7 +250,7 @@ def test_all_losses_that_compare_levels_move_to_chosen_ones(name: str) -> None:
     student, big = (network(config.Network(arch=arch, width=8), 0) for arch in ("resnet14", "resnet20"))
     pairs = pair_blocks(big.eval(), student, (1, 8, 8))
     middle = pairs[::2]  # the first block of each stage
-    assert not {pair.student.last for pair in middle} & {pair.student.last for pair in levels(pairs)}
+    assert not {pair.student.last for pair in middle} & {pair.student.last for pair in levels(big, student, (1, 8, 8))}
     method, data = config.Method(method=name), digit_images(0, 16)
     timeline = Timeline.of(config.Recipe(), 1)
     context = LossContext(method.options(name), student, big, data, timeline, 0, chosen_levels=middle)
