@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 
-from iakd.config import Pair, Params, load
+from iakd.config import Network, Pair, Params, load
 from iakd.experiment.jobs import plan_experiment
+from iakd.models import build
+from iakd.models.pairing import initialise_from_teacher
 
 FOLDER = Path(__file__).parents[2] / "experiments"
 TABLE, CROSS = (load(FOLDER / f"{name}.yaml") for name in ("cifar100_table", "cifar100_cross"))
@@ -42,11 +44,23 @@ def test_the_pairs_are_those_of_the_published_tables() -> None:
 
 
 def test_both_presets_compare_the_same_methods() -> None:
-    assert {label: method.settings() for label, method in TABLE.methods.items()} == {
-        label: method.settings() for label, method in CROSS.methods.items()
-    }
+    """Only the start from the teacher differs: copies of its weights fit pairs of one architecture and width."""
+    warm = {label.replace("-from-teacher", "-blockwise"): method for label, method in TABLE.methods.items()}
+    assert list(warm) == list(CROSS.methods)
+    for label, method in CROSS.methods.items():
+        assert warm[label].model_copy(update={"init": method.init}).settings() == method.settings()
+        assert (warm[label].init, method.init) in (("random", "random"), ("teacher", "blockwise"))
     for params in (TABLE, CROSS):
         assert {job.label for job in plan_experiment(params).students} == set(params.methods)
+
+
+def test_students_start_with_copies_of_weights_only_where_these_fit() -> None:
+    for (teacher, student), (params, pair) in PAIRS.items():
+        starts = {params.method(pair, label).init for label in params.methods} - {"random"}
+        assert len(starts) == 1
+        if starts == {"teacher"}:
+            networks = [build(Network(arch=arch), 3, 100) for arch in (student, teacher)]
+            initialise_from_teacher(*networks)
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
@@ -84,13 +98,15 @@ DKD_BETA = {
 }
 
 
-@pytest.mark.parametrize("label", ["dkd", "iakd+dkd", "two-path-iakd+dkd"])
-def test_dkd(label: str) -> None:
-    """The other values are mdistiller's defaults, in mdistiller/engine/cfg.py."""
-    for pair in PAIRS:
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+def test_dkd(pair: tuple[str, str]) -> None:
+    """In all rows but that with standardised logits. The other values are the defaults of mdistiller/engine/cfg.py."""
+    labels = [label for label, method in PAIRS[pair][0].methods.items() if "dkd" in method.names]
+    assert len(labels) == 6
+    for label in set(labels) - {"dkd+standardize"}:
         beta = DKD_BETA.get(pair, 2)  # resnet110 → resnet20 as resnet110 → resnet32
         expected = {"temperature": 4, "ce_weight": 1, "alpha": 1, "beta": beta, "warmup_epochs": 20}
-        assert options(*pair, label, "dkd") == expected, pair
+        assert options(*pair, label, "dkd") == expected, label
 
 
 # sunshangquan/logit-standardization-KD, README.md: the logs' names, TEACHER,STUDENT,BASE_TEMPERATURE,KD_WEIGHT and, for
@@ -161,6 +177,33 @@ def test_reviewkd() -> None:
         assert options(*pair, "reviewkd", "reviewkd") == {"weight": weight, "warmup_epochs": 20}, pair
 
 
+# LiuDongyang6/FCFD, classification/experiments/cifar/STUDENT-TEACHER.yaml: T, loss_mixture.kl_student[0], weight_l2.
+# ResNet50 → vgg8 and the pairs of resnet110 are not among them.
+FCFD = {
+    ("wrn_40_2", "wrn_16_2"): (4, 0.2, 5),
+    ("wrn_40_2", "wrn_40_1"): (4, 1, 5),
+    ("resnet56", "resnet20"): (4, 1, 0.02),
+    ("resnet110", "resnet20"): (4, 1, 0.02),
+    ("resnet110", "resnet32"): (4, 1, 0.02),
+    ("resnet32x4", "resnet8x4"): (4, 1, 5),
+    ("vgg13", "vgg8"): (4, 1, 5),
+    ("vgg13", "MobileNetV2"): (4, 1, 5),
+    ("ResNet50", "MobileNetV2"): (8, 1, 5),
+    ("ResNet50", "vgg8"): (4, 1, 5),
+    ("resnet32x4", "ShuffleV1"): (8, 1, 5),
+    ("resnet32x4", "ShuffleV2"): (8, 1, 5),
+    ("wrn_40_2", "ShuffleV1"): (4, 1, 5),
+}
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+def test_fcfd(pair: tuple[str, str]) -> None:
+    """With loss_student.label and loss_student.kl_student[0] of 1, for all pairs."""
+    used = options(*pair, "fcfd", "fcfd")
+    assert (used["ce_weight"], used["kd_weight"]) == (1, 1)
+    assert (used["temperature"], used["path_weight"], used["appearance_weight"]) == FCFD[pair]
+
+
 # HobbitLong/RepDistiller, scripts/run_cifar_distill.sh (-r, -a and -b), with the defaults of train_student.py
 # (--kd_T, --hint_layer, --nce_k, --nce_t, --nce_m, --feat_dim) and of distiller_zoo/RKD.py (w_d, w_a).
 REPDISTILLER: dict[str, dict[str, dict[str, float]]] = {
@@ -197,7 +240,7 @@ def test_two_path_rows_have_the_settings_that_the_docs_describe() -> None:
     """docs/method.md: half of the blocks are the teacher's, hybrids learn its outputs only, γ is 1, and ends early."""
     for params, pair in PAIRS.values():
         used = two_path(params, pair)
-        assert len(used) >= 2
+        assert len(used) == 4
         for settings in used:
             assert (settings["weight"], settings["label_weight"], settings["teacher_weight"]) == (1, 0, 0.9)
             assert (settings["temperature"], settings["paths"], settings["seam_weight"]) == (4, "any", 0)
