@@ -158,14 +158,14 @@ def _entry_without_swaps(params: Params, effect: SwapEffect) -> str:
     method = params.methods[effect.method]
     settings = method.model_dump(mode="json", exclude_unset=True, exclude={SWAPS, "tune"})
     label = without_swaps(method)
+    if label in params.methods:
+        label = f"{effect.method}-without-swaps"
     if effect.condition.startswith("tuned"):
         searched = method.model_dump(mode="json", exclude_unset=True).get("tune", {})
         settings["tune"] = {name: values for name, values in searched.items() if not name.startswith(f"{SWAPS}.")}
         label += "-tuned"
         if not settings["tune"]:
             return ""
-    if label in params.methods:
-        label = f"{effect.method}-without-swaps"
     return _entry(label, {**settings, "method": without_swaps(method)})
 
 
