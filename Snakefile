@@ -1,4 +1,4 @@
-# The whole chain: images → teachers → schedule → students → evaluation → report.
+# The whole chain: images → teachers → tuned settings → students → evaluation → report.
 #
 #   snakemake --cores all                                   with the settings in params.yaml
 #   snakemake --cores all --configfile experiments/X.yaml   with another complete settings file

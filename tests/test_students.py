@@ -32,7 +32,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PreparedData]:
 @pytest.mark.parametrize(("wanted", "n"), [(None, None), (100, 100), (0.1, None)])
 def test_a_run_says_which_images_its_student_sees(store: PreparedData, wanted: float | None, n: int | None) -> None:
     experiment = plan_of(transfer=wanted)
-    run = assembly.student_run(experiment, experiment.students[0], "here", "scratch", 0, None, store)
+    run = assembly.student_run(experiment, experiment.students[0], "here", 0, store)
     seen = assembly.transfer_set(experiment, store)
     if wanted is None:
         assert seen is None and "transfer_indices" not in run.about
@@ -60,4 +60,4 @@ def test_mistakes(wanted: Any, words: str) -> None:
 def test_more_than_there_are_is_told_before_the_training(store: PreparedData) -> None:
     experiment = plan_of(transfer=100_000)
     with pytest.raises(UserError, match=r"^distill\.transfer: 100000 images asked for where there are 650"):
-        assembly.student_run(experiment, experiment.students[0], "here", "scratch", 0, None, store)
+        assembly.student_run(experiment, experiment.students[0], "here", 0, store)

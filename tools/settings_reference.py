@@ -123,7 +123,7 @@ def _kind(schema: dict[str, Any], links: dict[str, str]) -> str:
         case "array" if "prefixItems" in schema:
             return f"[{', '.join(_kind(item, links) for item in schema['prefixItems'])}]"
         case "array":
-            return f"list of {_kind(schema['items'], links)}"
+            return f"list of {_kind(schema['items'], links)}" if schema["items"] else "list"
         case "object":
             inner = list(schema.get("patternProperties", {}).values())
             return f"by label: {_kind(inner[0], links)}" if inner else "section"

@@ -115,12 +115,13 @@ def tune(
     params: ParamsFile = DEFAULT,
     changes: Changes = NONE,
     pair: Annotated[str | None, typer.Option(help="Only this pair, as TEACHER-STUDENT.")] = None,
+    method: Annotated[str | None, typer.Option(help="Only the tuned method with this label.")] = None,
 ) -> None:
-    """Search for a swap-probability schedule with Optuna."""
+    """Search for the best settings of each tuned method with Optuna."""
     experiment = _experiment(params, changes)
     from iakd.experiment.jobs import select
 
-    jobs = select(experiment.studies, "study", pair=pair)
+    jobs = select(experiment.studies, "study", pair=pair, method=method)
     with _training(experiment):
         from iakd.stages.tune import run
 

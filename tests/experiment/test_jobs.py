@@ -49,7 +49,7 @@ def test_the_default_grid() -> None:
         "iakd+kd",
     }
     assert required <= {job.label for job in jobs.students}
-    assert jobs.params.tune.trials >= 24
+    assert jobs.params.tune.trials * jobs.params.tune.seeds >= 24
     assert len({job.path for job in jobs.trained}) == len(jobs.trained)
 
 
@@ -165,7 +165,7 @@ def test_what_a_job_depends_on_is_listed_in_the_clear() -> None:
         f"source={kd.source[:16]}",
     } <= set(kd.watched)
     assert {"dataset.split_seed=0"} <= set(jobs.data.watched)
-    assert {"tune.space.p0=[0.1, 0.9]", "first.1.kind=linear"} <= set(jobs.studies[0].watched)
+    assert {"tune.space.p0=[0.1, 0.9]", "first.1.iakd.schedule.kind=linear"} <= set(jobs.studies[0].watched)
 
 
 def test_what_is_listed_changes_with_every_setting_of_the_identity_but_the_seed() -> None:

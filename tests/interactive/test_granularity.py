@@ -149,13 +149,11 @@ def test_whole_stages_are_swapped_as_one(teacher: models.Network, images: torch.
 def test_a_loss_inside_what_is_swapped_as_one_needs_the_student_s_path(teacher: models.Network, form: str) -> None:
     """hints looks at the first block of a stage here, which a swapped stage does not have."""
     data = DeviceLoader(np.zeros((8, 1, 8, 8), np.uint8), np.arange(8) % 2, [0.5], [0.5], "cpu")
-    iakd, hints = {"unit": "stage", "form": form}, {"points": 6, "images": 8}
+    iakd, hints = {"unit": "stage", "form": form, "schedule": HALF.model_dump()}, {"points": 6, "images": 8}
     method = config.Method.model_validate({"method": "iakd+hints", "iakd": iakd, "hints": hints})
 
     def build() -> Distiller:
-        return make_distiller(
-            network("resnet14", seed=2), teacher, method, schedule=HALF, timeline=TIMELINE, seed=0, data=data
-        )
+        return make_distiller(network("resnet14", seed=2), teacher, method, timeline=TIMELINE, seed=0, data=data)
 
     if form == "two_path":
         build()

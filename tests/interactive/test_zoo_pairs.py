@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from iakd import config, models
-from iakd.config import IakdOptions, LrSchedule, Recipe, Schedule
+from iakd.config import IakdOptions, LrSchedule, Recipe
 from iakd.data.loader import Batch, DeviceLoader
 from iakd.distillation.distiller import Distiller, make_distiller
 from iakd.errors import UserError
@@ -53,9 +53,14 @@ def network(arch: str, seed: int, channels: int = 3, **options: object) -> model
 
 def one_step(teacher: models.Network, student: models.Network, size: int) -> tuple[Distiller, list[bool]]:
     """A step in which some slots are swapped and some kept; the first is kept."""
-    schedule = Schedule(kind="uniform", p0=0.5, student_only=0.0)
+    schedule = {"kind": "uniform", "p0": 0.5, "student_only": 0.0}
     method = make_distiller(
-        student, teacher, config.Method(method="iakd"), schedule=schedule, timeline=TIMELINE, seed=0, data=DATA
+        student,
+        teacher,
+        config.Method.model_validate({"method": "iakd", "iakd": {"schedule": schedule}}),
+        timeline=TIMELINE,
+        seed=0,
+        data=DATA,
     )
     sampler = method.sampler
     assert sampler is not None

@@ -33,7 +33,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
     experiment = plan_of()
     write(experiment.data.folder / "manifest.json", {"settings": experiment.data.settings})
     for job in (*experiment.studies, *experiment.trained):
-        write(job.folder / "run.json", {"params": {**job.settings, "schedule": None}})
+        write(job.folder / "run.json", {"params": {"method": "as found", **job.settings}})
     for job in experiment.trained:
         write(job.folder / "evaluation.json", {})
     write(experiment.evaluation / "metrics.json", {})
@@ -67,7 +67,10 @@ def test_results_of_these_settings_are_accepted_without_a_record(made: Experimen
     ("changes", "folder"),
     [
         (OTHER, "results/toy/students/big-small/kd/seed0"),
-        ({"teach": {"recipe": {"lr": 0.2}}}, r"results/toy/tune/big-small \(and 3 more\)"),  # teacher, both students
+        (
+            {"teach": {"recipe": {"lr": 0.2}}},
+            r"results/toy/tune/big-small/iakd \(and 3 more\)",
+        ),  # teacher, both students
         ({"dataset": {"name": "toy", "val": 10}}, r"results/toy/data \(and 4 more\)"),
     ],
 )

@@ -1,12 +1,10 @@
 """The files that a whole experiment leaves, with random numbers instead of trainings."""
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState, create_trial
@@ -16,7 +14,8 @@ from iakd.config import Schedule, parse
 from iakd.experiment import run_dir
 from iakd.experiment.jobs import Experiment, StudentJob, StudyJob, TeacherJob, plan_experiment
 from iakd.interactive.schedule import keep_probabilities
-from iakd.reporting.results import SCHEDULE_SETTINGS
+from iakd.tuning.decisions import distributions
+from iakd.tuning.results import TrialRecord, summary, write_trials
 
 Scores = Mapping[str, Sequence[float]]  # top-1 of each seed, by method
 CLASSES = 10
@@ -252,49 +251,61 @@ def swap_columns(schedule: Schedule, steps: Any, total: int, blocks: int, rng: n
 
 
 def _study(study: StudyJob) -> None:
-    """Write trials of random schedules, some of them pruned; the first three are presets."""
+    """Write trials of random settings, some of them pruned in their first seed; the first ones are the study's own."""
     rng = np.random.default_rng(seed_of(study.path))
-    kinds = ["uniform", "linear", "review", "cosine", "step", "sigmoid", "cyclic"]
-    rows = []
+    trials = []
     for number in range(24):
-        kind = kinds[number] if number < 3 else str(rng.choice(kinds))
-        p0, slope, student_only = (
-            (0.5, 0.0, 0.2) if number < 3 else rng.uniform((0.1, -0.6, 0), (0.9, 0.6, 0.5)).round(3)
-        )
-        values = {"kind": kind, "p0": float(p0), "slope": float(slope), "student_only": float(student_only)}
-        if kind != "uniform":
-            values["p1"] = 1.0 if number < 3 else round(float(rng.uniform(0.7, 1)), 3)
-        score = round(92 - 6 * (p0 - 0.4) ** 2 - 4 * abs(student_only - 0.3) + float(rng.normal(0, 0.6)), 3)
-        state = "pruned" if number > 8 and score < 91 else "complete"
-        row = {
-            "number": number,
-            "state": state,
-            "value": score,
-            "origin": "first" if number < 3 else "sampler",
+        first = number < len(study.first)
+        params = study.first[number] if first else _drawn(study, rng)
+        unit = {
+            one.name: (params[one.name] - one.values.low) / (one.values.high - one.values.low)
+            for one in study.space.parameters
+            if one.name in params and not one.choices
         }
-        rows.append(row | {name: values.get(name) for name in SCHEDULE_SETTINGS} | {"reason": None})
-        epochs = np.arange(1, study.recipe.epochs + 1)[: 30 if state == "pruned" else None]
-        swaps = swap_columns(Schedule(**values), 2 * epochs - 1, 2 * study.recipe.epochs, 3, rng)
-        history: list[run_dir.Row] = [
-            {"epoch": int(epoch), **{name: float(column[i]) for name, column in swaps.items()}}
-            for i, epoch in enumerate(epochs)
-        ]
-        files.write_text(study.folder / "trials" / f"{number:04d}" / run_dir.HISTORY, run_dir.history_text(history))
-    files.write_text(study.folder / "trials.csv", run_dir.history_text(rows))
-    _journal(study.folder / "study.journal", rows)
+        score = 92 - 6 * sum((x - 0.4) ** 2 for x in unit.values()) / max(1, len(unit)) + float(rng.normal(0, 0.4))
+        state = "pruned" if number > 8 and score < 91.3 else "complete"
+        epochs = study.recipe.epochs
+        steps = [epochs // 2] if state == "pruned" else [epochs * (seed + 1) for seed in range(3)]
+        values = {step: round(score + 0.3 * position, 3) for position, step in enumerate(steps)}
+        mean = sum(values.values()) / len(values)
+        origin = "first" if first else "sampler"
+        trials.append(TrialRecord(number, state, params, origin, mean, values))
+        schedule = study.space.candidate(params).method.iakd.schedule
+        if study.method.swaps and isinstance(schedule, Schedule):
+            done = np.arange(1, epochs + 1)[: epochs // 2 if state == "pruned" else None]
+            swaps = swap_columns(schedule, 2 * done - 1, 2 * epochs, 3, rng)
+            history: list[run_dir.Row] = [
+                {"epoch": int(epoch), **{name: float(column[i]) for name, column in swaps.items()}}
+                for i, epoch in enumerate(done)
+            ]
+            path = study.folder / "trials" / f"{number:04d}" / "seed0" / run_dir.HISTORY
+            files.write_text(path, run_dir.history_text(history))
+    files.write_json(study.folder / run_dir.METRICS, summary(trials))
+    write_trials(study.folder, trials, [parameter.name for parameter in study.space.parameters])
+    _journal(study, trials)
 
 
-def _journal(path: Path, rows: list[dict[str, Any]]) -> None:
+def _drawn(study: StudyJob, rng: np.random.Generator) -> dict[str, Any]:
+    """Random parameters of a trial."""
+    params: dict[str, Any] = {}
+    for one in study.space.parameters:
+        if study.space.is_used(one, params):
+            values = list(one.choices)
+            drawn = values[rng.integers(len(values))] if values else rng.uniform(one.values.low, one.values.high)
+            params[one.name] = drawn if values else int(drawn) if one.integer else round(float(drawn), 3)
+    return params
+
+
+def _journal(job: StudyJob, trials: list[TrialRecord]) -> None:
     """Write the study in Optuna's own format."""
-    ranges: dict[str, Any] = {name: FloatDistribution(-1, 1) for name in SCHEDULE_SETTINGS}
-    ranges["kind"] = CategoricalDistribution(["uniform", "linear", "review", "cosine", "step", "sigmoid", "cyclic"])
-    storage = JournalStorage(JournalFileBackend(str(path)))
+    storage = JournalStorage(JournalFileBackend(str(job.folder / "study.journal")))
     study = optuna.create_study(study_name="fake", direction="maximize", storage=storage)
     states = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED}
-    for row in rows:
-        params = {name: row[name] for name in SCHEDULE_SETTINGS if row[name] is not None}
-        kept = {name: ranges[name] for name in params}
-        study.add_trial(create_trial(state=states[row["state"]], value=row["value"], params=params, distributions=kept))
+    for trial in trials:
+        space = distributions(job.space, trial.params)
+        study.add_trial(
+            create_trial(state=states[trial.state], value=trial.value, params=trial.params, distributions=space)
+        )
 
 
 METHODS: dict[str, Any] = {

@@ -48,6 +48,7 @@ def test_cost_ratio():
             {"method": "crd", "crd": {"weight": 0.5}},
             "embeddings contrasted with those of images of other classes, weight = 0.5",
         ),
+        ({"method": "kd", "tune": {"kd.temperature": [1, 8]}}, "teacher's outputs, T = 4; from Optuna: kd.temperature"),
         ({"method": "label_smoothing", "recipe": {"lr": 0.1, "epochs": 9}}, "ε = 0.1; own recipe: epochs, lr"),
     ],
 )

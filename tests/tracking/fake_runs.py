@@ -47,13 +47,20 @@ def teacher() -> Run:
 
 def study() -> Run:
     about = {"dataset": "toy", "teacher": "T", "student": "S", "method": "iakd-tuned"}
-    return Run("toy/tune/T-S", "tune", "study-key", {"tune": {"seed": 0}}, 0, about, {})
+    return Run("toy/tune/T-S/iakd-tuned", "tune", "study-key", {"tune": {"seed": 0}}, 0, about, {})
 
 
 def trial(number: int) -> Run:
     about = {"dataset": "toy", "teacher": "T", "student": "S", "method": "iakd-tuned", "trial": number}
-    path = f"toy/tune/T-S/trials/{number:04}"
+    path = f"toy/tune/T-S/iakd-tuned/trials/{number:04}"
     return Run(path, "trial", f"trial-key-{number}", {"schedule": {"p0": 0.1 * number}}, 0, about, {})
+
+
+def trial_seed(number: int, seed: int) -> Run:
+    of_trial = trial(number)
+    about = {**of_trial.about, "trial_seed": seed}
+    key = f"trial-key-{number}-{seed}"
+    return Run(f"{of_trial.path}/seed{seed}", "trial_seed", key, of_trial.params, 2**31 + seed, about, {})
 
 
 def write_history(run: Run, epochs: int) -> None:

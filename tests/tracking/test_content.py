@@ -18,22 +18,30 @@ def read_all() -> list[content.RunContent]:
 
 
 def test_names_say_what_a_run_is(tree: Path) -> None:
-    for run in (fake_runs.teacher(), fake_runs.student(3), fake_runs.study(), fake_runs.trial(7)):
+    for run in (
+        fake_runs.teacher(),
+        fake_runs.student(3),
+        fake_runs.study(),
+        fake_runs.trial(7),
+        fake_runs.trial_seed(7, 1),
+    ):
         fake_runs.train(run)
     assert [run.name for run in read_all()] == [
         "iakd-linear seed 3",
         "resnet20w8 seed 0",
-        "study T-S",
+        "study T-S iakd-tuned",
         "trial 7",
+        "trial 7, seed 1",
     ]
 
 
 def test_studies_come_before_their_trials(tree: Path) -> None:
+    fake_runs.train(fake_runs.trial_seed(0, 1))
     fake_runs.train(fake_runs.trial(0))
     with fake_runs.study().open():
-        first, second = read_all()
-    assert (first.key, first.status) == ("study-key", content.RUNNING)
-    assert second.parent == first.path
+        first, second, third = read_all()
+    assert (first.key, first.status, first.parent) == ("study-key", content.RUNNING, None)
+    assert (second.parent, third.parent) == (first.path, second.path)
 
 
 def test_times_follow_the_epochs_and_stay_within_the_run(tree: Path) -> None:

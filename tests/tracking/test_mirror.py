@@ -198,13 +198,14 @@ def test_trials_are_children_of_their_study(params: Params, view: MlflowView, mi
         with fake_runs.trial(0).open():
             mirror()
             assert view.runs()["study-key"].info.status == "RUNNING"
+        fake_runs.train(fake_runs.trial_seed(0, 0), state="complete")
         fake_runs.train(fake_runs.trial(0), state="complete")
         fake_runs.train(fake_runs.trial(1), state="pruned")
         fake_runs.train(fake_runs.trial(2), state="failed")
         mirror()
         folder = study.finish([], {"best": 1})
     files.write_text(folder / "trials.csv", "number\n")
-    files.write_text(folder / "schedule.yaml", "kind: linear\n")
+    files.write_text(folder / "best.yaml", "iakd-tuned: {}\n")
     files.write_bytes(folder / "study.journal", b"{}")
     files.write_bytes(folder / "figures" / "history.svg", b"<svg/>")
     mirror()
@@ -212,10 +213,11 @@ def test_trials_are_children_of_their_study(params: Params, view: MlflowView, mi
     parent = runs["study-key"]
     children = [runs[f"trial-key-{number}"] for number in range(3)]
     assert {child.data.tags["mlflow.parentRunId"] for child in children} == {parent.info.run_id}
+    assert runs["trial-key-0-0"].data.tags["mlflow.parentRunId"] == children[0].info.run_id
     assert [child.info.status for child in children] == ["FINISHED", "FINISHED", "FAILED"]
     assert [child.data.tags["iakd.state"] for child in children] == ["complete", "pruned", "failed"]
     assert parent.info.status == "FINISHED"
-    assert {"schedule.yaml", "trials.csv", "study.journal", "figures"} <= view.artifacts(parent)
+    assert {"best.yaml", "trials.csv", "study.journal", "figures"} <= view.artifacts(parent)
     assert view.artifacts(parent, "figures") == {"figures/history.svg"}
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from iakd import config, models
-from iakd.config import Compute, Recipe, Schedule
+from iakd.config import Compute, Recipe, Schedule, merged
 from iakd.data.loader import DeviceLoader
 from iakd.distillation.distiller import make_distiller
 from iakd.distillation.registry import timeline_of
@@ -59,16 +59,18 @@ def make_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[.
     ) -> Trainer:
         settings = {"epochs": 4, "batch_size": 16, "lr": 0.05, "validate_every": 2, "augment": {"pad": 1}, **recipe}
         chosen = Recipe.model_validate(settings)
-        method = config.Method(method=expression, **(options or {}))
+        options = options or {}
+        if "iakd" in expression.split("+"):
+            used = schedule or Schedule(p0=0.3, student_only=0.25)
+            options = merged({"iakd": {"schedule": used.model_dump()}}, options)
+        method = config.Method(method=expression, **options)
         student, teacher = networks or (network("resnet8", 1), network("resnet14", 2))
         train = images(n, 1)
         timeline = timeline_of(chosen, method, len(train))
-        schedule = schedule or Schedule(p0=0.3, student_only=0.25)
         distillation = make_distiller(
             student,
             teacher,
             method,
-            schedule=schedule,
             timeline=timeline,
             seed=seed,
             data=train,

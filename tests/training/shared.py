@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from iakd import config, models
-from iakd.config import METHODS, Compute, Recipe, Schedule, shortest_sum
+from iakd.config import METHODS, Compute, Recipe, merged, shortest_sum
 from iakd.data.loader import DeviceLoader
 from iakd.distillation.distiller import make_distiller
 from iakd.distillation.registry import timeline_of
@@ -64,16 +64,17 @@ def network(described: dict[str, Any], seed: int) -> models.Network:
 def make(case: Case, path: str, processes: TrainingProcesses) -> Trainer:
     settings = {"epochs": 2, "batch_size": 8, "lr": 0.02, "validate_every": 2, "augment": {"pad": 1}, **case.recipe}
     recipe = Recipe.model_validate(settings)
-    method = config.Method(method=case.method, **case.options)
+    options = case.options
+    if "iakd" in case.method.split("+"):
+        options = merged({"iakd": {"schedule": {"p0": case.p0, "student_only": 0.2}}}, options)
+    method = config.Method(method=case.method, **options)
     train = images(case.images, case.size, 1)
     timeline = timeline_of(recipe, method, len(train))
     student, teacher = network(case.student, 1), network(case.teacher, 2)
-    schedule = Schedule(p0=case.p0, student_only=0.2)
     distillation = make_distiller(
         student,
         teacher,
         method,
-        schedule=schedule,
         timeline=timeline,
         seed=0,
         data=train,

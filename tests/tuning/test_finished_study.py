@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from toy_study import ToyStudy, settings
 
-from iakd.config import Recipe
 from iakd.errors import UserError
+from iakd.experiment.jobs import plan_experiment
 from iakd.tuning import results
 from iakd.tuning.decisions import Search
 from iakd.tuning.results import finished_trials, importances, load_study
@@ -25,19 +25,27 @@ def make(folder: Path, value: Callable[[dict[str, Any]], float], trials: int = 6
     """Write a study's files: trials drawn at random, with values that are a formula of their parameters."""
     params = settings(sampler={"kind": "random"}, generation=trials)
     with open_study(None, folder / "study.journal", "made") as stored:
-        study = Study(Search(params.tune, Recipe(), []), stored)
+        space = plan_experiment(params).studies[0].space
+        study = Study(Search(params.tune, space, []), stored)
         for number in study.propose(0, trials):
             study.start(number)
-            study.finish(number, TrialResult("complete", value(study.trials()[number].params)))
-        results.write_trials(folder, study.trials())
+            params_tried = study.trials()[number].params
+            short = {name.removeprefix("iakd.schedule."): one for name, one in params_tried.items()}
+            study.finish(number, TrialResult("complete", value(short)))
+        results.write_trials(folder, study.trials(), [parameter.name for parameter in space.parameters])
     return folder
 
 
 def test_rows_are_typed(finished_study: ToyStudy) -> None:
     rows = finished_trials(finished_study.results)
     first, linear = rows[0], rows[1]
-    assert first["kind"] == "uniform" and first["p0"] == 0.5 and first["p1"] is None and first["cycles"] is None
-    assert linear["p1"] == 1.0 and linear["epochs"] == 8 and isinstance(linear["epochs"], int)
+    assert results.settings_in(rows) == [
+        f"iakd.schedule.{name}"
+        for name in ("kind", "p0", "slope", "student_only", "p1", "t_end", "cycles", "steps", "steepness")
+    ]
+    assert first["iakd.schedule.kind"] == "uniform" and first["iakd.schedule.p0"] == 0.5
+    assert first["iakd.schedule.p1"] is None and first["iakd.schedule.cycles"] is None
+    assert linear["iakd.schedule.p1"] == 1.0 and linear["epochs"] == 16 and isinstance(linear["epochs"], int)
     assert first["seconds"] > 0 and first["finished"] > first["started"] and first["reason"] is None
 
 
@@ -53,7 +61,8 @@ def test_the_copy_in_memory_holds_the_trials_that_count(finished_study: ToyStudy
 
 def test_importances_find_what_matters(tmp_path: Path) -> None:
     shares = importances(make(tmp_path, lambda values: 80 - 20 * abs(values["student_only"] - 0.3) + values["p0"]))
-    assert next(iter(shares)) == "student_only" and shares["student_only"] > 0.5
+    first = "iakd.schedule.student_only"
+    assert next(iter(shares)) == first and shares[first] > 0.5
     assert sum(shares.values()) == pytest.approx(1)
     assert list(shares.values()) == sorted(shares.values(), reverse=True)
 
@@ -62,7 +71,10 @@ def test_importances_weigh_settings_that_only_some_kinds_use(tmp_path: Path) -> 
     def value(values: dict[str, Any]) -> float:
         return 50.0 + (30.0 if values.get("steepness", 0.0) > 10 else 0.0) + values["p0"]
 
-    shares = importances(make(tmp_path, value, trials=90))
+    shares = {
+        name.removeprefix("iakd.schedule."): share
+        for name, share in importances(make(tmp_path, value, trials=90)).items()
+    }
     assert set(shares) >= {"steepness", "steps", "cycles"}
     assert shares["steepness"] > shares["t_end"] and shares["kind"] > shares["student_only"]
 
@@ -98,7 +110,7 @@ def test_optunas_command_line_reads_the_study(finished_study: ToyStudy) -> None:
         "--format",
         "json",
         "--study-name",
-        "toy/big-small",
+        "toy/big-small/iakd-tuned",
     ]
     command += ["--storage", str(finished_study.results / "study.journal")]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -108,4 +120,4 @@ def test_optunas_command_line_reads_the_study(finished_study: ToyStudy) -> None:
     assert [(trial["number"], trial["state"].lower(), trial["value"]) for trial in shown] == [
         (row["number"], row["state"], row["value"]) for row in rows
     ]
-    assert shown[1]["params"]["kind"] == "linear"
+    assert shown[1]["params"]["iakd.schedule.kind"] == "linear"

@@ -15,7 +15,6 @@ import toy_study
 from toy_study import ToyStudy
 
 from iakd import files
-from iakd.config import Schedule
 from iakd.errors import RunFailed
 from iakd.experiment.jobs import plan_experiment
 from iakd.tuning import workers
@@ -102,21 +101,32 @@ def kill_at_random(study: ToyStudy, choice: random.Random) -> None:
 @contextmanager
 def started(study: ToyStudy, choice: random.Random) -> Iterator["subprocess.Popen[str]"]:
     """Start the study and wait for a training; the number of workers and the hash seed must not matter."""
-    before = len(study.trained())
+    before = len(study.started())
     with running(
         study, choice.randint(1, 3), EPOCH_SECONDS="0.15", PYTHONHASHSEED=str(choice.randrange(99))
     ) as command:
-        wait_until(lambda: len(study.trained()) > before or command.poll() is not None)
+        wait_until(lambda: len(study.started()) > before or command.poll() is not None)
         yield command
 
 
 def test_kill_9_at_any_moment_changes_nothing(study: ToyStudy, expected: dict[str, Any]) -> None:
     kill_at_random(study, random.Random(0))
-    assert not (study.results / "schedule.yaml").exists(), "it was too slow to be interrupted"
+    assert not (study.results / "best.yaml").exists(), "it was too slow to be interrupted"
     with running(study, 2, PYTHONHASHSEED="7") as command:
         _, log = command.communicate(timeout=120)
         assert command.returncode == 0, log
     assert study.outcome() == expected
+
+
+def test_a_trial_resumes_in_the_middle_of_its_second_seed(study: ToyStudy, expected: dict[str, Any]) -> None:
+    """Its first seed is read back, not trained again."""
+    Path("die-0-seed1").touch()
+    with running(study, 1) as command:
+        _, log = command.communicate(timeout=120)
+        assert command.returncode == 0, log
+    assert study.outcome() == expected
+    lines = [line for line in Path("trainings.log").read_text().splitlines() if line.startswith("0 ")]
+    assert lines == ["0 0 0", "0 1 0", "0 1 4"], "the second seed resumes from its checkpoint"
 
 
 def test_workers_do_not_outlive_a_killed_parent(study: ToyStudy) -> None:
@@ -149,10 +159,10 @@ def test_a_trial_that_waits_for_an_answer_saves_its_checkpoint(study: ToyStudy) 
     """The study ends when it was asked whether to prune, before it has answered."""
 
     class FailingStudy:
-        def start(self, number: int) -> Schedule:
-            return Schedule()
+        def start(self, number: int) -> dict[str, Any]:
+            return {"iakd.schedule.kind": "uniform"}
 
-        def should_prune(self, number: int, epoch: int, value: float) -> bool:
+        def should_prune(self, number: int, step: int, value: float) -> bool:
             raise RunFailed("the database failed")
 
     experiment = plan_experiment(toy_study.settings())

@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toy_study import BASE, ToyStudy
+import toy_study
+import yaml
+from toy_study import BASE, ToyStudy, ToyTrainer
 
 from iakd import files
-from iakd.config import Schedule, merged, parse
+from iakd.config import Method, Tune, merged, parse
+from iakd.config.search_space import KIND
 from iakd.errors import RunFailed, UserError
-from iakd.tuning.results import finished_trials, read_schedule
-from iakd.tuning.workers import FIRST_SEED
+from iakd.experiment.jobs import plan_experiment
+from iakd.tuning.results import finished_trials, importances, load_study, read_best, settings_in
+from iakd.tuning.workers import run_trial, trial_seed
 
 
 def test_the_published_files_agree(finished_study: ToyStudy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,8 +36,10 @@ def test_the_published_files_agree(finished_study: ToyStudy, monkeypatch: pytest
         "failed": 0,
     }
     assert best["value"] >= max(row["value"] for row in rows[:3])
-    parameters = {name: best[name] for name in Schedule.model_fields if best[name] is not None}
-    assert read_schedule(finished_study.results) == Schedule.model_validate(parameters)
+    schedule = {name.removeprefix("iakd.schedule."): best[name] for name in settings_in(rows) if best[name] is not None}
+    assert read_best(finished_study.results) == Method.model_validate(
+        {"method": "iakd", "iakd": {"schedule": schedule}}
+    )
     record = files.read_json(finished_study.results / "run.json", "")
     assert record["stage"] == "tune" and record["finished"] and record["inputs"] == {"data": "d", "teacher": "t"}
     for row in rows:
@@ -42,6 +48,15 @@ def test_the_published_files_agree(finished_study: ToyStudy, monkeypatch: pytest
         assert (about["trial"], about["study"], about["stage"]) == (row["number"], record["key"], "trial")
         ended = files.read_json(folder / "metrics.json", "")
         assert (ended["state"], ended["value"]) == (row["state"], row["value"])
+        seeds = [files.read_json(path, "") for path in sorted(folder.glob("seed*/metrics.json"))]
+        if row["state"] == "complete":
+            assert [seed["state"] for seed in seeds] == ["complete"] * 2 and ended["seeds"] == 2
+            assert row["value"] == sum(seed["val_top1"] for seed in seeds) / 2
+            assert row["epochs"] == 2 * 8
+        else:
+            assert len(seeds) == 1 and row["epochs"] <= 8, "pruned in its first seed, or after it"
+        seconds = [files.read_json(path, "")["wall_seconds"] for path in folder.glob("seed*/run.json")]
+        assert row["seconds"] == pytest.approx(sum(seconds), abs=0.01)
     assert finished_study.trained() == list(range(10))
     assert [path.name for path in finished_study.state.iterdir() if path.is_file()] == ["lock"]
 
@@ -58,7 +73,7 @@ def test_a_finished_study_is_left_alone_without_heavy_imports(finished_study: To
     )
     text = finished_study.text(workers=1)
     done = subprocess.run([sys.executable, "-c", code, text], cwd=finished_study.folder, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, "results/toy/tune/big-small/schedule.yaml\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "results/toy/tune/big-small/iakd-tuned/best.yaml\n"), done.stderr
     assert before == {path: path.stat().st_mtime_ns for path in finished_study.folder.rglob("*") if path.is_file()}
 
 
@@ -72,12 +87,12 @@ def test_trials_can_be_added_and_removed(study: ToyStudy, expected: dict[str, An
     study.run(trials=6)
     assert sorted(study.trained()) == list(range(10))
     again = study.outcome()
-    for name in ("rows", "schedule", "metrics.json", "history.csv"):
+    for name in ("rows", "best", "metrics.json", "history.csv"):
         assert again[name] == six[name]
 
 
 def test_a_clone_of_the_results_resumes(copied: ToyStudy, expected: dict[str, Any]) -> None:
-    for product in ("run.json", "schedule.yaml", "trials.csv", "history.csv", "metrics.json"):  # as Snakemake does
+    for product in ("run.json", "best.yaml", "trials.csv", "history.csv", "metrics.json"):  # as Snakemake does
         (copied.results / product).unlink()
     copied.run(trials=12)
     twelve = copied.outcome()
@@ -93,7 +108,7 @@ def test_changed_settings_restart_the_study(copied: ToyStudy, expected: dict[str
     copied.run(trials=3, seed=1)
     keys = copied.outcome()["keys"]
     assert not set(keys) & set(expected["keys"])
-    assert len(keys) == 4, "trials of the earlier study are left"
+    assert len(keys) == 1 + 3 + 6, "trials of the earlier study are left"
     assert sorted(copied.trained()) == list(range(3))
 
 
@@ -144,7 +159,7 @@ def test_a_study_whose_trials_all_fail_fails(study: ToyStudy) -> None:
         Path(f"diverge-{number}").touch()
     with pytest.raises(RunFailed, match="all 2 trials failed; the first one: the loss is no longer finite"):
         study.run(trials=2)
-    assert not (study.results / "schedule.yaml").exists()
+    assert not (study.results / "best.yaml").exists()
 
 
 def test_a_bug_in_a_trial_is_not_hidden(study: ToyStudy) -> None:
@@ -167,8 +182,8 @@ def test_progress_is_a_line_per_trial(study: ToyStudy, caplog: pytest.LogCapture
         study.run(trials=4, workers=1)
     lines = [line for line in caplog.messages if ": trial " in line]
     assert len(lines) == 4
-    assert "trial 0 78.58 % complete: uniform p0=0.5" in lines[0]
-    assert "best 82.53 % (trial 2); 4/4, 0 s left" in lines[3]
+    assert "trial 0 78.83 % complete: iakd.schedule.kind=uniform iakd.schedule.p0=0.5" in lines[0]
+    assert "best 82.78 % (trial 2); 4/4, 0 s left" in lines[3]
 
 
 @pytest.mark.parametrize("address", ["sqlite:///study.db", "mysql://host/db", "postgresql://host/db"])
@@ -186,6 +201,63 @@ def test_what_is_missing_is_named(study: ToyStudy, path: str, stage: str) -> Non
         study.run()
 
 
+def test_a_seed_that_diverges_fails_its_trial(study: ToyStudy, expected: dict[str, Any]) -> None:
+    Path("diverge-1-seed1").touch()
+    study.run(trials=4)
+    row = study.outcome()["rows"][1]
+    assert (row["state"], row["value"], row["reason"]) == ("failed", None, "the loss is no longer finite")
+    ended = files.read_json(study.results / "trials/0001/metrics.json", "")
+    assert (ended["state"], ended["seeds"]) == ("failed", 1), "its first seed was finished"
+
+
+def test_settings_that_contradict_each_other_fail_their_trial(study: ToyStudy) -> None:
+    """Reading the settings finds most of them, but cannot try all values."""
+    experiment = plan_experiment(toy_study.settings())
+    job = experiment.studies[0]
+    trainer = ToyTrainer(experiment, job, "key")
+    assert run_trial(trainer, job, 0, {KIND: "sigmoid"}, 2, never).state == "complete"
+    result = run_trial(trainer, job, 1, {KIND: "sigmoid", "iakd.schedule.p0": 7.0}, 2, never)
+    assert result.state == "failed" and "p0" in str(result.reason)
+
+
+def never(step: int, value: float) -> bool:
+    """Prune nothing."""
+    return False
+
+
+def test_compromises_are_published(study: ToyStudy) -> None:
+    study.run(trials=6, workers=2, objective="accuracy_and_macs", pruner={"kind": "none"})
+    rows = finished_trials(study.results)
+    assert [row["macs"] for row in rows] == [ToyTrainer.cost(row["iakd.schedule.p0"]) for row in rows]
+    metrics = files.read_json(study.results / "metrics.json", "")
+    complete = {row["number"]: (row["value"], -row["macs"]) for row in rows}
+    surpassed = [
+        number
+        for number, (value, cheap) in complete.items()
+        if any(v >= value and c >= cheap and (v, c) != (value, cheap) for v, c in complete.values())
+    ]
+    assert metrics["pareto_front"] == [number for number in complete if number not in surpassed]
+    assert metrics["best_value"] == max(value for value, _ in complete.values())
+    assert len(load_study(study.results).directions) == 2
+    study.run(trials=8, workers=1, objective="accuracy_and_macs", pruner={"kind": "none"})
+    assert finished_trials(study.results)[:6] == rows and importances(study.results)
+
+
+def test_best_yaml_can_be_put_into_the_settings(finished_study: ToyStudy) -> None:
+    """It then gives the method that the study found, which needs no study."""
+    text = (finished_study.results / "best.yaml").read_text()
+    assert text.startswith("# Best trial of the study toy/big-small/iakd-tuned: trial ")
+    assert "% on validation, mean of 2 seeds." in text.splitlines()[0]
+    params = parse(merged(BASE, {"methods": yaml.safe_load(text)}), "test")
+    assert plan_experiment(params).studies == []
+    assert params.methods["iakd-tuned"] == read_best(finished_study.results)
+
+
 def test_no_student_shares_its_seed_with_a_trial() -> None:
-    with pytest.raises(UserError, match="seeds"):
-        parse(merged(BASE, {"distill": {"seeds": [FIRST_SEED]}}), "test")
+    """Nor do trials of studies with different seeds."""
+    tunes = [Tune(seed=seed, seeds=5) for seed in (0, 1, 2**31 - 1)]
+    seeds = [trial_seed(tune, position) for tune in tunes for position in range(5)]
+    assert len(set(seeds)) == len(seeds)
+    for seed in seeds:
+        with pytest.raises(UserError, match="seeds"):
+            parse(merged(BASE, {"distill": {"seeds": [seed]}}), "test")

@@ -1,9 +1,11 @@
 """A study whose trainings take milliseconds: `python toy_study.py SETTINGS` runs it in the current folder.
 
+Each trial trains two seeds.
+
 A module and not a part of conftest.py, because worker processes import `ToyTrainer` by its name.
 
 Files in the current folder steer it: diverge-N makes trial N diverge, die-N kills the process in trial N, once;
-die-always-N each time. trainings.log gets a line for each training that starts or resumes.
+die-always-N each time. trainings.log gets a line for each training that starts or resumes: trial, seed, epochs done.
 """
 
 import json
@@ -42,6 +44,7 @@ BASE: dict[str, Any] = {
     "distill": {"recipe": {"epochs": 8, "validate_every": 2}},
     "tune": {
         "trials": 10,
+        "seeds": 2,
         "generation": 4,
         "sampler": {"startup": 5},
         "pruner": {"startup": 3, "warmup": 0.3},
@@ -76,12 +79,12 @@ class ToyStudy:
     @property
     def results(self) -> Path:
         """Where its results are published."""
-        return self.folder / "results/toy/tune/big-small"
+        return self.folder / "results/toy/tune/big-small/iakd-tuned"
 
     @property
     def state(self) -> Path:
         """Where its live files are."""
-        return self.folder / ".state/toy/tune/big-small"
+        return self.folder / ".state/toy/tune/big-small/iakd-tuned"
 
     def run(self, **tune_changes: Any) -> None:
         """Run it, with changes to the section `tune` of the settings."""
@@ -96,22 +99,27 @@ class ToyStudy:
         """Return the command that runs it in a process of its own."""
         return [sys.executable, __file__, self.text(**tune_changes)]
 
-    def trained(self) -> list[int]:
-        """Return the numbers of the trials whose training started or resumed, in that order."""
+    def started(self) -> list[tuple[int, int]]:
+        """Return trial and seed of each training that started or resumed, in that order."""
         log = self.folder / "trainings.log"
-        return [int(line.split()[0]) for line in log.read_text().splitlines()] if log.exists() else []
+        lines = log.read_text().splitlines() if log.exists() else []
+        return [(int(number), int(seed)) for number, seed, _ in map(str.split, lines)]
+
+    def trained(self) -> list[int]:
+        """Return the numbers of the trials whose first seed started or resumed, in that order."""
+        return [number for number, seed in self.started() if seed == 0]
 
     def outcome(self) -> dict[str, Any]:
         """Return all results except times: what must not depend on workers, timing and interruptions."""
         rows = [{k: v for k, v in row.items() if k not in TIMES} for row in finished_trials(self.results)]
         files_of_trials = {
-            f"{path.parent.name}/{name}": (path.parent / name).read_text()
-            for path in sorted(self.results.glob("trials/*/run.json"))
+            f"{path.parent.relative_to(self.results)}/{name}": (path.parent / name).read_text()
+            for path in sorted(self.results.glob("trials/**/run.json"))
             for name in PRODUCTS
         }
         keys = [files.read_json(path, "")["key"] for path in sorted(self.results.glob("**/run.json"))]
-        schedule = (self.results / "schedule.yaml").read_text()
-        return {"rows": rows, **files_of_trials, "keys": keys, "schedule": schedule} | {
+        best = (self.results / "best.yaml").read_text()
+        return {"rows": rows, **files_of_trials, "keys": keys, "best": best} | {
             name: (self.results / name).read_text() for name in PRODUCTS
         }
 
@@ -124,47 +132,51 @@ class ToyTrainer:
     def __init__(self, experiment: Experiment, job: StudyJob, key: str) -> None:
         if multiprocessing.parent_process():
             os.fsync = lambda handle: None  # only a power cut, not a kill, would lose what was written
-        self.job = job
         self.key = key
-        self.recipe = job.recipe
+        self.several_objectives = experiment.params.tune.several_objectives
 
-    def run(self, number: int, schedule: Schedule) -> run_dir.Run:
-        chosen = schedule.model_dump(mode="json")
+    def run(self, number: int, job: StudyJob, seed: int) -> run_dir.Run:
+        chosen = job.method.settings()
         return run_dir.Run(
-            path=f"{self.job.path}/{trial_path(number)}",
-            stage="trial",
-            key=files.digest([self.key, number, chosen]),
-            params={"schedule": chosen},
-            seed=0,
-            about={"trial": number, "study": self.key},
+            path=f"{job.path}/{trial_path(number)}/seed{seed}",
+            stage="trial_seed",
+            key=files.digest([self.key, number, chosen, seed]),
+            params={"method": chosen},
+            seed=seed,
+            about={"trial": number, "trial_seed": seed, "study": self.key},
             inputs={},
         )
 
     def train(
-        self, run: run_dir.Run, schedule: Schedule, on_validation: OnValidation
+        self, run: run_dir.Run, job: StudyJob, on_validation: OnValidation
     ) -> tuple[list[run_dir.Row], dict[str, Any]]:
         assert not run.finished, "trained although its files are published"
         number = run.about["trial"]
         checkpoint = run.live / "checkpoint.json"
         history: list[run_dir.Row] = json.loads(checkpoint.read_text()) if checkpoint.exists() else []
         with Path("trainings.log").open("a") as log:
-            log.write(f"{number} {len(history)}\n")
+            log.write(f"{number} {run.seed} {len(history)}\n")
         for row in history:
             if "val_top1" in row:
                 on_validation(int(row["epoch"] or 0), row)
-        for epoch in range(len(history) + 1, self.recipe.epochs + 1):
+        for epoch in range(len(history) + 1, job.recipe.epochs + 1):
             time.sleep(float(os.environ.get("EPOCH_SECONDS", "0")))
             if epoch == 5:
-                mishaps(number)
+                mishaps(number, run.seed)
             row = {"epoch": epoch, "loss": 1.0 / epoch}
-            if epoch % self.recipe.validate_every == 0:
-                row["val_top1"] = self.accuracy(schedule, epoch, self.recipe.epochs)
+            if epoch % job.recipe.validate_every == 0:
+                schedule = job.method.iakd.schedule
+                assert isinstance(schedule, Schedule)
+                row["val_top1"] = self.accuracy(schedule, epoch, job.recipe.epochs) + self.luck(run.seed, number)
             history.append(row)
             if self.checkpoints and epoch % 4 == 0:
                 files.write_text(checkpoint, json.dumps(history))
             if "val_top1" in row:
                 on_validation(epoch, row)
-        return history, {"val_top1": history[-1]["val_top1"], "val_nll": math.inf}
+        metrics = {"val_top1": history[-1]["val_top1"], "val_nll": math.inf}
+        if self.several_objectives and run.seed == 0:
+            metrics["train_macs"] = self.cost(job.method.iakd.schedule.p0)
+        return history, metrics
 
     @staticmethod
     def accuracy(schedule: Schedule, epoch: int, epochs: int) -> float:
@@ -172,12 +184,22 @@ class ToyTrainer:
         final = 80 + 2 * KINDS.index(schedule.kind) % 11 - 10 * (schedule.p0 - 0.7) ** 2 - 3 * abs(schedule.slope)
         return final * (1 - math.exp(-4 * epoch / epochs) * (0.5 + schedule.student_only))
 
+    @staticmethod
+    def cost(p0: float) -> int:
+        """Return the multiply–adds of a training."""
+        return round(1000 * p0)
+
+    @staticmethod
+    def luck(seed: int, number: int) -> float:
+        """Return how much better a seed of trial `number` is than the formula."""
+        return 0.5 * seed
+
 
 class SavingTrainer(ToyTrainer):
     """Saves its state at a signal before it ends, as real trainings do."""
 
     def train(
-        self, run: run_dir.Run, schedule: Schedule, on_validation: OnValidation
+        self, run: run_dir.Run, job: StudyJob, on_validation: OnValidation
     ) -> tuple[list[run_dir.Row], dict[str, Any]]:
         with Interrupt() as interrupt:
             on_validation(1, {"epoch": 1, "val_top1": 50.0})
@@ -185,8 +207,16 @@ class SavingTrainer(ToyTrainer):
             raise KeyboardInterrupt(interrupt.name)
 
 
-def mishaps(number: int) -> None:
-    """Let happen to trial `number` what files in the current folder ask for."""
+def mishaps(number: int, seed: int) -> None:
+    """Let happen to trial `number` what files in the current folder ask for, in its first seed or in that named."""
+    if seed:
+        once = Path(f"die-{number}-seed{seed}")
+        if once.exists():
+            once.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if Path(f"diverge-{number}-seed{seed}").exists():
+            raise RunFailed("the loss is no longer finite")
+        return
     if Path(f"diverge-{number}").exists():
         raise RunFailed("the loss is no longer finite")
     once = Path(f"die-{number}")

@@ -99,7 +99,7 @@ def test_mlflow_shows_every_training_and_trial_once(project: "Project") -> None:
     finished = [str(path.parent) for path in project.path.glob("results/**/run.json")]
     expected = {str(Path(path).relative_to(project.path / "results")) for path in finished}
     assert sorted(rows) == sorted((path, "FINISHED") for path in expected)
-    assert len(expected) == 1 + 1 + 3 + 4  # teacher, study, trials, students
+    assert len(expected) == 1 + 1 + 3 + 3 * 2 + 4  # teacher, study, trials and their seeds, students
 
 
 def test_nothing_to_do_afterwards(project: "Project") -> None:

@@ -13,7 +13,7 @@ from iakd.experiment import gpus
 from iakd.experiment import run_dir as names
 from iakd.experiment.jobs import RESULTS, STATE, in_the_clear
 from iakd.experiment.provenance import source_sha
-from iakd.experiment.run_dir import EVALUATION, HISTORY, METRICS, MODEL, RUN, SCHEDULE, TRIALS
+from iakd.experiment.run_dir import BEST, EVALUATION, HISTORY, METRICS, MODEL, RUN, TRIALS
 from iakd.orchestration import fork_server, stale_results
 from iakd.orchestration import snakemake_hooks as hooks
 from iakd.tracking.follower import wait_for_follower
@@ -109,9 +109,14 @@ def teacher_files(wildcards):
     return [path] if path else []
 
 
+def study_teacher(wildcards):
+    job = JOBS[wildcards.study]
+    return files_of([job.teacher] if job.method.needs_teacher else [], MODEL)
+
+
 def study_options(wildcards):
     job = JOBS[wildcards.study]
-    return f"--pair {job.teacher.network.name}-{job.student.name}"
+    return f"--pair {job.teacher.network.name}-{job.student.name} --method {shlex.quote(job.label)}"
 
 
 def folders_of_students():
@@ -134,11 +139,11 @@ def student_files(folders, name):
 
 
 def student_inputs(folders, wildcards):
-    """The teachers and schedules that the training of students reads."""
+    """The teachers and found settings that the training of students reads."""
     jobs = students_in(folders, wildcards)
     teachers = {job.teacher.path: job.teacher for job in jobs if job.method.needs_teacher}
     studies = {job.study.path: job.study for job in jobs if job.study}
-    return {"teacher": files_of(teachers.values(), MODEL), "schedule": files_of(studies.values(), SCHEDULE)}
+    return {"teacher": files_of(teachers.values(), MODEL), "best": files_of(studies.values(), BEST)}
 
 
 def student_options(wildcards, output):

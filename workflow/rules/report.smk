@@ -3,7 +3,7 @@ rule report:
         comparison=rules.evaluation.output,
         evaluations=files_of(EXPERIMENT.trained, EVALUATION),
         runs=files_of(EXPERIMENT.trained, RUN, HISTORY),
-        studies=files_of(EXPERIMENT.studies, SCHEDULE, TRIALS),
+        studies=files_of(EXPERIMENT.studies, BEST, TRIALS, METRICS),
     output:
         page=report(REPORT, caption="../report/page.rst", category="Results", labels={"result": "report"}),
         tables=report(

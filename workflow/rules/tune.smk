@@ -1,9 +1,9 @@
 rule tune:
     input:
         data=rules.prepare.output.manifest,
-        teacher=lambda wildcards: files_of([JOBS[wildcards.study].teacher], MODEL),
+        teacher=study_teacher,
     output:
-        schedule=RESULTS / "{study}" / SCHEDULE,
+        best=RESULTS / "{study}" / BEST,
         trials=RESULTS / "{study}" / TRIALS,
         history=RESULTS / "{study}" / HISTORY,
         metrics=RESULTS / "{study}" / METRICS,
@@ -27,13 +27,13 @@ rule tune:
         f"tune.trials={EXPERIMENT.params.tune.trials}",
         options=study_options,
     message:
-        "Searching for a schedule: {wildcards.study}"
+        "Searching for the best settings: {wildcards.study}"
     shell:
         'exec iakd tune --params "$IAKD_PARAMS" {params.options} > {log} 2>&1'
 
 
 rule studies:
     input:
-        files_of(EXPERIMENT.studies, SCHEDULE, TRIALS, HISTORY, METRICS, RUN),
+        files_of(EXPERIMENT.studies, BEST, TRIALS, HISTORY, METRICS, RUN),
     message:
-        "All schedules are found"
+        "All studies are finished"

@@ -11,14 +11,17 @@ from iakd.config.method_options import IakdOptions
 from iakd.config.methods import METHODS, Method, shortest_sum
 from iakd.config.networks import Network, Normalisation, Teacher
 from iakd.config.schedule import KINDS, Schedule
+from iakd.config.search_space import Candidate, Parameter, SearchSpace
 from iakd.config.training import Augment, Erase, LrSchedule, Mix, Recipe
-from iakd.config.tuning import Pruner, Sampler, Space, Tune
+from iakd.config.tuning import Candidates, Pruner, Sampler, Space, Tune
 
 __all__ = [
     "KINDS",
     "METHODS",
     "SOURCES",
     "Augment",
+    "Candidate",
+    "Candidates",
     "Compute",
     "Dataset",
     "Distill",
@@ -31,12 +34,14 @@ __all__ = [
     "Network",
     "Normalisation",
     "Pair",
+    "Parameter",
     "Params",
     "Pruner",
     "Recipe",
     "Report",
     "Sampler",
     "Schedule",
+    "SearchSpace",
     "Space",
     "Teach",
     "Teacher",

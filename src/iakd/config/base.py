@@ -46,6 +46,11 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
+def plain(model: BaseModel) -> dict[str, Any]:
+    """Return all settings of a section by name, sections as dictionaries, without what a serialiser would leave out."""
+    return {name: plain(value) if isinstance(value, BaseModel) else value for name, value in model}
+
+
 def did_you_mean(word: str, known: Any) -> str:
     """Return ' (did you mean …?)' if a known name is similar, else an empty string."""
     near = difflib.get_close_matches(word, list(known), n=1)

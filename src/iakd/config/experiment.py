@@ -6,10 +6,11 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from iakd.config.base import Amount, AutoOnOff, Label, Name, Seed, Strict, did_you_mean, explain, merged
+from iakd.config.base import Amount, AutoOnOff, Label, Name, Seed, Strict, did_you_mean, explain, merged, plain
 from iakd.config.dataset import Dataset
 from iakd.config.methods import METHODS, Method
 from iakd.config.networks import Network, Teacher
+from iakd.config.search_space import SearchSpace
 from iakd.config.training import Recipe
 from iakd.config.tuning import Tune
 from iakd.errors import UserError
@@ -186,6 +187,7 @@ class Params(Strict):
                     )
             for label in self.methods:
                 self._check_method(pair, label)
+        self._check_studies()
         return self
 
     def _check_method(self, pair: Pair, label: str) -> None:
@@ -210,6 +212,21 @@ class Params(Strict):
         except ValidationError as error:
             raise ValueError(f"tune.recipe.{explain(error, Recipe)}") from None
 
+    def _check_studies(self) -> None:
+        checked: list[tuple[Method, Recipe]] = []
+        for pair in self.paired:
+            for label in self.methods:
+                method = self.method(pair, label)
+                if not method.tuned or (studied := (method, self.trial_recipe(pair, method))) in checked:
+                    continue
+                try:
+                    SearchSpace(*studied, self.tune).check()
+                except ValueError as error:
+                    own = pair.recipe or label in pair.methods
+                    where = f"pairs: {pair.teacher}-{pair.student}: " if own else ""
+                    raise ValueError(f"{where}methods.{label}.{error}") from None
+                checked.append(studied)
+
     @property
     def paired(self) -> list[Pair]:
         """Return all pairs, in the order of the settings."""
@@ -225,12 +242,12 @@ class Params(Strict):
 
     def student_recipe(self, pair: Pair, method: Method) -> Recipe:
         """Return the recipe of a pair's students trained by `method`."""
-        recipe = merged(merged(self.distill.recipe.model_dump(), pair.recipe), method.recipe)
+        recipe = merged(merged(plain(self.distill.recipe), pair.recipe), method.recipe)
         return Recipe.model_validate(recipe)
 
     def trial_recipe(self, pair: Pair, method: Method) -> Recipe:
         """Return the recipe of a study's trials."""
-        return Recipe.model_validate(merged(self.student_recipe(pair, method).model_dump(), self.tune.recipe))
+        return Recipe.model_validate(merged(plain(self.student_recipe(pair, method)), self.tune.recipe))
 
 
 def network_called(name: str, role: Literal["teacher", "student"], settings: "Params | None") -> Network:

@@ -20,6 +20,7 @@ PointCount = Annotated[int, Field(gt=0)] | Literal["auto"]
 
 
 PathKind = Literal["bernoulli", "teacher_to_student", "student_to_teacher", "any"]
+CONTIGUOUS: tuple[PathKind, ...] = ("teacher_to_student", "student_to_teacher")
 SINGLE_PATH_ONLY = ("granularity", "at_least_one_student")
 TWO_PATH_ONLY = (
     "paths",
@@ -42,7 +43,9 @@ class IakdOptions(Strict):
         description="single_path: the hybrid network alone is trained, as in the paper; two_path: the student's own "
         "path is trained in every step, and hybrid paths beside it",
     )
-    schedule: Schedule | Literal["tuned"] = Field(Schedule(), description="tuned: the schedule that `iakd tune` found")
+    schedule: Schedule | Literal["tuned"] = Field(
+        Schedule(), description="tuned: the schedule that `iakd tune` finds in tune.space"
+    )
     granularity: Literal["batch", "sample", "channel"] = Field(
         "batch",
         description="single_path: one random draw per block for the whole batch, for each image, or for each channel, "
@@ -90,8 +93,7 @@ class IakdOptions(Strict):
             if getattr(self, name) != type(self).model_fields[name].default:
                 form = "two_path" if self.form == "single_path" else "single_path"
                 raise ValueError(f"{name} has no effect with form: {self.form}; set form: {form}, or remove it")
-        contiguous = self.paths in ("teacher_to_student", "student_to_teacher")
-        if contiguous and isinstance(self.schedule, Schedule) and self.schedule.slope:
+        if self.paths in CONTIGUOUS and isinstance(self.schedule, Schedule) and self.schedule.slope:
             raise ValueError(f"schedule.slope has no effect with paths: {self.paths}; set it to 0")
         return self
 

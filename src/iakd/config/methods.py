@@ -12,6 +12,7 @@ from pydantic import Field, create_model, model_validator
 from iakd.config import method_options as options
 from iakd.config.base import Strict, did_you_mean
 from iakd.config.method_options import BlockwiseOptions, IakdOptions
+from iakd.config.tuning import Searched
 from iakd.plugins import Group, MethodSpec, discover
 
 GROUP_TITLES: dict[Group, str] = {
@@ -263,6 +264,9 @@ class _Method(Strict):
     )
     blockwise: BlockwiseOptions = BlockwiseOptions()
     recipe: dict[str, Any] = Field({}, description="overrides of distill.recipe")
+    tune: Searched = Field(
+        {}, description="settings of this method, of its recipe or init, by dotted name, that a study searches"
+    )
     iakd: IakdOptions = IakdOptions()
 
     @property
@@ -286,14 +290,25 @@ class _Method(Strict):
         return "iakd" in self.names
 
     @property
-    def tuned(self) -> bool:
+    def tunes_schedule(self) -> bool:
         """Whether the schedule comes from a study."""
         return self.swaps and self.iakd.schedule == "tuned"
 
     @property
+    def tuned(self) -> bool:
+        """Whether some of the settings come from a study."""
+        return self.tunes_schedule or bool(self.tune)
+
+    @property
+    def _starts(self) -> set[str]:
+        """The initialisation, and others that a study tries."""
+        searched = self.tune["init"].choices or [] if "init" in self.tune else []
+        return {self.init, *map(str, searched)}
+
+    @property
     def needs_teacher(self) -> bool:
-        """Whether training looks at the teacher at all."""
-        return self.init != "random" or any(METHODS[name].needs_teacher for name in self.names)
+        """Whether training looks at the teacher at all, or does so with some of the settings that a study tries."""
+        return self._starts != {"random"} or any(METHODS[name].needs_teacher for name in self.names)
 
     def options(self, name: str) -> Any:
         """The options of one method of the sum, of the class in its `MethodSpec`; None where it has none."""
@@ -324,10 +339,12 @@ class _Method(Strict):
         return self
 
     def settings(self) -> dict[str, Any]:
-        """What the training depends on: the options of the initialisation and of the methods in use."""
+        """What the training depends on: the options of the initialisation and of the methods in use, and the search."""
         used = {"method", "init"} | (set(self.names) & set(type(self).model_fields))
-        if self.init == "blockwise":
+        if "blockwise" in self._starts:
             used.add("blockwise")
+        if self.tune:
+            used.add("tune")
         return self.model_dump(mode="json", include=used)
 
 

@@ -4,12 +4,14 @@ For teachers, for the students of the comparison and for those of a study's tria
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 
 from iakd import config, devices, models
-from iakd.config import Method, Schedule
+from iakd.config import Method
 from iakd.data.file_loader import make_loader
 from iakd.data.loader import ImageLoader, steps_per_epoch
 from iakd.data.splits import Indices, fraction_per_class, stratified
@@ -23,6 +25,7 @@ from iakd.experiment import run_dir
 from iakd.experiment.jobs import Experiment, StudentJob, StudyJob, TeacherJob
 from iakd.files import digest
 from iakd.models import Network
+from iakd.models.flops import step_macs
 from iakd.models.network import initialise
 from iakd.models.normalisation import adapt_input
 from iakd.models.pairing import initialise_from_teacher
@@ -48,32 +51,31 @@ def student_run(
     experiment: Experiment,
     job: StudentJob | StudyJob,
     path: str,
-    label: str,
     seed: int,
-    schedule: Schedule | None,
     store: PreparedData,
     **about: Any,
 ) -> run_dir.Run:
-    """The run of a student or of a study's trial; its key identifies settings, inputs and sources.
+    """The run of a student, or of one seed of a study's trial; its key identifies settings, inputs and sources.
 
+    `job` has the method and the recipe that are really used, also where a study has found them or tries them.
     A student's record has `transfer_indices`, the images it sees, unless it sees all of them.
     """
     inputs = {"data": store.sha256}
     if job.method.needs_teacher:
         inputs["teacher"] = run_dir.read_model(job.teacher.folder)[1]["model_sha256"]
-    swaps = schedule.model_dump(mode="json") if schedule else None
+    used = {"method": job.method.settings(), "recipe": job.recipe.model_dump(mode="json")}
     seen = None if isinstance(job, StudyJob) else transfer_set(experiment, store)
     return run_dir.Run(
         path=path,
-        stage="trial" if isinstance(job, StudyJob) else job.stage,
-        key=digest([job.key, inputs, swaps, seed, path]),
-        params={**job.settings, "schedule": swaps},
+        stage="trial_seed" if isinstance(job, StudyJob) else job.stage,
+        key=digest([job.key, inputs, used, seed, path]),
+        params={**job.settings, **used},
         seed=seed,
         about={
             "dataset": experiment.params.dataset.name,
             "teacher": job.teacher.network.name,
             "student": job.student.name,
-            "method": label,
+            "method": job.label,
             **({} if seen is None else {"transfer_indices": seen.tolist()}),
             **about,
         },
@@ -83,11 +85,10 @@ def student_run(
 
 
 class StudentTask(NamedTuple):
-    """A student to be trained: its run, its job, and the schedule of its swaps, where it has one."""
+    """A student to be trained: its run, and its job with the method and the recipe that are really used."""
 
     run: run_dir.Run
     job: StudentJob | StudyJob
-    schedule: Schedule | None
 
 
 class Trained(NamedTuple):
@@ -127,6 +128,23 @@ def train_student(
     return Trained(*trainer.fit(), trainer.objective.student, trainer.objective.peer)
 
 
+STEPS_COUNTED = 32
+
+
+def training_macs(task: StudentTask, experiment: Experiment, store: PreparedData) -> int:
+    """Return the multiply–accumulates of all steps of a training, the teacher's included, estimated from some of them.
+
+    `STEPS_COUNTED` steps, spread evenly over the training, are computed with its own batches and draws, and weights as
+    initialised. So the result is the same on every machine, unlike seconds. Nothing is read from the teacher cache.
+    """
+    compute = experiment.params.compute.model_copy(update={"teacher_cache": "off"})
+    uncached = replace(experiment, params=experiment.params.model_copy(update={"compute": compute}))
+    (trainer,) = _student_trainers(uncached, [task], store)
+    total = trainer.timeline.total
+    steps = sorted({round(i * (total - 1) / (STEPS_COUNTED - 1)) for i in range(STEPS_COUNTED)})
+    return sum(step_macs(partial(trainer.loss_at, step)) for step in steps) * total // len(steps)
+
+
 def train_students(
     experiment: Experiment, tasks: Sequence[StudentTask], store: PreparedData
 ) -> list[Trained | Exception]:
@@ -152,7 +170,7 @@ def _student_trainers(
     teachers: dict[str, Network] = {}
     loaders: list[tuple[ImageLoader, ImageLoader]] = []
     distillers: list[Distiller] = []
-    for run, job, schedule in tasks:
+    for run, job in tasks:
         if job.method.needs_teacher and job.teacher.path not in teachers:
             teachers[job.teacher.path] = read_teacher(job.teacher, store)
         teacher = teachers[job.teacher.path] if job.method.needs_teacher else None
@@ -174,7 +192,6 @@ def _student_trainers(
                 data=train,
                 timeline=timeline_of(job.recipe, job.method, len(train)),
                 seed=run.seed,
-                schedule=schedule,
                 label_smoothing=job.recipe.label_smoothing,
                 cache_dir=cache_dir_for(experiment, job, images) if several.count == 1 else None,
                 processes=several.count,

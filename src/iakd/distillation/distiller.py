@@ -250,22 +250,19 @@ def make_distiller(
     data: ImageLoader,
     timeline: Timeline,
     seed: int,
-    schedule: config.Schedule | None = None,
     label_smoothing: float = 0.0,
     cache_dir: CacheDir | None = None,
     processes: int = 1,
 ) -> Distiller:
     """The distiller that trains `student` by `method`. `student` is turned into what the method deploys.
 
-    `teacher` becomes frozen and is never changed; `schedule` is that of the swaps. `processes` share every batch.
+    `teacher` becomes frozen and is never changed. `processes` share every batch.
     Raises UserError for networks that the method cannot be used with.
     """
     if teacher:
         teacher.eval().requires_grad_(False)
         if changes_student(method):
             deploy(student, teacher, method, data.image_shape, seed)
-    if method.swaps and schedule:
-        method = method.model_copy(update={"iakd": method.iakd.model_copy(update={"schedule": schedule})})
     joined = (loss_class(name).hybrid_options(method.options(name)) for name in method.names)
     options = next((each for each in joined if each), None)
     hybrid = sampler = None

@@ -5,7 +5,7 @@ Both Snakemake's rules and the command line use this module, so they always agre
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,11 @@ from iakd.config import (
     Pair,
     Params,
     Recipe,
-    Schedule,
+    SearchSpace,
     Teacher,
     did_you_mean,
 )
-from iakd.config.schedule import PAPER_KINDS
+from iakd.config.search_space import SCHEDULE, first_schedules
 from iakd.errors import UserError
 from iakd.experiment.provenance import source_sha
 from iakd.files import digest
@@ -121,13 +121,16 @@ class TeacherJob(Job):
 
 @dataclass(frozen=True)
 class StudyJob(Job):
-    """A search for the best schedule of one pair."""
+    """A search for the best settings of one method, for one pair."""
 
     teacher: TeacherJob
     student: Network
-    method: Method  # the first one with a tuned schedule; the study uses its other settings
-    recipe: Recipe
-    first: list[Schedule]  # the schedules of its first trials
+    label: str
+    method: Method  # as it stands, with all that a study searches
+    recipe: Recipe  # of its trials, as it stands
+    space: SearchSpace = field(compare=False)  # made from method, recipe and the settings
+    first: list[dict[str, Any]]  # parameters of its first trials
+    excluded: list[dict[str, Any]]  # schedules in the settings that the space excludes
 
     @property
     def modules(self) -> list[str]:
@@ -154,7 +157,7 @@ class StudentJob(Job):
     method: Method
     seed: int
     recipe: Recipe
-    study: StudyJob | None  # the source of a tuned schedule
+    study: StudyJob | None  # which finds the settings that are tuned; until then, method and recipe are as they stand
 
     @property
     def modules(self) -> list[str]:
@@ -236,22 +239,21 @@ def plan_experiment(params: Params) -> Experiment:
         network = networks[pair.student]
         taught_by = teachers[pair.teacher]
         methods = {label: params.method(pair, label) for label in params.methods}
-        study = _study(params, pair, taught_by[0], network, methods)
-        if study:
-            studies.append(study)
         for label, method in methods.items():
+            study = _study(params, pair, taught_by[0], network, methods, label) if method.tuned else None
+            if study:
+                studies.append(study)
+            recipe = params.student_recipe(pair, method)
             for position, seed in enumerate(params.distill.seeds):
                 teacher = taught_by[position % len(taught_by)]
-                recipe = params.student_recipe(pair, method)
-                used = study if method.tuned else None
-                settings = {
-                    **_student_settings(params, teacher, network, method, recipe),
-                    "seed": seed,
-                    "study": used.settings if used else None,
-                }
+                settings = _student_settings(params, teacher, network, method, recipe)
+                if study:  # run.json says which method and recipe it found
+                    settings = {name: value for name, value in settings.items() if name not in ("method", "recipe")}
+                    settings["recipe_before_tuning"] = recipe.model_dump(mode="json")
+                settings |= {"seed": seed, "study": study.settings if study else None}
                 path = f"{name}/students/{pair.teacher}-{pair.student}/{label}/seed{seed}"
                 students.append(
-                    StudentJob(path, "distill", settings, teacher, network, label, method, seed, recipe, used)
+                    StudentJob(path, "distill", settings, teacher, network, label, method, seed, recipe, study)
                 )
     return Experiment(params, data, list(chain.from_iterable(teachers.values())), studies, students)
 
@@ -288,35 +290,39 @@ def _normalisation_of_student(teacher: TeacherJob, method: Method) -> Normalisat
 
 
 def _study(
-    params: Params, pair: Pair, teacher: TeacherJob, student: Network, methods: dict[str, Method]
-) -> StudyJob | None:
-    method = next((method for method in methods.values() if method.tuned), None)
-    if method is None:
-        return None
+    params: Params, pair: Pair, teacher: TeacherJob, student: Network, methods: dict[str, Method], label: str
+) -> StudyJob:
+    method = methods[label]
     recipe = params.trial_recipe(pair, method)
-    tune = params.tune.model_dump(mode="json", exclude={"trials", "workers", "storage", "recipe"})
-    first = _first_schedules(list(methods.values()))
+    space = SearchSpace(method, recipe, params.tune)
+    first, excluded = _first_trials(space, list(methods.values()))
+    unused = {"trials", "workers", "storage", "recipe"} | (set() if method.tunes_schedule else {"space"})
     settings = {
         **_student_settings(params, teacher, student, method, recipe),
-        "tune": tune,
-        "first": [schedule.model_dump(mode="json") for schedule in first],
+        "tune": params.tune.model_dump(mode="json", exclude=unused),
+        "first": first,
     }
-    path = f"{params.dataset.name}/tune/{teacher.network.name}-{student.name}"
-    return StudyJob(path, "tune", settings, teacher, student, method, recipe, first)
+    path = f"{params.dataset.name}/tune/{teacher.network.name}-{student.name}/{label}"
+    return StudyJob(path, "tune", settings, teacher, student, label, method, recipe, space, first, excluded)
 
 
-def _first_schedules(methods: list[Method]) -> list[Schedule]:
-    """Return the paper's three kinds, as in the methods or else with their defaults, and all other kinds in methods.
+def _first_trials(space: SearchSpace, methods: list[Method]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the parameters of a study's first trials, without duplicates, and the schedules outside its space.
 
-    So, on validation, the best trial of a study is never worse than a schedule in the settings.
+    The method as it stands; a tuned schedule stands for the schedules in the settings.
     """
-    named = [method.iakd.schedule for method in methods if "iakd" in method.names]
-    given = [schedule for schedule in named if isinstance(schedule, Schedule)]
-    result: list[Schedule] = []
-    for kind in PAPER_KINDS:
-        result += [schedule for schedule in given if schedule.kind == kind] or [Schedule.model_validate({"kind": kind})]
-    result += [schedule for schedule in given if schedule.kind not in PAPER_KINDS]
-    return [schedule for position, schedule in enumerate(result) if schedule not in result[:position]]
+    starts: list[dict[str, Any]] = [{}]
+    if space.method.tunes_schedule:
+        starts = [{f"{SCHEDULE}.{name}": value for name, value in schedule} for schedule in first_schedules(methods)]
+    first: list[dict[str, Any]] = []
+    excluded: list[dict[str, Any]] = []
+    for start in starts:
+        params, outside = space.params_of(start)
+        if outside:
+            excluded.append(start)
+        elif params not in first:
+            first.append(params)
+    return first, excluded
 
 
 def _student_settings(
@@ -336,6 +342,14 @@ def _as_students_see_it(teacher: TeacherJob) -> dict[str, Any]:
     """Return a teacher's settings without its checkpoint path: students identify its weights by their hash."""
     network = {name: value for name, value in teacher.settings["network"].items() if name != "checkpoint"}
     return {**teacher.settings, "network": network}
+
+
+def as_trained(job: StudentJob, record: dict[str, Any]) -> StudentJob:
+    """Return a student's job with the method and the recipe that its run.json says it was trained with."""
+    if job.study is None:
+        return job
+    used = record["params"]
+    return replace(job, method=Method.model_validate(used["method"]), recipe=Recipe.model_validate(used["recipe"]))
 
 
 def select(jobs: list[Any], kind: str, **wanted: Any) -> list[Any]:

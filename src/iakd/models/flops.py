@@ -1,6 +1,6 @@
 """Parameters and multiply–accumulate operations of a network."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -83,6 +83,13 @@ def bit_operations(network: nn.Module, shape: Shape) -> int:
         for handle in handles:
             handle.remove()
     return sum(counts)
+
+
+def step_macs(compute_loss: Callable[[], Tensor]) -> int:
+    """Return the multiply–accumulates of a loss and of its gradient."""
+    with _counter() as counter:
+        compute_loss().backward()
+    return counter.get_total_flops() // 2
 
 
 @contextmanager

@@ -132,6 +132,8 @@ def describe_settings(method: Method, brief: bool = False) -> str:
         terms.append("starts from the teacher")
     if method.recipe:
         terms.append(f"own recipe: {', '.join(sorted(method.recipe))}")
+    if method.tune:
+        terms.append(f"from Optuna: {', '.join(method.tune)}")
     return "; ".join(terms)
 
 

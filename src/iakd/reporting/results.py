@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iakd import files
-from iakd.config import Method, Params, Recipe, Schedule
+from iakd.config import Method, Parameter, Params, Recipe
 from iakd.config.methods import GROUP_TITLES
 from iakd.errors import UserError
 from iakd.experiment.jobs import Experiment, StudentJob, StudyJob, TeacherJob
@@ -20,7 +20,6 @@ from iakd.reporting.swapping import Added, SwapEffect, by_counterpart, swap_effe
 
 TEACHER = "teacher"  # the method's name in a teacher's evaluation
 MAX_UNGROUPED = 12  # methods: more are shown in groups
-SCHEDULE_SETTINGS = tuple(Schedule.model_fields)
 
 TrialRow = dict[str, Any]  # a row of trials.csv
 PlannedCurve = tuple[NDArray[np.float64], NDArray[np.float64]]  # progress (E,), planned p of each block (E, blocks)
@@ -242,13 +241,18 @@ class Comparison:
 
 @dataclass(frozen=True)
 class StudyResults:
-    """The trials of one pair's study, `importances` (fractions of 1) and each trial's planned p over the training."""
+    """The trials of one study, `importances` (fractions of 1) and each trial's planned p over the training.
 
-    pair: str
+    The planned p is that of a trial's first seed; none where its method does not swap.
+    """
+
     title: str
+    seeds: int  # that a trial trains, unless it is pruned
+    parameters: list[Parameter]
     trials: list[TrialRow]
     importances: dict[str, float]
     curves: dict[int, PlannedCurve]
+    pareto_front: list[int]  # numbers of the trials that are good compromises; none with one objective
 
     @property
     def complete(self) -> list[TrialRow]:
@@ -261,9 +265,14 @@ class StudyResults:
         return max(self.complete, key=lambda trial: (trial["value"], -trial["number"]), default=None)
 
     @property
-    def varied(self) -> list[str]:
+    def varied(self) -> list[Parameter]:
         """The settings in which trials differ."""
-        return [name for name in SCHEDULE_SETTINGS if len({trial.get(name) for trial in self.trials} - {None}) > 1]
+        return [one for one in self.parameters if len({trial.get(one.name) for trial in self.trials} - {None}) > 1]
+
+    @property
+    def epochs(self) -> int:
+        """Epochs that all trials trained together."""
+        return sum(trial.get("epochs") or 0 for trial in self.trials)
 
 
 def read_comparison(experiment: Experiment) -> Comparison:
@@ -311,15 +320,17 @@ def _with_gains(params: Params, by_label: dict[str, MethodResults]) -> list[Meth
     return methods
 
 
-def read_study(job: StudyJob, trials: list[TrialRow], importances: dict[str, float]) -> StudyResults:
+def read_study(job: StudyJob, seeds: int, trials: list[TrialRow], importances: dict[str, float]) -> StudyResults:
     """Combine a study's trials and importances with the histories of its trials, read from its folder."""
-    pair = (job.teacher.network.name, job.student.name)
     curves = {}
     for trial in trials:
-        path = job.folder / "trials" / f"{trial['number']:04d}" / HISTORY
+        path = job.folder / "trials" / f"{trial['number']:04d}" / "seed0" / HISTORY
         if path.exists() and (curve := _planned_curve(path, job.recipe.epochs)):
             curves[trial["number"]] = curve
-    return StudyResults("-".join(pair), " → ".join(pair), trials, importances, curves)
+    title = f"{job.label}, {job.teacher.network.name} → {job.student.name}"
+    metrics = files.read_json(job.folder / METRICS, "run `iakd tune`")
+    front = metrics.get("pareto_front", [])
+    return StudyResults(title, seeds, job.space.parameters, trials, importances, curves, front)
 
 
 def _planned_curve(path: Path, epochs: int) -> PlannedCurve | None:

@@ -11,7 +11,7 @@ from iakd.config import did_you_mean
 from iakd.data.store import PreparedData
 from iakd.errors import UserError
 from iakd.experiment import run_dir
-from iakd.experiment.jobs import Experiment, StudentJob, TeacherJob
+from iakd.experiment.jobs import Experiment, StudentJob, TeacherJob, as_trained
 from iakd.reporting import tables
 from iakd.reporting.results import TEACHER, read_comparison
 
@@ -84,6 +84,8 @@ def _evaluate(experiment: Experiment, job: TeacherJob | StudentJob, store: Prepa
     from iakd.distillation.assembly import network_of
     from iakd.evaluation.measure import evaluate_model  # torch takes seconds to import, and is often not needed
 
+    if isinstance(job, StudentJob):
+        job = as_trained(job, record)
     model = network_of(job, store)
     weights = str(job.folder / run_dir.MODEL)
     measured = evaluate_model(experiment.params, model, job.normalisation, content, weights, store)

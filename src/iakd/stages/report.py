@@ -18,7 +18,7 @@ def run(experiment: Experiment) -> Path:
     """
     comparison = read_comparison(experiment)
     manifest = files.read_json(experiment.data.folder / MANIFEST, "run `iakd prepare`")
-    studies = [_study(job) for job in experiment.studies]
+    studies = [_study(job, experiment.params.tune.seeds) for job in experiment.studies]
     folder = experiment.report / run_dir.FIGURES
     with style.drawing():
         drawn = {
@@ -39,7 +39,7 @@ def run(experiment: Experiment) -> Path:
     return experiment.report / run_dir.REPORT
 
 
-def _study(job: StudyJob) -> StudyResults:
+def _study(job: StudyJob, seeds: int) -> StudyResults:
     from iakd.tuning.results import finished_trials, importances  # Optuna takes its time to import
 
-    return read_study(job, finished_trials(job.folder), importances(job.folder))
+    return read_study(job, seeds, finished_trials(job.folder), importances(job.folder))

@@ -1,4 +1,4 @@
-"""Search for a pair's best schedule: reads data and teacher, writes results/<dataset>/tune/<pair>/."""
+"""Search for a method's best settings: reads data and teacher, writes results/<dataset>/tune/<pair>/<label>/."""
 
 import logging
 from pathlib import Path
@@ -9,13 +9,13 @@ from iakd.experiment import run_dir
 from iakd.experiment.jobs import Experiment, StudyJob
 from iakd.files import digest
 from iakd.tuning.results import up_to_date
-from iakd.tuning.workers import StudentTrainer, TrialTrainer, method_label
+from iakd.tuning.workers import StudentTrainer, TrialTrainer
 
 log = logging.getLogger(__name__)
 
 
 def run(experiment: Experiment, job: StudyJob, trainer: type[TrialTrainer] = StudentTrainer) -> Path:
-    """Run the study of one pair, unless its results are up to date; return the path of schedule.yaml.
+    """Run the study of one method, unless its results are up to date; return the path of best.yaml.
 
     Every worker process creates a `trainer`, which trains the trials.
     """
@@ -23,7 +23,7 @@ def run(experiment: Experiment, job: StudyJob, trainer: type[TrialTrainer] = Stu
     study = _study_run(experiment, job)
     if up_to_date(study, tune.trials):
         log.info("%s: already tuned", job.folder)
-        return job.folder / run_dir.SCHEDULE
+        return job.folder / run_dir.BEST
     from iakd.tuning.study import run_study  # imports Optuna
 
     return run_study(experiment, job, study, trainer)
@@ -31,8 +31,10 @@ def run(experiment: Experiment, job: StudyJob, trainer: type[TrialTrainer] = Stu
 
 def _study_run(experiment: Experiment, job: StudyJob) -> run_dir.Run:
     manifest = files.read_json(experiment.data.folder / MANIFEST, "run `iakd prepare` first")
-    teacher = files.read_json(job.teacher.folder / run_dir.RUN, "run `iakd teach` first")
-    inputs = {"data": manifest["sha256"], "teacher": teacher["model_sha256"]}
+    inputs = {"data": manifest["sha256"]}
+    if job.method.needs_teacher:
+        teacher = files.read_json(job.teacher.folder / run_dir.RUN, "run `iakd teach` first")
+        inputs["teacher"] = teacher["model_sha256"]
     return run_dir.Run(
         path=job.path,
         stage=job.stage,
@@ -43,7 +45,7 @@ def _study_run(experiment: Experiment, job: StudyJob) -> run_dir.Run:
             "dataset": experiment.params.dataset.name,
             "teacher": job.teacher.network.name,
             "student": job.student.name,
-            "method": method_label(experiment),
+            "method": job.label,
         },
         inputs=inputs,
     )

@@ -48,9 +48,10 @@ class RunContent:
 
     @property
     def parent(self) -> str | None:
-        """The path of the study that this run is a trial of."""
-        study, separator, _ = self.path.rpartition("/trials/")
-        return study if separator else None
+        """The path of the study that this run is a trial of, or of the trial that it is a seed of."""
+        study, separator, trial = self.path.rpartition("/trials/")
+        number, nested, _ = trial.partition("/")
+        return (f"{study}/trials/{number}" if nested else study) if separator else None
 
 
 def read_content(run: RunFiles) -> RunContent:
@@ -113,8 +114,10 @@ def _name(record: dict[str, Any], path: str) -> str:
     match record["stage"]:
         case "trial":
             return f"trial {record.get('trial', path.rpartition('/')[2])}"
+        case "trial_seed":
+            return f"trial {record['trial']}, seed {record['trial_seed']}"
         case "tune":
-            return f"study {_pair_name(record) or path.rpartition('/')[2]}"
+            return f"study {_pair_name(record) or path.rpartition('/')[2]} {record.get('method') or ''}".rstrip()
         case "teach":
             return f"{record.get('teacher')} seed {record['seed']}"
         case _:
@@ -148,8 +151,9 @@ def _description(record: dict[str, Any], path: str) -> str:
     student, teacher, method = record.get("student"), record.get("teacher"), record.get("method")
     subject = {
         "teach": f"Teacher {teacher}",
-        "tune": f"Search for the swap-probability schedule of {teacher} → {student}",
-        "trial": f"Trial of a swap-probability schedule for {teacher} → {student}",
+        "tune": f"Search for the best settings of {method} for {teacher} → {student}",
+        "trial": f"Trial of settings of {method} for {teacher} → {student}, over its seeds",
+        "trial_seed": f"One seed of a trial of settings of {method} for {teacher} → {student}",
     }.get(record["stage"], f"Student {student} of teacher {teacher}, trained with {method}")
     return f"{subject}, on {record.get('dataset')}. Files: `{RESULTS / path}/`"
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from iakd import files
 from iakd.experiment.jobs import RESULTS, STATE
 from iakd.experiment.run_dir import (
+    BEST,
     EVALUATION,
     FIGURES,
     HISTORY,
@@ -21,15 +22,14 @@ from iakd.experiment.run_dir import (
     PEER,
     REPORT,
     RUN,
-    SCHEDULE,
     TABLES,
     TABLES_TEXT,
     TRIALS,
 )
 
-RUN_FILES = (RUN, HISTORY, METRICS, EVALUATION, MODEL, PEER, SCHEDULE, TRIALS, JOURNAL)
+RUN_FILES = (RUN, HISTORY, METRICS, EVALUATION, MODEL, PEER, BEST, TRIALS, JOURNAL)
 REPORT_FILES = (REPORT, TABLES, TABLES_TEXT)
-MAX_DEPTH = 6  # below results/<dataset>/; trials/0007 of a study are at 3
+MAX_DEPTH = 6  # below results/<dataset>/; trials/0007/seed0 of a study is at 6
 
 FileStamp = tuple[str, int, int]  # name, modification time in ns, size in bytes
 RunLocation = tuple[str, bool]  # path, live

@@ -324,6 +324,17 @@ class Trainer:
         self.engine.step(batch, lambda: self.objective.graph_key(self.step))
         self.sums.images += batch.whole_size
 
+    def loss_at(self, step: int) -> Tensor:
+        """Compute the loss of a step, a scalar, without taking the step."""
+        epoch, first = self.timeline.locate(step)
+        self.objective.train()
+        form = BatchFormat(self.recipe.batch_size, self.recipe.augment, self.channels_last, self.processes.shard)
+        wanted = self.objective.epoch_data(epoch, self.recipe.augment)
+        with contextlib.closing(self.data):
+            batch = next(self.data.epoch(self.run.seed, epoch, form, first, wanted))
+        terms, _ = self.objective(batch, step)
+        return torch.stack(list(terms.values())).sum()
+
     def update(self, batch: Batch) -> None:
         """Forward, backward and optimizer step. Nothing here may wait for the device, or graphs cannot be recorded."""
         forward = self.data_parallel or self.objective

@@ -7,22 +7,22 @@ change a view.
 """
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
-from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, WilcoxonPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
-from iakd.config import Pruner, Recipe, Schedule, Space, Tune
-from iakd.config.schedule import settings_used
+from iakd.config import Parameter, Pruner, Recipe, SearchSpace, Tune
 from iakd.seeding import derive
-from iakd.tuning.results import INTEGER_PARAMS, TrialRecord
+from iakd.tuning.results import TrialRecord, seeds_of
 
+Direction = Literal["minimize", "maximize"]
 STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 
 
@@ -31,8 +31,18 @@ class Search:
     """Everything that a study's decisions depend on, except its trials."""
 
     tune: Tune
-    recipe: Recipe
-    first: list[Schedule]
+    space: SearchSpace
+    first: list[dict[str, Any]]  # parameters of the first trials
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of each seed of a trial."""
+        return self.space.recipe.epochs
+
+    @property
+    def directions(self) -> list[Direction]:
+        """Of the objectives: accuracy, and multiply–accumulates if they are one."""
+        return ["maximize", "minimize"] if self.tune.several_objectives else ["maximize"]
 
     def generation_start(self, number: int) -> int:
         """Return the number of the first trial in the generation of trial `number`."""
@@ -41,41 +51,73 @@ class Search:
 
 def propose(search: Search, trials: Sequence[TrialRecord], number: int) -> tuple[dict[str, Any], str]:
     """Return parameters and origin of trial `number`; `trials` holds at least all trials before it."""
-    first, _ = first_trials(search.first, search.tune.space, search.recipe)
-    if number < len(first):
-        return first[number], "first"
+    if number < len(search.first):
+        return search.first[number], "first"
     view = _view(search, trials, number, _sampler(search.tune, number), NopPruner())
-    return suggest(view.ask(), search.tune.space, search.recipe), "sampler"
+    return suggest(view.ask(), search.space), "sampler"
 
 
 class TrialPruner:
-    """Decides whether to prune one trial, given what earlier generations reached at the same epoch."""
+    """Decides whether to prune one trial, given what earlier generations reached.
+
+    While its first seed trains, and after it, the trial is compared by `Pruner.kind` with their first seeds after the
+    same epoch. After each further seed, but for the last one, `Pruner.wilcoxon` compares its seeds with the same seeds
+    of the best trial: all trials have the same seeds, hence the same initial weights and batches.
+    """
 
     def __init__(self, search: Search, trials: Sequence[TrialRecord], number: int) -> None:
+        self._search = search
         self._number = number
-        self._epochs = search.recipe.epochs
-        # schedules from the settings always finish, so the best trial is never worse than them
+        # what is in the settings always finishes, so the best trial is never worse than that
         self._may_prune = trials[number].origin != "first"
-        self._view = _view(search, trials, number, RandomSampler(seed=0), _pruner(search.tune.pruner, search.recipe))
-        self._trial = self._view.ask()
+        pruner = search.tune.pruner
+        over_epochs = [_first_seed(search, trial) for trial in trials[:number]]
+        over_seeds = [_by_seed(search, trial) for trial in trials[:number]]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            test = WilcoxonPruner(p_threshold=pruner.wilcoxon) if pruner.wilcoxon is not None else NopPruner()
+        self._epochs = _view(search, over_epochs, number, RandomSampler(seed=0), _pruner(pruner, search.space.recipe))
+        self._seeds = _view(search, over_seeds, number, RandomSampler(seed=0), test)
+        self._trial, self._by_seed = self._epochs.ask(), self._seeds.ask()
 
-    def should_prune(self, epoch: int, value: float) -> bool:
-        """Report the validation accuracy (percent) after `epoch` (1-based); return whether to stop the trial there."""
-        self._trial.report(value, step=epoch)
-        should = self._trial.should_prune()
-        return should and self._may_prune and epoch < self._epochs
+    def should_prune(self, step: int, value: float) -> bool:
+        """Report the validation accuracy (percent) at a step (`step_of`); return whether to stop the trial there."""
+        if self._search.tune.several_objectives:
+            return False
+        seed, epoch = divmod(step - 1, self._search.epochs)
+        ended = epoch + 1 == self._search.epochs
+        should = False
+        if seed == 0:
+            self._trial.report(value, step=epoch + 1)
+            should = self._trial.should_prune()
+        if ended:
+            self._by_seed.report(value, step=seed)
+            should = should or self._by_seed.should_prune()
+        last = ended and seed + 1 == self._search.tune.seeds
+        return should and self._may_prune and not last
 
     @property
     def state(self) -> dict[str, Any]:
         """What the pruner stored with this trial, for decisions on later trials."""
-        return dict(self._view.trials[self._number].system_attrs)
+        return dict(self._epochs.trials[self._number].system_attrs)
+
+
+def _first_seed(search: Search, trial: TrialRecord) -> TrialRecord:
+    """A trial with the intermediate values of its first seed, by epoch."""
+    values = {step: value for step, value in trial.intermediate_values.items() if step <= search.epochs}
+    return replace(trial, intermediate_values=values)
+
+
+def _by_seed(search: Search, trial: TrialRecord) -> TrialRecord:
+    """A trial with the results of its seeds as intermediate values, by position."""
+    return replace(trial, intermediate_values=dict(enumerate(seeds_of(trial, search.epochs))))
 
 
 def _view(
     search: Search, trials: Sequence[TrialRecord], number: int, sampler: BaseSampler, pruner: BasePruner
 ) -> optuna.Study:
     # Hyperband hashes the name to choose a trial's bracket
-    view = optuna.create_study(study_name="view", direction="maximize", sampler=sampler, pruner=pruner)
+    view = optuna.create_study(study_name="view", directions=search.directions, sampler=sampler, pruner=pruner)
     start = search.generation_start(number)
     for trial in trials[:number]:
         view.add_trial(_frozen(search, trial, known=trial.number < start))
@@ -85,17 +127,22 @@ def _view(
 def _frozen(search: Search, trial: TrialRecord, known: bool) -> FrozenTrial:
     if known and not trial.finished:
         raise AssertionError(f"trial {trial.number} of an earlier generation is {trial.state}")
-    space = distributions(search.tune.space, trial.params["kind"], search.recipe)
+    space = distributions(search.space, trial.params)
     if not known:
         return create_trial(state=TrialState.RUNNING, params=trial.params, distributions=space)
     return create_trial(
         state=STATES[trial.state],
-        value=trial.value if trial.state == "complete" else None,
+        values=objectives(trial.value, trial.macs) if trial.state == "complete" else None,
         params=trial.params,
         distributions=space,
         intermediate_values=trial.intermediate_values,
         system_attrs=trial.pruner_state,
     )
+
+
+def objectives(value: float | None, macs: int | None) -> list[float]:
+    """Return the values of a complete trial, in the order of `Search.directions`."""
+    return [float(one) for one in (value, macs) if one is not None]
 
 
 def _sampler(tune: Tune, number: int) -> BaseSampler:
@@ -134,51 +181,35 @@ def _pruner(pruner: Pruner, recipe: Recipe) -> BasePruner:
             return NopPruner()
 
 
-def params_used(kind: str, recipe: Recipe) -> tuple[str, ...]:
-    """Return the parameters that a schedule of this kind depends on, besides `kind`, in the order they are sampled."""
-    drops = recipe.lr_schedule.kind == "multistep" and bool(recipe.lr_schedule.milestones)
-    return settings_used(kind, drops)
+def distributions(space: SearchSpace, params: Mapping[str, Any]) -> dict[str, BaseDistribution]:
+    """Return the distribution of each parameter of a trial."""
+    return {one.name: _distribution(one) for one in space.parameters if one.name in params}
 
 
-def params_of(schedule: Schedule, recipe: Recipe) -> dict[str, Any]:
-    """Return a schedule as the parameters of a trial: its kind and the settings that the kind uses."""
-    return {"kind": schedule.kind, **{name: getattr(schedule, name) for name in params_used(schedule.kind, recipe)}}
+def _distribution(parameter: Parameter) -> BaseDistribution:
+    values = parameter.values
+    if parameter.choices:
+        return CategoricalDistribution(list(parameter.choices))
+    assert values.low is not None and values.high is not None
+    if parameter.integer:
+        return IntDistribution(int(values.low), int(values.high), values.log, int(values.step or 1))
+    return FloatDistribution(values.low, values.high, values.log, values.step)
 
 
-def _contains(space: Space, params: dict[str, Any]) -> bool:
-    return all(
-        value in space.kind if name == "kind" else getattr(space, name)[0] <= value <= getattr(space, name)[1]
-        for name, value in params.items()
-    )
-
-
-def first_trials(first: list[Schedule], space: Space, recipe: Recipe) -> tuple[list[dict[str, Any]], list[Schedule]]:
-    """Return the parameters of a study's first trials, without duplicates, and the schedules outside its space."""
-    chosen: list[dict[str, Any]] = []
-    excluded: list[Schedule] = []
-    for schedule in first:
-        params = params_of(schedule, recipe)
-        if not _contains(space, params):
-            excluded.append(schedule)
-        elif params not in chosen:
-            chosen.append(params)
-    return chosen, excluded
-
-
-def distributions(space: Space, kind: str, recipe: Recipe) -> dict[str, BaseDistribution]:
-    """Return the distribution of each parameter of a trial with this kind of schedule."""
-    result: dict[str, BaseDistribution] = {"kind": CategoricalDistribution(list(dict.fromkeys(space.kind)))}
-    for name in params_used(kind, recipe):
-        low, high = getattr(space, name)
-        result[name] = IntDistribution(low, high) if name in INTEGER_PARAMS else FloatDistribution(low, high)
-    return result
-
-
-def suggest(trial: Trial, space: Space, recipe: Recipe) -> dict[str, Any]:
-    """Sample the kind, then only the parameters that it uses."""
-    params: dict[str, Any] = {"kind": trial.suggest_categorical("kind", list(dict.fromkeys(space.kind)))}
-    for name in params_used(params["kind"], recipe):
-        low, high = getattr(space, name)
-        integer = name in INTEGER_PARAMS
-        params[name] = trial.suggest_int(name, low, high) if integer else trial.suggest_float(name, low, high)
+def suggest(trial: Trial, space: SearchSpace) -> dict[str, Any]:
+    """Draw the parameters that are used, each after those that decide whether it is."""
+    params: dict[str, Any] = {}
+    for parameter in space.parameters:
+        if space.is_used(parameter, params):
+            params[parameter.name] = _draw(trial, parameter)
     return params
+
+
+def _draw(trial: Trial, parameter: Parameter) -> Any:
+    match _distribution(parameter):
+        case CategoricalDistribution(choices=choices):
+            return trial.suggest_categorical(parameter.name, choices)
+        case IntDistribution(low=low, high=high, log=log, step=step):
+            return trial.suggest_int(parameter.name, low, high, log=log, step=step)
+        case FloatDistribution(low=low, high=high, log=log, step=step):
+            return trial.suggest_float(parameter.name, low, high, log=log, step=step)

@@ -1,10 +1,12 @@
-"""The results of a study: its trials, their history and the best schedule; how they are written and read."""
+"""The results of a study: its trials, their history and the best settings; how they are written and read."""
 
+import contextlib
 import csv
 import io
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import count, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,21 +14,19 @@ import yaml
 from pydantic import ValidationError
 
 from iakd import files
-from iakd.config import Schedule, explain
+from iakd.config import Method, explain
 from iakd.errors import UserError
 from iakd.experiment import run_dir
-from iakd.experiment.run_dir import JOURNAL, SCHEDULE, TRIALS
+from iakd.experiment.run_dir import BEST, JOURNAL, TRIALS
 
 if TYPE_CHECKING:
     import optuna
 
 
 FINISHED = ("complete", "pruned", "failed")
-PARAMS = tuple(Schedule.model_fields)
-INTEGER_PARAMS = tuple(name for name, about in Schedule.model_fields.items() if about.annotation is int)
-COLUMNS = ("number", "state", "value", "origin", *PARAMS, "epochs", "seconds", "started", "finished", "reason")
-TEXT_COLUMNS = ("state", "origin", "kind", "started", "finished", "reason")
-INTEGER_COLUMNS = ("number", "epochs", *INTEGER_PARAMS)
+COLUMNS = ("number", "state", "value", "origin")  # of trials.csv; then a column for each setting, then MORE_COLUMNS
+MORE_COLUMNS = ("macs", "epochs", "seconds", "started", "finished", "reason")
+TEXT_COLUMNS = ("state", "origin", "started", "finished", "reason")
 MIN_BEST = 5  # complete trials that importances compare with the others; Optuna's advice
 
 
@@ -36,12 +36,15 @@ class TrialRecord:
 
     number: int
     state: str  # waiting, running, complete, pruned, failed
-    params: dict[str, Any]  # the kind of schedule and the settings that this kind uses
-    origin: str  # first: a schedule from the settings; sampler
-    value: float | None = None  # validation accuracy, percent; of a pruned trial: when it was pruned
-    intermediate_values: dict[int, float] = field(default_factory=dict)  # epoch -> validation accuracy, percent
+    params: dict[str, Any]  # the settings that it tries, as `config.search_space` names and stores them
+    origin: str  # first: the method as it stands, or with a schedule from the settings; sampler
+    value: float | None = (
+        None  # validation accuracy, percent, mean over its seeds so far; if pruned in one, at that time
+    )
+    intermediate_values: dict[int, float] = field(default_factory=dict)  # step -> validation accuracy, percent
     pruner_state: dict[str, Any] = field(default_factory=dict)  # what the pruner stored with it
     reason: str | None = None  # why it failed
+    macs: int | None = None  # multiply–accumulates of one training, where they are an objective
 
     @property
     def finished(self) -> bool:
@@ -49,23 +52,38 @@ class TrialRecord:
         return self.state in FINISHED
 
 
-def write_schedule(folder: Path, study: str, number: int, value: float, settings: dict[str, object]) -> Path:
-    """Write the schedule of trial `number`, which reached `value` percent on validation; return the path."""
-    head = f"# Best schedule of the study {study}: trial {number}, {value:.2f} % on validation\n"
-    files.write_text(folder / SCHEDULE, head + yaml.safe_dump(settings, sort_keys=False))
-    return folder / SCHEDULE
+def step_of(seed: int, epoch: int, epochs: int) -> int:
+    """Return the step of an intermediate value: the epochs that a trial has trained, over all its seeds so far.
+
+    `seed` is its position, from 0; `epoch` is 1-based.
+    """
+    return seed * epochs + epoch
 
 
-def read_schedule(folder: Path) -> Schedule:
-    """Return the schedule in a study's results folder. Raises UserError where it is missing or damaged."""
-    path = folder / SCHEDULE
+def seeds_of(trial: TrialRecord, epochs: int) -> list[float]:
+    """Return the validation accuracy of each seed that a trial has trained to the end."""
+    finished = takewhile(lambda step: step in trial.intermediate_values, count(epochs, epochs))
+    return [trial.intermediate_values[step] for step in finished]
+
+
+def write_best(folder: Path, label: str, entry: dict[str, Any], about: str) -> Path:
+    """Write the entry of `methods` with the settings that a study has found; return the path."""
+    head = f"# {about}\n# To keep these settings without the study, put this below `methods` in params.yaml.\n"
+    files.write_text(folder / BEST, head + yaml.safe_dump({label: entry}, sort_keys=False, allow_unicode=True))
+    return folder / BEST
+
+
+def read_best(folder: Path) -> Method:
+    """Return the method in a study's results folder. Raises UserError where it is missing or damaged."""
+    path = folder / BEST
     try:
-        return Schedule.model_validate(yaml.safe_load(path.read_text()))
+        ((_, entry),) = yaml.safe_load(path.read_text()).items()
+        return Method.model_validate(entry)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: run `iakd tune` first") from None
     except ValidationError as error:
-        raise UserError(f"{path} is damaged ({explain(error, Schedule)}): run `iakd tune` again") from None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path} is damaged ({explain(error, Method)}): run `iakd tune` again") from None
+    except (UnicodeDecodeError, yaml.YAMLError, AttributeError, ValueError) as error:
         raise UserError(f"{path} is damaged ({' '.join(str(error).split())}): run `iakd tune` again") from None
 
 
@@ -73,6 +91,18 @@ def best(trials: Iterable[TrialRecord]) -> TrialRecord | None:
     """Return the complete trial with the highest value, the earliest one of a tie."""
     complete = [trial for trial in trials if trial.state == "complete"]
     return max(complete, key=lambda trial: (trial.value, -trial.number), default=None)
+
+
+def pareto_front(trials: Iterable[TrialRecord]) -> list[int]:
+    """Return the complete trials that no other one surpasses in one objective without being worse in the other."""
+    complete = [(trial.value or 0.0, -(trial.macs or 0), trial.number) for trial in trials if trial.state == "complete"]
+    return [
+        number
+        for value, cheapness, number in complete
+        if not any(
+            other[0] >= value and other[1] >= cheapness and other[:2] != (value, cheapness) for other in complete
+        )
+    ]
 
 
 def history(trials: list[TrialRecord]) -> list[run_dir.Row]:
@@ -101,30 +131,31 @@ def summary(trials: list[TrialRecord]) -> dict[str, Any]:
         "best_trial": best_trial.number if best_trial else None,
         "trials": len(trials),
         **counts,
+        **({"pareto_front": pareto_front(trials)} if any(trial.macs is not None for trial in trials) else {}),
     }
 
 
-def write_trials(folder: Path, trials: list[TrialRecord]) -> None:
-    """Write trials.csv; a cell is empty where the kind does not use the setting or the value is unknown."""
+def write_trials(folder: Path, trials: list[TrialRecord], settings: list[str]) -> None:
+    """Write trials.csv; a cell is empty where a trial does not use the setting, or the value is unknown."""
     out = io.StringIO()
-    writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(out, [*COLUMNS, *settings, *MORE_COLUMNS], lineterminator="\n")
     writer.writeheader()
     for trial in trials:
         about = trial_run(folder, trial.number)
-        writer.writerow(
-            {
-                "number": trial.number,
-                "state": trial.state,
-                "value": trial.value,
-                "origin": trial.origin,
-                **trial.params,
-                "epochs": max(trial.intermediate_values, default=None),
-                "seconds": about.get("wall_seconds"),
-                "started": about.get("started"),
-                "finished": about.get("finished"),
-                "reason": trial.reason,
-            }
-        )
+        row = {
+            "number": trial.number,
+            "state": trial.state,
+            "value": trial.value,
+            "origin": trial.origin,
+            **trial.params,
+            "macs": trial.macs,
+            "epochs": max(trial.intermediate_values, default=None),
+            "seconds": about.get("wall_seconds"),
+            "started": about.get("started"),
+            "finished": about.get("finished"),
+            "reason": trial.reason,
+        }
+        writer.writerow({name: str(value).lower() if isinstance(value, bool) else value for name, value in row.items()})
     files.write_text(folder / TRIALS, out.getvalue())
 
 
@@ -134,11 +165,11 @@ def up_to_date(run: run_dir.Run, trials: int) -> bool:
         counted = files.read_json(run.folder / run_dir.METRICS, "").get("trials") if run.finished else None
     except UserError:
         return False
-    return counted == trials and all((run.folder / name).exists() for name in (SCHEDULE, TRIALS, JOURNAL))
+    return counted == trials and all((run.folder / name).exists() for name in (BEST, TRIALS, JOURNAL))
 
 
 def study_name(path: str) -> str:
-    """Return the name of the study whose files are at `path`: digits/resnet20-resnet8."""
+    """Return the name of the study whose files are at `path`: digits/resnet20-resnet8/kd-tuned."""
     return path.replace("/tune/", "/")
 
 
@@ -154,7 +185,10 @@ def trial_run(folder: Path, number: int) -> dict[str, Any]:
 
 
 def finished_trials(folder: Path) -> list[dict[str, Any]]:
-    """Return the rows of trials.csv: numbers as numbers, empty cells as None. Raises UserError if it is missing."""
+    """Return the rows of trials.csv, with values of their types and None for empty cells.
+
+    Raises UserError if it is missing.
+    """
     path = folder / TRIALS
     try:
         text = path.read_text()
@@ -168,7 +202,17 @@ def _read(name: str, cell: str) -> Any:
         return None
     if name in TEXT_COLUMNS:
         return cell
-    return int(cell) if name in INTEGER_COLUMNS else float(cell)
+    if cell in ("true", "false"):
+        return cell == "true"
+    for number in (int, float):
+        with contextlib.suppress(ValueError):
+            return number(cell)
+    return cell
+
+
+def settings_in(rows: list[dict[str, Any]]) -> list[str]:
+    """Return the settings that a study searched, given the rows of its trials.csv."""
+    return [name for name in (rows[0] if rows else {}) if name not in (*COLUMNS, *MORE_COLUMNS)]
 
 
 def load_study(folder: Path) -> "optuna.Study":
@@ -189,29 +233,33 @@ def load_study(folder: Path) -> "optuna.Study":
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = JournalStorage(JournalFileBackend(str(path)))
     (name,) = optuna.get_all_study_names(storage)
+    stored = optuna.load_study(study_name=name, storage=storage)
     study = optuna.create_study(
-        study_name=name, direction="maximize", sampler=RandomSampler(seed=0), pruner=NopPruner()
+        study_name=name, directions=stored.directions, sampler=RandomSampler(seed=0), pruner=NopPruner()
     )
-    study.add_trials(t for t in optuna.load_study(study_name=name, storage=storage).trials if t.number in numbers)
+    study.add_trials(trial for trial in stored.trials if trial.number in numbers)
     return study
 
 
 def importances(folder: Path) -> dict[str, float]:
     """Return how much each setting mattered for being among the best trials: shares of 1, largest first.
 
-    Conditional PED-ANOVA (arXiv 2601.20800), which also covers settings that only some kinds use and is
+    Conditional PED-ANOVA (arXiv 2601.20800), which also covers settings that only some trials use and is
     deterministic. Empty where too few trials are complete, or all are equally good.
     """
     import optuna
 
     study = load_study(folder)
-    values = [trial.value for trial in study.get_trials(states=[optuna.trial.TrialState.COMPLETE])]
+    values = [trial.values[0] for trial in study.get_trials(states=[optuna.trial.TrialState.COMPLETE])]
     if len(values) <= MIN_BEST or len(set(values)) == 1:
         return {}
     evaluator = optuna.importance.PedAnovaImportanceEvaluator(
         target_quantile=max(0.1, MIN_BEST / len(values)), region_quantile=1.0, evaluate_on_local=True
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about settings that few trials have
-        shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
+        # about settings that few trials have, and that a target is taken to be minimised: hence its sign
+        warnings.simplefilter("ignore")
+        shares = optuna.importance.get_param_importances(
+            study, evaluator=evaluator, target=lambda trial: -trial.values[0]
+        )
     return dict(sorted(shares.items(), key=lambda item: (-item[1], item[0])))

@@ -23,7 +23,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from iakd.errors import RunFailed, UserError
 from iakd.seeding import derive
-from iakd.tuning.decisions import STATES
+from iakd.tuning.decisions import STATES, Direction, objectives
 from iakd.tuning.results import TrialRecord
 
 STATE_NAMES = {
@@ -33,15 +33,18 @@ STATE_NAMES = {
 }
 
 
+MAXIMISE: list[Direction] = ["maximize"]
+
+
 class StoredStudy:
     """The trials of the study `name`, which is created if it does not exist."""
 
-    def __init__(self, storage: BaseStorage, name: str) -> None:
+    def __init__(self, storage: BaseStorage, name: str, directions: list[Direction] = MAXIMISE) -> None:
         # decisions.py samples and prunes, so these two are never used
         self._study = optuna.create_study(
             study_name=name,
             storage=storage,
-            direction="maximize",
+            directions=directions,
             sampler=RandomSampler(seed=0),
             pruner=NopPruner(),
             load_if_exists=True,
@@ -67,10 +70,11 @@ class StoredStudy:
                 state=STATE_NAMES[trial.state],
                 params=trial.params,
                 origin=trial.user_attrs["origin"],
-                value=trial.value,
+                value=trial.user_attrs.get("value", trial.values and trial.values[0]),
                 intermediate_values=trial.intermediate_values,
                 pruner_state=trial.user_attrs.get("pruner_state", {}),
                 reason=trial.user_attrs.get("reason"),
+                macs=trial.user_attrs.get("macs"),
             )
             for trial in self._study.get_trials(deepcopy=False)
         ]
@@ -87,20 +91,27 @@ class StoredStudy:
         """Mark a trial as running; one that an interrupted attempt left running stays so."""
         self._storage.set_trial_state_values(self._trial_id(number), TrialState.RUNNING)
 
-    def report(self, number: int, epoch: int, value: float) -> None:
-        """Store the validation accuracy of a running trial after `epoch`."""
+    def report(self, number: int, step: int, value: float) -> None:
+        """Store the validation accuracy of a running trial at a step."""
         trial_id = self._trial_id(number)
-        if epoch not in self._storage.get_trial(trial_id).intermediate_values:  # stored by an interrupted attempt
-            self._storage.set_trial_intermediate_value(trial_id, epoch, value)
+        if step not in self._storage.get_trial(trial_id).intermediate_values:  # stored by an interrupted attempt
+            self._storage.set_trial_intermediate_value(trial_id, step, value)
 
     def finish(
-        self, number: int, state: str, value: float | None, reason: str | None, pruner_state: dict[str, Any]
+        self,
+        number: int,
+        state: str,
+        value: float | None,
+        reason: str | None,
+        pruner_state: dict[str, Any],
+        macs: int | None = None,
     ) -> None:
         """Finish a running trial."""
-        for name, content in (("pruner_state", pruner_state), ("reason", reason)):
+        mean = value if state == "pruned" else None  # Optuna's value of a pruned trial is its last intermediate one
+        for name, content in (("pruner_state", pruner_state), ("reason", reason), ("value", mean), ("macs", macs)):
             if content:
                 self._storage.set_trial_user_attr(self._trial_id(number), name, content)
-        self._study.tell(number, value if state == "complete" else None, state=STATES[state])
+        self._study.tell(number, objectives(value, macs) if state == "complete" else None, state=STATES[state])
 
     def copy_to(self, path: Path, name: str) -> None:
         """Copy the whole study to a new journal file, under this name."""
@@ -113,7 +124,9 @@ class StoredStudy:
 
 
 @contextlib.contextmanager
-def open_study(address: str | None, journal: Path, name: str) -> Iterator[StoredStudy]:
+def open_study(
+    address: str | None, journal: Path, name: str, directions: list[Direction] = MAXIMISE
+) -> Iterator[StoredStudy]:
     """Open the study `name` in the database at `address`, or without one in the file `journal`.
 
     Raises UserError where the address is unusable or another process runs the study, RunFailed where the database
@@ -121,10 +134,10 @@ def open_study(address: str | None, journal: Path, name: str) -> Iterator[Stored
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if address is None:
-        yield StoredStudy(_journal(journal), name)
+        yield StoredStudy(_journal(journal), name, directions)
     else:
         with _database(address, name) as storage:
-            yield StoredStudy(storage, name)
+            yield StoredStudy(storage, name, directions)
 
 
 class _NoLock:

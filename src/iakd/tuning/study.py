@@ -6,14 +6,15 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from iakd import files
-from iakd.config import Schedule
+from iakd.config import Tune
 from iakd.errors import RunFailed, UserError
 from iakd.experiment import run_dir
 from iakd.experiment.jobs import Experiment, StudyJob
 from iakd.tuning import results
-from iakd.tuning.decisions import Search, TrialPruner, distributions, first_trials, propose
+from iakd.tuning.decisions import Direction, Search, TrialPruner, distributions, propose
 from iakd.tuning.results import TrialRecord
 from iakd.tuning.storage import StoredStudy, open_study
 from iakd.tuning.workers import ALIVE, Pool, TrialResult, TrialTrainer, WorkerTask, wait_for_orphans
@@ -22,26 +23,26 @@ log = logging.getLogger(__name__)
 
 
 def run_study(experiment: Experiment, job: StudyJob, run: run_dir.Run, trainer: type[TrialTrainer]) -> Path:
-    """Run all trials of the study and publish its results as `run`; return the path of schedule.yaml.
+    """Run all trials of the study and publish its results as `run`; return the path of best.yaml.
 
     Every worker process creates a `trainer`, so it must be importable there. Raises RunFailed where no trial is
     complete in the end.
     """
     tune = experiment.params.tune
-    search = Search(tune, job.recipe, job.first)
+    search = Search(tune, job.space, job.first)
     with run.open():
         wait_for_orphans(run.live / ALIVE)
-        with _stored_study(run, tune.storage) as stored:
+        with _stored_study(run, tune.storage, search.directions) as stored:
             study = Study(search, stored)
             progress = StudyProgress(run, study, tune.trials)
-            for schedule in first_trials(search.first, tune.space, search.recipe)[1]:
-                log.info("%s: tune.space excludes %s: not tried", run.path, schedule.model_dump(mode="json"))
+            for schedule in job.excluded:
+                log.info("%s: tune.space excludes %s: not tried", run.path, schedule)
             with Pool(WorkerTask(experiment, job, run.key, trainer), study, tune.workers) as pool:
                 for start in range(0, tune.trials, tune.generation):
                     # a proposal needs the results of all earlier generations
                     for number in pool.run(study.propose(start, min(start + tune.generation, tune.trials))):
                         progress.show(number)
-            return _publish(run, stored, tune.trials)
+            return _publish(run, job, stored, tune)
 
 
 class Study:
@@ -60,25 +61,25 @@ class Study:
         """Propose the missing trials of the generation [start, end); return the numbers of its unfinished trials."""
         for number in range(len(self.trials()), end):
             params, origin = propose(self._search, self.trials(), number)
-            space = distributions(self._search.tune.space, params["kind"], self._search.recipe)
-            self._stored.add(params, space, origin)
+            self._stored.add(params, distributions(self._search.space, params), origin)
         return [trial.number for trial in self.trials()[start:end] if not trial.finished]
 
-    def start(self, number: int) -> Schedule:
-        """Mark a trial as running, for the first time or again after its worker died; return its schedule."""
+    def start(self, number: int) -> dict[str, Any]:
+        """Mark a trial as running, for the first time or again after its worker died; return its parameters."""
         trials = self.trials()
         self._pruners[number] = TrialPruner(self._search, trials, number)
         self._stored.start(number)
-        return Schedule(**trials[number].params)
+        return trials[number].params
 
-    def should_prune(self, number: int, epoch: int, value: float) -> bool:
-        """Record the accuracy of a running trial after `epoch`; return whether to stop it there."""
-        self._stored.report(number, epoch, value)
-        return self._pruners[number].should_prune(epoch, value)
+    def should_prune(self, number: int, step: int, value: float) -> bool:
+        """Record the accuracy of a running trial at a step; return whether to stop it there."""
+        self._stored.report(number, step, value)
+        return self._pruners[number].should_prune(step, value)
 
     def finish(self, number: int, result: TrialResult) -> None:
         """Record how a trial ended."""
-        self._stored.finish(number, result.state, result.value, result.reason, self._pruners.pop(number).state)
+        state = self._pruners.pop(number).state
+        self._stored.finish(number, result.state, result.value, result.reason, state, result.macs)
 
     def note_seconds(self, seconds: float) -> None:
         """Record the time spent on the study so far."""
@@ -86,7 +87,7 @@ class Study:
 
 
 @contextlib.contextmanager
-def _stored_study(run: run_dir.Run, address: str | None) -> Iterator[StoredStudy]:
+def _stored_study(run: run_dir.Run, address: str | None, directions: list[Direction]) -> Iterator[StoredStudy]:
     """Open the study that an earlier attempt or a clone of the results left, or a new one for new settings."""
     name = results.study_name(run.path)
     journal = run.live / run_dir.JOURNAL
@@ -95,11 +96,11 @@ def _stored_study(run: run_dir.Run, address: str | None) -> Iterator[StoredStudy
     elif not journal.exists() and (run.folder / run_dir.JOURNAL).exists():
         files.write_bytes(journal, (run.folder / run_dir.JOURNAL).read_bytes())
     with contextlib.ExitStack() as stack:
-        study = stack.enter_context(open_study(address, journal, name))
+        study = stack.enter_context(open_study(address, journal, name, directions))
         if study.attributes.get("key", run.key) != run.key:
             log.info("%s: settings, data or sources changed; restarting the study", run.path)
             journal.rename(journal.with_suffix(".old"))
-            study = stack.enter_context(open_study(address, journal, name))
+            study = stack.enter_context(open_study(address, journal, name, directions))
         if "key" not in study.attributes:
             study.set_attribute("started", run.started)
             study.set_attribute("key", run.key)
@@ -107,21 +108,23 @@ def _stored_study(run: run_dir.Run, address: str | None) -> Iterator[StoredStudy
         yield study
 
 
-def _publish(run: run_dir.Run, stored: StoredStudy, total: int) -> Path:
-    trials = stored.trials()[:total]
+def _publish(run: run_dir.Run, job: StudyJob, stored: StoredStudy, tune: Tune) -> Path:
+    trials = stored.trials()[: tune.trials]
     best = results.best(trials)
     if best is None or best.value is None:
         reason = next((trial.reason for trial in trials if trial.reason), "none is complete")
-        raise RunFailed(f"{run.path}: all {total} trials failed; the first one: {reason}")
+        raise RunFailed(f"{run.path}: all {tune.trials} trials failed; the first one: {reason}")
     name = results.study_name(run.path)
     _remove_other_trials(run)
-    results.write_trials(run.folder, trials)
+    results.write_trials(run.folder, trials, [parameter.name for parameter in job.space.parameters])
     with files.atomic_path(run.folder / run_dir.JOURNAL) as path:
         stored.copy_to(path, name)
-    schedule = results.write_schedule(run.folder, name, best.number, best.value, best.params)
+    seeds = f"mean of {tune.seeds} seeds" if tune.seeds > 1 else "1 seed"
+    about = f"Best trial of the study {name}: trial {best.number}, {best.value:.2f} % on validation, {seeds}."
+    path = results.write_best(run.folder, job.label, job.space.entry(best.params), about)
     run.device = results.trial_run(run.folder, best.number).get("device", run.device)
     run.finish(results.history(trials), results.summary(trials))
-    return schedule
+    return path
 
 
 def _remove_other_trials(run: run_dir.Run) -> None:
@@ -169,8 +172,10 @@ class StudyProgress:
 
 
 def describe(trial: TrialRecord) -> str:
-    """Return one line about a finished trial: accuracy, state, schedule."""
-    settings = " ".join(f"{name}={value:.3g}" for name, value in trial.params.items() if isinstance(value, float | int))
+    """Return one line about a finished trial: accuracy, state, settings."""
+    settings = " ".join(
+        f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}" for name, value in trial.params.items()
+    )
     value = f"{trial.value:.2f} % " if trial.value is not None else ""
     reason = f" ({trial.reason})" if trial.reason else ""
-    return f"{value}{trial.state}{reason}: {trial.params['kind']} {settings}"
+    return f"{value}{trial.state}{reason}: {settings}"

@@ -1,7 +1,8 @@
 """Worker processes that train the trials of a study, and the pool that hands trials to them.
 
-A worker opens neither the study's storage nor Optuna. It receives (number, schedule), sends (epoch, accuracy) after
-each validation and is told whether to prune the trial, and sends the TrialResult at the end, or an exception.
+A worker opens neither the study's storage nor Optuna. It receives (number, parameters), sends (step, accuracy) after
+each validation and is told whether to prune the trial, and sends the TrialResult at the end, or an exception. The seeds
+of a trial are trained one after the other; each is a run of its own, in the folder of the trial.
 """
 
 import contextlib
@@ -15,27 +16,31 @@ import time
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from statistics import mean, stdev
 from types import FrameType, TracebackType
 from typing import Any, NoReturn, Protocol
 
+from pydantic import ValidationError
+
 from iakd import files
-from iakd.config import Schedule
+from iakd.config import Method, Tune, explain
 from iakd.data.store import PreparedData
 from iakd.errors import RunFailed
 from iakd.experiment import run_dir
 from iakd.experiment.jobs import Experiment, StudyJob
 from iakd.processes import STOP_SIGNALS
-from iakd.tuning.results import trial_path
+from iakd.tuning.results import step_of, trial_path
 
 MEASURE = "val_top1"
 FIRST_SEED = 2**31  # above params.Seed: no reported student shares its seed with a trial
 OnValidation = Callable[[int, run_dir.Row], None]
-Report = Callable[[int, float], bool]  # epoch (1-based), accuracy (percent) -> whether to prune the trial
+Report = Callable[[int, float], bool]  # step (`step_of`), accuracy (percent) -> whether to prune the trial
 
 
 class TrialPruned(Exception):
@@ -44,11 +49,12 @@ class TrialPruned(Exception):
 
 @dataclass
 class TrialResult:
-    """How a trial ended."""
+    """How a trial, or one of its seeds, ended."""
 
     state: str  # complete, pruned, failed
     value: float | None
     reason: str | None = None
+    macs: int | None = None  # multiply–accumulates of the training of the first seed, where they are an objective
 
 
 class TrialTrainer(Protocol):
@@ -56,61 +62,133 @@ class TrialTrainer(Protocol):
 
     def __init__(self, experiment: Experiment, job: StudyJob, key: str) -> None: ...
 
-    def run(self, number: int, schedule: Schedule) -> run_dir.Run:
-        """Return the run of trial `number`: its files and its identity."""
+    def run(self, number: int, job: StudyJob, seed: int) -> run_dir.Run:
+        """Return the run of one seed, by its position, of trial `number`: its files and its identity.
+
+        `job` is the study's, with the method and the recipe that the trial tries.
+        """
         ...
 
     def train(
-        self, run: run_dir.Run, schedule: Schedule, on_validation: OnValidation
+        self, run: run_dir.Run, job: StudyJob, on_validation: OnValidation
     ) -> tuple[list[run_dir.Row], dict[str, Any]]:
-        """Train to the end, resuming an interrupted run; return history and metrics with val_top1 (percent)."""
+        """Train to the end, resuming an interrupted run; return history and metrics with val_top1 (percent).
+
+        Where they are an objective, those of the first seed also have train_macs.
+        """
         ...
 
 
 class StudentTrainer:
-    """Trains students that differ only in their schedule: same initial weights, same batches."""
+    """Trains students that differ only in what the study searches: the seeds are the same for all trials."""
 
     def __init__(self, experiment: Experiment, job: StudyJob, key: str) -> None:
         self.experiment = experiment
-        self.job = job
         self.key = key
         self.store = PreparedData.open(experiment.data.folder, settings=experiment.data.settings)
 
-    def run(self, number: int, schedule: Schedule) -> run_dir.Run:
-        """Return the run of trial `number`."""
+    def run(self, number: int, job: StudyJob, seed: int) -> run_dir.Run:
+        """Return the run of one seed of trial `number`."""
         from iakd.distillation.assembly import student_run
 
+        path = f"{job.path}/{trial_path(number)}/seed{seed}"
+        about = {"trial": number, "trial_seed": seed, "study": self.key}
         return student_run(
-            self.experiment,
-            self.job,
-            f"{self.job.path}/{trial_path(number)}",
-            method_label(self.experiment),
-            FIRST_SEED + self.experiment.params.tune.seed,
-            schedule,
-            self.store,
-            trial=number,
-            study=self.key,
+            self.experiment, job, path, trial_seed(self.experiment.params.tune, seed), self.store, **about
         )
 
     def train(
-        self, run: run_dir.Run, schedule: Schedule, on_validation: OnValidation
+        self, run: run_dir.Run, job: StudyJob, on_validation: OnValidation
     ) -> tuple[list[run_dir.Row], dict[str, Any]]:
         """Train to the end; return history and metrics."""
-        from iakd.distillation.assembly import StudentTask, train_student
+        from iakd.distillation.assembly import StudentTask, train_student, training_macs
 
-        task = StudentTask(run, self.job, schedule)
+        task = StudentTask(run, job)
         history, metrics, *_ = train_student(task, self.experiment, self.store, on_validation)
+        if self.experiment.params.tune.several_objectives and run.about["trial_seed"] == 0:
+            metrics["train_macs"] = training_macs(task, self.experiment, self.store)
         return history, metrics
 
 
-def method_label(experiment: Experiment) -> str:
-    """Return the method whose settings a study uses: the first one with a tuned schedule."""
-    return next(label for label, method in experiment.params.methods.items() if method.tuned)
+def trial_seed(tune: Tune, position: int) -> int:
+    """Return the seed of a trial's students at `position`; none of another `tune.seed` or of `distill` is the same."""
+    return FIRST_SEED * (1 + position) + tune.seed
 
 
-def run_trial(trainer: TrialTrainer, number: int, schedule: Schedule, report: Report) -> TrialResult:
-    """Train trial `number` and publish its files; read the result back where they are published already."""
-    run = trainer.run(number, schedule)
+def concrete(job: StudyJob, params: dict[str, Any]) -> StudyJob:
+    """Return the study's job with what a trial tries. Raises RunFailed for settings that contradict each other."""
+    try:
+        method, recipe = job.space.candidate(params)
+    except ValidationError as error:
+        raise RunFailed(f"impossible: {explain(error, Method)}") from None
+    return replace(job, method=method, recipe=recipe)
+
+
+def run_trial(
+    trainer: TrialTrainer, job: StudyJob, number: int, params: dict[str, Any], seeds: int, report: Report
+) -> TrialResult:
+    """Train the seeds of trial `number` and publish its files; read back what is published already."""
+    try:
+        tried = concrete(job, params)
+    except RunFailed as error:
+        return TrialResult("failed", None, str(error))
+    runs = [trainer.run(number, tried, seed) for seed in range(seeds)]
+    own = _trial_run(runs[0], number, job)
+    if own.finished:
+        result, _ = _run_seeds(trainer, tried, runs, report)
+        own.clear_live()  # left behind if the process died right after publishing
+        return result
+    with own.open():
+        result, history = _run_seeds(trainer, tried, runs, report)
+        records = [files.read_json(run.folder / run_dir.RUN, "") for run in runs[: len(history)]]
+        own.started = records[0]["started"]
+        own.seconds += sum(record["wall_seconds"] for record in records) - own.wall_seconds()
+        values = [value for row in history if (value := row[MEASURE]) is not None]
+        own.finish(history, {**vars(result), "seeds": len(values), "std": stdev(values) if len(values) > 1 else None})
+    return result
+
+
+def _trial_run(seed: run_dir.Run, number: int, job: StudyJob) -> run_dir.Run:
+    """The run of a trial, given that of its first seed."""
+    return run_dir.Run(
+        path=f"{job.path}/{trial_path(number)}",
+        stage="trial",
+        key=files.digest(["trial", seed.key]),
+        params=seed.params,
+        seed=seed.seed,
+        about={name: value for name, value in seed.about.items() if name != "trial_seed"},
+        inputs=seed.inputs,
+        device=seed.device,
+    )
+
+
+def _run_seeds(
+    trainer: TrialTrainer, job: StudyJob, runs: list[run_dir.Run], report: Report
+) -> tuple[TrialResult, list[run_dir.Row]]:
+    """Run the seeds until the study stops the trial; return how it ended, and a row for each seed that it has begun."""
+    values: list[float] = []
+    history: list[run_dir.Row] = []
+    macs: int | None = None
+    for position, run in enumerate(runs):
+        result = _run_seed(trainer, job, run, partial(_report_epoch, report, position, job.recipe.epochs))
+        done, macs = result.state == "complete", macs or result.macs
+        history.append({"seed": position, MEASURE: result.value if done else None})
+        if not done or result.value is None:
+            return result, history
+        values.append(result.value)
+        history[-1]["mean"] = mean(values)
+        if report(step_of(position, job.recipe.epochs, job.recipe.epochs), result.value) and len(values) < len(runs):
+            return TrialResult("pruned", mean(values)), history
+    return TrialResult("complete", mean(values), macs=macs), history
+
+
+def _report_epoch(report: Report, position: int, epochs: int, epoch: int, value: float) -> bool:
+    """Report an epoch of a seed, except the last one: what counts is the result of the finished training."""
+    return epoch < epochs and report(step_of(position, epoch, epochs), value)
+
+
+def _run_seed(trainer: TrialTrainer, job: StudyJob, run: run_dir.Run, report: Report) -> TrialResult:
+    """Train one seed of a trial and publish its files; read the result back where they are published already."""
     validated: list[run_dir.Row] = []
 
     def on_validation(epoch: int, row: run_dir.Row) -> None:
@@ -123,8 +201,8 @@ def run_trial(trainer: TrialTrainer, number: int, schedule: Schedule, report: Re
     with run.open():
         history, metrics = validated, dict[str, Any]()
         try:
-            history, metrics = trainer.train(run, schedule, on_validation)
-            result = TrialResult("complete", float(metrics[MEASURE]))
+            history, metrics = trainer.train(run, job, on_validation)
+            result = TrialResult("complete", float(metrics[MEASURE]), macs=metrics.get("train_macs"))
         except TrialPruned:  # only validated epochs are available, whether or not the trial was interrupted
             result = TrialResult("pruned", float(validated[-1][MEASURE] or 0.0))
         except RunFailed as error:
@@ -142,13 +220,13 @@ def _finite(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_back(run: run_dir.Run, on_validation: OnValidation) -> TrialResult:
-    metrics = files.read_json(run.folder / run_dir.METRICS, f"delete {run.folder} to train the trial again")
+    metrics = files.read_json(run.folder / run_dir.METRICS, f"delete {run.folder} to train the seed again")
     with contextlib.suppress(TrialPruned):
         for row in run_dir.read_history(run.folder / run_dir.HISTORY):
             if row.get(MEASURE) is not None:
                 on_validation(int(row["epoch"] or 0), row)
     run.clear_live()  # left behind if the process died right after publishing
-    return TrialResult(metrics["state"], metrics["value"], metrics["reason"])
+    return TrialResult(metrics["state"], metrics["value"], metrics["reason"], metrics["macs"])
 
 
 ALIVE = "workers.lock"  # in the study's state folder; every worker holds it, shared, as long as it may write
@@ -183,17 +261,17 @@ def run_worker(task: WorkerTask, pipe: Connection) -> None:
 
 
 def _run_trials(task: WorkerTask, pipe: Connection) -> None:
-    def report(epoch: int, value: float) -> bool:
-        pipe.send((epoch, value))
+    def report(step: int, value: float) -> bool:
+        pipe.send((step, value))
         return bool(pipe.recv())
 
     trainer = task.trainer(task.experiment, task.job, task.key)
     while True:
         try:
-            number, schedule = pipe.recv()
+            number, params = pipe.recv()
         except EOFError:
             return
-        pipe.send(run_trial(trainer, number, schedule, report))
+        pipe.send(run_trial(trainer, task.job, number, params, task.experiment.params.tune.seeds, report))
 
 
 def _send_error(pipe: Connection, error: BaseException) -> None:
@@ -226,12 +304,12 @@ SECONDS_FOR_ORPHANS = 60.0
 class StudyWriter(Protocol):
     """What the pool tells about trials."""
 
-    def start(self, number: int) -> Schedule:
-        """A worker is about to run trial `number`: return its schedule."""
+    def start(self, number: int) -> dict[str, Any]:
+        """A worker is about to run trial `number`: return its parameters."""
         ...
 
-    def should_prune(self, number: int, epoch: int, value: float) -> bool:
-        """Trial `number` was validated after `epoch`: return whether to stop it."""
+    def should_prune(self, number: int, step: int, value: float) -> bool:
+        """Trial `number` was validated at `step`: return whether to stop it."""
         ...
 
     def finish(self, number: int, result: TrialResult) -> None:
@@ -292,8 +370,8 @@ class Pool:
                 number = worker.number
                 assert number is not None
                 match self._receive(worker):
-                    case epoch, value:
-                        worker.send(self._study.should_prune(number, epoch, value))
+                    case step, value:
+                        worker.send(self._study.should_prune(number, step, value))
                     case TrialResult() as result:
                         self._study.finish(number, result)
                         worker.number = None

@@ -30,7 +30,8 @@ def expected_share(experiment: Experiment, job: StudentJob | StudyJob) -> float:
     views = job.recipe.augment.views
     assert views is not None
     if isinstance(job, StudyJob):
-        return 1 - _distinct(views, job.recipe.epochs) / (job.recipe.epochs * experiment.params.tune.trials)
+        draws = job.recipe.epochs * experiment.params.tune.seeds
+        return 1 - _distinct(views, draws) / (draws * experiment.params.tune.trials)
     sharing = [
         other
         for other in experiment.students

@@ -1,4 +1,4 @@
-"""A study: its trials, the importance of each setting, and the schedules tried."""
+"""Studies: their trials, the importance of each setting, and the schedules tried."""
 
 import math
 from collections.abc import Sequence
@@ -7,21 +7,23 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from iakd.config import Parameter
 from iakd.reporting import formatting
 from iakd.reporting.figures import style
 from iakd.reporting.results import StudyResults, TrialRow
 
 COLUMNS = 5
+CHARACTERS = 19  # of tick labels that fit into a column
 TOP_HEIGHT, SLICE_HEIGHT = 2.3, 1.5  # inches, of the first row and of each row of slices
 
 
 def draw_studies(studies: Sequence[StudyResults]) -> Figure:
     """Draw, per study, history, importances and p over the training; below them the accuracy against each setting."""
     if not studies:
-        return style.placeholder("No study in this experiment: no method has a tuned schedule.")
-    rows = [math.ceil((len(study.varied) + 1) / COLUMNS) for study in studies]  # the kind takes two columns
+        return style.placeholder("No study in this experiment: no method is tuned.")
+    rows = [max(1, len(_places(study.varied)) and _places(study.varied)[-1][0] + 1) for study in studies]
     heights = [TOP_HEIGHT + SLICE_HEIGHT * n + 0.3 for n in rows]
     figure = Figure(figsize=(style.WIDTH, sum(heights)), layout="constrained")
     sections = figure.subfigures(len(studies), 1, squeeze=False, height_ratios=heights)[:, 0]
@@ -35,23 +37,29 @@ def draw_studies(studies: Sequence[StudyResults]) -> Figure:
 
 def _summary(study: StudyResults) -> str:
     counts = [f"{sum(t['state'] == state for t in study.trials)} {state}" for state in ("complete", "pruned", "failed")]
-    text = f"{formatting.plural(len(study.trials), 'trial')} ({', '.join(c for c in counts if c[0] != '0')})"
+    trials = f"{formatting.plural(len(study.trials), 'trial')} × {formatting.plural(study.seeds, 'seed')}"
+    text = f"{trials} ({', '.join(c for c in counts if c[0] != '0')}; {study.epochs:,} epochs)"
     return f"{text}; the best, no. {study.best['number']}, reached {study.best['value']:.1f} %" if study.best else text
 
 
 def _draw_top(figure: SubFigure, study: StudyResults) -> None:
     figure.set_facecolor("none")
-    history, importances, curves = figure.subplots(1, 3, width_ratios=[1.15, 0.85, 1])
+    widths = [1.15, 0.85, *([1] if study.pareto_front else []), *([1] if study.curves else [])]
+    history, importances, *others = figure.subplots(1, len(widths), width_ratios=widths)
     _draw_history(history, study)
     _draw_importances(importances, study.importances)
-    _draw_curves(curves, study)
+    if study.pareto_front:
+        _draw_pareto_front(others[0], study)
+    if study.curves:
+        _draw_curves(others[-1], study)
 
 
 def _draw_history(axes: Axes, study: StudyResults) -> None:
-    axes.set_title("validation accuracy (%) of each trial\n")
+    mean = f", mean of {study.seeds} seeds" if study.seeds > 1 else ""
+    axes.set_title(f"accuracy (%) of each trial{mean}\n")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     styles = {
-        "first": ("D", style.OTHER, "preset"),
+        "first": ("D", style.OTHER, "from the settings"),
         "complete": ("o", style.IAKD, "sampled"),
         "pruned": ("x", style.MUTED, "pruned"),
     }
@@ -107,7 +115,7 @@ def _draw_importances(axes: Axes, importances: dict[str, float]) -> None:
         axes.set_axis_off()
         axes.text(0.5, 0.5, "too few trials", transform=axes.transAxes, ha="center", color=style.MUTED)
         return
-    names = list(importances)
+    names = list(map(_short, importances))
     axes.barh(names, list(importances.values()), color=style.IAKD, height=0.6)
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
@@ -115,6 +123,15 @@ def _draw_importances(axes: Axes, importances: dict[str, float]) -> None:
     axes.spines["left"].set_visible(False)
     axes.set_xlim(0, 1.15 * max(importances.values()))
     axes.xaxis.set_major_locator(MaxNLocator(4))
+
+
+def _draw_pareto_front(axes: Axes, study: StudyResults) -> None:
+    axes.set_title("accuracy (%) by multiply–adds\nline: Pareto front")
+    axes.plot(_column(study.complete, "macs"), _column(study.complete, "value"), "o", color=style.IAKD, markersize=3.5)
+    front = sorted((t for t in study.complete if t["number"] in study.pareto_front), key=lambda t: float(t["macs"]))
+    axes.step(_column(front, "macs"), _column(front, "value"), "o-", where="post", color=style.OTHER, markersize=4.5)
+    axes.set_ylim(*_window(study))
+    axes.xaxis.set_major_locator(MaxNLocator(3))
 
 
 def _draw_curves(axes: Axes, study: StudyResults) -> None:
@@ -136,36 +153,62 @@ def _draw_curves(axes: Axes, study: StudyResults) -> None:
     axes.set_xticks([0, 0.25, 0.5, 0.75], ["0", "25 %", "50 %", "75 %"])
 
 
+def _short(name: str) -> str:
+    """A setting's name without its section, where that is clear."""
+    return name.removeprefix("iakd.schedule.").removeprefix("recipe.")
+
+
+def _width(parameter: Parameter) -> int:
+    """The columns that a setting's slice takes: as many as the names of its choices need."""
+    characters = sum(len(str(choice)) + 2 for choice in parameter.choices)
+    return max(1, min(COLUMNS, math.ceil(characters / CHARACTERS)))
+
+
+def _places(parameters: Sequence[Parameter]) -> list[tuple[int, int, int]]:
+    """Row, column and width of each setting's slice."""
+    places: list[tuple[int, int, int]] = []
+    row = column = 0
+    for parameter in parameters:
+        width = _width(parameter)
+        if column + width > COLUMNS:
+            row, column = row + 1, 0
+        places.append((row, column, width))
+        column += width
+    return places
+
+
 def _draw_slices(figure: SubFigure, study: StudyResults, rows: int) -> None:
     figure.set_facecolor("none")
     grid = figure.add_gridspec(rows, COLUMNS)
-    first, position = None, 0
-    for name in study.varied:
-        width = 2 if name == "kind" else 1
-        row, column = divmod(position, COLUMNS)
+    first = None
+    for parameter, (row, column, width) in zip(study.varied, _places(study.varied), strict=True):
         axes = figure.add_subplot(grid[row, column : column + width], sharey=first)
         first = first or axes
         axes.tick_params(labelleft=column == 0)
-        trials = [trial for trial in study.complete if trial.get(name) is not None]
-        _draw_slice(axes, name, trials, study.best)
-        position += width
+        trials = [trial for trial in study.complete if trial.get(parameter.name) is not None]
+        _draw_slice(axes, parameter, trials, study.best)
     if first:
         first.set_ylim(*_window(study))
 
 
-def _draw_slice(axes: Axes, name: str, trials: list[TrialRow], best: TrialRow | None) -> None:
-    axes.set_title(f"by {name}")
-    axes.xaxis.set_major_locator(MaxNLocator(4))
+def _draw_slice(axes: Axes, parameter: Parameter, trials: list[TrialRow], best: TrialRow | None) -> None:
+    axes.set_title(f"by {_short(parameter.name)}")
     positions: dict[Any, int] = {}
-    if name == "kind":
-        kinds = sorted({trial["kind"] for trial in trials})
-        positions = {kind: position for position, kind in enumerate(kinds)}
-        axes.set_xticks(range(len(kinds)), kinds)
-        axes.set_xlim(-0.6, len(kinds) - 0.4)
-        axes.set_title("validation accuracy (%) by kind; large dot: best trial")
+    if parameter.choices:
+        tried = [choice for choice in parameter.choices if choice in {trial[parameter.name] for trial in trials}]
+        positions = {choice: position for position, choice in enumerate(tried)}
+        axes.set_xticks(range(len(tried)), [str(choice) for choice in tried])
+        axes.set_xlim(-0.6, len(tried) - 0.4)
+    elif parameter.values.log:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(lambda value, position: f"{value:g}")
+        axes.xaxis.set_minor_locator(NullLocator())
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(4))
     for trial in trials:
         is_best = best is not None and trial["number"] == best["number"]
-        x: Any = positions.get(trial[name], trial[name])
+        x: Any = positions.get(trial[parameter.name], trial[parameter.name])
         tint, size = (style.OTHER, 6) if is_best else (style.IAKD, 3.5)
         axes.plot(x, trial["value"], "o", color=tint, markersize=size, zorder=3 if is_best else 2)
 
