@@ -75,6 +75,13 @@ def test_the_chain_by_hand_names_each_product_last(taught: Path, iakd: Iakd) -> 
     assert snapshot(taught) == before
 
 
+def test_an_option_given_twice_chooses_both(taught: Path, iakd: Iakd) -> None:
+    code, out, _ = iakd("distill", "--method", "kd", "--method", "scratch")
+    assert code == 0 and out.count("seed0") == 2
+    trained = {folder.name for folder in (taught / "results/toy/students").glob("*/*")}
+    assert trained == {"kd", "scratch"}
+
+
 def test_mistakes_in_settings(project: Path, iakd: Iakd) -> None:
     mistake(iakd("prepare", "--set", "distil.x=1"), "params.yaml", "distil: unknown key", "'distill'")
     mistake(iakd("prepare", "--set", "dataset.val=few"), "dataset.val", "valid integer", "'few'")

@@ -96,8 +96,8 @@ def prepare(params: ParamsFile = DEFAULT, changes: Changes = NONE) -> None:
 def teach(
     params: ParamsFile = DEFAULT,
     changes: Changes = NONE,
-    teacher: Annotated[str | None, typer.Option(help="Only this teacher.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Only this seed.")] = None,
+    teacher: Annotated[list[str], typer.Option(help="Only this teacher; repeatable.")] = NONE,
+    seed: Annotated[list[int], typer.Option(help="Only this seed; repeatable.")] = NO_SEEDS,
 ) -> None:
     """Train the teachers, or import those that have a checkpoint."""
     experiment = _experiment(params, changes)
@@ -114,8 +114,8 @@ def teach(
 def tune(
     params: ParamsFile = DEFAULT,
     changes: Changes = NONE,
-    pair: Annotated[str | None, typer.Option(help="Only this pair, as TEACHER-STUDENT.")] = None,
-    method: Annotated[str | None, typer.Option(help="Only the tuned method with this label.")] = None,
+    pair: Annotated[list[str], typer.Option(help="Only this pair, as TEACHER-STUDENT; repeatable.")] = NONE,
+    method: Annotated[list[str], typer.Option(help="Only the tuned method with this label; repeatable.")] = NONE,
 ) -> None:
     """Search for the best settings of each tuned method with Optuna."""
     experiment = _experiment(params, changes)
@@ -132,8 +132,8 @@ def tune(
 def distill(
     params: ParamsFile = DEFAULT,
     changes: Changes = NONE,
-    pair: Annotated[str | None, typer.Option(help="Only this pair, as TEACHER-STUDENT.")] = None,
-    method: Annotated[str | None, typer.Option(help="Only the method with this label.")] = None,
+    pair: Annotated[list[str], typer.Option(help="Only this pair, as TEACHER-STUDENT; repeatable.")] = NONE,
+    method: Annotated[list[str], typer.Option(help="Only the method with this label; repeatable.")] = NONE,
     seed: Annotated[list[int], typer.Option(help="Only this seed; repeatable.")] = NO_SEEDS,
 ) -> None:
     """Train the students, `compute.seeds_together` seeds of one student side by side."""

@@ -18,7 +18,16 @@ EXPLANATIONS = {
         "The finished student is always tested on its own."
     ),
 }
-INIT_NOTE = "“Starts from the teacher” means that the student starts with copies of teacher blocks, stem and head."
+STARTS = {  # by `init`: how a table calls it, and what that means
+    "teacher": (
+        "starts from the teacher",
+        "“Starts from the teacher” means that the student starts with copies of teacher blocks, stem and head.",
+    ),
+    "blockwise": (
+        "block-wise warm start",
+        "In a “block-wise warm start” each student block first learns what the teacher's blocks in its place compute.",
+    ),
+}
 
 
 def explain_method(name: str) -> str:
@@ -128,8 +137,8 @@ def describe_settings(method: Method, brief: bool = False) -> str:
     With `brief`, most terms show only what differs from their defaults.
     """
     terms = [text for name in method.names if (text := _describe_term(name, method, brief))]
-    if method.init == "teacher":
-        terms.append("starts from the teacher")
+    if method.init in STARTS:
+        terms.append(STARTS[method.init][0])
     if method.recipe:
         terms.append(f"own recipe: {', '.join(sorted(method.recipe))}")
     if method.tune:

@@ -46,7 +46,9 @@ def render(
             for position, (pair, found) in enumerate(zip(comparison.pairs, verdicts, strict=True), 1)
         ],
         explanations={name: formatting.explain_method(name) for name in METHODS if name in used},
-        init_note=formatting.INIT_NOTE if any(m.init == "teacher" for m in params.methods.values()) else "",
+        init_note=" ".join(
+            note for init, (_, note) in formatting.STARTS.items() if init in {m.init for m in params.methods.values()}
+        ),
         figures={name: Markup(figure) for name, figure in figures.items()},
         swaps=any(results.is_iakd for pair in comparison.pairs for results in pair.methods),
         hints=hints.has_hints(comparison),
