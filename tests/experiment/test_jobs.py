@@ -36,17 +36,21 @@ def changed(*changes: str) -> set[str]:
 
 def test_the_default_grid() -> None:
     jobs = experiment()
-    assert len(jobs.teachers) == 1 and len(jobs.studies) == 1
-    assert len(jobs.students) == 3 * len(jobs.params.methods)
+    assert len(jobs.teachers) == 1 and len(jobs.studies) == 3
+    assert len(jobs.students) == 5 * len(jobs.params.methods)
     required = {
         "scratch",
-        "scratch-from-teacher",
         "kd",
+        "kd-longer",
+        "kd-from-teacher",
         "iakd-uniform",
         "iakd-linear",
         "iakd-review",
+        "two-path",
+        "two-path-from-teacher",
         "iakd-tuned",
-        "iakd+kd",
+        "kd-tuned",
+        "two-path-tuned",
     }
     assert required <= {job.label for job in jobs.students}
     assert jobs.params.tune.trials * jobs.params.tune.seeds >= 24
@@ -71,11 +75,11 @@ def test_machine_and_display_are_no_part_of_an_identity() -> None:
 
 
 def test_a_study_touches_only_the_students_that_use_it() -> None:
-    assert changed("tune.seed=5") == {"tune", "students/iakd-tuned"}
+    assert changed("tune.seed=5") == {"tune", *(f"students/{name}-tuned" for name in ("iakd", "kd", "two-path"))}
 
 
 def test_more_seeds_keep_the_finished_ones() -> None:
-    before, after = keys(experiment()), keys(experiment("distill.seeds=[0, 1, 2, 3]"))
+    before, after = keys(experiment()), keys(experiment("distill.seeds=[0, 1, 2, 3, 4, 5]"))
     assert all(after[path] == key for path, key in before.items())
 
 
@@ -94,7 +98,7 @@ def test_pairs_can_be_chosen() -> None:
 
 def test_selection_names_what_there_is() -> None:
     jobs = experiment()
-    assert [job.seed for job in select(jobs.students, "student", pair=None, method="kd", seed=None)] == [0, 1, 2]
+    assert [job.seed for job in select(jobs.students, "student", pair=None, method="kd", seed=None)] == [0, 1, 2, 3, 4]
     with pytest.raises(UserError, match=r"--method kdd: no such student .*did you mean 'kd'.*known: .*scratch"):
         select(jobs.students, "student", method="kdd")
     with pytest.raises(UserError, match="no study in the settings"):
@@ -165,7 +169,7 @@ def test_what_a_job_depends_on_is_listed_in_the_clear() -> None:
         f"source={kd.source[:16]}",
     } <= set(kd.watched)
     assert {"dataset.split_seed=0"} <= set(jobs.data.watched)
-    assert {"tune.space.p0=[0.1, 0.9]", "first.1.iakd.schedule.kind=linear"} <= set(jobs.studies[0].watched)
+    assert {"tune.space.p0=[0.1, 0.9]", "first.2.iakd.schedule.kind=linear"} <= set(jobs.studies[0].watched)
 
 
 def test_what_is_listed_changes_with_every_setting_of_the_identity_but_the_seed() -> None:

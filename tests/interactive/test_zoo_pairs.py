@@ -13,7 +13,7 @@ from iakd.config import IakdOptions, LrSchedule, Recipe
 from iakd.data.loader import Batch, DeviceLoader
 from iakd.distillation.distiller import Distiller, make_distiller
 from iakd.errors import UserError
-from iakd.interactive.hybrid import Hybrid
+from iakd.interactive.hybrid import Hybrid, resized
 from iakd.models.features import Features, forward_features
 from iakd.models.network import initialise
 from iakd.models.pairing import initialise_from_teacher
@@ -162,14 +162,12 @@ def test_the_teachers_blocks_see_maps_of_their_own_size_and_the_students_of_thei
 
 
 def test_a_map_is_made_smaller_by_means_and_larger_by_repetition() -> None:
-    from iakd.interactive.hybrid import _resized
-
     features = torch.arange(16.0).view(1, 1, 4, 4)
-    smaller = _resized(nn.Identity(), features, (2, 2))
+    smaller = resized(nn.Identity(), features, (2, 2))
     assert smaller.flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
-    larger = _resized(nn.Identity(), smaller, (4, 4))
+    larger = resized(nn.Identity(), smaller, (4, 4))
     assert torch.equal(larger, smaller.repeat_interleave(2, 2).repeat_interleave(2, 3))
-    assert _resized(nn.Identity(), features, (3, 5)).shape == (1, 1, 3, 5)
+    assert resized(nn.Identity(), features, (3, 5)).shape == (1, 1, 3, 5)
 
 
 def test_kept_groups_are_the_student() -> None:
