@@ -89,3 +89,19 @@ def test_explain_method():
 )
 def test_group_of_a_sum(expression, group):
     assert Method(method=expression).group == group
+
+
+def test_a_tuned_method_is_described_by_what_its_study_has_found():
+    entry = {
+        "method": "iakd+kd",
+        "iakd": {"schedule": "tuned"},
+        "tune": {"kd.temperature": [2, 8], "recipe.lr": [0, 1]},
+    }
+    found = {"method": "iakd+kd", "iakd": {"schedule": {"kind": "uniform", "p0": 0.12345}}, "kd": {"temperature": 2.5}}
+    used = {"method": found, "recipe": {"lr": 0.054321}}
+    assert formatting.describe_settings(Method.model_validate(entry), used=used) == (
+        "uniform p = 0.123; teacher's outputs, T = 2.5; from Optuna: schedule, kd.temperature = 2.5, recipe.lr = 0.0543"
+    )
+    assert formatting.describe_settings(Method.model_validate(entry)) == (
+        "schedule from Optuna; teacher's outputs, T = 4; from Optuna: kd.temperature, recipe.lr"
+    )

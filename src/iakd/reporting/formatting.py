@@ -1,7 +1,8 @@
 """Numbers and the settings of methods as text for readers."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from iakd.config import METHODS, Method, Schedule
 from iakd.reporting.statistics import PairedDifference, SeedMean
@@ -18,6 +19,7 @@ EXPLANATIONS = {
         "The finished student is always tested on its own."
     ),
 }
+NOT_KNOWN: Mapping[str, Any] = {}
 STARTS = {  # by `init`: how a table calls it, and what that means
     "teacher": (
         "starts from the teacher",
@@ -131,19 +133,31 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def describe_settings(method: Method, brief: bool = False) -> str:
+def describe_settings(method: Method, brief: bool = False, used: Mapping[str, Any] = NOT_KNOWN) -> str:
     """Return the settings that distinguish a method from similar ones, in one line.
 
-    With `brief`, most terms show only what differs from their defaults.
+    With `brief`, most terms show only what differs from their defaults. `used`: the `params` of a run's record, which
+    have what a study has chosen.
     """
-    terms = [text for name in method.names if (text := _describe_term(name, method, brief))]
-    if method.init in STARTS:
-        terms.append(STARTS[method.init][0])
+    trained = Method.model_validate(used["method"]) if method.tuned and "method" in used else method
+    terms = [text for name in trained.names if (text := _describe_term(name, trained, brief))]
+    if trained.init in STARTS:
+        terms.append(STARTS[trained.init][0])
     if method.recipe:
         terms.append(f"own recipe: {', '.join(sorted(method.recipe))}")
-    if method.tune:
-        terms.append(f"from Optuna: {', '.join(method.tune)}")
+    if method.tuned:
+        found = ["schedule"] * (trained.tunes_schedule < method.tunes_schedule)  # else its own term says so
+        found += [_chosen(name, used) for name in method.tune]
+        terms += [f"from Optuna: {', '.join(found)}"] * bool(found)
     return "; ".join(terms)
+
+
+def _chosen(name: str, used: Mapping[str, Any]) -> str:
+    """A tuned setting with its value, where that is known."""
+    value: Any = used if name.startswith("recipe.") else used.get("method")
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return name if value is None else f"{name} = {value:.3g}" if isinstance(value, float) else f"{name} = {value}"
 
 
 def _describe_term(name: str, method: Method, brief: bool) -> str:
@@ -153,7 +167,7 @@ def _describe_term(name: str, method: Method, brief: bool) -> str:
         case "label_smoothing":
             return f"ε = {method.options('label_smoothing').epsilon:g}"
         case "kd":
-            return f"teacher's outputs, T = {method.options('kd').temperature:g}"
+            return f"teacher's outputs, T = {method.options('kd').temperature:.3g}"
         case "iakd":
             return _describe_iakd(method)
     options = getattr(method, name, None)
@@ -167,11 +181,11 @@ def _describe_iakd(method: Method) -> str:
     frozen = [part for part in ("stem", "head") if getattr(options, part) == "teacher"]
     text = _describe_schedule(options.schedule) if isinstance(options.schedule, Schedule) else "schedule from Optuna"
     if options.form == "two_path":
-        text = f"two-path: {options.paths}, γ = {options.weight:g}; {text}"
+        text = f"two-path: {options.paths}, γ = {options.weight:.3g}; {text}"
     return f"{text}, the teacher's {' and '.join(frozen)}" if frozen else text
 
 
 def _describe_schedule(schedule: Schedule) -> str:
-    p = f"p = {schedule.p0:g}" if schedule.kind == "uniform" else f"p {schedule.p0:g} → {schedule.p1:g}"
+    p = f"p = {schedule.p0:.3g}" if schedule.kind == "uniform" else f"p {schedule.p0:.3g} → {schedule.p1:.3g}"
     slope = f", slope {signed(schedule.slope, 1)}" if schedule.slope else ""
     return f"{schedule.kind} {p}{slope}"
