@@ -81,7 +81,7 @@ def test_every_preset_is_run_here() -> None:
 
 
 def briefly(preset: str, folder: Path) -> Experiment:
-    """The preset's experiment with very short trainings; `tuned` schedules are the default ones."""
+    """The preset's experiment with very short trainings; tuned settings are those that their study starts with."""
     make_data = DATA[preset]
     path = FOLDER / f"{preset}.yaml"
     short = "{epochs: 1, batch_size: 8, precision: fp32}"
@@ -96,7 +96,9 @@ def briefly(preset: str, folder: Path) -> Experiment:
         changes += [f"dataset.path={folder / 'data'}"]
     changes += [f"distill.transfer={8 * STEPS}", "dataset.val=0.25"]
     params = load(path)
-    changes += [f"methods.{label}.iakd.schedule.kind=linear" for label, m in params.methods.items() if m.tuned]
+    for label, method in params.methods.items():
+        changes += [f"methods.{label}.tune={{}}"] * bool(method.tune) + [f"methods.{label}.recipe={{}}"]
+        changes += [f"methods.{label}.iakd.schedule.kind=linear"] * method.tunes_schedule
     if preset == "imagenet":
         changes += ["distill.transfer=8", "evaluate.batch_size=2"]
     return plan_experiment(load(path, changes))
