@@ -1,4 +1,5 @@
-"""A finished experiment as numbers to keep: accuracy and wall time of every method, with the command that ran it.
+"""A finished experiment as numbers to keep: accuracy, by seed, and wall time of every method, what swapping added, and
+the command that ran it.
 
 python bench/experiment.py results/NAME OUT.json --command 'snakemake …'
 """
@@ -22,6 +23,7 @@ def group(folders: list[Path]) -> dict[str, Any]:
         "top1": round(statistics.mean(top1), 3),
         "top1_std": round(statistics.stdev(top1), 3) if len(top1) > 1 else None,
         "seeds": len(top1),
+        "top1_by_seed": {folder.name: round(value, 3) for folder, value in zip(folders, top1, strict=True)},
         "wall_seconds": round(statistics.mean(record["wall_seconds"] for record in records), 1),
         "device": records[0]["device"],
     }
@@ -35,6 +37,7 @@ def main() -> None:
     parser.add_argument("--command", required=True, help="what was run")
     arguments = parser.parse_args()
     finished = [path.parent for path in sorted(arguments.results.glob(f"*/**/{run_dir.EVALUATION}"))]
+    swapping = arguments.results / "evaluation" / run_dir.SWAPPING
     names = sorted({str(folder.parent.relative_to(arguments.results)) for folder in finished})
     files.write_json(
         arguments.out,
@@ -42,6 +45,7 @@ def main() -> None:
             "machine": common.machine(),
             "commit": files.read_json(finished[0] / run_dir.RUN, "finish the experiment")["git_commit"],
             "command": arguments.command,
+            "swapping": [found for found in files.read_json(swapping, "run `iakd evaluate`") if found["counterpart"]],
             "results": {name: group([f for f in finished if f.parent == arguments.results / name]) for name in names},
         },
     )
