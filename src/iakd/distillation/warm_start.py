@@ -14,6 +14,7 @@ from iakd.config import Compute, LrSchedule
 from iakd.config.method_options import BlockwiseOptions
 from iakd.data.loader import Batch, ImageLoader, steps_per_epoch
 from iakd.distillation.distiller import Distiller, reestimate_statistics
+from iakd.distillation.losses.maps import TINY
 from iakd.experiment.run_dir import WarmStartRun
 from iakd.interactive.hybrid import make_adapter, resized
 from iakd.models import Network
@@ -25,8 +26,6 @@ from iakd.models.shapes import Shape, channels
 from iakd.seeding import derive
 from iakd.training.timeline import Timeline
 from iakd.training.trainer import LossTerms, Objective, Trainer
-
-TINY = 1e-24  # a squared length below this counts as zero
 
 
 def add_warm_start(trainer: Trainer, options: BlockwiseOptions, compute: Compute) -> None:

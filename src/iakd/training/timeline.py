@@ -57,6 +57,10 @@ class Timeline:
         epoch = bisect_right(self._starts, step) - 1
         return epoch, step - self._starts[epoch]
 
+    def warmup(self, step: int, epochs: int) -> float:
+        """Return min(epoch/epochs, 1) at a step, its epoch counted from 1; without warm-up epochs, 1."""
+        return min((self.locate(step)[0] + 1) / epochs, 1.0) if epochs else 1.0
+
     @property
     def drops(self) -> list[int]:
         """Steps at which the learning rate drops, each the first of an epoch; empty for a smooth LR schedule."""

@@ -290,9 +290,7 @@ class Trainer:
         row |= self.objective.epoch_record(epoch)
         row["images_per_s"] = round(images / max(self.epoch_seconds, 1e-9), 1)
         row["seconds"] = round(self.epoch_seconds, 4)
-        if (
-            self.device.type == "cpu"
-        ):  # what it costs, however busy the machine is; of a GPU's work it would say nothing
+        if self.device.type == "cpu":  # the cost, however busy the machine is; of a GPU's work it would say nothing
             row["cpu_seconds"] = round(self.epoch_cpu_seconds, 4)
         self.history.append(row)
         self.sums.reset()

@@ -26,8 +26,7 @@ class DKDLoss(DistillationLoss):
     def forward(self, outputs: ForwardOutputs) -> dict[str, Tensor]:
         o = self.options
         target, others = decoupled(outputs.student_logits, outputs.teacher_logits, outputs.batch.labels, o.temperature)
-        epoch = self.timeline.locate(outputs.step)[0] + 1
-        warmup = min(epoch / o.warmup_epochs, 1.0) if o.warmup_epochs else 1.0
+        warmup = self.timeline.warmup(outputs.step, o.warmup_epochs)
         return {"dkd_target": warmup * o.alpha * target, "dkd_others": warmup * o.beta * others}
 
 

@@ -11,7 +11,7 @@ from iakd.config import IakdOptions
 from iakd.config.method_options import FcfdOptions
 from iakd.distillation.loss import DistillationLoss, ForwardOutputs, LossContext
 from iakd.distillation.losses.kd import kd_divergence
-from iakd.distillation.losses.maps import match_sizes, require_maps
+from iakd.distillation.losses.maps import convolution_and_norm, match_sizes, require_maps
 from iakd.interactive.hybrid import Hybrid
 from iakd.interactive.paths import Path
 from iakd.models.features import Features, FeatureSpec
@@ -126,18 +126,11 @@ class FCFDLoss(DistillationLoss):
         return distances
 
     def _ramp(self, step: int) -> float:
-        epoch, _ = self.timeline.locate(step)
-        return min(1.0, (epoch + 1) / self.options.warmup_epochs) if self.options.warmup_epochs else 1.0
+        return self.timeline.warmup(step, self.options.warmup_epochs)
 
 
 def bridge(source: BlockGroup, target: BlockGroup) -> nn.Sequential:
     """Return what turns the maps after `source` into maps like those after `target`, (B, C, H, W) → (B, C', H, W)."""
-    width = channels(target.after)
-    layers: list[nn.Module] = [
-        nn.Conv2d(channels(source.after), width, 3, padding=1, bias=False),
-        nn.BatchNorm2d(width),
-    ]
+    layers = convolution_and_norm(channels(source.after), channels(target.after))
     block: Block = target.blocks[-1]
-    if isinstance(block, ReluBlock):
-        layers.append(nn.LeakyReLU(SLOPE))
-    return nn.Sequential(*layers)
+    return layers.append(nn.LeakyReLU(SLOPE)) if isinstance(block, ReluBlock) else layers

@@ -9,11 +9,10 @@ from iakd.config import Schedule
 from iakd.config.method_options import IakdOptions
 from iakd.distillation.loss import DistillationLoss, ForwardOutputs, LossContext
 from iakd.distillation.losses.kd import kd_divergence
-from iakd.distillation.losses.maps import as_maps, match_sizes
+from iakd.distillation.losses.maps import as_maps, convolution_and_norm, match_sizes
 from iakd.interactive.paths import Path, PathSampler
 from iakd.interactive.swap_sampler import keep_record
 from iakd.models.features import LOGITS, FeatureSpec
-from iakd.models.pairing import BlockPair
 from iakd.models.shapes import channels
 
 
@@ -46,7 +45,9 @@ class IakdLoss(DistillationLoss):
             self.teacher_features = LOGITS
         if o.seam_weight:
             self.uses_hidden_features = True
-            self.bridges.extend(_bridge(pair) for pair in self.pairs)
+            self.bridges.extend(
+                convolution_and_norm(channels(pair.student.after), channels(pair.teacher.after)) for pair in self.pairs
+            )
             self.student_features = FeatureSpec(blocks=frozenset(pair.student.last for pair in self.pairs))
             self.teacher_features |= FeatureSpec(blocks=frozenset(pair.teacher.last for pair in self.pairs))
 
@@ -95,8 +96,3 @@ class IakdLoss(DistillationLoss):
 
 def _add(terms: dict[str, Tensor], name: str, value: Tensor) -> None:
     terms[name] = terms[name] + value if name in terms else value
-
-
-def _bridge(pair: BlockPair) -> nn.Module:
-    student, teacher = channels(pair.student.after), channels(pair.teacher.after)
-    return nn.Sequential(nn.Conv2d(student, teacher, 3, padding=1, bias=False), nn.BatchNorm2d(teacher))

@@ -124,6 +124,12 @@ class Regressor(nn.Module):
         return self.activation(self.norm(self.convolution(maps)))
 
 
+def convolution_and_norm(in_channels: int, out_channels: int) -> nn.Sequential:
+    """Return a bridge of FCFD without its activation: 3×3 convolution and BatchNorm, (B, C, H, W) → (B, C', H, W)."""
+    convolution = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(out_channels))
+
+
 def _convolution(student: Shape, teacher: Shape) -> nn.Module:
     """Return a convolution without bias, as the normalisation after it has one."""
     channels = student[0], teacher[0]
