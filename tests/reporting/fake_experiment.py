@@ -134,6 +134,14 @@ def seed_of(text: str) -> int:
     return int(files.sha256_bytes(text.encode())[:12], 16)
 
 
+def _found(job: Any) -> dict[str, Any]:
+    """What run.json says of a tuned student: method and recipe of its study's first trial."""
+    if not isinstance(job, StudentJob) or job.study is None:
+        return {}
+    method, recipe = job.study.space.candidate(job.study.first[0])
+    return {"method": method.settings(), "recipe": recipe.model_dump(mode="json")}
+
+
 def _record(job: Any, about: dict[str, Any], sha: str, rng: np.random.Generator) -> dict[str, Any]:
     return {
         "key": files.digest(job.path),
@@ -141,7 +149,7 @@ def _record(job: Any, about: dict[str, Any], sha: str, rng: np.random.Generator)
         "dataset": "digits",
         **about,
         "seed": getattr(job, "seed", 0),
-        "params": job.settings,
+        "params": {**job.settings, **_found(job)},
         "inputs": {"data": SHA},
         "data_sha256": SHA,
         "git_commit": "3cbde1e6f0c1a5f4a6f4f1d9e1f0c2b3a4d5e6f7",

@@ -2,7 +2,7 @@
 
 import pytest
 
-from iakd.config import Method
+from iakd.config import Candidate, Method, Recipe
 from iakd.reporting import formatting
 from iakd.reporting.statistics import PairedDifference
 
@@ -98,8 +98,8 @@ def test_a_tuned_method_is_described_by_what_its_study_has_found():
         "tune": {"kd.temperature": [2, 8], "recipe.lr": [0, 1]},
     }
     found = {"method": "iakd+kd", "iakd": {"schedule": {"kind": "uniform", "p0": 0.12345}}, "kd": {"temperature": 2.5}}
-    used = {"method": found, "recipe": {"lr": 0.054321}}
-    assert formatting.describe_settings(Method.model_validate(entry), used=used) == (
+    trained = Candidate(Method.model_validate(found), Recipe(lr=0.054321))
+    assert formatting.describe_settings(Method.model_validate(entry), trained=trained) == (
         "uniform p = 0.123; teacher's outputs, T = 2.5; from Optuna: schedule, kd.temperature = 2.5, recipe.lr = 0.0543"
     )
     assert formatting.describe_settings(Method.model_validate(entry)) == (

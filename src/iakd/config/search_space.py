@@ -32,10 +32,18 @@ Params = dict[str, Any]  # of a trial, as Optuna stores them: setting → value
 
 
 class Candidate(NamedTuple):
-    """What a trial trains: a method without anything left to search, and the recipe of its students."""
+    """A method, and the recipe of its students; those of a trial have nothing left to search."""
 
     method: Method
     recipe: Recipe
+
+    def value(self, name: str) -> Any:
+        """Return the value of a setting by its dotted name; None in a section that is not set."""
+        section, *rest = name.split(".")
+        node: Any = self.recipe if section == "recipe" else getattr(self.method, section)
+        for part in rest:
+            node = getattr(node, part) if isinstance(node, BaseModel) else None
+        return plain(node) if isinstance(node, BaseModel) else node
 
 
 @dataclass(frozen=True)
@@ -159,11 +167,7 @@ class SearchSpace:
 
     def own(self, name: str) -> Any:
         """Return the value of a setting in the method as it stands; None in a section that is not set."""
-        section, *rest = name.split(".")
-        node: Any = self.recipe if section == "recipe" else getattr(self.method, section)
-        for part in rest:
-            node = getattr(node, part) if isinstance(node, BaseModel) else None
-        return plain(node) if isinstance(node, BaseModel) else node
+        return Candidate(self.method, self.recipe).value(name)
 
     def is_used(self, parameter: Parameter, params: Mapping[str, Any]) -> bool:
         """Whether a trial with `params`, which are drawn before this parameter, uses it, too."""

@@ -1,10 +1,10 @@
 """Numbers and the settings of methods as text for readers."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from iakd.config import METHODS, Method, Schedule
+from iakd.config import METHODS, Candidate, Method, Schedule
 from iakd.reporting.statistics import PairedDifference, SeedMean
 from iakd.reporting.swapping import Condition
 
@@ -19,7 +19,6 @@ EXPLANATIONS = {
         "The finished student is always tested on its own."
     ),
 }
-NOT_KNOWN: Mapping[str, Any] = {}
 STARTS = {  # by `init`: how a table calls it, and what that means
     "teacher": (
         "starts from the teacher",
@@ -133,31 +132,26 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def describe_settings(method: Method, brief: bool = False, used: Mapping[str, Any] = NOT_KNOWN) -> str:
+def describe_settings(method: Method, brief: bool = False, trained: Candidate | None = None) -> str:
     """Return the settings that distinguish a method from similar ones, in one line.
 
-    With `brief`, most terms show only what differs from their defaults. `used`: the `params` of a run's record, which
-    have what a study has chosen.
+    With `brief`, most terms show only what differs from their defaults. `trained` has what a study has chosen.
     """
-    trained = Method.model_validate(used["method"]) if method.tuned and "method" in used else method
-    terms = [text for name in trained.names if (text := _describe_term(name, trained, brief))]
-    if trained.init in STARTS:
-        terms.append(STARTS[trained.init][0])
+    shown = trained.method if trained else method
+    terms = [text for name in shown.names if (text := _describe_term(name, shown, brief))]
+    if shown.init in STARTS:
+        terms.append(STARTS[shown.init][0])
     if method.recipe:
         terms.append(f"own recipe: {', '.join(sorted(method.recipe))}")
     if method.tuned:
-        found = ["schedule"] * (trained.tunes_schedule < method.tunes_schedule)  # else its own term says so
-        found += [_chosen(name, used) for name in method.tune]
+        found = ["schedule"] * (shown.tunes_schedule < method.tunes_schedule)  # else its own term says so
+        found += [_chosen(name, trained.value(name)) if trained else name for name in method.tune]
         terms += [f"from Optuna: {', '.join(found)}"] * bool(found)
     return "; ".join(terms)
 
 
-def _chosen(name: str, used: Mapping[str, Any]) -> str:
-    """A tuned setting with its value, where that is known."""
-    value: Any = used if name.startswith("recipe.") else used.get("method")
-    for part in name.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return name if value is None else f"{name} = {value:.3g}" if isinstance(value, float) else f"{name} = {value}"
+def _chosen(name: str, value: Any) -> str:
+    return f"{name} = {value:.3g}" if isinstance(value, float) else f"{name} = {value}"
 
 
 def _describe_term(name: str, method: Method, brief: bool) -> str:

@@ -107,7 +107,7 @@ def _row(
         "label": results.label,
         "kind": results.kind,
         "rank": pair.ranked.index(results) + 1 if grouped and results.method else None,
-        "settings": formatting.describe_settings(results.method, grouped, results.models[0].record["params"])
+        "settings": formatting.describe_settings(results.method, grouped, results.trained)
         if results.method
         else _describe_teacher(results),
         "n": top1.n,

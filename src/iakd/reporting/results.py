@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iakd import files
-from iakd.config import Method, Parameter, Params, Recipe
+from iakd.config import Candidate, Method, Parameter, Params, Recipe
 from iakd.config.methods import GROUP_TITLES
 from iakd.errors import UserError
-from iakd.experiment.jobs import Experiment, StudentJob, StudyJob, TeacherJob
+from iakd.experiment.jobs import Experiment, StudentJob, StudyJob, TeacherJob, as_trained
 from iakd.experiment.run_dir import EVALUATION, HISTORY, METRICS, RUN, read_history
 from iakd.reporting.statistics import PairedDifference, SeedMean, holm_rejections, paired_difference, seed_mean
 from iakd.reporting.swapping import Added, SwapEffect, by_counterpart, swap_effects
@@ -45,6 +45,7 @@ class MethodResults:
     method: Method | None  # with the pair's overrides, as `recipe`
     recipe: Recipe | None
     models: list[ModelResults]
+    trained: Candidate | None = None  # with what a study has found
     gains: dict[str, PairedDifference] = field(default_factory=dict)  # by reference, except over itself
 
     @property
@@ -283,8 +284,11 @@ def read_comparison(experiment: Experiment) -> Comparison:
     by_pair: dict[tuple[str, str], dict[str, MethodResults]] = {}
     for job in experiment.students:
         by_label = by_pair.setdefault((job.teacher.network.name, job.student.name), {})
-        results = by_label.setdefault(job.label, MethodResults(job.label, job.method, job.recipe, []))
-        results.models.append(_read_model(job))
+        model = _read_model(job)
+        used = as_trained(job, model.record)
+        trained = Candidate(used.method, used.recipe)
+        results = by_label.setdefault(job.label, MethodResults(job.label, job.method, job.recipe, [], trained))
+        results.models.append(model)
     pairs = [
         PairComparison(
             teacher,

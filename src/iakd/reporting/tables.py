@@ -49,9 +49,7 @@ def _summary_row(comparison: Comparison, pair: PairComparison, results: MethodRe
         "teacher": pair.teacher_name,
         "student": pair.student_name if results.method else None,
         "method": results.label,
-        "settings": formatting.describe_settings(results.method, used=results.models[0].record["params"])
-        if results.method
-        else None,
+        "settings": formatting.describe_settings(results.method, trained=results.trained) if results.method else None,
         "n": top1.n,
         "top1_mean": rounded(top1.mean),
         "top1_std": rounded(top1.std),
