@@ -21,7 +21,7 @@ from iakd.distillation.registry import changes_student, deploy, loss_class
 from iakd.distillation.teacher_cache import CacheDir, CachedTeacherOutputs, TeacherOutputs, outputs_suffice
 from iakd.interactive.hybrid import Hybrid
 from iakd.interactive.paths import Path
-from iakd.interactive.swap_sampler import WHOLE_BATCH, SwapSampler, keep_record, make_swap_sampler
+from iakd.interactive.swap_sampler import WHOLE_BATCH, SwapSampler, make_swap_sampler
 from iakd.models import Network
 from iakd.models.features import LOGITS, NOTHING, Features, FeatureSpec, forward_features
 from iakd.models.network import Frozen
@@ -202,7 +202,7 @@ class Distiller(Objective):
 
     def epoch_record(self, epoch: int) -> dict[str, float]:
         """Mean planned and drawn keep probability of each block slot, and what losses have to say."""
-        record = keep_record(self.sampler.planned(epoch), self.sampler.drawn(epoch)) if self.sampler else {}
+        record = self.sampler.record(epoch) if self.sampler else {}
         for loss in self._losses():
             record |= loss.epoch_record(epoch)
         return record

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from iakd.config import Schedule
 from iakd.config.method_options import PathKind
-from iakd.interactive.swap_sampler import planned_in
+from iakd.interactive.swap_sampler import EpochDraws
 from iakd.seeding import derive
 from iakd.training.timeline import Timeline
 
@@ -18,7 +18,7 @@ Path = tuple[bool, ...]
 """A way through both networks: for each block slot, whether the student's blocks are used, or else the teacher's."""
 
 
-class PathSampler:
+class PathSampler(EpochDraws):
     """Draws `count` paths for each step.
 
     Whatever the kind, a block is the student's with probability p_i(t) on average over the blocks:
@@ -35,18 +35,10 @@ class PathSampler:
     def __init__(
         self, kind: PathKind, schedule: Schedule, timeline: Timeline, slots: int, seed: int, count: int = 1
     ) -> None:
+        super().__init__(schedule, timeline, slots, seed)
         self.kind = kind
-        self.schedule = schedule
-        self.timeline = timeline
-        self.slots = slots
-        self.seed = seed
         self.count = count
-        self._epoch = -1
         self._drawn: NDArray[np.bool_] = np.zeros((0, count, slots), np.bool_)
-
-    def planned(self, epoch: int) -> NDArray[np.float64]:
-        """p_i at each step of an epoch, (steps, slots)."""
-        return planned_in(epoch, self.schedule, self.timeline, self.slots)
 
     def drawn(self, epoch: int) -> NDArray[np.bool_]:
         """a_i of each path at each step of an epoch, (steps, count, slots)."""

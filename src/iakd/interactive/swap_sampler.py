@@ -23,22 +23,35 @@ KeepMask = bool | Tensor
 for these images; float (C,): the student's weight in each channel."""
 
 
-def planned_in(epoch: int, schedule: Schedule, timeline: Timeline, slots: int) -> NDArray[np.float64]:
-    """p_i at each step of an epoch, (steps, slots)."""
-    steps = np.arange(timeline.first_step(epoch), timeline.first_step(epoch + 1))
-    return keep_probabilities(schedule, steps, timeline.total, timeline.drops, slots)
+class EpochDraws:
+    """Random draws for the `slots` of a hybrid network, with keep probabilities from a schedule."""
+
+    def __init__(self, schedule: Schedule, timeline: Timeline, slots: int, seed: int) -> None:
+        self.schedule = schedule
+        self.timeline = timeline
+        self.slots = slots
+        self.seed = seed
+        self._epoch = -1  # of what a subclass keeps
+
+    def planned(self, epoch: int) -> NDArray[np.float64]:
+        """p_i at each step of an epoch, (steps, slots)."""
+        steps = np.arange(self.timeline.first_step(epoch), self.timeline.first_step(epoch + 1))
+        return keep_probabilities(self.schedule, steps, self.timeline.total, self.timeline.drops, self.slots)
+
+    def drawn(self, epoch: int) -> NDArray[Any]:
+        """a_i at each step of an epoch, (steps, …, slots)."""
+        raise NotImplementedError
+
+    def record(self, epoch: int) -> dict[str, float]:
+        """Return `p_planned_<i>` and `p_drawn_<i>`, the means of p_i and a_i over an epoch."""
+        return {
+            f"p_{kind}_{slot}": round(float(p), 6)
+            for kind, values in (("planned", self.planned(epoch)), ("drawn", self.drawn(epoch)))
+            for slot, p in enumerate(values.reshape(-1, self.slots).mean(axis=0))
+        }
 
 
-def keep_record(planned: NDArray[np.float64], drawn: NDArray[Any]) -> dict[str, float]:
-    """Return `p_planned_<i>` and `p_drawn_<i>`, the means of p_i and a_i; both have the shape (…, slots)."""
-    return {
-        f"p_{kind}_{slot}": round(float(p), 6)
-        for kind, values in (("planned", planned), ("drawn", drawn))
-        for slot, p in enumerate(values.reshape(-1, values.shape[-1]).mean(axis=0))
-    }
-
-
-class SwapSampler:
+class SwapSampler(EpochDraws):
     """Draws a_i ~ Bernoulli(p_i) for each step and block slot: 1 keeps the student's blocks, 0 swaps in the teacher's.
 
     One draw holds for the whole batch.
@@ -47,17 +60,9 @@ class SwapSampler:
     def __init__(
         self, schedule: Schedule, timeline: Timeline, slots: int, seed: int, at_least_one_student: bool = False
     ) -> None:
-        self.schedule = schedule
-        self.timeline = timeline
-        self.slots = slots
-        self.seed = seed
+        super().__init__(schedule, timeline, slots, seed)
         self.at_least_one_student = at_least_one_student
-        self._epoch = -1
         self._kept: list[list[bool]] = []
-
-    def planned(self, epoch: int) -> NDArray[np.float64]:
-        """p_i at each step of an epoch, (steps, slots)."""
-        return planned_in(epoch, self.schedule, self.timeline, self.slots)
 
     def drawn(self, epoch: int) -> NDArray[Any]:
         """a_i at each step of an epoch, (steps, slots).

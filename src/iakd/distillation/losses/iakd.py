@@ -11,7 +11,6 @@ from iakd.distillation.loss import DistillationLoss, ForwardOutputs, LossContext
 from iakd.distillation.losses.kd import kd_divergence
 from iakd.distillation.losses.maps import as_maps, convolution_and_norm, match_sizes
 from iakd.interactive.paths import Path, PathSampler
-from iakd.interactive.swap_sampler import keep_record
 from iakd.models.features import LOGITS, FeatureSpec
 from iakd.models.shapes import channels
 
@@ -69,7 +68,7 @@ class IakdLoss(DistillationLoss):
 
     def epoch_record(self, epoch: int) -> dict[str, float]:
         """The share of the student in each slot of the hybrid paths, planned and drawn."""
-        return keep_record(self.sampler.planned(epoch), self.sampler.drawn(epoch)) if self.sampler else {}
+        return self.sampler.record(epoch) if self.sampler else {}
 
     def forward(self, outputs: ForwardOutputs) -> dict[str, Tensor]:
         o, ramp = self.options, self._ramp(outputs.step)
