@@ -27,5 +27,7 @@ def test_memory_that_a_step_frees_is_there_for_the_next() -> None:
         pytest.skip("not glibc")
     done = subprocess.run([sys.executable, "-c", FAULTS], check=True, capture_output=True, text=True)
     first, _, later = map(int, done.stdout.split())
-    assert first > 30_000
-    assert later < 5_000  # left to itself, glibc gives all pages back after each step, in many processes
+    assert first > 30_000  # pages
+    # Left to itself, glibc gives all pages back after each step, in many processes: `later` is then ten times `first`.
+    # How few it can be depends on where the heap lies: up to two fifths of `first` were seen.
+    assert later < first
