@@ -64,6 +64,7 @@ def picture(path: Path, side: int, shade: int) -> None:
 
 DATA: dict[str, Callable[[Path], None] | None] = {
     "digits": None,
+    "digits_long": None,
     "cifar10": cifar10,
     "cifar100": cifar100,
     "tiny_imagenet": tiny_imagenet,
