@@ -134,10 +134,6 @@ TARGETS: dict[str, dict[str, list[str]]] = {
 
 # Mutants that behave as the original, reviewed one by one: module → (line before, line after) → why.
 EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
-    "config/schedule.py": {
-        ("return 1 / (1 + math.exp(-x))", "return 2 / (1 + math.exp(-x))"): "rescaled to [0, 1] afterwards",
-        ("return 1 / (1 + math.exp(-x))", "return 1 / (1 + math.exp((x)))"): "rescaled to [0, 1] afterwards",
-    },
     "interactive/schedule.py": {
         (
             "p = np.clip(base[:, None] + schedule.slope * depth[None, :], 0.0, 1.0)",

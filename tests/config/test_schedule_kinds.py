@@ -1,6 +1,7 @@
 """Kinds of swap-probability schedule: shapes against formulas, the settings that each uses, and their bounds."""
 
 import math
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -50,14 +51,34 @@ def test_a_shape_is_its_formula(schedule: dict[str, object], reference: Callable
     assert shape == pytest.approx([reference(x) for x in progress], abs=1e-12)
 
 
-def test_a_single_stair_is_p0() -> None:
+def test_a_single_step_is_at_t_end() -> None:
     one = Schedule(kind="step", steps=1)
-    assert [KINDS["step"].shape(one, x) for x in (0.0, 0.5, 1.0)] == [0, 0, 0]
+    assert [KINDS["step"].shape(one, x) for x in (0.0, 0.5, 0.999, 1.0)] == [0, 0, 0, 1]
+
+
+def steep(steepness: float) -> Callable[[float], float]:
+    """The shape of a sigmoid, also of one beyond what settings allow."""
+    schedule = Schedule.model_construct(kind="sigmoid", steepness=steepness)
+    return lambda x: KINDS["sigmoid"].shape(schedule, x)
+
+
+@pytest.mark.parametrize("steepness", [5e-324, 1e-300, 1e-17, 1e-8, 1e-7, 1e-6, 1e-3])
+def test_a_sigmoid_without_steepness_is_a_straight_line(steepness: float) -> None:
+    shape = [steep(steepness)(x) for x in (0.0, 0.1, 0.5, 0.9, 1.0)]
+    assert shape == pytest.approx([0, 0.1, 0.5, 0.9, 1], abs=1e-15 + steepness**2)
+
+
+@pytest.mark.parametrize("steepness", [1420, 1e5, 1e300, sys.float_info.max])
+def test_a_sigmoid_of_any_steepness_is_a_step_in_the_middle(steepness: float) -> None:
+    shape = [steep(steepness)(x) for x in (0.0, 0.45, 0.5, 0.55, 1.0)]
+    assert shape == pytest.approx([0, 0, 0.5, 1, 1], abs=1e-12)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("uniform", "cyclic")])
-def test_a_growing_kind_starts_at_0_ends_at_1_and_never_falls(kind: str) -> None:
-    shape = [KINDS[kind].shape(Schedule(kind=kind), x) for x in np.linspace(0, 1, 101)]
+@pytest.mark.parametrize("extreme", [{}, {"steps": 1, "steepness": 1e-17}, {"steps": 1000, "steepness": 1420.0}])
+def test_a_growing_kind_starts_at_0_ends_at_1_and_never_falls(kind: str, extreme: dict[str, float]) -> None:
+    schedule = Schedule.model_construct(kind=kind, **extreme)
+    shape = [KINDS[kind].shape(schedule, x) for x in np.linspace(0, 1, 101)]
     assert (shape[0], shape[-1]) == pytest.approx((0, 1))
     assert (np.diff(shape) >= 0).all()
 

@@ -74,6 +74,37 @@ def test_review_under_a_smooth_learning_rate_has_its_own_cycles() -> None:
     assert [0, *(np.flatnonzero(np.diff(p) < 0) + 1)] == [0, 250, 500, 750]
 
 
+def test_a_single_step_reaches_p1_at_t_end() -> None:
+    schedule = Schedule(kind="step", p0=0.1, p1=0.7, t_end=0.6, student_only=0.1, steps=1)
+    p = probabilities(schedule)[:, 0]
+    assert (p[:600] == 0.1).all() and p[600:900] == pytest.approx(0.7) and (p[900:] == 1.0).all()
+
+
+EXTREME: dict[str, list[float]] = {  # some of them beyond what settings accept
+    "p0": [0.0, 5e-324, 0.5, 1.0],
+    "p1": [0.0, 5e-324, 0.5, 1.0],
+    "t_end": [5e-324, 1e-300, 1e-9, 0.3, 1.0],
+    "slope": [-2.0, -5e-324, 0.0, 2.0],
+    "student_only": [0.0, 5e-324, 0.5, 1.0],
+    "cycles": [1, 3, 1000],
+    "steps": [1, 2, 1000],
+    "steepness": [5e-324, 1e-300, 1e-17, 10.0, 1420.0, 1e308],
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_setting_that_is_accepted_gives_probabilities(kind: str) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        settings = {name: values[rng.integers(len(values))] for name, values in EXTREME.items()}
+        total, blocks = int(rng.choice([1, 2, 7, 40])), int(rng.choice([1, 2, 9]))
+        drops = sorted({int(step) for step in rng.integers(0, total + 1, rng.integers(3))})
+        schedule = Schedule.model_construct(kind=kind, **settings)
+        p = keep_probabilities(schedule, np.arange(total), total, drops, blocks)
+        assert p.shape == (total, blocks)
+        assert np.isfinite(p).all() and (p >= 0).all() and (p <= 1).all(), settings
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_starts_at_p0_ends_at_1_and_stays_a_probability(kind: str) -> None:
     p = probabilities(Schedule(kind=kind, p0=0.35, slope=0.0, student_only=0.2), drops=[400])

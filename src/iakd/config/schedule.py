@@ -58,18 +58,23 @@ class Kind:
     phases: Literal["one", "cycles", "lr_drops"] = "one"
 
 
+FLAT = 1e-7  # steepness below which a sigmoid differs from a straight line by less than rounding
+
+
 def _stairs(s: Schedule, x: float) -> float:
-    return min(math.floor(x * s.steps), s.steps - 1) / max(1, s.steps - 1)
+    if s.steps == 1:
+        return float(x >= 1)
+    return min(math.floor(x * s.steps), s.steps - 1) / (s.steps - 1)
 
 
 def _sigmoid(s: Schedule, x: float) -> float:
-    """Rescaled, so that it starts at 0 and ends at 1 whatever the steepness."""
-    low, high = _logistic(-s.steepness / 2), _logistic(s.steepness / 2)
-    return (_logistic(s.steepness * (x - 0.5)) - low) / (high - low)
+    """The logistic function of steepness·(x − ½), rescaled so that it starts at 0 and ends at 1.
 
-
-def _logistic(x: float) -> float:
-    return 1 / (1 + math.exp(-x))
+    Written with tanh(z/2) = 2/(1 + e^−z) − 1, which does not overflow.
+    """
+    if s.steepness < FLAT:
+        return x
+    return (1 + math.tanh(s.steepness * (x - 0.5) / 2) / math.tanh(s.steepness / 4)) / 2
 
 
 KINDS: dict[str, Kind] = {

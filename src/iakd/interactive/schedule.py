@@ -1,5 +1,6 @@
 """The swap-probability schedule at work: p_i(t), the probability that student block i is kept (docs/method.md)."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 
 import numpy as np
@@ -39,7 +40,7 @@ def _phase_starts(schedule: Schedule, student_only: int, lr_drops: Sequence[int]
 def _base(schedule: Schedule, step: int, total: int, starts: list[int], student_only: int) -> float:
     """p before the tilt over depth."""
     kind = KINDS[schedule.kind]
-    phase = max(i for i, start in enumerate(starts) if start <= step)
+    phase = bisect_right(starts, step) - 1
     begin = starts[phase]
     if kind.phases == "one":
         end = total
