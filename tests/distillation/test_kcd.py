@@ -14,6 +14,7 @@ from iakd.config import Method
 from iakd.config.method_options import KcdOptions
 from iakd.data.loader import Batch, steps_per_epoch
 from iakd.distillation.losses.kcd import KCDLoss, entropy, mixing_weights, rank
+from iakd.distillation.registry import timeline_of
 from iakd.distillation.teacher_cache import CacheDir
 from iakd.training.trainer import Trainer
 
@@ -197,3 +198,16 @@ def test_images_that_are_not_mixed_come_from_the_cache(make_training: Make) -> N
         assert models.save_weights(training.objective.student) == models.save_weights(plain.objective.student)  # type: ignore[arg-type]
     outputs = training.objective._outputs
     assert 0 < outputs.computed < 0.2 * outputs.reused
+
+
+@pytest.mark.parametrize(("n", "size"), [(15, 4), (17, 4), (9, 2), (14, 8)])
+def test_the_timeline_knows_how_many_images_each_step_has(n: int, size: int) -> None:
+    method = config.Method.model_validate({"method": "kcd", "kcd": {"every": 1, "drop": 0.1, "keep": 0.3}})
+    recipe = config.Recipe(epochs=7, batch_size=size)
+    timeline, counts = timeline_of(recipe, method, n), set()
+    for epoch in range(7):
+        images = KCDLoss.images_per_epoch(method.options("kcd"), n, epoch)
+        steps = range(timeline.first_step(epoch), timeline.first_step(epoch + 1))
+        assert sum(map(timeline.images_in, steps)) == images - (images % size == 1)
+        counts.add(images)
+    assert len(counts) > 2

@@ -1,6 +1,7 @@
 """Swaps drawn for each image or each channel instead of the whole batch, and of whole stages: by meaning."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from torch import nn
 
 from iakd import config, models
 from iakd.config import IakdOptions, LrSchedule, Schedule
-from iakd.data.loader import DeviceLoader
+from iakd.data.loader import BatchFormat, DeviceLoader
 from iakd.distillation.distiller import Distiller, make_distiller
+from iakd.distillation.registry import timeline_of
 from iakd.errors import UserError
 from iakd.interactive.hybrid import Hybrid, mix_branches
 from iakd.interactive.swap_sampler import ChannelSwapSampler, SampleSwapSampler, SwapSampler, make_swap_sampler
@@ -99,8 +101,8 @@ def test_gradients_reach_the_stem_and_the_teacher_stays(
 
 def test_frequencies_of_images() -> None:
     """Over 1,000 images the share kept lies within 4.5 standard errors of p, and two images are independent."""
-    draws = SampleSwapSampler(HALF, TIMELINE, 3, seed=0, at_least_one_student=False, rows=1000)
-    kept = draws._uniform_and_kept(7)[1]
+    draws = SampleSwapSampler(HALF, replace(TIMELINE, batch_size=1000), 3, seed=0)
+    kept = np.array([mask.tolist() for mask in draws.masks(7, 1000) if isinstance(mask, torch.Tensor)]).T
     assert (np.abs(kept.mean(axis=0) - 0.3) < 4.5 * np.sqrt(0.3 * 0.7 / 1000)).all()
     pairs = np.corrcoef(kept[:-1, 0], kept[1:, 0])[0, 1]
     assert abs(pairs) < 0.15
@@ -117,7 +119,7 @@ def test_frequencies_of_channels() -> None:
 
 
 def test_no_image_is_left_alone_with_batchnorm() -> None:
-    draws = SampleSwapSampler(Schedule(kind="uniform", p0=0.15, student_only=0.0), TIMELINE, 3, 0, False, rows=6)
+    draws = SampleSwapSampler(Schedule(kind="uniform", p0=0.15, student_only=0.0), TIMELINE, 3, 0)
     counts = [
         6 if choice is True else 0 if choice is False else int(choice.sum())
         for step in range(300)
@@ -126,9 +128,73 @@ def test_no_image_is_left_alone_with_batchnorm() -> None:
     assert 1 not in counts and {0, 2} <= set(counts)
 
 
+@pytest.mark.parametrize("teacher_bn", ["eval", "batch"])
+@pytest.mark.parametrize(
+    ("teacher_arch", "student_arch", "widths", "side", "some"),
+    [
+        ("vgg13", "vgg8", (4, 2), 8, True),
+        ("vgg13", "vgg8", (4, 4), 8, None),  # no adapters
+        ("vgg13", "vgg8", (4, 2), 16, False),
+        ("resnet14", "resnet8", (4, 2), 8, False),
+        ("resnet14", "resnet8", (4, 2), 4, True),
+        ("resnet14", "vgg8", (4, 4), 8, True),  # maps of other sizes
+    ],
+)
+def test_slots_whose_teacher_s_branch_refuses_a_single_image_are_known(
+    teacher_arch: str, student_arch: str, widths: tuple[int, int], side: int, some: bool | None, teacher_bn: str
+) -> None:
+    teacher = network(teacher_arch, 1, widths[0]).eval().requires_grad_(False)
+    student = network(student_arch, 2, widths[1])
+    hybrid = Hybrid(student, teacher, IakdOptions(granularity="sample", teacher_bn=teacher_bn), seed=0)
+    hybrid.train()
+    found = hybrid.refuse_single((1, side, side))
+    assert any(found) is ((teacher_bn == "batch") if some is None else some)
+    image = torch.randn(1, 1, side, side)
+    for slot, refused in enumerate(found):
+        kept: list[bool | torch.Tensor] = [True] * len(found)
+        kept[slot] = False
+        copied = copy.deepcopy(hybrid)
+        copied.student.eval()
+        if refused:
+            with pytest.raises(ValueError, match="more than 1 value per channel"):
+                copied(image, kept)
+        else:
+            copied(image, kept)
+
+
+@pytest.mark.parametrize("teacher_bn", ["eval", "batch"])
+@pytest.mark.parametrize("images", [2, 3, 7, 10])
+def test_images_are_swapped_on_maps_of_one_pixel(images: int, teacher_bn: str) -> None:
+    """The last maps of these networks; a batch of any size trains, and the record tells what was kept."""
+    pixels = np.random.default_rng(0).integers(0, 255, (images, 1, 8, 8), dtype=np.uint8)
+    data = DeviceLoader(pixels, np.arange(images) % 10, [0.5], [0.5], "cpu")
+    teacher = network("vgg13", 1, width=4).eval().requires_grad_(False)
+    schedule = {"kind": "uniform", "p0": 0.8, "student_only": 0.0}
+    iakd = {"granularity": "sample", "schedule": schedule, "teacher_bn": teacher_bn}
+    method = config.Method.model_validate({"method": "iakd", "iakd": iakd})
+    timeline = timeline_of(config.Recipe(epochs=12, batch_size=4), method, images)
+    distiller = make_distiller(network("vgg8", 2, width=2), teacher, method, timeline=timeline, seed=0, data=data)
+    distiller.train()
+    for epoch in range(timeline.epochs):
+        shares = []
+        for position, batch in enumerate(data.epoch(0, epoch, BatchFormat(4))):
+            step = timeline.first_step(epoch) + position
+            assert timeline.images_in(step) == len(batch.labels)
+            masks = distiller.sampler.masks(step, len(batch.labels))
+            shares.append([float(mask) if isinstance(mask, bool) else mask.double().mean().item() for mask in masks])
+            loss = torch.stack(list(distiller(batch, step)[0].values())).sum()
+            loss.backward()
+            assert torch.isfinite(loss)
+        record = distiller.epoch_record(epoch)
+        assert [record[f"p_drawn_{slot}"] for slot in range(5)] == pytest.approx(np.mean(shares, axis=0), abs=1e-6)
+
+
 def test_with_a_frozen_stem_and_head_each_image_passes_a_student_s_block() -> None:
-    draws = SampleSwapSampler(Schedule(kind="uniform", p0=0.0, student_only=0.0), TIMELINE, 3, 0, True, rows=50)
-    assert (draws._uniform_and_kept(0)[1].sum(axis=1) == 1).all()
+    draws = SampleSwapSampler(
+        Schedule(kind="uniform", p0=0.0, student_only=0.0), replace(TIMELINE, batch_size=50), 3, 0, True
+    )
+    kept = np.array([mask.tolist() for mask in draws.masks(0, 50) if isinstance(mask, torch.Tensor)])
+    assert (kept.sum(axis=0) == 1).all()
 
 
 def test_whole_stages_are_swapped_as_one(teacher: models.Network, images: torch.Tensor) -> None:

@@ -94,3 +94,12 @@ def test_a_warm_up_does_not_move_the_drops() -> None:
     timeline = Timeline(10, 3, 0.4, LrSchedule(milestones=[0.5], gamma=0.5, warmup=0.1), 64)
     expected = [0.4 / 3, 0.8 / 3, 0.4, *[0.4] * 12, *[0.2] * 15]
     assert [timeline.lr(step) for step in range(30)] == pytest.approx(expected)
+
+
+def test_the_last_step_of_an_epoch_may_have_fewer_images() -> None:
+    recipe = Recipe(epochs=3, batch_size=8)
+    assert {Timeline.of(recipe, 2).images_in(step) for step in range(6)} == {8}
+    alike = Timeline.of(recipe, 2, last_batches=[5])
+    assert [alike.images_in(step) for step in range(6)] == [8, 5, 8, 5, 8, 5]
+    varying = Timeline.of(recipe, 3, [3, 2, 1], [8, 3, 2])
+    assert [varying.images_in(step) for step in range(6)] == [8, 8, 8, 8, 3, 2]

@@ -218,6 +218,12 @@ def steps_per_epoch(n: int, batch_size: int) -> int:
     return full + (rest > 1)
 
 
+def last_batch(n: int, batch_size: int) -> int:
+    """Number of images in the last of these batches."""
+    rest = n % batch_size
+    return rest if rest > 1 else batch_size
+
+
 class FetchRequest(NamedTuple):
     """The image at each position of an epoch, int64 (n,) on the CPU, and its random crop; None: the centre crop."""
 

@@ -272,7 +272,10 @@ def make_distiller(
         if options.form == "single_path":
             assert isinstance(options.schedule, config.Schedule)
             widths = [channels(pair.student.after) for pair in hybrid.pairs]
-            sampler = make_swap_sampler(options, options.schedule, timeline, widths, seed, hybrid.only_blocks_train)
+            strict = hybrid.refuse_single(data.image_shape) if options.granularity == "sample" else ()
+            sampler = make_swap_sampler(
+                options, options.schedule, timeline, widths, seed, hybrid.only_blocks_train, strict
+            )
     built: dict[str, DistillationLoss] = {}
     levels: Sequence[BlockPair] = ()
     for name in sorted(method.names, key=lambda name: not METHODS[name].joins):  # those that change others come first

@@ -6,7 +6,7 @@ import torch
 
 from iakd import config
 from iakd.config import METHODS
-from iakd.data.loader import steps_per_epoch
+from iakd.data.loader import last_batch, steps_per_epoch
 from iakd.distillation.loss import DistillationLoss
 from iakd.errors import UserError
 from iakd.models import Network
@@ -31,12 +31,19 @@ def loss_class(name: str) -> type[DistillationLoss]:
 
 def timeline_of(recipe: config.Recipe, method: config.Method, n: int) -> Timeline:
     """Return the timeline of a training on `n` images. Raises UserError if an epoch would have no step."""
-    images = [
-        min(loss_class(name).images_per_epoch(method.options(name), n, epoch) for name in method.names)
-        for epoch in range(recipe.epochs)
-    ]
-    lengths = [steps_per_epoch(count, recipe.batch_size) for count in images]
-    return Timeline.of(recipe, steps_per_epoch(n, recipe.batch_size), lengths)
+    classes = {name: loss_class(name) for name in method.names}
+    images = [n]  # in each epoch, or in all
+    if any(loss.images_per_epoch is not DistillationLoss.images_per_epoch for loss in classes.values()):
+        images = [
+            min(loss.images_per_epoch(method.options(name), n, epoch) for name, loss in classes.items())
+            for epoch in range(recipe.epochs)
+        ]
+    return Timeline.of(
+        recipe,
+        steps_per_epoch(n, recipe.batch_size),
+        [steps_per_epoch(count, recipe.batch_size) for count in images],
+        [last_batch(count, recipe.batch_size) for count in images],
+    )
 
 
 def changes_student(method: config.Method) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from iakd.config import IakdOptions
@@ -25,7 +26,7 @@ from iakd.models.features import LOGITS, BlockSlot, Features, FeatureSpec, forwa
 from iakd.models.network import Frozen, initialise
 from iakd.models.normalisation import input_conversion
 from iakd.models.pairing import BlockPair, copy_weights, pair_blocks, whole_stages
-from iakd.models.shapes import Shape
+from iakd.models.shapes import Shape, meta_tensors
 from iakd.seeding import derive
 
 Sizes = tuple[Shape, Shape] | None
@@ -274,6 +275,18 @@ class Hybrid(nn.Module):
                 "iakd.form: two_path"
             )
 
+    @torch.no_grad()
+    def refuse_single(self, image: Shape) -> list[bool]:
+        """Whether the teacher's branch of each slot refuses a single image of this shape in training.
+
+        That is where a BatchNorm normalises by the batch and has maps of one pixel: in an adapter, or in the teacher's
+        blocks with `teacher_bn: batch`. Nothing is computed.
+        """
+        return [
+            _refuses(branch, torch.empty(1, *pair.student.before, device="meta"), sizes)
+            for branch, pair, sizes in zip(self.branches, self._pair(image), self._sizes(image), strict=True)
+        ]
+
     def copy_norms(self) -> None:
         """Start the separate BatchNorm layers of hybrid paths from the student's, after a change of the latter."""
         for (_, _, layer), separate in zip(self._norms, self.hybrid_norms, strict=False):  # none, or one for each
@@ -344,6 +357,14 @@ class Hybrid(nn.Module):
 def _first_change(path: Path) -> int:
     """The first slot whose blocks are of another network than those before it."""
     return path.index(not path[0])
+
+
+def _refuses(module: nn.Module, *arguments: Any) -> bool:
+    try:
+        functional_call(module, meta_tensors(module, ""), arguments)
+    except ValueError:  # of BatchNorm
+        return True
+    return False
 
 
 def _places(network: nn.Module, kind: type[nn.Module]) -> list[tuple[nn.Module, str, Any]]:

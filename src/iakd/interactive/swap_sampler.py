@@ -89,19 +89,17 @@ class SwapSampler(EpochDraws):
         return kept
 
 
-class _PerRowSwapSampler(SwapSampler):
-    """Draws for each of `rows` images or channels separately."""
+class _StepDraws(SwapSampler):
+    """Draws for each image or channel separately, so that each step has a random stream of its own."""
 
-    def __init__(
-        self, schedule: Schedule, timeline: Timeline, slots: int, seed: int, at_least_one_student: bool, rows: int
-    ) -> None:
-        super().__init__(schedule, timeline, slots, seed, at_least_one_student)
-        self.rows = rows
+    def shares(self, step: int) -> NDArray[np.float64]:
+        """The share of images or channels for which the student is kept at a step, (slots,)."""
+        raise NotImplementedError
 
     def drawn(self, epoch: int) -> NDArray[Any]:
-        """Share of rows for which the student is kept, (steps, slots)."""
+        """The share of images or channels for which the student is kept, (steps, slots)."""
         steps = range(self.timeline.first_step(epoch), self.timeline.first_step(epoch + 1))
-        return np.stack([self._uniform_and_kept(step)[1].mean(axis=0) for step in steps])
+        return np.stack([self.shares(step) for step in steps])
 
     def probabilities(self, step: int) -> NDArray[np.float64]:
         """p_i at one step, (slots,)."""
@@ -110,50 +108,94 @@ class _PerRowSwapSampler(SwapSampler):
             self._epoch, self._planned = epoch, self.planned(epoch)
         return self._planned[position]
 
-    def _uniform_and_kept(self, step: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """The uniform numbers of a step, (rows, slots + 1), and where they keep the student, (rows, slots)."""
+    def _uniform(self, step: int, rows: int) -> NDArray[np.float64]:
+        """The random numbers of a step, (rows, slots + 1)."""
         rng = np.random.Generator(np.random.PCG64(derive("swap", self.seed, "step", step)))
-        uniform = rng.random((self.rows, self.slots + 1))
-        return uniform, self._kept_where(uniform, self.probabilities(step))
+        return rng.random((rows, self.slots + 1))
 
 
-class SampleSwapSampler(_PerRowSwapSampler):
-    """Draws for each image of the batch separately."""
+class SampleSwapSampler(_StepDraws):
+    """Draws for each image of the batch separately.
+
+    BatchNorm cannot normalise a single image. So where one image alone would take the student's branch, the image that
+    came nearest to it joins it. Where one alone would take the teacher's, it takes the student's, but only in `strict`
+    slots (bool per slot): those whose teacher's branch refuses a single image.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        timeline: Timeline,
+        slots: int,
+        seed: int,
+        at_least_one_student: bool = False,
+        strict: Sequence[bool] = (),
+    ) -> None:
+        super().__init__(schedule, timeline, slots, seed, at_least_one_student)
+        self.strict = strict
 
     def masks(self, step: int, batch_size: int, part: slice = WHOLE_BATCH) -> Sequence[KeepMask]:
-        """bool (B,) per slot; a plain bool where the whole batch is alike.
+        """bool (B,) per slot; a plain bool where the whole batch is alike."""
+        masks = [_simplified(torch.from_numpy(column)) for column in self._kept_images(step, batch_size).T.copy()]
+        return [mask if isinstance(mask, bool) else mask[part] for mask in masks]
 
-        BatchNorm cannot normalise a single image. So where one image alone would take the student's branch, the image
-        that came nearest to it joins it.
-        """
-        uniform, kept = self._uniform_and_kept(step)
-        kept = kept[:batch_size]
+    def shares(self, step: int) -> NDArray[np.float64]:
+        """The share of the batch's images that take the student's branch, (slots,)."""
+        return self._kept_images(step, self.timeline.images_in(step)).mean(axis=0)
+
+    def _kept_images(self, step: int, batch_size: int) -> NDArray[np.bool_]:
+        """Which images take the student's branch of each slot, (batch_size, slots)."""
+        uniform = self._uniform(step, self.timeline.batch_size)  # a smaller batch gets the first of the same numbers
+        kept = self._kept_where(uniform, self.probabilities(step))[:batch_size]
         for slot in np.flatnonzero(kept.sum(axis=0) == 1):
             others = np.where(kept[:, slot], np.inf, uniform[:batch_size, slot])
             kept[others.argmin(), slot] = True
-        masks = [_simplified(torch.from_numpy(column)) for column in kept.T.copy()]
-        return [mask if isinstance(mask, bool) else mask[part] for mask in masks]
+        for slot in np.flatnonzero(self.strict):
+            if (~kept[:, slot]).sum() == 1:
+                kept[:, slot] = True
+        return kept
 
 
-class ChannelSwapSampler(_PerRowSwapSampler):
+class ChannelSwapSampler(_StepDraws):
     """Draws for each channel separately: the student's with probability p, else the teacher's or the mean of both,
     with equal chances.
 
-    `channels`: number of channels of each slot's output. Some channel always has the student's gradient, so
-    `at_least_one_student` is not needed.
+    `channels`: number of channels of each slot's output. With `at_least_one_student`, a step that would take every
+    channel of every slot from the teacher alone takes one from the student: in a slot drawn uniformly, the channel that
+    came nearest to it.
     """
 
-    def __init__(self, schedule: Schedule, timeline: Timeline, slots: int, seed: int, channels: Sequence[int]) -> None:
-        super().__init__(schedule, timeline, slots, seed, False, max(channels))
+    def __init__(
+        self,
+        schedule: Schedule,
+        timeline: Timeline,
+        slots: int,
+        seed: int,
+        channels: Sequence[int],
+        at_least_one_student: bool = False,
+    ) -> None:
+        super().__init__(schedule, timeline, slots, seed, at_least_one_student)
         self.channels = channels
 
     def masks(self, step: int, batch_size: int, part: slice = WHOLE_BATCH) -> Sequence[KeepMask]:
         """The student's weight 1, 0 or ½ in each channel, float32 (channels,) per slot."""
-        uniform, kept = self._uniform_and_kept(step)
-        halves = uniform[:, : self.slots] < (1 + self.probabilities(step)) / 2
-        weights = np.where(kept, 1.0, np.where(halves, 0.5, 0.0)).astype(np.float32)
-        columns = zip(weights.T.copy(), self.channels, strict=True)
-        return [_simplified(torch.from_numpy(column[:count])) for column, count in columns]
+        return [_simplified(torch.from_numpy(column)) for column in self._weights(step)]
+
+    def shares(self, step: int) -> NDArray[np.float64]:
+        """The share of each slot's channels that are the student's alone, (slots,)."""
+        return np.array([(weights == 1).mean() for weights in self._weights(step)])
+
+    def _weights(self, step: int) -> list[NDArray[np.float32]]:
+        uniform, p = self._uniform(step, max(self.channels)), self.probabilities(step)
+        numbers = [uniform[:count, slot] for slot, count in enumerate(self.channels)]
+        weights = [
+            np.where(u < p[slot], 1.0, np.where(u < (1 + p[slot]) / 2, 0.5, 0.0)).astype(np.float32)
+            for slot, u in enumerate(numbers)
+        ]
+        if self.at_least_one_student and not any(each.any() for each in weights):
+            slot = int(uniform[0, -1] * self.slots)
+            weights[slot][numbers[slot].argmin()] = 1.0
+        return weights
 
 
 def _simplified(kept: Tensor) -> KeepMask:
@@ -169,17 +211,19 @@ def make_swap_sampler(
     channels: Sequence[int],
     seed: int,
     only_blocks_train: bool,
+    strict: Sequence[bool] = (),
 ) -> SwapSampler:
     """The sampler for `options.granularity` and a hybrid whose slots return `channels` channels.
 
     `only_blocks_train`: a step that swaps every slot would train nothing, so by default at least one is kept.
+    `strict`: whether the teacher's branch of each slot refuses a single image.
     """
     at_least_one = only_blocks_train if options.at_least_one_student is None else options.at_least_one_student
     common = (schedule, timeline, len(channels), seed)
     match options.granularity:
         case "sample":
-            return SampleSwapSampler(*common, at_least_one, timeline.batch_size)
+            return SampleSwapSampler(*common, at_least_one, strict)
         case "channel":
-            return ChannelSwapSampler(*common, channels)
+            return ChannelSwapSampler(*common, channels, at_least_one)
         case _:
             return SwapSampler(*common, at_least_one)

@@ -21,9 +21,12 @@ class Timeline:
     lr_schedule: LrSchedule
     batch_size: int  # images per step; the last step of an epoch may have fewer
     lengths: tuple[int, ...] = ()  # steps of each epoch, if they differ
+    last_batches: tuple[int, ...] = ()  # images of each epoch's last step, or of all epochs'; default: batch_size
 
     @classmethod
-    def of(cls, recipe: Recipe, steps: int, lengths: Sequence[int] = ()) -> "Timeline":
+    def of(
+        cls, recipe: Recipe, steps: int, lengths: Sequence[int] = (), last_batches: Sequence[int] = ()
+    ) -> "Timeline":
         """Return the timeline of a recipe whose epochs have `steps` steps each, or `lengths` if given.
 
         Raises UserError if an epoch would have no step.
@@ -31,7 +34,8 @@ class Timeline:
         if min([steps, *lengths]) == 0:
             raise UserError("training needs more than one image; raise distill.transfer or add images")
         varying = tuple(lengths) if any(length != steps for length in lengths) else ()
-        return cls(recipe.epochs, steps, recipe.lr, recipe.lr_schedule, recipe.batch_size, varying)
+        last = tuple(last_batches)
+        return cls(recipe.epochs, steps, recipe.lr, recipe.lr_schedule, recipe.batch_size, varying, last)
 
     @property
     def total(self) -> int:
@@ -56,6 +60,13 @@ class Timeline:
             return divmod(step, self.steps_per_epoch)
         epoch = bisect_right(self._starts, step) - 1
         return epoch, step - self._starts[epoch]
+
+    def images_in(self, step: int) -> int:
+        """Return the number of images of a step."""
+        epoch, position = self.locate(step)
+        if not self.last_batches or position + 1 < self.steps_in(epoch):
+            return self.batch_size
+        return self.last_batches[epoch % len(self.last_batches)]
 
     def warmup(self, step: int, epochs: int) -> float:
         """Return min(epoch/epochs, 1) at a step, its epoch counted from 1; without warm-up epochs, 1."""
