@@ -322,8 +322,14 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     (kd(recipe=[1, 2]), "recipe: a whole section"),
     (kd(kd__temperature__x=[1, 8]), r"kd\.temperature\.x: kd\.temperature is not a section"),
     (kd(kd__temperature=[0, 8]), r"kd\.temperature: a trial with kd\.temperature: 0\.0 is impossible .*greater than 0"),
-    (kd(kd__temperature=[5, 8]), r"kd\.temperature: must include 4\.0, the method's own value"),
-    (kd(init=["teacher"]), r"init: must include 'random', the method's own value"),
+    (
+        kd(kd__temperature=[5, 8]),
+        r"kd\.temperature: must include 4\.0, .*; widen the range, or set kd\.temperature itself to a value that is",
+    ),
+    (
+        kd(init=["teacher"]),
+        r"init: must include 'random', .*; add it to the choices, or set init itself to a value that is included",
+    ),
     (kd(init=["random", "teachr"]), r"init: a trial with init: teachr is impossible"),
     (kd(recipe__lr=[0.1, 0.01]), r"recipe\.lr: low 0\.1 is above high 0\.01"),
     (kd(recipe__lr={"low": 0.01}), r"recipe\.lr: needs low and high, or choices"),

@@ -9,16 +9,17 @@ import torch
 import yaml
 
 from iakd import files
-from iakd.config import parse
+from iakd.config import Method, Recipe, parse
 from iakd.config.search_space import KIND
 from iakd.data.store import PreparedData
 from iakd.distillation.assembly import StudentTask, network_of, training_macs
+from iakd.errors import UserError
 from iakd.experiment.jobs import Experiment, StudyJob, plan_experiment
-from iakd.experiment.run_dir import RUN, Row, Run
+from iakd.experiment.run_dir import MODEL, RUN, Row, Run
 from iakd.models.flops import model_cost
 from iakd.stages import distill, evaluate, prepare, teach
 from iakd.tuning.results import write_best
-from iakd.tuning.workers import StudentTrainer, concrete
+from iakd.tuning.workers import SETTINGS_AT_FAULT, StudentTrainer, concrete
 
 SETTINGS = """
 teachers: [{arch: resnet8, width: 4, name: big}]
@@ -119,6 +120,43 @@ def test_the_run_of_a_seed_says_what_it_trains_and_names_its_study(experiment: E
     assert (used[0]["kd"]["temperature"], used[0]["init"]) == (2.0, "teacher")
     assert (used[1]["lr"], used[1]["epochs"]) == (0.05, 3) and "tune" not in used[0]
     assert len({made.key, run(8, 1).key, run(7, 0).key, run(7, 1, init="random").key}) == 4
+
+
+@pytest.mark.parametrize(
+    ("method", "recipe", "message"),
+    [
+        ({"method": "hints", "hints": {"points": 9}}, {}, "the teacher has only 3 blocks"),
+        ({"method": "fitnet", "fitnet": {"level": 9}}, {}, "this pair has 3 levels"),
+        ({"method": "kd"}, {"augment": {"crop": "resized"}}, "augment.crop: resized needs"),
+        ({"method": "kd"}, {"lr": 1e30}, "no longer finite"),
+    ],
+)
+def test_what_a_trial_s_settings_cause_is_told_from_what_is_broken(
+    experiment: Experiment, method: dict[str, Any], recipe: dict[str, Any], message: str
+) -> None:
+    job = experiment.studies[1]
+    changed = Recipe.model_validate({**job.recipe.model_dump(), **recipe})
+    tried = replace(job, method=Method.model_validate(method), recipe=changed)
+    trainer = StudentTrainer(experiment, job, "key-of-study")
+    run = trainer.run(50, tried, 0)
+    with pytest.raises(SETTINGS_AT_FAULT, match=message), run.open():
+        trainer.train(run, tried, lambda epoch, row: None)
+
+
+def test_a_damaged_teacher_is_nothing_that_settings_cause(experiment: Experiment) -> None:
+    job = experiment.studies[1]
+    trainer = StudentTrainer(experiment, job, "key-of-study")
+    tried = concrete(job, job.first[0])
+    run = trainer.run(51, tried, 0)
+    weights = job.teacher.folder / MODEL
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1])
+    try:
+        with pytest.raises(UserError, match="damaged") as raised:
+            trainer.train(run, tried, lambda epoch, row: None)
+    finally:
+        weights.write_bytes(content)
+    assert not isinstance(raised.value, SETTINGS_AT_FAULT)
 
 
 def test_the_winner_is_trained_with_its_settings_and_other_seeds(experiment: Experiment) -> None:

@@ -17,7 +17,7 @@ from iakd.config.search_space import KIND
 from iakd.errors import RunFailed, UserError
 from iakd.experiment.jobs import plan_experiment
 from iakd.tuning.results import finished_trials, importances, load_study, read_best, settings_in
-from iakd.tuning.workers import run_trial, trial_seed
+from iakd.tuning.workers import TrialResult, run_trial, trial_seed
 
 
 def test_the_published_files_agree(finished_study: ToyStudy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,11 +162,70 @@ def test_a_study_whose_trials_all_fail_fails(study: ToyStudy) -> None:
     assert not (study.results / "best.yaml").exists()
 
 
-def test_a_bug_in_a_trial_is_not_hidden(study: ToyStudy) -> None:
-    Path("raise-1").touch()
-    with pytest.raises(ZeroDivisionError) as error:
-        study.run()
-    assert "mishaps" in "".join(error.value.__notes__), "where it happened"
+def fail(error: str) -> TrialResult:
+    """Run trial 1, whose training raises `error`."""
+    Path("raise-1").write_text(error)
+    experiment = plan_experiment(toy_study.settings())
+    job = experiment.studies[0]
+    return run_trial(ToyTrainer(experiment, job, "key"), job, 1, {KIND: "sigmoid"}, 2, never)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        ("Diverged: the loss is no longer finite", "the loss is no longer finite"),
+        ("UnsuitableSettings: hints.points is 9", "hints.points is 9"),
+        ("OverflowError: math range error", "the arithmetic of the training failed: OverflowError: math range error"),
+        ("ZeroDivisionError: by zero", "the arithmetic of the training failed: ZeroDivisionError: by zero"),
+    ],
+)
+def test_what_a_trial_s_settings_cause_is_a_failed_trial(study: ToyStudy, error: str, reason: str) -> None:
+    result = fail(error)
+    assert (result.state, result.value, result.reason) == ("failed", None, reason)
+    published = files.read_json(study.results / "trials/0001/seed0/metrics.json", "")
+    assert (published["state"], published["reason"]) == ("failed", reason)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        ("UserError: model.safetensors is damaged", UserError),
+        ("RunFailed: a process that decodes images died", RunFailed),
+        ("OSError: no space left", OSError),
+        ("MemoryError: 3 GiB", MemoryError),
+        ("RuntimeError: CUDA out of memory", RuntimeError),
+        ("TypeError: a bug", TypeError),
+        ("ValueError: a bug", ValueError),
+    ],
+)
+def test_what_they_cannot_cause_is_no_result(study: ToyStudy, error: str, kind: type[Exception]) -> None:
+    with pytest.raises(kind, match=error.partition(": ")[2]):
+        fail(error)
+    assert not (study.results / "trials/0001/seed0").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            "RuntimeError: CUDA out of memory.\nTried 9 GiB",
+            r"not enough memory .*memory\. Tried 9.* tune.workers .*resumes",
+        ),
+        ("TypeError: a bug", "TypeError: a bug; that should not happen.*traceback.txt"),
+    ],
+)
+def test_a_machine_without_memory_or_a_bug_ends_the_study_with_a_line(study: ToyStudy, error: str, line: str) -> None:
+    Path("raise-1").write_text(error)
+    with pytest.raises(RunFailed, match=f"iakd-tuned: trial 1: {line}") as raised:
+        study.run(trials=2, workers=1)
+    assert "\n" not in str(raised.value)
+    traceback = study.state / "traceback.txt"
+    assert traceback.exists() == error.startswith("TypeError")
+    if traceback.exists():
+        assert "in mishaps" in traceback.read_text()
+    Path("raise-1").unlink()
+    study.run(trials=2, workers=1)
+    assert [row["state"] for row in study.outcome()["rows"]] == ["complete"] * 2 and not traceback.exists()
 
 
 def test_schedules_outside_the_space_are_named(study: ToyStudy, caplog: pytest.LogCaptureFixture) -> None:

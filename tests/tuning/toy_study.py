@@ -8,6 +8,7 @@ Files in the current folder steer it: diverge-N makes trial N diverge, die-N kil
 die-always-N each time. trainings.log gets a line for each training that starts or resumes: trial, seed, epochs done.
 """
 
+import builtins
 import json
 import logging
 import math
@@ -23,9 +24,9 @@ from unittest import mock
 
 import yaml
 
-from iakd import files
+from iakd import errors, files
 from iakd.config import Params, Schedule, merged, parse
-from iakd.errors import RunFailed, UserError
+from iakd.errors import Diverged, UserError
 from iakd.experiment import run_dir
 from iakd.experiment.jobs import Experiment, StudyJob, plan_experiment
 from iakd.processes import Interrupt
@@ -215,18 +216,21 @@ def mishaps(number: int, seed: int) -> None:
             once.unlink()
             os.kill(os.getpid(), signal.SIGKILL)
         if Path(f"diverge-{number}-seed{seed}").exists():
-            raise RunFailed("the loss is no longer finite")
+            raise Diverged("the loss is no longer finite")
         return
     if Path(f"diverge-{number}").exists():
-        raise RunFailed("the loss is no longer finite")
+        raise Diverged("the loss is no longer finite")
     once = Path(f"die-{number}")
     if once.exists() or Path(f"die-always-{number}").exists():
         once.unlink(missing_ok=True)
         os.kill(os.getpid(), signal.SIGKILL)
     if Path(f"mistake-{number}").exists():
         raise UserError("no such thing")
-    if Path(f"raise-{number}").exists():
-        raise ZeroDivisionError("a bug")
+    raised = Path(f"raise-{number}")
+    if raised.exists():
+        name, message = raised.read_text().split(": ", 1)
+        kind: type[Exception] = getattr(errors, name, None) or getattr(builtins, name)
+        raise kind(message)
 
 
 if __name__ == "__main__":

@@ -279,9 +279,10 @@ class SearchSpace:
             if label is not None:
                 known[parameter.name] = label
             elif any(map(self._in_space, parameter.values.when)) or self.is_used(parameter, known):
+                widen = "add it to the choices" if parameter.choices else "widen the range"
                 raise ValueError(
                     f"tune.{parameter.name}: must include {self.own(parameter.name)!r}, the method's own value, "
-                    "with which its study starts"
+                    f"with which its study starts; {widen}, or set {parameter.name} itself to a value that is included"
                 )
 
     def _check_corner(self, chosen: Params) -> None:

@@ -16,7 +16,7 @@ from iakd.config import Augment
 from iakd.data.augmentation import Augmenter, view_images
 from iakd.data.geometry import RandomCrops
 from iakd.devices import to_device
-from iakd.errors import UserError
+from iakd.errors import UnsuitableSettings
 from iakd.seeding import generator
 
 
@@ -354,7 +354,7 @@ class DeviceLoader(ImageLoader):
 
     def _fetch(self, requests: list[FetchRequest], parts: list[slice]) -> Iterator[list[Tensor]]:
         if any(request.crops for request in requests):
-            raise UserError(
+            raise UnsuitableSettings(
                 "augment.crop: resized needs the images in their full size: set dataset.storage to files "
                 "(sources image_folder and imagenet), then run `iakd prepare`"
             )

@@ -8,7 +8,7 @@ from iakd import config
 from iakd.config import METHODS
 from iakd.data.loader import last_batch, steps_per_epoch
 from iakd.distillation.loss import DistillationLoss
-from iakd.errors import UserError
+from iakd.errors import UnsuitableSettings, UserError
 from iakd.models import Network
 from iakd.models.quantisation import bit_widths
 from iakd.models.shapes import Shape
@@ -58,7 +58,9 @@ def deploy(student: Network, teacher: Network, method: config.Method, image: Sha
     be used with these networks.
     """
     if bit_widths(student):
-        raise UserError(f"{method.method} adds layers to the student, so it cannot train one of several bit-widths")
+        raise UnsuitableSettings(
+            f"{method.method} adds layers to the student, so it cannot train one of several bit-widths"
+        )
     for name in method.names:
         generator = torch.Generator().manual_seed(derive("deployed", name, seed))
         loss_class(name).deploy(student, teacher, method.options(name), image, generator)

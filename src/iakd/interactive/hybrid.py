@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from iakd.config import IakdOptions
 from iakd.devices import to_device
-from iakd.errors import UserError
+from iakd.errors import UnsuitableSettings
 from iakd.interactive.paths import Path
 from iakd.interactive.swap_sampler import KeepMask
 from iakd.models import Network
@@ -136,7 +136,7 @@ class Hybrid(nn.Module):
         ends: dict[str, nn.Module] = {}
         if options.form == "two_path":
             if len(self.pairs) < 2:
-                raise UserError(
+                raise UnsuitableSettings(
                     f"paths that change networks need at least two {options.unit}s to swap, and this pair has one; "
                     "choose networks with more, or another method (with iakd: set iakd.unit: block)"
                 )
@@ -266,10 +266,10 @@ class Hybrid(nn.Module):
         return self._branch(slot + 1).to_teacher(features, self._sizes(image)[slot + 1])
 
     def require(self, spec: FeatureSpec) -> None:
-        """Raise UserError where a loss reads features inside of what is swapped as one."""
+        """Raise UnsuitableSettings where a loss reads features inside of what is swapped as one."""
         inside = (spec.blocks | spec.preactivations) - {pair.student.last for pair in self.pairs}
         if inside:
-            raise UserError(
+            raise UnsuitableSettings(
                 f"iakd.unit: {self.options.unit}: the added loss reads the features of student block "
                 f"{min(inside) + 1}, which is swapped together with the blocks after it; set iakd.unit: block, or "
                 "iakd.form: two_path"

@@ -6,7 +6,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from iakd.errors import UserError
+from iakd.errors import UnsuitableSettings
 from iakd.models.network import Block, Network
 
 
@@ -133,16 +133,16 @@ def _store_input(kept: Features, name: str, layer: nn.Module, arguments: tuple[T
 
 
 def pooling(network: Network) -> nn.AdaptiveAvgPool2d:
-    """Return the head's global average pooling. Raises UserError if it has none."""
+    """Return the head's global average pooling. Raises UnsuitableSettings if it has none."""
     layers = [layer for layer in network.head.modules() if isinstance(layer, nn.AdaptiveAvgPool2d)]
     if not layers:
-        raise UserError("a method that uses the last maps needs a network with global average pooling")
+        raise UnsuitableSettings("a method that uses the last maps needs a network with global average pooling")
     return layers[0]
 
 
 def classifier(network: Network) -> nn.Linear:
-    """Return the network's last linear layer. Raises UserError if it has none."""
+    """Return the network's last linear layer. Raises UnsuitableSettings if it has none."""
     layers = [layer for layer in network.head.modules() if isinstance(layer, nn.Linear)]
     if not layers:
-        raise UserError("a method that uses pooled features needs a network that ends in a linear layer")
+        raise UnsuitableSettings("a method that uses pooled features needs a network that ends in a linear layer")
     return layers[-1]

@@ -6,7 +6,7 @@ from itertools import accumulate, chain, groupby
 
 from torch import nn
 
-from iakd.errors import UserError
+from iakd.errors import UnsuitableSettings
 from iakd.models import Network
 from iakd.models.network import Block
 from iakd.models.quantisation import only_if_quantised, start_lower_bits
@@ -63,7 +63,7 @@ def pair_blocks(teacher: Network, student: Network, image: Shape | None = None) 
     """Pair the blocks of two networks stage by stage, from the first student block to the last.
 
     Shapes are for an image of shape `image` (channels, height, width); default: as large as the networks were designed
-    for. Raises UserError, with the reason, for an impossible pair.
+    for. Raises UnsuitableSettings, with the reason, for an impossible pair.
     """
     teacher_shapes, student_shapes = _shapes(teacher, student, image)
     _check_features(teacher_shapes[-1], student_shapes[-1])
@@ -74,7 +74,7 @@ def pair_blocks(teacher: Network, student: Network, image: Shape | None = None) 
             len(teacher_blocks) < len(student_blocks)
             and teacher.blocks[teacher_blocks[0]].kind is student.blocks[student_blocks[0]].kind
         ):
-            raise UserError(
+            raise UnsuitableSettings(
                 f"impossible pair: stage {stage + 1} of the teacher has {len(teacher_blocks)} blocks and the student's "
                 f"{len(student_blocks)}; choose a deeper teacher or a shallower student"
             )
@@ -96,7 +96,7 @@ def levels(teacher: Network, student: Network, image: Shape | None = None) -> li
     """Return where features of two networks are compared: at the ends of these pairs of block groups.
 
     If both have equally many `level_blocks`, after the first of both, and so on. Otherwise at the ends of the paired
-    stages. Raises UserError for an impossible pair.
+    stages. Raises UnsuitableSettings for an impossible pair.
     """
     pairs = pair_blocks(teacher, student, image)
     if len(teacher.level_blocks) != len(student.level_blocks):
@@ -137,12 +137,12 @@ def _shapes(teacher: Network, student: Network, image: Shape | None) -> tuple[li
 def _check_features(teacher: Shape, student: Shape) -> None:
     if len(teacher) != len(student):
         maps, tokens = ("teacher", "student") if len(teacher) == 3 else ("student", "teacher")
-        raise UserError(
+        raise UnsuitableSettings(
             f"impossible pair: the {maps}'s blocks return maps and the {tokens}'s tokens; "
             "choose two convolutional networks or two transformers"
         )
     if len(teacher) == 2 and teacher[0] != student[0]:
-        raise UserError(
+        raise UnsuitableSettings(
             f"impossible pair: the teacher has {teacher[0]} tokens and the student {student[0]}; "
             "choose transformers with patches of the same size"
         )
@@ -151,10 +151,10 @@ def _check_features(teacher: Shape, student: Shape) -> None:
 def copy_weights(source: nn.Module, target: nn.Module, what: str) -> None:
     """Copy parameters and buffers; a quantised target keeps its ranges, and starts alike at all bit-widths.
 
-    Raises UserError, naming `what`, where the shapes differ.
+    Raises UnsuitableSettings, naming `what`, where the shapes differ.
     """
     if not weights_fit(source, target):
-        raise UserError(
+        raise UnsuitableSettings(
             f"the teacher's {what} does not fit the student (the shapes differ): choose networks of equal width, "
             "or keep the student's own"
         )
@@ -172,11 +172,11 @@ def weights_fit(source: nn.Module, target: nn.Module) -> bool:
 def initialise_from_teacher(student: Network, teacher: Network) -> None:
     """Copy the weights of the teacher's stem, head and first block of each group to the student.
 
-    Raises UserError where shapes differ or the teacher has too few blocks.
+    Raises UnsuitableSettings where shapes differ or the teacher has too few blocks.
     """
     pairs = pair_blocks(teacher, student)
     if any(len(pair.student.blocks) > 1 for pair in pairs):
-        raise UserError("init: teacher needs a teacher block for each student block; this teacher has fewer")
+        raise UnsuitableSettings("init: teacher needs a teacher block for each student block; this teacher has fewer")
     copy_weights(teacher.stem, student.stem, "stem")
     for position, pair in enumerate(pairs):
         copy_weights(pair.teacher.blocks[0], pair.student.blocks[0], f"block for student block {position + 1}")
@@ -209,7 +209,7 @@ def _align_stages(teacher: list[Stage], student: list[Stage]) -> list[tuple[int,
         partners[fitting[0] if fitting else -1].append(position)
     for stage, positions in enumerate(partners):
         if not positions:
-            raise UserError(
+            raise UnsuitableSettings(
                 f"impossible pair: the {names[0]} has {len(more)} stages and the {names[1]} {len(fewer)}, and none of "
                 f"the {names[0]}'s has maps for stage {stage + 1} of the {names[1]} "
                 f"(sizes {', '.join(str(size) for _, size in more)} and {', '.join(str(size) for _, size in fewer)}); "

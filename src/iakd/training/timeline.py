@@ -8,7 +8,7 @@ from functools import cached_property
 from itertools import accumulate
 
 from iakd.config import LrSchedule, Recipe
-from iakd.errors import UserError
+from iakd.errors import UnsuitableSettings
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class Timeline:
     ) -> "Timeline":
         """Return the timeline of a recipe whose epochs have `steps` steps each, or `lengths` if given.
 
-        Raises UserError if an epoch would have no step.
+        Raises UnsuitableSettings if an epoch would have no step.
         """
         if min([steps, *lengths]) == 0:
-            raise UserError("training needs more than one image; raise distill.transfer or add images")
+            raise UnsuitableSettings("training needs more than one image; raise distill.transfer or add images")
         varying = tuple(lengths) if any(length != steps for length in lengths) else ()
         last = tuple(last_batches)
         return cls(recipe.epochs, steps, recipe.lr, recipe.lr_schedule, recipe.batch_size, varying, last)

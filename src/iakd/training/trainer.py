@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from iakd.config import Augment, Compute, Recipe
 from iakd.data.loader import Batch, BatchFormat, EpochData, ImageLoader
 from iakd.devices import set_memory_format, use_channels_last
-from iakd.errors import RunFailed, UserError
+from iakd.errors import Diverged, UserError
 from iakd.experiment.run_dir import Row, Run
 from iakd.models import Network
 from iakd.models.quantisation import at_bits, bit_widths
@@ -201,7 +201,7 @@ class Trainer:
     def fit(self) -> TrainingResult:
         """Train to the end; returns the history and the final metrics.
 
-        Raises RunFailed where the loss is no longer finite, KeyboardInterrupt (after a checkpoint) at a signal.
+        Raises Diverged where the loss is no longer finite, KeyboardInterrupt (after a checkpoint) at a signal.
         """
         with Interrupt() as interrupt:
             steps = self.steps(interrupt)
@@ -369,7 +369,7 @@ class Trainer:
 
     def _diverged(self, what: str) -> NoReturn:
         epoch = self.timeline.locate(self.step - 1)[0] + 1
-        raise RunFailed(
+        raise Diverged(
             f"{self.run.path}: the {what} is no longer finite in epoch {epoch} (by step {self.step}); "
             f"lower {self.objective.lr_setting}, or bound the gradient with recipe.clip_norm"
         )

@@ -31,7 +31,7 @@ from pydantic import ValidationError
 from iakd import files
 from iakd.config import Method, Tune, explain
 from iakd.data.store import PreparedData
-from iakd.errors import RunFailed
+from iakd.errors import Diverged, RunFailed, UnsuitableSettings, UserError
 from iakd.experiment import run_dir
 from iakd.experiment.jobs import Experiment, StudyJob
 from iakd.processes import STOP_SIGNALS
@@ -39,6 +39,9 @@ from iakd.tuning.results import step_of, trial_path
 
 MEASURE = "val_top1"
 FIRST_SEED = 2**31  # above params.Seed: no reported student shares its seed with a trial
+# What the settings of a trial can cause; errors of arithmetic, because a formula depends on nothing else.
+SETTINGS_AT_FAULT = (UnsuitableSettings, Diverged, ArithmeticError)
+OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")  # torch's words, CPU and GPU
 OnValidation = Callable[[int, run_dir.Row], None]
 Report = Callable[[int, float], bool]  # step (`step_of`), accuracy (percent) -> whether to prune the trial
 
@@ -116,11 +119,14 @@ def trial_seed(tune: Tune, position: int) -> int:
 
 
 def concrete(job: StudyJob, params: dict[str, Any]) -> StudyJob:
-    """Return the study's job with what a trial tries. Raises RunFailed for settings that contradict each other."""
+    """Return the study's job with what a trial tries.
+
+    Raises UnsuitableSettings where these contradict each other.
+    """
     try:
         method, recipe = job.space.candidate(params)
     except ValidationError as error:
-        raise RunFailed(f"impossible: {explain(error, Method)}") from None
+        raise UnsuitableSettings(f"impossible: {explain(error, Method)}") from None
     return replace(job, method=method, recipe=recipe)
 
 
@@ -130,7 +136,7 @@ def run_trial(
     """Train the seeds of trial `number` and publish its files; read back what is published already."""
     try:
         tried = concrete(job, params)
-    except RunFailed as error:
+    except UnsuitableSettings as error:
         return TrialResult("failed", None, str(error))
     runs = [trainer.run(number, tried, seed) for seed in range(seeds)]
     own = _trial_run(runs[0], number, job)
@@ -205,10 +211,16 @@ def _run_seed(trainer: TrialTrainer, job: StudyJob, run: run_dir.Run, report: Re
             result = TrialResult("complete", float(metrics[MEASURE]), macs=metrics.get("train_macs"))
         except TrialPruned:  # only validated epochs are available, whether or not the trial was interrupted
             result = TrialResult("pruned", float(validated[-1][MEASURE] or 0.0))
-        except RunFailed as error:
-            result = TrialResult("failed", None, str(error))
+        except SETTINGS_AT_FAULT as error:
+            result = TrialResult("failed", None, _reason(error))
         run.finish(history, {**_finite(metrics), **vars(result)})
     return result
+
+
+def _reason(error: Exception) -> str:
+    """Why a trial failed, in a line."""
+    known = isinstance(error, UserError | RunFailed)
+    return str(error) if known else f"the arithmetic of the training failed: {type(error).__name__}: {error}"
 
 
 def _finite(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -229,6 +241,7 @@ def _read_back(run: run_dir.Run, on_validation: OnValidation) -> TrialResult:
     return TrialResult(metrics["state"], metrics["value"], metrics["reason"], metrics["macs"])
 
 
+TRACEBACK = "traceback.txt"  # in the study's state folder, of an error that is a bug
 ALIVE = "workers.lock"  # in the study's state folder; every worker holds it, shared, as long as it may write
 
 
@@ -359,7 +372,8 @@ class Pool:
     def run(self, numbers: list[int]) -> Iterator[int]:
         """Run these trials; yield the number of each when it has ended.
 
-        Raises what a worker raises, and RunFailed where workers keep dying with the same trial.
+        Raises the errors of a worker that say what to do, and RunFailed for others, and where workers keep dying with
+        the same trial.
         """
         todo = deque(numbers)
         while todo or any(worker.number is not None for worker in self._workers):
@@ -376,6 +390,10 @@ class Pool:
                         self._study.finish(number, result)
                         worker.number = None
                         yield number
+                    case UserError() | RunFailed() | OSError() as error:
+                        raise error
+                    case Exception() as error:
+                        raise self._broken(number, error) from error
                     case BaseException() as error:
                         raise error
                     case None:
@@ -410,6 +428,19 @@ class Pool:
             return worker.pipe.recv()
         except (EOFError, OSError):
             return None
+
+    def _broken(self, number: int, error: Exception) -> RunFailed:
+        """Return, as a line, an error that no settings cause; its traceback is in a file."""
+        job = self._task.job
+        where, what = f"{job.path}: trial {number}", f"{type(error).__name__}: {' '.join(str(error).split())}"
+        if isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY):
+            return RunFailed(
+                f"{where}: not enough memory ({what}); set tune.workers below {self._size}, or search smaller batches, "
+                "then run again: the study resumes"
+            )
+        path = job.state / TRACEBACK
+        files.write_text(path, "".join(getattr(error, "__notes__", [])))
+        return RunFailed(f"{where}: {what}; that should not happen: please report it with {path}")
 
     def _reap(self, worker: Worker, number: int) -> None:
         """Remove a dead worker. Raises RunFailed if too many have died with this trial."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from iakd.config.method_options import CrdOptions
 from iakd.distillation.loss import DistillationLoss, ForwardOutputs, LossContext
-from iakd.errors import UserError
+from iakd.errors import UnsuitableSettings
 from iakd.models.features import POOLED
 from iakd.seeding import derive
 
@@ -75,8 +75,8 @@ class Negatives(nn.Module):
     """Draws `count` images of other classes for each image, on the device and for a whole batch at once.
 
     `labels` (N,) are the classes of all images. The negatives of an image are distinct, unless fewer than `count`
-    images are outside the largest class: then all negatives are drawn with replacement. Raises UserError if all images
-    are of one class.
+    images are outside the largest class: then all negatives are drawn with replacement. Raises UnsuitableSettings if
+    all images are of one class.
     """
 
     labels: Tensor
@@ -90,7 +90,9 @@ class Negatives(nn.Module):
         sizes = torch.bincount(labels)
         fewest_others = len(labels) - int(sizes.max())
         if fewest_others == 0:
-            raise UserError("crd contrasts images of different classes, but all training images are of one class")
+            raise UnsuitableSettings(
+                "crd contrasts images of different classes, but all training images are of one class"
+            )
         self.replacement = fewest_others < count
         self.register_buffer("labels", labels, persistent=False)
         self.register_buffer("order", labels.argsort(stable=True), persistent=False)

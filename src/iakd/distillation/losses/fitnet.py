@@ -6,7 +6,7 @@ from torch import Tensor
 from iakd.config.method_options import FitnetOptions
 from iakd.distillation.loss import DistillationLoss, ForwardOutputs, LossContext
 from iakd.distillation.losses.maps import Regressor, as_maps, level_shapes, match_sizes
-from iakd.errors import UserError
+from iakd.errors import UnsuitableSettings
 from iakd.models.features import FeatureSpec
 
 
@@ -25,7 +25,7 @@ class FitNetLoss(DistillationLoss):
         level = self.options.level
         shapes = level_shapes(context)
         if level > len(shapes):
-            raise UserError(f"fitnet.level is {level}, but this pair has {len(shapes)} levels")
+            raise UnsuitableSettings(f"fitnet.level is {level}, but this pair has {len(shapes)} levels")
         pair = context.levels[level - 1]
         self.student_block, self.teacher_block = pair.student.last, pair.teacher.last
         self.student_features = FeatureSpec(blocks=frozenset({self.student_block}))

@@ -9,7 +9,7 @@ from iakd.config.method_options import FspOptions
 from iakd.distillation.loss import ForwardOutputs, LossContext, features_at_levels
 from iakd.distillation.losses.maps import as_maps, level_maps, level_shapes, map_shape, match_sizes
 from iakd.distillation.losses.phases import FirstPhaseLoss
-from iakd.errors import UserError
+from iakd.errors import UnsuitableSettings
 from iakd.models import Network
 from iakd.models.features import Features, FeatureSpec
 from iakd.models.shapes import feature_shapes
@@ -48,7 +48,7 @@ class FSPLoss(FirstPhaseLoss):
             if student[0] != teacher[0]:
                 kind = "hint point" if context.chosen_levels else "level"
                 where = f"at {kind} {level}" if level else "at the start"
-                raise UserError(
+                raise UnsuitableSettings(
                     f"fsp needs networks with equal channels, but {where} the student has {student[0]} and the "
                     f"teacher {teacher[0]}; choose networks of equal width, or another method"
                 )
@@ -63,10 +63,10 @@ class FSPLoss(FirstPhaseLoss):
 
 
 def _require_different_blocks(context: LossContext) -> None:
-    """Raise UserError if two levels are the same block of the student, between which nothing flows."""
+    """Raise UnsuitableSettings if two levels are the same block of the student, between which nothing flows."""
     for lower, upper in pairwise(pair.student.last for pair in context.levels):
         if lower == upper:
-            raise UserError(
+            raise UnsuitableSettings(
                 f"fsp compares successive blocks, but two hint points are at the student's block {lower + 1}; "
                 "lower hint_points.points, or choose a deeper student"
             )

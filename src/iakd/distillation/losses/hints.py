@@ -15,7 +15,7 @@ from iakd.config.method_options import HintPointsOptions, HintsOptions
 from iakd.data.loader import BatchFormat, ImageLoader
 from iakd.distillation.loss import DistillationLoss, ForwardOutputs, LossContext
 from iakd.distillation.losses.maps import Regressor, as_maps, map_shape, match_sizes
-from iakd.errors import UserError
+from iakd.errors import UnsuitableSettings, UserError
 from iakd.models import Network
 from iakd.models.features import FeatureSpec, forward_features
 from iakd.models.pairing import BlockGroup, BlockPair, pair_blocks
@@ -41,7 +41,7 @@ class PointsLoss(DistillationLoss):
         options: HintsOptions | HintPointsOptions = context.options
         count, blocks = options.points, len(context.teacher.blocks)
         if count != "auto" and blocks < count:
-            raise UserError(f"{name}.points is {count}, but the teacher has only {blocks} blocks; lower it")
+            raise UnsuitableSettings(f"{name}.points is {count}, but the teacher has only {blocks} blocks; lower it")
         similarity = block_similarity(context.teacher, _sample(context.data, options.images, name)).numpy()
         scores = {} if count != "auto" else silhouettes(similarity)
         clusters = cluster(similarity, best_count(scores, blocks) if count == "auto" else count)
@@ -126,7 +126,9 @@ def _sample(data: ImageLoader, count: int, name: str) -> Iterator[Tensor]:
     """Yield batches of the same `count` images for every training on these data; for the method `name`."""
     size = min(BATCH, len(data), count)
     if size < MIN_IMAGES:
-        raise UserError(f"{name} compares the teacher's blocks on at least {MIN_IMAGES} training images, not {size}")
+        raise UnsuitableSettings(
+            f"{name} compares the teacher's blocks on at least {MIN_IMAGES} training images, not {size}"
+        )
     batches = islice(data.epoch(0, 0, BatchFormat(size)), count // size)
     return (batch.images for batch in batches if len(batch.images) >= MIN_IMAGES)
 

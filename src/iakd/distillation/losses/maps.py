@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iakd.distillation.loss import DistillationLoss, ForwardOutputs, LossContext, features_at_levels, level_features
-from iakd.errors import UserError
+from iakd.errors import UnsuitableSettings
 from iakd.models.shapes import Shape
 
 TINY = 1e-24  # a squared length below this counts as zero
@@ -67,9 +67,9 @@ def level_shapes(context: LossContext) -> list[tuple[Shape, Shape]]:
 
 
 def require_maps(context: LossContext, name: str) -> None:
-    """Raise UserError if the networks' blocks return tokens, which method `name` cannot compare."""
+    """Raise UnsuitableSettings if the networks' blocks return tokens, which method `name` cannot compare."""
     if len(context.levels[0].student.after) == 2:
-        raise UserError(
+        raise UnsuitableSettings(
             f"{name} compares feature maps, but the blocks of these networks return tokens; "
             "choose convolutional networks, or another method, such as kd, rkd or sp"
         )

@@ -11,7 +11,7 @@ from torch import nn
 from iakd.config.method_options import RcnOptions
 from iakd.devices import to_device
 from iakd.distillation.loss import DistillationLoss, LossContext
-from iakd.errors import UserError
+from iakd.errors import UnsuitableSettings
 from iakd.models import Network
 from iakd.models.branches import BranchedBatchNorm2d, Layers, add_branch, merge_branches, normalised_convolutions
 from iakd.models.network import initialise
@@ -42,14 +42,14 @@ class RCNLoss(DistillationLoss):
         self.seed = context.seed
         self.swapped_steps = round((1 - self.options.mean_only) * context.timeline.total)
         if context.hybrid is not None:
-            raise UserError(
+            raise UnsuitableSettings(
                 "rcn swaps channels within the student's blocks, which another method of this sum swaps whole"
             )
         self._layers = normalised_convolutions(context.student, context.image)
         counterparts = _counterparts(context.student, context.teacher, context.image)
         copies = [_teachers_copy(each, counterparts) for each in self._layers]
         if not any(copies):
-            raise UserError(
+            raise UnsuitableSettings(
                 "rcn needs a teacher with convolutions of the student's shapes, and this one has none where the "
                 "student has them; choose networks of the same kind and width"
             )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from iakd.config.method_options import SimkdOptions
 from iakd.distillation.loss import DistillationLoss, ForwardOutputs, LossContext
 from iakd.distillation.losses.maps import match_sizes, pool_to
-from iakd.errors import UserError
+from iakd.errors import UnsuitableSettings
 from iakd.models import Network
 from iakd.models.features import FeatureSpec
 from iakd.models.network import initialise
@@ -43,7 +43,7 @@ class SimKDLoss(DistillationLoss):
     ) -> None:
         shape = feature_shapes(student, image)[-1]
         if len(shape) != 3:
-            raise UserError(
+            raise UnsuitableSettings(
                 "simkd projects feature maps, but the student's blocks return tokens; choose a convolutional student, "
                 "or another method, such as kd or rkd"
             )
@@ -89,12 +89,12 @@ class ReusedHead(nn.Module):
 
 
 def classifier_of(network: Network) -> nn.Sequential:
-    """Return the layers of a network's head from its global pooling on. Raises UserError if it has no such pooling."""
+    """Return the layers of a network's head from its global pooling on. Raises UnsuitableSettings if it has none."""
     layers = list(network.head.children()) if isinstance(network.head, nn.Sequential) else []
     for position, layer in enumerate(layers):
         if isinstance(layer, nn.AdaptiveAvgPool2d) and layer.output_size in (1, (1, 1)):
             return nn.Sequential(*layers[position:])
-    raise UserError(
+    raise UnsuitableSettings(
         "simkd reuses the layers after the teacher's global pooling, but this teacher's head is built differently; "
         "choose a teacher of the zoo or of torchvision, or another method"
     )

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from iakd.config.method_options import SrrlOptions
 from iakd.distillation.loss import DistillationLoss, ForwardOutputs, LossContext
-from iakd.errors import UserError
+from iakd.errors import UnsuitableSettings
 from iakd.models.features import LOGITS, POOLED, FeatureSpec, classifier
 from iakd.models.network import Frozen, initialise
 from iakd.models.shapes import feature_shapes, unpooled_shape
@@ -28,7 +28,7 @@ class SRRLLoss(DistillationLoss):
         super().__init__(context)
         self.options: SrrlOptions = context.options
         if len(feature_shapes(context.student, context.image)[-1]) != 3:
-            raise UserError(
+            raise UnsuitableSettings(
                 "srrl connects feature maps, but the student's blocks return tokens; choose a convolutional student, "
                 "or another method, such as kd or rkd"
             )
