@@ -90,7 +90,7 @@ def test_fcfd_is_its_formula(student: config.Network, step: int) -> None:
         app, kl = 0.0, 0.0
         bridged = [layer(maps) for layer, maps in zip(to_teacher, after["s"], strict=True)]
         seen = list(enumerate(bridged))
-        for path in loss.paths(step):
+        for path in loss.hybrid_paths(step):
             assert len(set(path)) == 2
             change = path.index(not path[0])
             if path[0]:
@@ -124,11 +124,11 @@ def test_fcfd_draws_two_of_the_four_paths_evenly() -> None:
     loss = made.losses["fcfd"]
     T, S = False, True
     assert set(loss.candidates) == {(T, S, S), (T, T, S), (S, T, T), (S, S, T)}
-    drawn = [loss.paths(step) for step in range(180)]
+    drawn = [loss.hybrid_paths(step) for step in range(180)]
     assert all(len(set(paths)) == 2 for paths in drawn)
     counts = Counter(path for paths in drawn for path in paths)
     assert all(60 < counts[path] < 120 for path in loss.candidates)
-    assert [loss.paths(step) for step in reversed(range(180))][::-1] == drawn
+    assert [loss.hybrid_paths(step) for step in reversed(range(180))][::-1] == drawn
     assert make_drawn(1) != drawn
 
 
@@ -138,7 +138,24 @@ def make_drawn(seed: int) -> list[Any]:
         network(RESNETS, 1), teacher(), config.Method(method="fcfd"), data=data,
         timeline=Timeline.of(config.Recipe(epochs=30), 6), seed=seed,
     )  # fmt: skip
-    return [made.losses["fcfd"].paths(step) for step in range(180)]
+    return [made.losses["fcfd"].hybrid_paths(step) for step in range(180)]
+
+
+def test_fcfd_computes_the_teacher_once_in_a_step() -> None:
+    """For the targets and for all paths that start with it."""
+    made, batch = distiller("fcfd", RESNETS)
+    loss, called = made.losses["fcfd"], Counter[int]()
+    for slot, part in enumerate(
+        [made.hybrid.teacher_ends["stem"], *(branch.teacher for branch in made.hybrid.branches)]
+    ):
+        part.register_forward_hook(lambda *_, slot=slot: called.update([slot]))
+    for step in range(12):
+        called.clear()
+        made(batch, step)
+        after_student = Counter(
+            slot + 1 for path in loss.hybrid_paths(step) if path[0] for slot in range(path.index(False), 3)
+        )
+        assert called == Counter(range(4)) + after_student
 
 
 def test_fcfd_leaves_the_running_statistics_to_the_student_s_own_path() -> None:

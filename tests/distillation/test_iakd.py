@@ -154,6 +154,22 @@ def test_prefixes_are_computed_once(make_training: Make) -> None:
         assert calls["copies"] == (0 if teacher_calls == "none" else 3 - change)
 
 
+def test_paths_share_a_teacher_that_normalises_by_the_batch(make_training: Make) -> None:
+    """It is followed once, as far as the longest of the paths that start with it."""
+    chosen = two_path(paths="teacher_to_student", teacher_bn="batch", paths_per_step=6)
+    training = make_training("iakd+kd", options=chosen)
+    objective, step = training.objective, step_with_paths(training, 2)
+    paths = objective.losses["iakd"].paths(step)
+    calls = dict.fromkeys(range(-1, 3), 0)
+    parts = [objective.hybrid.teacher_ends["stem"], *(branch.teacher for branch in objective.hybrid.branches)]
+    for slot, part in enumerate(parts, -1):
+        part.register_forward_hook(lambda *_, slot=slot: calls.update({slot: calls[slot] + 1}))
+    objective.train()
+    objective(fixed_batch(training), step)
+    longest = max(path.index(True) for path in paths)
+    assert len(paths) == 2 and calls == {slot: int(slot < longest) for slot in range(-1, 3)}
+
+
 def test_its_history_has_the_share_of_the_student_in_the_paths(make_training: Make) -> None:
     training = make_training("iakd+kd", options=two_path(paths_per_step=2))
     sampler = training.objective.losses["iakd"].sampler

@@ -110,6 +110,8 @@ def run_path(hybrid: Hybrid, teacher: models.Network, images: torch.Tensor, path
     own = forward_features(hybrid.student, images, of_student) if path[0] else Features()
     with torch.no_grad():
         theirs = forward_features(teacher, images, of_teacher)
+    if hybrid.options.teacher_bn == "batch":
+        theirs = hybrid.forward_teacher(images, [path])
     return hybrid.forward_path(images, path, own, theirs)
 
 

@@ -41,7 +41,8 @@ class Distiller(Objective):
                └─ hybrid paths that losses ask for ── logits ──┘
 
     The hybrid takes the student's place where there is a `sampler` (the single-path form of IAKD). Its parameters are
-    those of the student, of the hybrid's adapters and of the losses; its state_dict leaves the teacher out.
+    those of the student, of the hybrid's adapters and of the losses; its state_dict leaves the teacher out. What the
+    losses read of the teacher comes from `teacher_outputs`, or else from a forward pass on each batch.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Distiller(Objective):
         hybrid: Hybrid | None = None,
         sampler: SwapSampler | None = None,
         label_smoothing: float = 0.0,
+        teacher_outputs: TeacherOutputs | CachedTeacherOutputs | None = None,
     ) -> None:
         super().__init__()
         self.timeline = timeline
@@ -61,10 +63,10 @@ class Distiller(Objective):
         self.frozen_teacher = Frozen(teacher) if teacher else None
         self.sampler = sampler
         self.label_smoothing = max(label_smoothing, *(loss.label_smoothing for loss in losses.values()))
-        self._with_terms = [loss for loss in losses.values() if type(loss).forward is not DistillationLoss.forward]
+        self._with_terms = _with_terms(losses.values())
         if hybrid and sampler:
             hybrid.require(_features_of(self._with_terms)[0])
-        self._outputs: TeacherOutputs | CachedTeacherOutputs | None = None
+        self._outputs = teacher_outputs
 
     @property
     def student(self) -> Network:
@@ -86,18 +88,6 @@ class Distiller(Objective):
     def hybrid(self) -> Hybrid | None:
         """The student with teacher blocks swapped in, where the method swaps."""
         return self.path if isinstance(self.path, Hybrid) else None
-
-    def use_teacher_outputs(self, batch_size: int, data: ImageLoader, cache_dir: CacheDir | None) -> None:
-        """Compute the teacher's outputs in batches of one size, and take them from `cache_dir` where there is one.
-
-        Only where the losses read nothing else of the teacher. The cache changes the time, not the results.
-        """
-        spec = _features_of(self._with_terms)[1]
-        if self.teacher is None or not outputs_suffice(spec):
-            return
-        self._outputs = TeacherOutputs(self.teacher, spec, batch_size)
-        if cache_dir and isinstance(data, DeviceLoader):
-            self._outputs = CachedTeacherOutputs(self._outputs, data, cache_dir)
 
     def lr_factors(self) -> dict[nn.Parameter, float]:
         return {parameter: factor for loss in self._losses() for parameter, factor in loss.lr_factors().items()}
@@ -159,11 +149,12 @@ class Distiller(Objective):
         """What the losses read; `teacher_prefix`: the teacher's features from which `paths` start."""
         teacher = self._forward_teacher(batch, teacher_spec, teacher_prefix)
         hybrid_features: dict[Path, dict[int, Tensor]] = {path: {} for path in paths}
-        hybrid_logits = {
-            path: self.hybrid.forward_path(batch.images, path, student, teacher, hybrid_features[path])
-            for path in paths
-            if self.hybrid
-        }
+        hybrid_logits: dict[Path, Tensor] = {}
+        if self.hybrid and paths:
+            images, batch_norm = batch.images, self.hybrid.options.teacher_bn
+            followed = teacher if batch_norm == "eval" else self.hybrid.forward_teacher(images, paths)
+            for path, after in hybrid_features.items():
+                hybrid_logits[path] = self.hybrid.forward_path(images, path, student, followed, after)
         return ForwardOutputs(
             step,
             batch,
@@ -289,9 +280,31 @@ def make_distiller(
     losses = {name: built[name] for name in method.names}
     if bit_widths(student):
         losses["lower_bits"] = LowerBitsLoss(LossContext(None, student, teacher, data, timeline, seed), losses.values())
-    distiller = Distiller(student, losses, timeline, teacher, hybrid, sampler, label_smoothing)
-    distiller.use_teacher_outputs(-(-timeline.batch_size // processes), data, cache_dir)
-    return distiller
+    outputs = _teacher_outputs(teacher, losses.values(), -(-timeline.batch_size // processes), data, cache_dir)
+    return Distiller(student, losses, timeline, teacher, hybrid, sampler, label_smoothing, outputs)
+
+
+def _teacher_outputs(
+    teacher: Network | None,
+    losses: Iterable[DistillationLoss],
+    batch_size: int,
+    data: ImageLoader,
+    cache_dir: CacheDir | None,
+) -> TeacherOutputs | CachedTeacherOutputs | None:
+    """What computes the teacher's outputs in batches of one size, or takes them from `cache_dir` where there is one.
+
+    None if the losses read something else of the teacher, or nothing. The cache changes the time, not the results.
+    """
+    spec = _features_of(_with_terms(losses))[1]
+    if teacher is None or not outputs_suffice(spec):
+        return None
+    outputs = TeacherOutputs(teacher, spec, batch_size)
+    return CachedTeacherOutputs(outputs, data, cache_dir) if cache_dir and isinstance(data, DeviceLoader) else outputs
+
+
+def _with_terms(losses: Iterable[DistillationLoss]) -> list[DistillationLoss]:
+    """Return the losses that add terms."""
+    return [loss for loss in losses if type(loss).forward is not DistillationLoss.forward]
 
 
 def _begins_steps(loss: DistillationLoss) -> bool:

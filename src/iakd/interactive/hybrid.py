@@ -186,7 +186,10 @@ class Hybrid(nn.Module):
         return forward_slots(self.student, images, self._slots(kept, sizes), spec)
 
     def prefixes(self, paths: Iterable[Path]) -> tuple[FeatureSpec, FeatureSpec]:
-        """The features of the student's and of the teacher's own forward passes at which `paths` leave them."""
+        """The features of the student's and of the teacher's own forward passes at which `paths` leave them.
+
+        With `teacher_bn: batch`, paths need none of the teacher's own, but what `forward_teacher` returns.
+        """
         student: set[int] = set()
         teacher: set[int] = set()
         for path in paths:
@@ -196,6 +199,24 @@ class Hybrid(nn.Module):
             elif self.options.teacher_bn == "eval":
                 teacher.add(pair.teacher.last)
         return FeatureSpec(blocks=frozenset(student)), FeatureSpec(blocks=frozenset(teacher))
+
+    @torch.no_grad()
+    def forward_teacher(self, images: Tensor, paths: Iterable[Path]) -> Features:
+        """The teacher's forward pass with the BatchNorm that it has in paths, as far as the first of `paths` follow it.
+
+        Returns the features after each slot, by the index of the teacher's block, and the logits if one of the paths is
+        the teacher alone.
+        """
+        kept = Features()
+        end = max((_first_change(path) for path in paths if not path[0]), default=0)
+        if not end:
+            return kept
+        features = self.teacher_ends["stem"](images)
+        for slot, pair in enumerate(self.pairs[:end]):
+            features = kept.blocks[pair.teacher.last] = self._branch(slot).teacher(features)
+        if end == len(self.pairs):
+            kept.logits = self.teacher_ends["head"](features)
+        return kept
 
     def forward_path(
         self,
@@ -207,21 +228,19 @@ class Hybrid(nn.Module):
     ) -> Tensor:
         """Logits (B, classes) of images (B, C, H, W) on a path that uses blocks of both networks.
 
-        `student` and `teacher` have the features that `prefixes` names for it. `after` is filled with the features
-        after each slot from the first change of networks on.
+        `student` and `teacher` have the features that `prefixes` names for it; with `teacher_bn: batch`, `teacher` is
+        what `forward_teacher` returns, and the path may be the teacher alone. `after` is filled with the features after
+        each slot from the first change of networks on, or after all slots of the teacher alone.
         """
+        if not any(path):
+            if after is not None:
+                after.update({slot: teacher.blocks[pair.teacher.last] for slot, pair in enumerate(self.pairs)})
+            assert teacher.logits is not None
+            return teacher.logits
         sizes = self._sizes(tuple(images.shape[1:]))
         change = _first_change(path)
         before = self.pairs[change - 1]
-        if path[0]:
-            features = student.blocks[before.student.last]
-        elif self.options.teacher_bn == "eval":
-            features = teacher.blocks[before.teacher.last]
-        else:
-            with torch.no_grad():
-                features = self.teacher_ends["stem"](images)
-                for slot in range(change):
-                    features = self._branch(slot).teacher(features)
+        features = student.blocks[before.student.last] if path[0] else teacher.blocks[before.teacher.last]
         with self._hybrid_batch_norm():
             for slot in range(change, len(path)):
                 if path[slot]:
@@ -238,19 +257,6 @@ class Hybrid(nn.Module):
                     after[slot] = features
             logits: Tensor = (self.student.head if path[-1] else self.teacher_ends["head"])(features)
         return logits
-
-    @torch.no_grad()
-    def forward_teacher(self, images: Tensor) -> Features:
-        """The teacher's own forward pass in the two-path form, with the BatchNorm that it has in paths.
-
-        Returns the features after each slot, by the index of the teacher's block, and the logits.
-        """
-        kept = Features()
-        features = self.teacher_ends["stem"](images)
-        for slot, pair in enumerate(self.pairs):
-            features = kept.blocks[pair.teacher.last] = self._branch(slot).teacher(features)
-        kept.logits = self.teacher_ends["head"](features)
-        return kept
 
     def use_adapters(self, to_teacher: Sequence[nn.Module], to_student: Sequence[nn.Module]) -> None:
         """Let paths change networks through these modules, one for each end of a slot but the last."""
@@ -355,8 +361,8 @@ class Hybrid(nn.Module):
 
 
 def _first_change(path: Path) -> int:
-    """The first slot whose blocks are of another network than those before it."""
-    return path.index(not path[0])
+    """The first slot whose blocks are of another network than those before it; the number of slots if there is none."""
+    return next((slot for slot, own in enumerate(path) if own != path[0]), len(path))
 
 
 def _refuses(module: nn.Module, *arguments: Any) -> bool:

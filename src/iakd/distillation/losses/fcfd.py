@@ -1,6 +1,6 @@
 """Function-consistent distillation: features are alike if later blocks of both networks do the same with them."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 
 import numpy as np
 import torch
@@ -12,9 +12,8 @@ from iakd.config.method_options import FcfdOptions
 from iakd.distillation.loss import DistillationLoss, ForwardOutputs, LossContext
 from iakd.distillation.losses.kd import kd_divergence
 from iakd.distillation.losses.maps import convolution_and_norm, match_sizes, require_maps
-from iakd.interactive.hybrid import Hybrid
 from iakd.interactive.paths import Path
-from iakd.models.features import Features, FeatureSpec
+from iakd.models.features import FeatureSpec
 from iakd.models.network import Block, ReluBlock, initialise
 from iakd.models.pairing import BlockGroup
 from iakd.models.shapes import channels
@@ -62,6 +61,7 @@ class FCFDLoss(DistillationLoss):
             for student_first in (False, True)
             for change in slots[1:]
         ]
+        self.teacher_path: Path = (False,) * len(pairs)
         self._epoch = -1
         self._drawn = np.zeros((0, 0), np.int64)
 
@@ -75,7 +75,11 @@ class FCFDLoss(DistillationLoss):
             initialise(layer, generator)
 
     def paths(self, step: int) -> list[Path]:
-        """The paths of a step, a function of (seed, epoch, step)."""
+        """The paths of a step, after the teacher alone, whose outputs and features are the targets."""
+        return [self.teacher_path, *self.hybrid_paths(step)]
+
+    def hybrid_paths(self, step: int) -> list[Path]:
+        """The paths that change networks, a function of (seed, epoch, step)."""
         epoch, position = self.timeline.locate(step)
         if epoch != self._epoch:
             rng = np.random.Generator(np.random.PCG64(derive("fcfd", self.seed, epoch)))
@@ -84,42 +88,40 @@ class FCFDLoss(DistillationLoss):
         return [self.candidates[number] for number in self._drawn[position]]
 
     def graph_key(self, step: int) -> Hashable | None:
-        return tuple(self.paths(step)) if self._ramp(step) == 1 else None
+        return tuple(self.hybrid_paths(step)) if self._ramp(step) == 1 else None
 
     def forward(self, outputs: ForwardOutputs) -> dict[str, Tensor]:
-        o, hybrid = self.options, self._hybrid[0]
+        o = self.options
         with torch.autocast(outputs.batch.images.device.type, torch.bfloat16, enabled=outputs.autocast):
-            with torch.no_grad():
-                taught = hybrid.forward_teacher(outputs.batch.images)
-            seen = self._in_teacher_s_space(hybrid, outputs)
-        assert taught.logits is not None
-        targets = outputs.transform_logits(taught.logits)
+            seen = self._in_teacher_s_space(outputs)
+        targets = outputs.transform_logits(outputs.hybrid_logits[self.teacher_path])
         paths = [
             kd_divergence(outputs.transform_logits(outputs.hybrid_logits[path]), targets, o.temperature)
-            for path in self.paths(outputs.step)
+            for path in self.hybrid_paths(outputs.step)
         ]
-        distances = self._distances(seen, taught)
+        distances = self._distances(seen, outputs.hybrid_features[self.teacher_path])
         return {
             "fcfd": o.kd_weight * kd_divergence(outputs.student_logits, targets, o.temperature),
             "fcfd_paths": o.path_weight * torch.stack(paths).sum(),
             "fcfd_appearance": self._ramp(outputs.step) * o.appearance_weight * torch.stack(distances).sum(),
         }
 
-    def _in_teacher_s_space(self, hybrid: Hybrid, outputs: ForwardOutputs) -> list[tuple[int, Tensor]]:
+    def _in_teacher_s_space(self, outputs: ForwardOutputs) -> list[tuple[int, Tensor]]:
         """Slots, and maps that should equal the teacher's after them."""
+        hybrid = self._hybrid[0]
         own = [outputs.student.blocks[pair.student.last] for pair in self.pairs]
         image = tuple(outputs.batch.images.shape[1:])
         seen = [(slot, hybrid.to_teacher(slot, maps, image)) for slot, maps in enumerate(own[:-1])]
         seen.append((len(own) - 1, self.last_bridge(own[-1])))
-        for path in self.paths(outputs.step):
+        for path in self.hybrid_paths(outputs.step):
             if path[0]:
                 seen += outputs.hybrid_features[path].items()
         return seen
 
-    def _distances(self, seen: list[tuple[int, Tensor]], taught: Features) -> list[Tensor]:
+    def _distances(self, seen: list[tuple[int, Tensor]], taught: Mapping[int, Tensor]) -> list[Tensor]:
         distances = []
         for slot, maps in seen:
-            student, teacher = match_sizes(maps.float(), taught.blocks[self.pairs[slot].teacher.last].float())
+            student, teacher = match_sizes(maps.float(), taught[slot].float())
             distances.append(F.mse_loss(student, teacher))
             if slot == len(self.pairs) - 1:
                 distances.append(F.mse_loss(F.relu(student).mean((2, 3)), F.relu(teacher).mean((2, 3))))
