@@ -46,6 +46,12 @@ REMEDIES = {  # for errors of the file system
     errno.EPERM: "fix the permissions",
     errno.ENOTDIR: "move the file that is where a folder should be",
     errno.EEXIST: "move the file that is where a folder should be",
+    errno.EISDIR: "move the folder that is where a file should be",
+    errno.ENAMETOOLONG: "choose a shorter one",
+    errno.ELOOP: "remove the symbolic link that leads to itself",
+    errno.EMFILE: "raise the limit with `ulimit -n`",
+    errno.ENFILE: "close other programs",
+    errno.EIO: "check the disk",
 }
 
 

@@ -1,12 +1,14 @@
 """Atomic files, whole or absent whatever interrupts their writer, and locks."""
 
 import contextlib
+import errno
 import fcntl
 import glob
 import hashlib
 import json
+import logging
 import os
-import tempfile
+import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,34 +17,62 @@ from typing import IO, Any
 from iakd.errors import UserError
 
 PATIENCE = 1.0  # seconds; `held` takes a lock for microseconds, which must not look like another holder
+READABLE = 0o644  # less what the user's umask takes away
+NOT_SUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # by some network file systems
+
+log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def atomic_path(path: Path, mode: int = 0o644) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success flush it to disk and rename it over `path`."""
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success flush it to disk and rename it over `path`.
+
+    The temporary files of earlier writers of `path` that were killed are removed first.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    remove_leftovers(path)
+    temporary, owned = _create_temporary(path)
     try:
         yield temporary
-        temporary.chmod(mode)  # mkstemp's 0600 would hide results from the group
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        _flush_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+        owned.close()
+
+
+def _create_temporary(path: Path) -> tuple[Path, IO[bytes]]:
+    """Create a file beside `path`; it is locked until the returned file is closed, or this process dies."""
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        owned = os.fdopen(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, READABLE), "r+b")
+        with contextlib.suppress(OSError):  # without locks, nobody removes leftovers
+            fcntl.flock(owned, fcntl.LOCK_EX)
+        if os.fstat(owned.fileno()).st_nlink:
+            return temporary, owned
+        owned.close()  # removed as a leftover just before it was locked
+
+
+def _flush_folder(folder: Path) -> None:
+    """Flush a new name in `folder` to disk, as far as the file system can."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in NOT_SUPPORTED:
+            raise
+    finally:
+        os.close(handle)
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove the temporary files that killed writers of `path` left beside it; nobody may be writing it now."""
+    """Remove the temporary files that killed writers of `path` left beside it, but not those of living ones."""
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.????????"):
-        leftover.unlink(missing_ok=True)
+        with contextlib.suppress(OSError), leftover.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # an OSError if its writer lives
+            leftover.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -56,9 +86,14 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def json_text(value: Any) -> str:
+    """Return `value` as indented JSON; NaN is refused, so that every reader can parse it."""
+    return json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` atomically as indented JSON; NaN is refused, so that every reader can parse the file."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    """Write `value` atomically as `json_text`."""
+    write_text(path, json_text(value))
 
 
 def printable(text: str) -> str:
@@ -69,11 +104,22 @@ def printable(text: str) -> str:
 def read_json(path: Path, hint: str) -> Any:
     """Read a JSON file; `hint` says what to do where it is missing or damaged (UserError)."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: {hint}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}): {hint}") from None
+
+
+def read_object(path: Path, hint: str, *names: str) -> dict[str, Any]:
+    """Read a JSON file that holds an object with these `names`; as `read_json` otherwise."""
+    value = read_json(path, hint)
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is damaged (not a JSON object): {hint}")
+    missing = [name for name in names if name not in value]
+    if missing:
+        raise UserError(f"{path} is damaged (without {', '.join(missing)}): {hint}")
+    return value
 
 
 def sha256_bytes(content: bytes) -> str:
@@ -92,7 +138,36 @@ def digest(value: Any) -> str:
     return sha256_bytes(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
 
 
-# Locks: files that the kernel unlocks when the process that holds them dies.
+# Locks: files that the kernel unlocks when the process that holds them dies. On a file system without locks (some
+# network mounts), everything goes on without them, after a warning.
+
+_warned: list[str] = []  # the first lock file without a lock
+
+
+def can_lock(path: Path) -> bool:
+    """Whether the file system of the lock file `path`, which is created, has locks."""
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            return error.errno not in NOT_SUPPORTED
+    return True
+
+
+def _flock(file: IO[Any], operation: int) -> None:
+    """Lock an open file, or warn once where its file system has no locks."""
+    try:
+        fcntl.flock(file, operation)
+    except OSError as error:
+        if error.errno not in NOT_SUPPORTED:
+            raise
+        if not _warned:
+            _warned.append(file.name)
+            log.warning(
+                "%s: this file system has no locks (%s); going on without, so start no second command here meanwhile",
+                file.name,
+                error.strerror,
+            )
 
 
 @contextlib.contextmanager
@@ -110,7 +185,7 @@ def lock(path: Path, shared: bool = False) -> IO[str]:
     """Wait for the lock file `path`, to hold it alone or `shared`; closing the returned file releases it."""
     file = path.open("a+")
     try:
-        fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        _flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
     except BaseException:
         file.close()
         raise
@@ -124,7 +199,7 @@ def try_lock(path: Path, shared: bool = False, patience: float = 0.0) -> IO[str]
     try:
         while True:
             with contextlib.suppress(BlockingIOError):
-                fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+                _flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
                 return file
             if time.monotonic() >= deadline:
                 file.close()
@@ -139,7 +214,7 @@ def held(path: Path) -> bool:
     """Whether a process holds the lock file `path` alone; False where there is no such file."""
     try:
         with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            _flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
     except BlockingIOError:

@@ -42,7 +42,8 @@ def write_store(
                 hashes[file] = _save(new[file], array, split.indices)
         manifest: dict[str, Any] = {"settings": settings.model_dump(mode="json"), "key": key}
         manifest |= {"fingerprint": fingerprint} if fingerprint else {}
-        files.write_json(new[MANIFEST], {**manifest, **_describe(source, settings, splits, storage, hashes)})
+        described = files.json_text({**manifest, **_describe(source, settings, splits, storage, hashes)})
+        new[MANIFEST].write_bytes(described.encode())
         (folder / MANIFEST).unlink(missing_ok=True)
         for name in unused:  # of data with the other kind of storage
             (folder / name).unlink(missing_ok=True)

@@ -45,6 +45,7 @@ LINGER = 5.0  # seconds without a training before the follower ends: the next on
 CPU_SHARE = 0.02  # of one core, at most, unless that would delay anything by more than LINGER
 RETRY_DELAYS = (2.0, 5.0, 15.0, 30.0, 60.0)  # seconds between attempts while MLflow fails
 TURN_TIMEOUT = 60.0  # seconds for a `track sync` that is mirroring
+NO_LOCKS = "this file system has no locks, which following needs"
 NOT_UPDATED = "MLflow is not up to date ({}); run `iakd track sync` at any time to update it"
 
 _held_locks: list[IO[str]] = []  # kept open for the life of this process
@@ -61,6 +62,8 @@ def ensure_follower(params: Params) -> None:
         if address is None:
             return
         address.folder.mkdir(parents=True, exist_ok=True)
+        if not files.can_lock(address.folder / USERS_LOCK):
+            raise RunFailed(NO_LOCKS)
         users = files.try_lock(address.folder / USERS_LOCK, shared=True, patience=1.0)
         if users:
             _held_locks.append(users)
@@ -117,6 +120,8 @@ def _wait(address: MlflowAddress, params: Params, deadline: float) -> None:
         return
     address.check_reachable()
     address.folder.mkdir(parents=True, exist_ok=True)
+    if not files.can_lock(address.folder / USERS_LOCK):
+        raise RunFailed(NO_LOCKS)
     child: subprocess.Popen[bytes] | None = None
     flush = files.try_lock(address.folder / FLUSH_LOCK, shared=True, patience=1.0)
     try:
