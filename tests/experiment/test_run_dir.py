@@ -1,5 +1,6 @@
 """A training's files: published whole, run.json last, one owner at a time."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -166,3 +167,99 @@ def test_json_that_no_other_reader_could_parse_is_refused(folder: Path) -> None:
     (folder / "b.json").write_text('{"half": ')
     with pytest.raises(UserError, match=r"b\.json is damaged .*: make it again"):
         files.read_json(folder / "b.json", "make it again")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "history.csv", "metrics.json"])
+def test_a_damaged_or_missing_product_makes_a_run_unfinished(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Otherwise the advice to train it again would do nothing."""
+    run = make()
+    with run.open():
+        run.finish(ROWS, {"val_top1": 50.0}, b"weights")
+    path = run.folder / name
+    whole = path.read_bytes()
+    assert run.finished and not caplog.messages
+    path.write_bytes(whole[:-1] + b"x")
+    assert not run.finished
+    path.unlink()
+    assert not run.finished
+    assert caplog.messages == [f"{path}: missing or damaged, made again"] * 2
+    path.write_bytes(whole)
+    assert run.finished
+
+
+def test_a_run_without_hashes_of_its_products_is_still_a_run() -> None:
+    """Records did not always have them."""
+    run = make()
+    with run.open():
+        run.finish(ROWS, {}, b"weights")
+    record = files.read_json(run.folder / "run.json", "")
+    del record["sha256"]
+    files.write_json(run.folder / "run.json", record)
+    assert run.finished
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"epoch,loss\n1,0.5,7\n",
+        b"epoch,loss\n1\n",
+        b"epoch,loss\n1,half\n",
+        b"epoch,loss\n1,\xff\n",
+        b'epoch,loss\n1,"0.5\n',
+        b"\x00\x00\x00",
+    ],
+)
+def test_a_damaged_history_is_one_line(folder: Path, content: bytes) -> None:
+    path = folder / "history.csv"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"history\.csv is damaged \(.+\): run the stage that makes it again") as error:
+        print(run_dir.read_history(path))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"[]", b"null", b"{}", b"\xff", b"[" * 100_000, b"1" * 10_000])
+def test_a_record_that_is_none_is_one_line(content: bytes) -> None:
+    run = make()
+    with run.open():
+        run.finish(ROWS, {}, b"weights")
+    path = run.folder / "run.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"run\.json is damaged \(.+\): train it again"):
+        run_dir.read_model(run.folder)
+    if content != b"{}":
+        with pytest.raises(UserError, match=r"run\.json is damaged \(.+\): delete it to train again"):
+            assert run.finished
+    path.unlink()
+    assert not run.finished
+
+
+@pytest.mark.parametrize("where", ["a folder", "a link to a folder", "a link to nothing", "a link to itself"])
+@pytest.mark.parametrize("name", ["run.json", "model.safetensors", "history.csv"])
+def test_something_else_where_a_product_has_to_be(folder: Path, where: str, name: str) -> None:
+    """A link is replaced; a folder, which may have the user's files in it, is the user's to move."""
+    run = make()
+    path = run.folder / name
+    path.parent.mkdir(parents=True)
+    match where:
+        case "a folder":
+            path.mkdir()
+        case "a link to a folder":
+            path.symlink_to(folder)
+        case "a link to nothing":
+            path.symlink_to(folder / "nothing")
+        case "a link to itself":
+            path.symlink_to(path)
+    try:
+        assert not run.finished
+        with run.open():
+            run.finish(ROWS, {}, b"weights")
+    except OSError as error:
+        assert where in ("a folder", "a link to a folder")
+        assert error.errno == errno.EISDIR  # the command line has a remedy for it
+        path.unlink() if path.is_symlink() else path.rmdir()
+        with run.open():
+            run.finish(ROWS, {}, b"weights")
+    assert run.finished
+    assert not path.is_symlink()
+    assert (folder / "nothing").exists() is False

@@ -15,9 +15,11 @@ import toy_study
 from toy_study import ToyStudy
 
 from iakd import files
-from iakd.errors import RunFailed
+from iakd.errors import RunFailed, UserError
 from iakd.experiment.jobs import plan_experiment
+from iakd.experiment.run_dir import Run
 from iakd.tuning import workers
+from iakd.tuning.results import load_study, up_to_date
 from iakd.tuning.storage import open_study
 
 
@@ -223,3 +225,86 @@ def test_a_torn_line_is_cut_before_anything_is_written_after_it(tmp_path: Path) 
     assert path.read_bytes().startswith(whole + b'{"op_code"')
     with open_study(None, path, "x") as study:
         assert study.attributes == {"a": 1, "b": 2}
+
+
+PRODUCTS = ("study.journal", "trials.csv", "best.yaml", "history.csv", "metrics.json")
+
+
+def test_a_journal_that_is_damaged_in_the_middle_is_repaired(tmp_path: Path) -> None:
+    """Optuna reads none that goes on after the damaged line."""
+    path = tmp_path / "study.journal"
+    with open_study(None, path, "x") as study:
+        for name in "abcd":
+            study.set_attribute(name, 1)
+    lines = path.read_bytes().splitlines(keepends=True)
+    for bad in (b"\x00\xff" + lines[-2][2:], b"null\n", b'{"op_code": \n', b"[" * 100_000 + b"\n"):
+        path.write_bytes(b"".join([*lines[:-2], bad, lines[-1]]))
+        with open_study(None, path, "x") as study:
+            assert sorted(study.attributes) == ["a", "b"]
+        assert path.read_bytes().startswith(b"".join(lines[:-2]) + b'{"op_code"')
+
+
+@pytest.mark.parametrize("first", [b"", b'{"op_code": 5, "worker_id": "x"}\n'])
+def test_a_journal_that_contradicts_itself_is_begun_again(tmp_path: Path, first: bytes) -> None:
+    path = tmp_path / "study.journal"
+    with open_study(None, path, "x") as study:
+        study.set_attribute("a", 1)
+    path.write_bytes(first + b"".join(path.read_bytes().splitlines(keepends=True)[1:]))
+    with open_study(None, path, "x") as study:
+        assert study.attributes == {}
+        study.set_attribute("b", 2)
+    with open_study(None, path, "x") as study:
+        assert study.attributes == {"b": 2}
+
+
+def test_damaged_and_missing_results_are_noticed(copied: ToyStudy) -> None:
+    record = files.read_json(copied.results / "run.json", "")
+    run = Run("toy/tune/big-small/iakd-tuned", "tune", record["key"], {}, 0, {}, {})
+    assert up_to_date(run, 10)
+    for name in PRODUCTS:
+        path = copied.results / name
+        whole = path.read_bytes()
+        for content in (whole[: len(whole) // 2], whole.replace(b"7", b"8"), None):
+            path.unlink() if content is None else path.write_bytes(content)
+            assert not up_to_date(run, 10), name
+        path.write_bytes(whole)
+
+
+def test_damaged_results_are_made_again_from_the_files_of_the_trials(
+    copied: ToyStudy, expected: dict[str, Any]
+) -> None:
+    for name in PRODUCTS:
+        path = copied.results / name
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+    copied.run()
+    assert copied.outcome() == expected
+    assert copied.trained() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("study.journal", b"null\n{}\n"),
+        ("study.journal", b"\x00" * 100),
+        ("trials.csv", b"number,state,value,origin\n1,complete\n"),
+        ("trials.csv", b"number,state\n1,complete\n"),
+        ("trials.csv", b""),
+        ("trials.csv", b"\xff\xfe\x00"),
+    ],
+)
+def test_reading_a_damaged_study_names_the_file_and_the_command(copied: ToyStudy, name: str, content: bytes) -> None:
+    (copied.results / name).write_bytes(content)
+    with pytest.raises(UserError, match=rf"{name} is damaged \(.*\): run `iakd tune` again"):
+        load_study(copied.results)
+
+
+def test_a_damaged_seed_of_a_trial_is_trained_again(copied: ToyStudy, expected: dict[str, Any]) -> None:
+    path = copied.results / "trials/0000/seed1/metrics.json"
+    path.write_bytes(path.read_bytes()[:-9])
+    (copied.results / "run.json").unlink()
+    (copied.results / "study.journal").unlink()
+    copied.run()
+    assert copied.outcome() == expected
+    ((number, seed),) = copied.started()
+    assert (number, seed) == (0, files.read_json(path.with_name("run.json"), "")["seed"])

@@ -6,6 +6,7 @@
 import contextlib
 import csv
 import io
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ from iakd.seeding import derive
 
 Row = dict[str, float | int | None]
 SECONDS_BETWEEN_LOGS = 1.0
+
+log = logging.getLogger(__name__)
 
 # Every file of a result, except those of the data (iakd.data.store).
 RUN, HISTORY, METRICS, MODEL = "run.json", "history.csv", "metrics.json", "model.safetensors"  # of a training
@@ -66,9 +69,18 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether results/<path>/ already holds this very run, complete."""
+        """Whether results/<path>/ already holds this very run, complete and undamaged.
+
+        Raises UserError if its run.json is damaged.
+        """
         path = self.folder / RUN
-        return path.exists() and files.read_json(path, "delete it to train again").get("key") == self.key
+        record = files.read_object(path, "delete it to train again") if path.exists() else {}
+        if record.get("key") != self.key:
+            return False
+        damaged = damaged_products(self.folder, record)
+        if damaged:
+            log.warning("%s: missing or damaged, made again", ", ".join(str(self.folder / name) for name in damaged))
+        return not damaged
 
     @contextlib.contextmanager
     def open(self) -> Iterator["Run"]:
@@ -119,16 +131,26 @@ class Run:
             files.write_text(self.live / HISTORY, history_text(history))
             self._next_log = time.monotonic() + SECONDS_BETWEEN_LOGS
 
-    def finish(self, history: list[Row], metrics: dict[str, Any], model: bytes | None = None) -> Path:
+    def finish(
+        self, history: list[Row], metrics: dict[str, Any], model: bytes | None = None, written: tuple[str, ...] = ()
+    ) -> Path:
         """Publish the products, remove the live files and return the results folder."""
-        self.publish(history, metrics, model)
+        self.publish(history, metrics, model, written=written)
         self.clear_live()
         return self.folder
 
     def publish(
-        self, history: list[Row], metrics: dict[str, Any], model: bytes | None = None, peer: bytes | None = None
+        self,
+        history: list[Row],
+        metrics: dict[str, Any],
+        model: bytes | None = None,
+        peer: bytes | None = None,
+        written: tuple[str, ...] = (),
     ) -> None:
-        """Write the products; `run.json` is the last and makes the run finished."""
+        """Write the products; `run.json` is the last and makes the run finished.
+
+        It has the hashes of all of them, with those that are `written` already.
+        """
         (self.folder / RUN).unlink(missing_ok=True)  # of an older run: this folder is unfinished until the end
         record = {**self._record(), "finished": now(), "wall_seconds": self.wall_seconds()}
         if model is not None:
@@ -141,6 +163,7 @@ class Run:
             (self.folder / PEER).unlink(missing_ok=True)  # of an older run
         files.write_text(self.folder / HISTORY, history_text(history))
         files.write_json(self.folder / METRICS, metrics)
+        record["sha256"] = {name: files.sha256_file(self.folder / name) for name in (HISTORY, METRICS, *written)}
         files.write_json(self.folder / RUN, record)
 
     def clear_live(self) -> None:
@@ -149,7 +172,7 @@ class Run:
         The live files of a run with other settings stay.
         """
         path = self.live / RUN
-        if path.exists() and files.read_json(path, "delete it").get("key") != self.key:
+        if path.exists() and files.read_object(path, "delete it").get("key") != self.key:
             return
         for leftover in self.live.glob("*"):
             if leftover.is_file() and leftover.name != LOCK:
@@ -208,12 +231,29 @@ def history_text(history: list[Row]) -> str:
 
 
 def read_history(path: Path) -> list[Row]:
-    """Return the rows of a history.csv, with None for empty values. Raises UserError if the file is missing."""
+    """Return the rows of a history.csv, with None for empty values.
+
+    Raises UserError if the file is missing or damaged.
+    """
+    hint = "run the stage that makes it again (`iakd teach`, `iakd distill` or `iakd tune`)"
     try:
-        text = path.read_text()
+        return [{name: _number(cell) for name, cell in row.items()} for row in read_rows(path)]
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist: train it again") from None
-    return [{k: _number(v) for k, v in row.items()} for row in csv.DictReader(io.StringIO(text))]
+        raise UserError(f"{path} does not exist: {hint}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): {hint}") from None
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV file with a header. Raises ValueError for one that is damaged."""
+    try:
+        text = path.read_bytes().decode()
+        if "\0" in text:
+            raise ValueError("it has null bytes")
+        header, *rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+        return [dict(zip(header, row, strict=True)) for row in rows]
+    except csv.Error as error:
+        raise ValueError(error) from None
 
 
 def _number(text: str) -> float | int | None:
@@ -225,18 +265,29 @@ def _number(text: str) -> float | int | None:
         return float(text)
 
 
+def damaged_products(folder: Path, record: dict[str, Any]) -> list[str]:
+    """Return the products of a run that are missing or not those that its run.json, `record`, has the hashes of."""
+    hashes = {MODEL: record.get("model_sha256"), PEER: record.get("peer_sha256")}
+    hashes = {name: sha256 for name, sha256 in hashes.items() if sha256} | record.get("sha256", {})
+    return [
+        name
+        for name, sha256 in hashes.items()
+        if not (folder / name).is_file() or files.sha256_file(folder / name) != sha256
+    ]
+
+
 def read_model(folder: Path) -> tuple[bytes, dict[str, Any]]:
     """Return the weights in `folder`, checked against the hash in its run.json, and that record.
 
     Raises UserError if one is missing or damaged.
     """
     hint = "train it again (delete the folder and rerun)"
-    record = files.read_json(folder / RUN, hint)
+    record = files.read_object(folder / RUN, hint, "params", "data_sha256", "model_sha256")
     path = folder / MODEL
     try:
         content = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: {hint}") from None
-    if files.sha256_bytes(content) != record.get("model_sha256"):
+    if files.sha256_bytes(content) != record["model_sha256"]:
         raise UserError(f"{path} is damaged (its SHA-256 is not the one in {RUN}): {hint}")
     return content, record

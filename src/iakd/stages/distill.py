@@ -2,19 +2,16 @@
 
 import contextlib
 import logging
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from iakd import models
-from iakd.config import Recipe, merged
-from iakd.config.base import plain
 from iakd.data.store import PreparedData
 from iakd.distillation.assembly import StudentTask, Trained, student_run, train_students
 from iakd.experiment import run_dir
 from iakd.experiment.jobs import Experiment, StudentJob
 from iakd.training.distributed import training_processes
-from iakd.tuning.results import read_best
+from iakd.tuning.results import with_found_settings
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +26,7 @@ def run(experiment: Experiment, *jobs: StudentJob) -> list[Path]:
     store = PreparedData.open(experiment.data.folder, settings=experiment.data.settings)
     tasks: list[StudentTask] = []
     for job in jobs:
-        found = _with_found_settings(job)
+        found = with_found_settings(job)
         attempt = student_run(experiment, found, job.path, job.seed, store)
         if not several.on_main(partial(_is_finished, attempt)):
             tasks.append(StudentTask(attempt, found))
@@ -61,12 +58,3 @@ def _is_finished(attempt: run_dir.Run) -> bool:
 def _publish(attempt: run_dir.Run, trained: Trained) -> None:
     peer = models.save_weights(trained.peer) if trained.peer else None
     attempt.publish(trained.history, trained.metrics, models.save_weights(trained.network), peer)
-
-
-def _with_found_settings(job: StudentJob) -> StudentJob:
-    """Return a student's job with the method and the recipe that its study has found."""
-    if job.study is None:
-        return job
-    method = read_best(job.study.folder)
-    recipe = Recipe.model_validate(merged(plain(job.recipe), method.recipe))
-    return replace(job, method=method, recipe=recipe)

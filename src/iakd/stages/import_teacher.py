@@ -77,7 +77,7 @@ def _recorded(job: TeacherJob) -> str | None:
     if not (name.startswith(TORCHVISION) or re.fullmatch(rf"{REGISTRY}[^@]*/\d+(/.*)?", name)):
         return None
     try:
-        record = files.read_json(job.folder / run_dir.RUN, "")
+        record = files.read_object(job.folder / run_dir.RUN, "", "inputs", "params")
     except UserError:
         return None
     return record["inputs"].get("checkpoint") if record["params"] == job.settings else None

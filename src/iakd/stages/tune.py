@@ -30,10 +30,10 @@ def run(experiment: Experiment, job: StudyJob, trainer: type[TrialTrainer] = Stu
 
 
 def _study_run(experiment: Experiment, job: StudyJob) -> run_dir.Run:
-    manifest = files.read_json(experiment.data.folder / MANIFEST, "run `iakd prepare` first")
+    manifest = files.read_object(experiment.data.folder / MANIFEST, "run `iakd prepare` first", "sha256")
     inputs = {"data": manifest["sha256"]}
     if job.method.needs_teacher:
-        teacher = files.read_json(job.teacher.folder / run_dir.RUN, "run `iakd teach` first")
+        teacher = files.read_object(job.teacher.folder / run_dir.RUN, "run `iakd teach` first", "model_sha256")
         inputs["teacher"] = teacher["model_sha256"]
     return run_dir.Run(
         path=job.path,

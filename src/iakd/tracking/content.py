@@ -97,10 +97,7 @@ def _run_content(run: RunFiles) -> RunContent:
 
 def _read_history(path: Path) -> list[Row]:
     path.stat()
-    try:
-        return read_history(path)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}): {HINT}") from None
+    return read_history(path)
 
 
 def _live_status(run: RunFiles, record: dict[str, Any]) -> str:
@@ -200,10 +197,7 @@ def _add_results(content: RunContent, run: RunFiles, times: dict[str, int]) -> N
 
 def _read_object(path: Path) -> dict[str, Any]:
     path.stat()  # raises OSError: a missing file is not a damaged one
-    value = files.read_json(path, HINT)
-    if not isinstance(value, dict):
-        raise UserError(f"{path} is damaged (not a JSON object): {HINT}")
-    return value
+    return files.read_object(path, HINT)
 
 
 def _artifacts(run: RunFiles, known: dict[str, str | None]) -> dict[str, str]:

@@ -5,7 +5,7 @@ import csv
 import io
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +14,11 @@ import yaml
 from pydantic import ValidationError
 
 from iakd import files
-from iakd.config import Method, explain
+from iakd.config import Method, Recipe, explain, merged
+from iakd.config.base import plain
 from iakd.errors import UserError
 from iakd.experiment import run_dir
+from iakd.experiment.jobs import StudentJob
 from iakd.experiment.run_dir import BEST, JOURNAL, TRIALS
 
 if TYPE_CHECKING:
@@ -85,6 +87,17 @@ def read_best(folder: Path) -> Method:
         raise UserError(f"{path} is damaged ({explain(error, Method)}): run `iakd tune` again") from None
     except (UnicodeDecodeError, yaml.YAMLError, AttributeError, ValueError) as error:
         raise UserError(f"{path} is damaged ({' '.join(str(error).split())}): run `iakd tune` again") from None
+
+
+def with_found_settings(job: StudentJob) -> StudentJob:
+    """Return a student's job with the method and the recipe that its study has found.
+
+    Raises UserError where these are missing or damaged.
+    """
+    if job.study is None:
+        return job
+    method = read_best(job.study.folder)
+    return replace(job, method=method, recipe=Recipe.model_validate(merged(plain(job.recipe), method.recipe)))
 
 
 def best(trials: Iterable[TrialRecord]) -> TrialRecord | None:
@@ -162,7 +175,7 @@ def write_trials(folder: Path, trials: list[TrialRecord], settings: list[str]) -
 def up_to_date(run: run_dir.Run, trials: int) -> bool:
     """Return whether the complete results of this study, with this number of trials, are published."""
     try:
-        counted = files.read_json(run.folder / run_dir.METRICS, "").get("trials") if run.finished else None
+        counted = files.read_object(run.folder / run_dir.METRICS, "").get("trials") if run.finished else None
     except UserError:
         return False
     return counted == trials and all((run.folder / name).exists() for name in (BEST, TRIALS, JOURNAL))
@@ -181,20 +194,24 @@ def trial_path(number: int) -> str:
 def trial_run(folder: Path, number: int) -> dict[str, Any]:
     """Return the run.json of a trial; empty if it is missing."""
     path = folder / trial_path(number) / run_dir.RUN
-    return files.read_json(path, "delete its folder and run again") if path.exists() else {}
+    return files.read_object(path, "delete its folder and run `iakd tune` again") if path.exists() else {}
 
 
 def finished_trials(folder: Path) -> list[dict[str, Any]]:
     """Return the rows of trials.csv, with values of their types and None for empty cells.
 
-    Raises UserError if it is missing.
+    Raises UserError if it is missing or damaged.
     """
     path = folder / TRIALS
     try:
-        text = path.read_text()
+        rows = [{name: _read(name, cell) for name, cell in row.items()} for row in run_dir.read_rows(path)]
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: run `iakd tune` first") from None
-    return [{name: _read(name, cell) for name, cell in row.items()} for row in csv.DictReader(io.StringIO(text))]
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): run `iakd tune` again") from None
+    if not all(set(COLUMNS) <= set(row) and isinstance(row["number"], int) for row in rows):
+        raise UserError(f"{path} is damaged (columns are missing): run `iakd tune` again")
+    return rows
 
 
 def _read(name: str, cell: str) -> Any:
@@ -218,7 +235,7 @@ def settings_in(rows: list[dict[str, Any]]) -> list[str]:
 def load_study(folder: Path) -> "optuna.Study":
     """Return an in-memory copy of the study in study.journal, with the trials that are listed in trials.csv.
 
-    Raises UserError where a file is missing.
+    Raises UserError where a file is missing or damaged.
     """
     import optuna
     from optuna.pruners import NopPruner
@@ -231,13 +248,18 @@ def load_study(folder: Path) -> "optuna.Study":
     if not path.exists():
         raise UserError(f"{path} does not exist: run `iakd tune` first")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = JournalStorage(JournalFileBackend(str(path)))
-    (name,) = optuna.get_all_study_names(storage)
-    stored = optuna.load_study(study_name=name, storage=storage)
-    study = optuna.create_study(
-        study_name=name, directions=stored.directions, sampler=RandomSampler(seed=0), pruner=NopPruner()
-    )
-    study.add_trials(trial for trial in stored.trials if trial.number in numbers)
+    try:
+        storage = JournalStorage(JournalFileBackend(str(path)))
+        (name,) = optuna.get_all_study_names(storage)
+        stored = optuna.load_study(study_name=name, storage=storage)
+        study = optuna.create_study(
+            study_name=name, directions=stored.directions, sampler=RandomSampler(seed=0), pruner=NopPruner()
+        )
+        study.add_trials(trial for trial in stored.trials if trial.number in numbers)
+    except OSError:
+        raise
+    except Exception as error:  # Optuna raises almost anything for a damaged journal
+        raise UserError(f"{path} is damaged ({type(error).__name__}: {error}): run `iakd tune` again") from None
     return study
 
 

@@ -4,6 +4,8 @@ Only the process that runs the study opens its storage; workers report to that p
 """
 
 import contextlib
+import json
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -34,6 +36,8 @@ STATE_NAMES = {
 
 
 MAXIMISE: list[Direction] = ["maximize"]
+
+log = logging.getLogger(__name__)
 
 
 class StoredStudy:
@@ -134,7 +138,7 @@ def open_study(
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if address is None:
-        yield StoredStudy(_journal(journal), name, directions)
+        yield _study_in_journal(journal, name, directions)
     else:
         with _database(address, name) as storage:
             yield StoredStudy(storage, name, directions)
@@ -151,22 +155,59 @@ class _NoLock:
         """Do nothing."""
 
 
+def _study_in_journal(path: Path, name: str, directions: list[Direction]) -> StoredStudy:
+    try:
+        study = StoredStudy(_journal(path), name, directions)
+        study.trials()  # Optuna reads the journal only now
+    except OSError:
+        raise
+    except Exception as error:  # Optuna raises almost anything for a damaged journal
+        log.warning(
+            "%s is damaged (%s: %s): a new one is begun, with the trials that have ended read back from their files",
+            path,
+            type(error).__name__,
+            error,
+        )
+        path.unlink()
+        return StoredStudy(_journal(path), name, directions)
+    return study
+
+
 def _journal(path: Path) -> JournalStorage:
     path.parent.mkdir(parents=True, exist_ok=True)
-    _cut_torn_line(path)
+    _cut_damaged_end(path)
     return JournalStorage(JournalFileBackend(str(path), lock_obj=_NoLock()))  # type: ignore[arg-type]  # base class is private
 
 
-def _cut_torn_line(path: Path) -> None:
-    """Remove an incomplete last line, left by a killed writer: Optuna cannot read a journal that continues after it."""
+def _cut_damaged_end(path: Path) -> None:
+    """Cut a journal before its first incomplete or unreadable line, left by a killed writer or a bad disk.
+
+    Optuna cannot read a journal that continues after it. Nothing is lost: the study proposes the same trials again, and
+    reads those that have ended back from their own files.
+    """
     if not path.exists():
         return
     content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
+    whole = 0
+    for number, line in enumerate(content.splitlines(keepends=True), 1):
+        if not line.endswith(b"\n"):
+            break
+        if not _is_entry(line):
+            log.warning("%s: line %d is damaged; what followed is read back from the files of the trials", path, number)
+            break
+        whole += len(line)
     if whole < len(content):
         with path.open("r+b") as file:
             file.truncate(whole)
             os.fsync(file.fileno())
+
+
+def _is_entry(line: bytes) -> bool:
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(entry, dict) and {"op_code", "worker_id"} <= set(entry)
 
 
 TABLES_LOCK = derive("tables of Optuna")  # PostgreSQL's advisory locks have numbers as names

@@ -104,7 +104,8 @@ def _stored_study(run: run_dir.Run, address: str | None, directions: list[Direct
         if "key" not in study.attributes:
             study.set_attribute("started", run.started)
             study.set_attribute("key", run.key)
-        run.started, run.seconds = study.attributes["started"], study.attributes.get("wall_seconds", 0.0)
+        run.started = study.attributes.get("started", run.started)
+        run.seconds = study.attributes.get("wall_seconds", 0.0)
         yield study
 
 
@@ -123,7 +124,8 @@ def _publish(run: run_dir.Run, job: StudyJob, stored: StoredStudy, tune: Tune) -
     about = f"Best trial of the study {name}: trial {best.number}, {best.value:.2f} % on validation, {seeds}."
     path = results.write_best(run.folder, job.label, job.space.entry(best.params), about)
     run.device = results.trial_run(run.folder, best.number).get("device", run.device)
-    run.finish(results.history(trials), results.summary(trials))
+    written = (run_dir.BEST, run_dir.TRIALS, run_dir.JOURNAL)
+    run.finish(results.history(trials), results.summary(trials), written=written)
     return path
 
 
@@ -132,7 +134,7 @@ def _remove_other_trials(run: run_dir.Run) -> None:
     for top in (run.folder, run.live):
         for folder in sorted(top.glob("trials/*")):
             try:
-                own = files.read_json(folder / run_dir.RUN, "").get("study") == run.key
+                own = files.read_object(folder / run_dir.RUN, "").get("study") == run.key
             except UserError:
                 own = False
             if not own:

@@ -146,7 +146,7 @@ def run_trial(
         return result
     with own.open():
         result, history = _run_seeds(trainer, tried, runs, report)
-        records = [files.read_json(run.folder / run_dir.RUN, "") for run in runs[: len(history)]]
+        records = [files.read_object(run.folder / run_dir.RUN, "") for run in runs[: len(history)]]
         own.started = records[0]["started"]
         own.seconds += sum(record["wall_seconds"] for record in records) - own.wall_seconds()
         values = [value for row in history if (value := row[MEASURE]) is not None]
