@@ -1,6 +1,8 @@
 """Results that Snakemake did not see being made are taken for current only if their own record fits the settings."""
 
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -46,20 +48,29 @@ def write(path: Path, content: object) -> None:
     path.write_text(json.dumps(content))
 
 
-def nothing(path: Path) -> None:
-    """The records of a Snakemake that has made nothing."""
+class Recorded:
+    """Snakemake's records of the parameters of files."""
+
+    def __init__(self, params: dict[Path, list[str]] | None = None) -> None:
+        self.recorded = params or {}
+
+    def params(self, path: Path) -> list[str] | None:
+        return self.recorded.get(path)
+
+    def forget(self, path: Path) -> None:
+        self.recorded.pop(path, None)
 
 
-def made_for(job: Job) -> stale_results.Records:
-    """The records of a Snakemake that has made the results of this job only."""
-    return {job.folder / "run.json": [repr(text) for text in job.watched] + ["'--seed 0'"]}.get
+def made_for(*jobs: Job) -> Recorded:
+    """The records of a Snakemake that has made the results of these jobs only."""
+    return Recorded({job.folder / "run.json": [repr(text) for text in job.watched] + ["'--seed 0'"] for job in jobs})
 
 
 OTHER = {"methods": {"kd": {"kd": {"temperature": 2.0}}, "iakd": {"iakd": {"schedule": "tuned"}}}}
 
 
 def test_results_of_these_settings_are_accepted_without_a_record(made: Experiment) -> None:
-    stale_results.check(made, nothing)
+    stale_results.check(made, Recorded())
     assert stale_results.other_settings(made) == []
 
 
@@ -76,7 +87,7 @@ def test_results_of_these_settings_are_accepted_without_a_record(made: Experimen
 )
 def test_results_of_other_settings_are_refused(made: Experiment, changes: dict[str, Any], folder: str) -> None:
     with pytest.raises(UserError, match=f"^{folder}: made with other settings"):
-        stale_results.check(plan_of(**changes), nothing)
+        stale_results.check(plan_of(**changes), Recorded())
 
 
 def test_a_change_that_snakemake_sees_is_left_to_it(made: Experiment) -> None:
@@ -94,7 +105,7 @@ def test_in_a_stage_of_dvc_other_results_are_missing_and_the_rest_is_in_order(
 ) -> None:
     monkeypatch.setenv("DVC_STAGE", "distill")
     kd, tuned = made.students
-    stale_results.check(plan_of(**OTHER), nothing)
+    stale_results.check(plan_of(**OTHER), Recorded())
     assert not (kd.folder / "run.json").exists()
     chain = [
         made.data.folder / "manifest.json",
@@ -116,3 +127,127 @@ def test_where_snakemake_has_records_a_stage_of_dvc_dates_nothing(
     before = {path: path.stat().st_mtime_ns for path in Path("results").glob("**/*")}
     stale_results.check(made, made_for(made.teachers[0]))
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+DAYS = 2 * 86400
+
+
+def dates_of_results() -> dict[str, float]:
+    """The dates of the records that Snakemake compares."""
+    names = ("manifest.json", "run.json", "evaluation.json", "metrics.json")
+    return {str(path): path.stat().st_mtime for name in names for path in Path("results").glob(f"**/{name}")}
+
+
+def with_hashes(experiment: Experiment) -> None:
+    """Rewrite the records of all results, so that each names what it was made from."""
+    data, teacher = experiment.data.folder, experiment.teachers[0]
+    write(data / "manifest.json", {"settings": experiment.data.settings, "sha256": "d"})
+    for job in (*experiment.studies, *experiment.trained):
+        made_from = {"data": "d"} if job is teacher else {"data": "d", "teacher": "t"}
+        record = {"inputs": made_from, "params": job.settings, "model_sha256": "t" if job is teacher else "s"}
+        write(job.folder / "run.json", record)
+        if job in experiment.trained:
+            write(job.folder / "evaluation.json", {"data_sha256": "d", "model_sha256": record["model_sha256"]})
+
+
+def outdated() -> set[str]:
+    """The results that are dated before all others, so that Snakemake makes them again."""
+    dated = dates_of_results()
+    return {path.removeprefix("results/toy/") for path, time in dated.items() if time == stale_results.LONG_AGO}
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "expected"),
+    [
+        ("teachers/big/seed0/run.json", {"model_sha256": "t2"}, {"kd", "study", "evaluation of the teacher"}),
+        ("data/manifest.json", {"sha256": "d2"}, {"kd", "iakd", "study", "teacher", "all evaluations"}),
+        ("students/big-small/kd/seed0/run.json", {"model_sha256": "s2"}, {"evaluation of kd"}),
+        ("students/big-small/kd/seed0/run.json", {"inputs": None}, set()),
+    ],
+)
+def test_what_was_made_from_other_inputs_is_made_again_whatever_its_date(
+    made: Experiment, file: str, change: dict[str, Any], expected: set[str]
+) -> None:
+    with_hashes(made)
+    path = Path("results/toy", file)
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    records = made_for(*made.teachers, *made.studies, *made.students)
+    stale_results.check(made, records)
+    kd, iakd = (f"students/big-small/{name}/seed0" for name in ("kd", "iakd"))
+    files = {
+        "kd": {f"{kd}/run.json"},
+        "iakd": {f"{iakd}/run.json"},
+        "study": {"tune/big-small/iakd/run.json"},
+        "teacher": {"teachers/big/seed0/run.json"},
+        "evaluation of the teacher": {"teachers/big/seed0/evaluation.json"},
+        "evaluation of kd": {f"{kd}/evaluation.json"},
+        "all evaluations": {f"{name}/evaluation.json" for name in (kd, iakd, "teachers/big/seed0")},
+    }
+    wanted = set().union(*(files[name] for name in expected))
+    if "kd" in expected:
+        wanted |= files["iakd"]  # iakd has the same teacher
+    assert outdated() == wanted
+    for name in wanted:
+        assert records.params(Path("results/toy", name)) is None, "Snakemake would compare its own checksums"
+
+
+def test_results_of_another_found_schedule_are_made_again(made: Experiment) -> None:
+    with_hashes(made)
+    tuned = made.students[1]
+    found = {"iakd": {"method": "iakd", "iakd": {"schedule": {"kind": "uniform", "p0": 0.3}}}}
+    (made.studies[0].folder / "best.yaml").write_text(json.dumps(found))
+    job = stale_results.with_found_settings(tuned)
+    used = {"method": job.method.settings(), "recipe": job.recipe.model_dump(mode="json")}
+    record = json.loads((tuned.folder / "run.json").read_text())
+    record["params"] |= used
+    write(tuned.folder / "run.json", record)
+    stale_results.check(made, Recorded())
+    assert outdated() == set()
+    found["iakd"]["iakd"] = {"schedule": {"kind": "uniform", "p0": 0.4}}
+    (made.studies[0].folder / "best.yaml").write_text(json.dumps(found))
+    stale_results.check(made, Recorded())
+    assert outdated() == {"students/big-small/iakd/seed0/run.json"}
+
+
+def test_a_changed_checkpoint_of_a_teacher_is_noticed_by_its_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("big.pt").write_bytes(b"weights")
+    imported = plan_of(teachers=[{"arch": "resnet14", "name": "big", "checkpoint": "big.pt"}], methods={"kd": {}})
+    inputs = {"checkpoint": stale_results.files.sha256_file(Path("big.pt"))}
+    write(imported.teachers[0].folder / "run.json", {"inputs": inputs, "params": imported.teachers[0].settings})
+    os.utime("big.pt", (time.time() + DAYS,) * 2)  # unpacked, with a date of its own
+    stale_results.check(imported, Recorded())
+    assert outdated() == set()
+    Path("big.pt").write_bytes(b"other weights")
+    os.utime("big.pt", (1000, 1000))
+    stale_results.check(imported, Recorded())
+    assert outdated() == {"teachers/big/seed0/run.json"}
+
+
+def test_results_from_the_future_are_dated_in_the_order_of_the_chain(made: Experiment) -> None:
+    """All but one were made while the clock was two days ahead, the teacher last: it was made again."""
+    with_hashes(made)
+    future = time.time() + DAYS
+    for position, path in enumerate(sorted(Path("results").glob("**/*"), reverse=True)):
+        os.utime(path, (future, future + position))
+    logs = Path("logs/toy/students/big-small/kd/seed0.tsv")
+    write(logs, "seconds")
+    os.utime(logs, (1000, 1000))
+    stale_results.check(made, Recorded())
+    dates = dates_of_results()
+    assert max(dates.values()) <= time.time()
+    order = ["data/manifest.json", "teachers/big/seed0/run.json", "tune/big-small/iakd/run.json"]
+    order += ["students/big-small/kd/seed0/run.json", "students/big-small/kd/seed0/evaluation.json"]
+    times = [dates[f"results/toy/{name}"] for name in order]
+    assert times == sorted(set(times))
+    assert outdated() == {"evaluation/metrics.json"}, "the comparison has no record of what it was made from"
+    assert logs.stat().st_mtime == dates["results/toy/students/big-small/kd/seed0/run.json"]  # one of its outputs
+
+
+def test_dates_of_the_past_are_left_alone(made: Experiment) -> None:
+    with_hashes(made)
+    before = dates_of_results()
+    stale_results.check(made, Recorded())
+    assert dates_of_results() == before

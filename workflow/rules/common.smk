@@ -27,6 +27,7 @@ try:
     )
 except UserError as error:
     hooks.stop(error)
+hooks.accept_clocks_set_back()
 
 JOBS = {job.path: job for job in (EXPERIMENT.data, *EXPERIMENT.teachers, *EXPERIMENT.studies, *EXPERIMENT.students)}
 COMPARISON = (METRICS, names.SUMMARY, names.RUNS, names.ACCURACY, names.CURVES, names.SWAPPING)
@@ -101,12 +102,6 @@ def settings_of(jobs, *patterns):
 def teacher_options(wildcards):
     job = JOBS[wildcards.teacher]
     return f"--teacher {job.network.name} --seed {job.seed}"
-
-
-def teacher_files(wildcards):
-    """The checkpoint of an imported teacher."""
-    path = JOBS[wildcards.teacher].network.path
-    return [path] if path else []
 
 
 def study_teacher(wildcards):

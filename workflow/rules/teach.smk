@@ -1,7 +1,6 @@
 rule teach:
     input:
         data=rules.prepare.output.manifest,
-        checkpoint=teacher_files,
     output:
         model=RESULTS / "{teacher}" / MODEL,
         history=RESULTS / "{teacher}" / HISTORY,

@@ -5,7 +5,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, Any, NoReturn, cast
 
 import yaml
 
@@ -39,7 +39,7 @@ def set_up(config: dict[str, Any], given: dict[str, Any], origins: list[Path], m
     settings = merged(settings, _typed(given))
     experiment = plan_experiment(parse(settings, ", ".join(os.path.relpath(path) for path in origins)))
     if main:
-        stale_results.check(experiment, _records())
+        stale_results.check(experiment, _Records())
         for job in experiment.teachers:
             job.check_file()  # before Snakemake, which would need many lines to say it
     os.environ["IAKD_PARAMS"] = str(_settings_file(settings))
@@ -48,13 +48,40 @@ def set_up(config: dict[str, Any], given: dict[str, Any], origins: list[Path], m
     return experiment
 
 
-def _records() -> stale_results.Records:
-    """Return Snakemake's records of its results; `workflow.persistence` is set only after the rules are read."""
-    from snakemake.io import IOFile
-    from snakemake.persistence.file import FilePersistence
+class _Records:
+    """Snakemake's records of its results; `workflow.persistence` is set only after the rules are read."""
 
-    persistence = FilePersistence(nolock=True)
-    return lambda path: persistence.params(IOFile(str(path)))
+    def __init__(self) -> None:
+        from snakemake.persistence.file import FilePersistence
+
+        self._persistence = FilePersistence(nolock=True)
+
+    def params(self, path: Path) -> list[str] | None:
+        from snakemake.io import IOFile
+
+        return cast("list[str] | None", self._persistence.params(IOFile(str(path))))
+
+    def forget(self, path: Path) -> None:
+        from snakemake.io import IOFile
+
+        self._persistence.cleanup_metadata(IOFile(str(path)))
+
+
+def accept_clocks_set_back() -> None:
+    """Have Snakemake date inputs that seem newer than what a job has just made from them, instead of failing the job.
+
+    They seem so if the clock was set back before the job ended. Snakemake would delete what it made, and has no option
+    for this.
+    """
+    from snakemake.dag import DAG
+
+    async def date_inputs(dag: Any, job: Any, outputs: list[str]) -> None:
+        made = min((Path(path).stat().st_mtime_ns for path in outputs if Path(path).exists()), default=0)
+        for path in map(Path, job.input):
+            if made and path.exists() and path.stat().st_mtime_ns > made:
+                os.utime(path, ns=(made, made))
+
+    DAG.check_output_mtime = date_inputs
 
 
 def _typed(value: Any) -> Any:
@@ -90,8 +117,9 @@ def data_files(experiment: Experiment) -> str | None:
 def _settings_file(settings: dict[str, Any]) -> Path:
     """Write the settings to a file named after their content, so that jobs read exactly these and no other run's."""
     path = STATE / "params" / f"{files.digest(settings)[:12]}.yaml"
-    if not path.exists():
-        files.write_text(path, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+    text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+    if not path.exists() or path.read_bytes() != text.encode():
+        files.write_text(path, text)
     return path
 
 

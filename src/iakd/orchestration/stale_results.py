@@ -2,38 +2,71 @@
 
 Snakemake notices changed settings by its own records only. Where these are missing, or describe other results than
 those on disk, it would take whatever it finds for current. The run's own record (run.json) knows better.
+
+It notices changed inputs by modification times, which mean nothing after the clock was wrong. Again the run's own
+record decides: it has the hashes of what the run was made from.
 """
 
 import json
+import logging
 import os
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from iakd import files
 from iakd.data.store import MANIFEST
 from iakd.errors import UserError
-from iakd.experiment.jobs import Experiment, Job
-from iakd.experiment.run_dir import EVALUATION, RUN
+from iakd.experiment.jobs import STATE, Experiment, Job, StudentJob, StudyJob, TeacherJob
+from iakd.experiment.run_dir import EVALUATION, METRICS, RUN
+from iakd.tuning.results import with_found_settings
 
-Records = Callable[[Path], list[str] | None]  # the parameters that Snakemake recorded for a file, each as its repr()
+LOGS = Path("logs")  # of the workflow's jobs, with a benchmark of each, which Snakemake counts among its outputs
+LONG_AGO = 1.0  # seconds since 1970; to Snakemake, 0 would mean that there is no such file
+
+log = logging.getLogger(__name__)
+
+
+class Records(Protocol):
+    """Snakemake's own records of the files that it has made."""
+
+    def params(self, path: Path) -> list[str] | None:
+        """Return the parameters recorded for a file, each as its repr(); None without a record."""
+        ...
+
+    def forget(self, path: Path) -> None:
+        """Delete the record of a file."""
+        ...
 
 
 def check(experiment: Experiment, records: Records) -> None:
-    """Raise UserError where results of other settings would be taken for current.
+    """Raise UserError where results of other settings would be taken for current; have Snakemake see all other changes.
 
     In a DVC stage such results are marked as missing instead: DVC can restore them, and is about to rebuild them.
     DVC has also just checked the results of the stages before, so where Snakemake has no record of any result, their
     modification times are set to say so.
     """
-    unseen = [job for job in other_settings(experiment) if not _change_is_seen(job, records)]
-    if "DVC_STAGE" not in os.environ:
+    others = other_settings(experiment)
+    unseen = [job for job in others if not _change_is_seen(job, records)]
+    if "DVC_STAGE" in os.environ:
+        for job in unseen:
+            _record(job).unlink()
+        if all(records.params(_record(job)) is None for job in _jobs(experiment)):
+            _date(experiment)
+    else:
         refuse(unseen)
-        return
-    for job in unseen:
-        _record(job).unlink()
-    if all(records(_record(job)) is None for job in _jobs(experiment)):
+    outdated = list(_made_from_others(experiment, others))
+    if _in_future(experiment):
+        log.warning("some results are dated in the future (was the clock wrong?): their contents decide")
         _date(experiment)
+        outdated.append(experiment.evaluation / METRICS)  # it has no record of what it was made from
+    for path in outdated:
+        if path.exists():
+            records.forget(path)
+            os.utime(path, (LONG_AGO, LONG_AGO))  # older than what it is made from
 
 
 def refuse(jobs: list[Job]) -> None:
@@ -72,8 +105,63 @@ def _made_with(job: Job) -> Any:
 
 def _change_is_seen(job: Job, records: Records) -> bool:
     """Whether Snakemake recorded other parameters for the results of `job` than it now compares them with."""
-    recorded = records(_record(job))
+    recorded = records.params(_record(job))
     return recorded is not None and not {repr(text) for text in job.watched} <= set(recorded)
+
+
+def _made_from_others(experiment: Experiment, others: list[Job]) -> Iterator[Path]:
+    """Yield the results that, by their own records, were made from other inputs than those on disk.
+
+    Except those of the jobs `others`, which are made again anyway.
+    """
+    data = _read(experiment.data.folder / MANIFEST).get("sha256")
+    for job in (*experiment.studies, *experiment.trained):
+        record = _read(job.folder / RUN)
+        if job not in others and not (_same(record.get("inputs"), _inputs(job, data)) and _as_found(job, record)):
+            yield job.folder / RUN
+        measured = {"data_sha256": data, "model_sha256": record.get("model_sha256")}
+        if isinstance(job, TeacherJob | StudentJob) and not _same(_read(job.folder / EVALUATION), measured):
+            yield job.folder / EVALUATION
+
+
+def _inputs(job: Job, data: str | None) -> dict[str, str | None]:
+    """Return the hashes of what is there for `job` to be made from; None: unknown."""
+    if isinstance(job, TeacherJob):
+        path = job.network.path
+        return {"data": data, "checkpoint": files.sha256_file(path) if path and path.is_file() else None}
+    assert isinstance(job, StudyJob | StudentJob)
+    return {"data": data, "teacher": _read(job.teacher.folder / RUN).get("model_sha256")}
+
+
+def _same(recorded: Any, present: dict[str, str | None]) -> bool:
+    """Whether a record names the hashes of what is present, as far as both are known."""
+    known = recorded if isinstance(recorded, dict) else {}
+    return all(None in (known.get(name), sha256) or known[name] == sha256 for name, sha256 in present.items())
+
+
+def _as_found(job: Job, record: dict[str, Any]) -> bool:
+    """Whether a tuned student was trained with what its study has found; true where that is unknown."""
+    if isinstance(job, StudentJob) and job.study and "params" in record:
+        with suppress(UserError, OSError):
+            found = with_found_settings(job)
+            used = {"method": found.method.settings(), "recipe": found.recipe.model_dump(mode="json")}
+            return bool(used.items() <= record["params"].items())
+    return True
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file; empty if there is none."""
+    with suppress(OSError, UserError):
+        return files.read_object(path, "")
+    return {}
+
+
+def _in_future(experiment: Experiment) -> bool:
+    """Whether a result is dated later than a file that is written now, by the clock of the same file system."""
+    STATE.mkdir(exist_ok=True)
+    with tempfile.TemporaryFile(dir=STATE) as probe:
+        now = os.fstat(probe.fileno()).st_mtime
+    return any(path.stat().st_mtime > now for link in _links(experiment) for path in link if path.exists())
 
 
 def _date(experiment: Experiment) -> None:
@@ -82,17 +170,16 @@ def _date(experiment: Experiment) -> None:
     links = list(_links(experiment))
     for position, link in enumerate(links):
         for path in link:
-            os.utime(path, (now, now - len(links) + position))
+            with suppress(FileNotFoundError):  # a temporary file, or a link to nothing
+                os.utime(path, (now, now - len(links) + position))
 
 
 def _links(experiment: Experiment) -> Iterator[list[Path]]:
-    for folders in (
-        [experiment.data.folder],
-        [job.folder for job in experiment.teachers],
-        [job.folder for job in experiment.studies],
-        [job.folder for job in experiment.students],
-    ):
-        yield [path for folder in folders for path in folder.glob("**/*") if path.name != EVALUATION]
-    yield [path for job in experiment.trained for path in job.folder.glob(EVALUATION)]
+    """Yield the files of each link of the chain, with the benchmarks of its jobs."""
+    for jobs in ([experiment.data], experiment.teachers, experiment.studies, experiment.students):
+        products = [path for job in jobs for path in job.folder.glob("*") if path.name != EVALUATION]
+        yield [*products, *(LOGS / f"{job.path}.tsv" for job in jobs)]
+    evaluations = [job.folder / EVALUATION for job in experiment.trained]
+    yield [*evaluations, *(LOGS / f"{job.path}.evaluate.tsv" for job in experiment.trained)]
     for folder in (experiment.evaluation, experiment.report):
         yield list(folder.glob("**/*"))
