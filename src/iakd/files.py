@@ -36,7 +36,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        temporary.replace(path)
+        _rename(temporary, path)
         _flush_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
@@ -53,6 +53,14 @@ def _create_temporary(path: Path) -> tuple[Path, IO[bytes]]:
         if os.fstat(owned.fileno()).st_nlink:
             return temporary, owned
         owned.close()  # removed as a leftover just before it was locked
+
+
+def _rename(temporary: Path, path: Path) -> None:
+    try:
+        temporary.replace(path)
+    except OSError as error:  # of which a message should name the file that the user knows
+        error.filename, error.filename2 = str(path), None
+        raise
 
 
 def _flush_folder(folder: Path) -> None:

@@ -257,6 +257,7 @@ def test_something_else_where_a_product_has_to_be(folder: Path, where: str, name
     except OSError as error:
         assert where in ("a folder", "a link to a folder")
         assert error.errno == errno.EISDIR  # the command line has a remedy for it
+        assert error.filename == str(path), "not the temporary file"
         path.unlink() if path.is_symlink() else path.rmdir()
         with run.open():
             run.finish(ROWS, {}, b"weights")

@@ -136,6 +136,14 @@ def test_without_a_server_the_command_runs_itself(tmp_path: Path, monkeypatch: p
     assert fork_server.run_in_server(["teach"]) is None
 
 
+def test_where_no_socket_can_be_the_server_says_so_and_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Some network file systems have none."""
+    path = tmp_path / "absent" / "socket"
+    fork_server.serve(path, ())
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"iakd: {path}: ") and line.endswith("going on without a fork server, which takes longer")
+
+
 def test_quick_commands_run_in_their_own_process(
     server: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -251,3 +251,14 @@ def test_dates_of_the_past_are_left_alone(made: Experiment) -> None:
     before = dates_of_results()
     stale_results.check(made, Recorded())
     assert dates_of_results() == before
+
+
+@pytest.mark.parametrize("content", [b"[]", b"null", b'{"params": [], "inputs": 7}', b"\xff\x00", b"[" * 100_000])
+def test_a_damaged_record_is_left_to_the_command_that_reads_it(made: Experiment, content: bytes) -> None:
+    """Its message names the file; here it would stop all jobs, even those that make it again."""
+    for job in made.students:
+        (job.folder / "run.json").write_bytes(content)
+        (job.folder / "evaluation.json").write_bytes(content)
+    (made.data.folder / "manifest.json").write_bytes(content)
+    stale_results.check(made, Recorded())
+    assert outdated() == set()

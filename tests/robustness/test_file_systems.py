@@ -174,3 +174,22 @@ def test_errors_of_the_file_system_are_one_line_with_a_remedy(
     with pytest.raises(SystemExit, match="2"):
         cli.main()
     assert capsys.readouterr().err == f"iakd: results/x: {os.strerror(number)}; {remedy}\n"
+
+
+def test_a_power_cut_finds_the_old_file_or_the_new_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The content is on disk before it gets its name, and then the name."""
+    calls: list[str] = []
+    flush, rename = os.fsync, os.replace
+
+    def note_flush(handle: int) -> None:
+        calls.append(f"flush {os.fstat(handle).st_size if Path(f'/proc/self/fd/{handle}').is_file() else 'folder'}")
+        flush(handle)
+
+    def note_rename(source: Path, target: Path) -> None:
+        calls.append(f"rename to {Path(target).name}")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", note_flush)
+    monkeypatch.setattr(os, "replace", note_rename)
+    files.write_bytes(folder / "a", b"whole")
+    assert calls == ["flush 5", "rename to a", "flush folder"]

@@ -268,7 +268,7 @@ def _number(text: str) -> float | int | None:
 def damaged_products(folder: Path, record: dict[str, Any]) -> list[str]:
     """Return the products of a run that are missing or not those that its run.json, `record`, has the hashes of."""
     hashes = {MODEL: record.get("model_sha256"), PEER: record.get("peer_sha256")}
-    hashes = {name: sha256 for name, sha256 in hashes.items() if sha256} | record.get("sha256", {})
+    hashes = {name: sha256 for name, sha256 in hashes.items() if sha256} | dict(record.get("sha256") or {})
     return [
         name
         for name, sha256 in hashes.items()

@@ -92,9 +92,16 @@ def _preload() -> tuple[str, ...]:
 
 
 def serve(path: Path, preload: tuple[str, ...]) -> None:
-    """Fork a worker for each incoming command, until this process is stopped."""
+    """Fork a worker for each incoming command, until this process is stopped.
+
+    Returns at once where the file system has no sockets; each command then runs in its own process.
+    """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(str(path))
+    try:
+        listener.bind(str(path))
+    except OSError as error:
+        print(f"iakd: {path}: {error.strerror}; going on without a fork server, which takes longer", file=sys.stderr)
+        return
     listener.listen()  # commands wait here while the modules are loaded
     for module in preload:
         importlib.import_module(module)

@@ -109,8 +109,8 @@ def data_products(experiment: Experiment) -> list[str]:
 def data_files(experiment: Experiment) -> str | None:
     """Return a hash of the user's files at `dataset.path`; if they are gone, the hash of those that were read."""
     manifest = experiment.data.folder / MANIFEST
-    with contextlib.suppress(OSError, ValueError):
-        return fingerprint(experiment.params.dataset) or json.loads(manifest.read_text()).get("fingerprint")
+    with contextlib.suppress(OSError, UserError):
+        return fingerprint(experiment.params.dataset) or files.read_object(manifest, "").get("fingerprint")
     return None
 
 

@@ -94,13 +94,11 @@ def _record(job: Job) -> Path:
 
 def _made_with(job: Job) -> Any:
     """Return the settings behind the results of `job`, as far as `job.settings` names them; None if unknown."""
-    try:
-        record = json.loads(_record(job).read_text())
-        if job.stage == "prepare":
-            return record["settings"]
-        return {name: record["params"].get(name) for name in job.settings}
-    except (OSError, ValueError, KeyError):
-        return None
+    record = _read(_record(job))
+    if job.stage == "prepare":
+        return record.get("settings")
+    params = record.get("params")
+    return {name: params.get(name) for name in job.settings} if isinstance(params, dict) else None
 
 
 def _change_is_seen(job: Job, records: Records) -> bool:
@@ -115,38 +113,44 @@ def _made_from_others(experiment: Experiment, others: list[Job]) -> Iterator[Pat
     Except those of the jobs `others`, which are made again anyway.
     """
     data = _read(experiment.data.folder / MANIFEST).get("sha256")
+    teachers = {job.path: _read(job.folder / RUN).get("model_sha256") for job in experiment.teachers}
+    found: dict[str, dict[str, Any]] = {}  # by the path of a study
+    paths = {job.path for job in others}
     for job in (*experiment.studies, *experiment.trained):
         record = _read(job.folder / RUN)
-        if job not in others and not (_same(record.get("inputs"), _inputs(job, data)) and _as_found(job, record)):
+        fits = _same(record.get("inputs"), {"data": data, **_origin(job, teachers)})
+        if isinstance(job, StudentJob) and job.study:
+            if job.study.path not in found:
+                found[job.study.path] = _found_for(job)
+            fits = fits and _same(record.get("params"), found[job.study.path])
+        if not fits and job.path not in paths:
             yield job.folder / RUN
         measured = {"data_sha256": data, "model_sha256": record.get("model_sha256")}
         if isinstance(job, TeacherJob | StudentJob) and not _same(_read(job.folder / EVALUATION), measured):
             yield job.folder / EVALUATION
 
 
-def _inputs(job: Job, data: str | None) -> dict[str, str | None]:
-    """Return the hashes of what is there for `job` to be made from; None: unknown."""
+def _origin(job: Job, teachers: dict[str, str | None]) -> dict[str, str | None]:
+    """Return the hash of what is there for `job` to be made from, besides the data; None: unknown."""
     if isinstance(job, TeacherJob):
         path = job.network.path
-        return {"data": data, "checkpoint": files.sha256_file(path) if path and path.is_file() else None}
+        return {"checkpoint": files.sha256_file(path) if path and path.is_file() else None}
     assert isinstance(job, StudyJob | StudentJob)
-    return {"data": data, "teacher": _read(job.teacher.folder / RUN).get("model_sha256")}
+    return {"teacher": teachers[job.teacher.path]}
 
 
-def _same(recorded: Any, present: dict[str, str | None]) -> bool:
-    """Whether a record names the hashes of what is present, as far as both are known."""
+def _found_for(job: StudentJob) -> dict[str, Any]:
+    """Return the settings that a study has found for a student and its other seeds; empty if unknown."""
+    with suppress(UserError, OSError):
+        found = with_found_settings(job)
+        return {"method": found.method.settings(), "recipe": found.recipe.model_dump(mode="json")}
+    return {}
+
+
+def _same(recorded: Any, present: dict[str, Any]) -> bool:
+    """Whether a record has what is present, as far as both are known."""
     known = recorded if isinstance(recorded, dict) else {}
-    return all(None in (known.get(name), sha256) or known[name] == sha256 for name, sha256 in present.items())
-
-
-def _as_found(job: Job, record: dict[str, Any]) -> bool:
-    """Whether a tuned student was trained with what its study has found; true where that is unknown."""
-    if isinstance(job, StudentJob) and job.study and "params" in record:
-        with suppress(UserError, OSError):
-            found = with_found_settings(job)
-            used = {"method": found.method.settings(), "recipe": found.recipe.model_dump(mode="json")}
-            return bool(used.items() <= record["params"].items())
-    return True
+    return all(known.get(name) is None or value is None or known[name] == value for name, value in present.items())
 
 
 def _read(path: Path) -> dict[str, Any]:
