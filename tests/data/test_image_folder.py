@@ -1,6 +1,5 @@
 """Folders of images, and what becomes of odd files in them."""
 
-import io
 import json
 import os
 import struct
@@ -10,10 +9,9 @@ from pathlib import Path
 import kinds
 import numpy as np
 import pytest
-from PIL import Image
 
 from iakd.config import Dataset
-from iakd.data.decoding import BadImage, decode, decode_all, from_bytes
+from iakd.data.decoding import decode_all, from_bytes
 from iakd.data.source_data import SourceData
 from iakd.data.sources import folders
 from iakd.data.splits import split_source
@@ -35,16 +33,6 @@ def folder(root: Path, per: int = 4, classes: tuple[str, ...] = ("ant", "bee", "
         images = kinds.pixels(per, seed + position, (3, 8, 8))
         kinds.unpacked(root, {f"{name}/{number}.png": kinds.png(image) for number, image in enumerate(images)})
     return root
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def one(content: bytes, channels: int = 3, size: tuple[int, int] | None = None) -> np.ndarray:
-    return decode(from_bytes("x", content), channels, size)[0]
 
 
 def test_parts_in_folders_of_their_own(tmp_path: Path) -> None:
@@ -245,86 +233,3 @@ def test_an_array_that_would_be_too_large_is_refused_beforehand() -> None:
     small = from_bytes("x", kinds.png(kinds.pixels(1, 0, (3, 8, 8))[0]))
     with pytest.raises(UserError, match=r"would take 36\.6 GiB, more than the 8 GiB .* smaller dataset.size"):
         decode_all([small], 200_000, 3, (256, 256), "refuse", "here")
-
-
-GREY = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
-
-
-def test_grey_becomes_colour_and_colour_grey() -> None:
-    grey = one(encoded(Image.fromarray(GREY)))
-    assert grey.shape == (3, 8, 8) and (grey == GREY).all()
-    red = np.zeros((8, 8, 3), np.uint8)
-    red[..., 0] = 255
-    assert one(encoded(Image.fromarray(red)), channels=1).tolist() == [[[76] * 8] * 8]  # 0.299·255
-
-
-def test_sixteen_bits_are_scaled_not_cut_off() -> None:
-    values = np.linspace(0, 65535, 64).round().astype(np.uint16).reshape(8, 8)
-    shown = one(encoded(Image.fromarray(values)), channels=1)[0]
-    assert np.abs(shown - values / 257).max() <= 0.5 and shown.max() == 255
-    tiff = one(encoded(Image.fromarray(values.astype(np.int32)), "TIFF"), channels=1)[0]
-    assert (tiff == shown).all()
-    with pytest.raises(BadImage, match="32-bit"):
-        one(encoded(Image.fromarray(values.astype(np.int32) * 2), "TIFF"))
-    with pytest.raises(BadImage, match="floating-point"):
-        one(encoded(Image.fromarray(values.astype(np.float32)), "TIFF"))
-
-
-def test_transparency_is_laid_over_white() -> None:
-    rgba = np.zeros((8, 8, 4), np.uint8)
-    rgba[..., 0], rgba[:4, :, 3] = 200, 255
-    image = Image.fromarray(rgba)
-    for content in (encoded(image), encoded(image, "TIFF")):
-        shown = one(content)
-        assert (shown[:, 4:] == 255).all() and (shown[0, :4] == 200).all() and (shown[1:, :4] == 0).all()
-    palette = Image.fromarray(np.repeat([[0], [1]], 4, axis=1).astype(np.uint8)).convert("P")
-    palette.putpalette([10, 20, 30, 40, 50, 60])
-    assert one(encoded(palette))[:, :, 0].T.tolist() == [[10, 20, 30], [40, 50, 60]]
-    assert one(encoded(palette, transparency=1))[:, :, 0].T.tolist() == [[10, 20, 30], [255, 255, 255]]
-    grey = Image.fromarray(np.full((2, 2, 2), [90, 0], np.uint8), "LA")
-    assert (one(encoded(grey), channels=1) == 255).all()
-
-
-def test_cmyk_and_bilevel_images_are_converted() -> None:
-    cmyk = np.zeros((8, 8, 4), np.uint8)
-    cmyk[..., 0] = 255  # cyan
-    shown = one(encoded(Image.fromarray(cmyk, "CMYK"), "TIFF"))
-    assert shown[:, 0, 0].tolist() == [0, 255, 255]
-    assert one(encoded(Image.fromarray(cmyk, "CMYK"), "JPEG")).shape == (3, 8, 8)
-    assert set(np.unique(one(encoded(Image.fromarray(GREY).convert("1"))))) == {0, 255}
-
-
-def test_the_camera_s_orientation_is_applied() -> None:
-    tall = np.zeros((4, 8, 3), np.uint8)
-    tall[:, :2] = 255  # white at the left
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned clockwise: the left comes to the top
-    shown = one(encoded(Image.fromarray(tall), exif=exif))
-    assert shown.shape == (3, 8, 4) and (shown[:, :2] == 255).all() and (shown[:, 2:] == 0).all()
-
-
-@pytest.mark.parametrize(("height", "width"), [(40, 60), (60, 40), (32, 64), (16, 16), (10, 15)])
-def test_scaling_is_torchvisions_resize_and_centre_crop(height: int, width: int) -> None:
-    import torchvision.transforms.functional as vision
-
-    y, x = np.mgrid[:height, :width]
-    smooth = np.stack([127 + 120 * np.sin(x / 5), 127 + 120 * np.cos(y / 4), 127 + 120 * np.sin((x + y) / 7)])
-    image = Image.fromarray(smooth.transpose(1, 2, 0).astype(np.uint8))
-    theirs = np.asarray(vision.center_crop(vision.resize(image, [16]), [16, 16])).transpose(2, 0, 1)
-    ours = one(encoded(image), size=(16, 16))
-    assert np.abs(ours.astype(int) - theirs).max() <= 1  # where they need not round the scaled size
-    wide = one(encoded(image), size=(8, 32))
-    assert wide.shape == (3, 8, 32)
-
-
-def test_the_middle_is_kept() -> None:
-    image = np.zeros((10, 30, 3), np.uint8)
-    image[:, 10:20] = 255
-    assert (one(encoded(Image.fromarray(image)), size=(10, 10)) == 255).all()
-
-
-def test_scaling_down_is_antialiased() -> None:
-    stripes = np.zeros((64, 64, 3), np.uint8)
-    stripes[:, ::2] = 255
-    shown = one(encoded(Image.fromarray(stripes)), size=(8, 8))
-    assert shown.min() > 115 and shown.max() < 140

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 MAX_PIXELS = 90_000_000  # of one image; a larger one is treated as a decompression bomb
 MAX_BYTES = 1 << 30  # of one image file
 ORIENTATION, TRANSPOSED = 0x0112, 5  # EXIF tag; from this value on, rows and columns are exchanged
+TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # from EXIF orientation to PIL.Image.Transpose
+BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
+WHITE_IS_ZERO, UNSIGNED = 0, 1  # values of the last two
 
 
 class BadImage(Exception):
@@ -59,11 +62,12 @@ def decode(
 ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     """Return one image as uint8 (C, H, W), and its (height, width) before scaling. Raises BadImage.
 
-    EXIF orientation is applied, 16-bit grey is scaled to 8 bits, transparent pixels are blended with white, and the
-    image is converted to RGB or grey (ITU-R 601). With `size`, the box that `crop` returns (default: the largest centre
-    crop) is scaled to it with antialiasing. A JPEG much larger than needed is decoded at 1/2, 1/4 or 1/8 of its size.
+    EXIF orientation is applied, 12- and 16-bit grey is scaled to 8 bits, transparent pixels are blended with white, and
+    the image is converted to RGB or grey (ITU-R 601). With `size`, the box that `crop` returns (default: the largest
+    centre crop) is scaled to it with antialiasing. A JPEG much larger than needed is decoded at 1/2, 1/4 or 1/8 of its
+    size.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     try:
         with encoded.open() as file:
@@ -75,13 +79,16 @@ def decode(
                 raise BadImage(_too_large(f"{image.width}×{image.height} pixels"))
             original = None
             if size and image.format == "JPEG":
-                transposed = image.getexif().get(ORIENTATION, 1) >= TRANSPOSED
+                transposed = _orientation(image) >= TRANSPOSED
                 original = (image.width, image.height) if transposed else (image.height, image.width)
                 _reduce(image, _crop_box(crop, original, size), size)
-            image = ImageOps.exif_transpose(image)
+            _check_transparent_colour(image)
+            image.load()  # turns a TIFF
+            turn = TURNS.get(_orientation(image))
+            image = _eight_bits(image).convert("RGB" if channels == 3 else "L")
+            if turn is not None:
+                image = image.transpose(Image.Transpose(turn))
             original = original or (image.height, image.width)
-            image = _eight_bits(image)
-            image = image.convert("RGB" if channels == 3 else "L")
             if size:
                 image = _scaled(image, original, _crop_box(crop, original, size), size)
     except BadImage:
@@ -157,15 +164,39 @@ def _too_large(what: str) -> str:
     return f"has {what}, and more than {MAX_PIXELS // 10**6} million are treated as a decompression bomb"
 
 
+def _orientation(image: "Image") -> int:
+    """Return the EXIF orientation, 1–8, also where it was stored as text or bytes; 1 if it is missing or unusable."""
+    value = image.getexif().get(ORIENTATION, 1)
+    if isinstance(value, tuple):
+        value = value[0] if value else 1
+    if isinstance(value, bytes):
+        value = value.rstrip(b"\0")
+        value = value[0] if len(value) == 1 and value[0] <= 8 else value.decode("latin-1")
+    try:
+        return int(value) if 1 <= int(value) <= 8 else 1
+    except (TypeError, ValueError, OverflowError):
+        return 1
+
+
+def _check_transparent_colour(image: "Image") -> None:
+    """Scale the transparent grey of a PNG of 2 or 4 bits to 8 bits, which Pillow forgets. Raises BadImage for a colour
+    of 16 bits per channel, which cannot be found among pixels of 8.
+    """
+    if image.format != "PNG" or "transparency" not in image.info:
+        return
+    stored = image.tile[0].args  # type: ignore[attr-defined]
+    if stored in ("L;2", "L;4"):
+        image.info["transparency"] *= 255 // (2 ** int(stored[-1]) - 1)
+    elif stored == "RGB;16B":
+        raise BadImage("has 16-bit colours of which one is transparent; only 8 bits are supported there")
+
+
 def _eight_bits(image: "Image") -> "Image":
-    """Return `image` with 8 bits per channel and without transparency."""
+    """Return a loaded image with 8 bits per channel and without transparency."""
     from PIL import Image
 
     if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise BadImage("has 32-bit pixels; only 8 and 16 bits are supported")
-        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+        return Image.fromarray(_grey(image))
     if image.mode == "F":
         raise BadImage("has floating-point pixels; only 8 and 16 bits are supported")
     if image.mode in ("LA", "La", "PA", "RGBa", "RGBA") or "transparency" in image.info:
@@ -173,6 +204,25 @@ def _eight_bits(image: "Image") -> "Image":
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, image)
     return image
+
+
+def _grey(image: "Image") -> NDArray[np.uint8]:
+    """Return grey pixels of 12 or 16 bits as 8 bits (H, W), rounded; transparent ones are white."""
+    tags = getattr(image, "tag_v2", {})  # of a TIFF
+    bits = tags.get(BITS, (16,))[0]
+    values = np.asarray(image).astype(np.int64)
+    if bits > 16 or values.max() > 65535:
+        raise BadImage("has 32-bit pixels; only 8 and 16 bits are supported")
+    if tags.get(SAMPLE_FORMAT, (UNSIGNED,))[0] != UNSIGNED or values.min() < 0:
+        raise BadImage("has signed pixels; only unsigned ones are supported")
+    highest = 2**bits - 1
+    if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
+        values = highest - values
+    grey = (values * 255 + highest // 2) // highest
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        grey[values == transparent] = 255
+    return grey.astype(np.uint8)
 
 
 MAX_ARRAY = 8 << 30  # bytes of all images of a split
