@@ -1,12 +1,17 @@
 """CIFAR in all its forms."""
 
+import io
 import os
 import pickle
+import stat
+import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import kinds
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from iakd.config import Dataset
@@ -66,6 +71,53 @@ def test_parquet_gives_the_same_bytes_in_the_store(tmp_path: Path) -> None:
     check(read("cifar10", tmp_path / "ten"), kinds.cifar10(), kinds.NAMES10)
     coarse = read("cifar100", tmp_path / "p", labels="coarse")
     assert (coarse.test_labels == hundred.coarse_of[hundred.test_labels]).all()
+
+
+def test_parquet_labels_mean_the_names_of_their_own_file(tmp_path: Path) -> None:
+    data = kinds.cifar10()
+    kinds.cifar_parquet(tmp_path, data)
+    turned = kinds.NAMES10[::-1]
+    for part, names, labels in (("train", kinds.NAMES10, data.train_labels), ("test", turned, 9 - data.test_labels)):
+        images = data.train if part == "train" else data.test
+        table = kinds.image_table(images, {"label": names}, label=labels.tolist())
+        pq.write_table(table, tmp_path / f"data/{part}-00000-of-00001.parquet")
+    check(read("cifar10", tmp_path), data, kinds.NAMES10)
+    only_test = read("cifar10", tmp_path / "data/test-00000-of-00001.parquet", only_test=True)
+    assert only_test.classes == turned and (only_test.train_labels == 9 - data.test_labels).all()
+
+
+def test_links_in_an_archive_stand_for_its_files(tmp_path: Path) -> None:
+    data = kinds.cifar10()
+    files = kinds.cifar10_files(data, "binary")
+    first = "cifar-10-batches-bin/data_batch_1.bin"
+    for kind, target in ((tarfile.SYMTYPE, "../kept"), (tarfile.LNKTYPE, "kept")):
+        path = tmp_path / "x.tar.gz"
+        with tarfile.open(path, "w:gz", compresslevel=1) as archive:
+            link = tarfile.TarInfo(first)
+            link.type, link.linkname = kind, target
+            if kind == tarfile.SYMTYPE:
+                archive.addfile(link)  # before its target
+            for name, content in files.items():
+                member = tarfile.TarInfo("kept" if name == first else name)
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+            if kind == tarfile.LNKTYPE:
+                archive.addfile(link)
+        check(read("cifar10", path), data, kinds.NAMES10)
+    for outside in ("../../etc/passwd", "nowhere", "data_batch_1.bin"):
+        with tarfile.open(path, "w:gz", compresslevel=1) as archive:
+            link = tarfile.TarInfo(first)
+            link.type, link.linkname = tarfile.SYMTYPE, outside
+            archive.addfile(link)
+        with pytest.raises(UserError, match=r"^[^\n]*x\.tar\.gz is damaged or truncated \([^\n]*$"):
+            read("cifar10", path)
+    path = kinds.zipped(tmp_path / "x.zip", files)
+    with zipfile.ZipFile(path, "w") as zipped:
+        entry = zipfile.ZipInfo("test_batch.bin")
+        entry.external_attr = (stat.S_IFLNK | 0o777) << 16
+        zipped.writestr(entry, "elsewhere.bin")
+    with pytest.raises(UserError, match=r"test_batch\.bin is a link"):
+        read("cifar10", path)
 
 
 def test_images_are_scaled_as_image_files_are(tmp_path: Path) -> None:

@@ -46,6 +46,119 @@ def test_parts_shards_and_class_names(tmp_path: Path) -> None:
     assert len(raw.train_images) == 12 and raw.test_images is not None and len(raw.test_images) == 3
 
 
+@pytest.mark.parametrize(
+    "name", ["testing", "test", "tests", "TEST", "test1", "testset", "test_set", "eval", "holdout"]
+)
+def test_the_held_out_file_is_never_trained_on(name: str, tmp_path: Path) -> None:
+    save(tmp_path / "train.parquet", kinds.image_table(IMAGES, label=LABELS))
+    for place in (f"{name}.parquet", f"{name}/0000.PARQUET", f"{name}.pq", f"flowers-{name}-of-2020.parquet"):
+        path = save(tmp_path / place, kinds.image_table(IMAGES[:2], label=[0, 1]))
+        raw = read(tmp_path)
+        assert len(raw.train_labels) == 12 and raw.test_labels is not None and raw.test_labels.tolist() == [0, 1]
+        path.unlink()
+    save(tmp_path / "elsewhere/0.parquet", kinds.image_table(IMAGES[:3], label=[0, 1, 1]))
+    photos = save(tmp_path / "photos/train.parquet", kinds.image_table(IMAGES, label=LABELS)).parent
+    (photos / name).symlink_to(tmp_path / "elsewhere")
+    raw = read(photos)
+    assert len(raw.train_labels) == 12 and raw.test_labels is not None and raw.test_labels.tolist() == [0, 1, 1]
+
+
+def test_files_of_parts_and_others_are_not_mixed(tmp_path: Path) -> None:
+    save(tmp_path / "train.parquet", kinds.image_table(IMAGES, label=LABELS))
+    save(tmp_path / "later.parquet", kinds.image_table(IMAGES[:2], label=[0, 1]))
+    with pytest.raises(UserError, match=r"later\.parquet: its name says neither train, val nor test, but that of"):
+        read(tmp_path)
+    (tmp_path / "train.parquet").rename(tmp_path / "first.parquet")
+    assert len(read(tmp_path).train_labels) == 14
+
+
+def test_the_only_file_is_used_whatever_its_name(tmp_path: Path) -> None:
+    path = save(tmp_path / "test.parquet", kinds.image_table(IMAGES, label=LABELS))
+    raw = read(path)
+    assert raw.train_labels.tolist() == LABELS and raw.test_labels is None
+    assert raw.problems == [f"{path}: the only file, and so used for training, whatever its name says"]
+    with pytest.raises(UserError, match="has no files for training"):
+        read(tmp_path)
+    assert read(save(tmp_path / "x/train.parquet", kinds.image_table(IMAGES, label=LABELS))).problems == []
+
+
+def test_labels_mean_the_class_names_of_their_own_file(tmp_path: Path) -> None:
+    names = {"label": ["ant", "bee", "cat"]}
+    save(tmp_path / "train-0.parquet", kinds.image_table(IMAGES[:6], names, label=LABELS[:6]))
+    other = {"label": ["cat", "ant", "bee"]}
+    save(tmp_path / "train-1.parquet", kinds.image_table(IMAGES[6:], other, label=[1, 2, 0] * 2))
+    save(tmp_path / "test.parquet", kinds.image_table(IMAGES[:3], {"label": ["bee", "cat"]}, label=[1, 0, 1]))
+    save(tmp_path / "val.parquet", kinds.image_table(IMAGES[:2], label=[2, 1]))
+    raw = read(tmp_path)
+    assert raw.classes == ["ant", "bee", "cat"] and raw.train_labels.tolist() == LABELS
+    assert raw.test_labels is not None and raw.test_labels.tolist() == [2, 1, 2]
+    assert raw.val_labels is not None and raw.val_labels.tolist() == [2, 1]
+    assert raw.problems == [
+        f"{tmp_path}/val.parquet: has no class names; its numbers were taken for those of the training images"
+    ]
+    save(tmp_path / "val.parquet", kinds.image_table(IMAGES[:2], label=[2, 3]))
+    with pytest.raises(UserError, match=r"val\.parquet: labels from 2 to 3 for 3 class names"):
+        read(tmp_path)
+    save(tmp_path / "val.parquet", kinds.image_table(IMAGES[:2], {"label": ["owl", "ant"]}, label=[0, 1]))
+    with pytest.raises(UserError, match="val has labels that are not in train: owl"):
+        read(tmp_path)
+
+
+def test_names_that_occur_twice_stay_two_classes(tmp_path: Path) -> None:
+    names = {"label": ["crane", "crane", "ant"]}
+    assert read(save(tmp_path / "x.parquet", kinds.image_table(IMAGES, names, label=LABELS))).classes == [
+        "crane (0)",
+        "crane (1)",
+        "ant",
+    ]
+
+
+def test_both_forms_of_a_letter_in_text_labels_are_one_class(tmp_path: Path) -> None:
+    composed, split = "\u00e9", "e\u0301"
+    save(tmp_path / "train.parquet", kinds.image_table(IMAGES, label=[composed, split, "x"] * 4))
+    save(tmp_path / "test.parquet", kinds.image_table(IMAGES[:2], label=[split, "x"]))
+    raw = read(tmp_path)
+    assert raw.classes == ["x", composed] and raw.train_labels.tolist() == [1, 1, 0] * 4
+    assert raw.test_labels is not None and raw.test_labels.tolist() == [1, 0]
+
+
+def test_categorical_labels(tmp_path: Path) -> None:
+    table = kinds.image_table(IMAGES, kind=["b", "a", "c"] * 4)
+    table = table.set_column(1, "kind", table["kind"].dictionary_encode())
+    save(tmp_path / "train.parquet", table)
+    save(tmp_path / "test.parquet", kinds.image_table(IMAGES[:2], kind=["c", "a"]))
+    raw = read(tmp_path)
+    assert raw.classes == ["a", "b", "c"] and raw.train_labels.tolist() == [1, 0, 2] * 4
+    assert raw.test_labels is not None and raw.test_labels.tolist() == [2, 0]
+
+
+@pytest.mark.parametrize("names", [{"label": ["ant", "bee"]}, None])
+def test_negative_labels_mark_images_without_one(names: dict[str, list[str]] | None, tmp_path: Path) -> None:
+    path = save(tmp_path / "train.parquet", kinds.image_table(IMAGES, names, label=[0, 1, -1] * 4))
+    with pytest.raises(UserError, match=r"train\.parquet: column 'label' has the label -1; negative numbers usually"):
+        read(path)
+    save(path, kinds.image_table(IMAGES, names, label=[0, 1] * 6))
+    save(tmp_path / "test.parquet", kinds.image_table(IMAGES[:2], names, label=[-1, -1]))
+    with pytest.raises(UserError, match=r"test\.parquet: column 'label' has the label -1; .*remove these rows, or the"):
+        read(tmp_path)
+
+
+def test_minus_one_and_one_are_two_classes(tmp_path: Path) -> None:
+    path = save(tmp_path / "x.parquet", kinds.image_table(IMAGES, label=[-1, 1, 1] * 4))
+    raw = read(path)
+    assert raw.classes == ["-1", "1"] and raw.train_labels.tolist() == [0, 1, 1] * 4
+
+
+def test_all_files_use_the_same_columns(tmp_path: Path) -> None:
+    save(tmp_path / "train.parquet", kinds.image_table(IMAGES, label=LABELS))
+    save(tmp_path / "test.parquet", kinds.image_table(IMAGES[:2], target=[0, 1]))
+    with pytest.raises(UserError, match=r"test\.parquet: column 'label' differs from .*train\.parquet"):
+        read(tmp_path)
+    save(tmp_path / "test.parquet", kinds.image_table(IMAGES[:0], label=pa.array([], pa.int64())))
+    with pytest.raises(UserError, match=r"test\.parquet: has no rows"):
+        read(tmp_path)
+
+
 def test_a_single_file_labels_of_text_and_bare_bytes(tmp_path: Path) -> None:
     table = pa.table({"picture": [kinds.png(image) for image in IMAGES], "class": ["b", "a"] * 6})
     raw = read(save(tmp_path / "flowers.parquet", table))
@@ -60,7 +173,7 @@ def test_gaps_in_the_labels_are_closed_and_told(tmp_path: Path) -> None:
     names = {"label": ["ant", "bee", "cat"]}
     raw = read(save(tmp_path / "x.parquet", kinds.image_table(IMAGES, names, label=[0, 2] * 6)))
     assert raw.classes == ["ant", "cat"] and np.unique(raw.train_labels).tolist() == [0, 1]
-    assert "training images: 1;" in raw.problems[0]
+    assert "training images: bee;" in raw.problems[0]
 
 
 def test_columns_can_be_named(tmp_path: Path) -> None:

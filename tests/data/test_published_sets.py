@@ -36,7 +36,23 @@ def test_fashion_mnist_compressed_unpacked_and_as_torchvision_keeps_it(tmp_path:
         assert (raw.test_images[:, 0] == kinds.pixels(4, 1, (28, 28))).all()
         assert raw.train_labels.tolist() == DIGITS.tolist() and raw.test_labels.tolist() == DIGITS[:4].tolist()
         assert raw.classes[8:] == ["Bag", "Ankle boot"]
+        assert raw.problems == ["6 train images, but the publisher's files have 60,000"]
     assert len(read("fashion_mnist", kinds.zipped(tmp_path / "x.zip", files)).train_labels) == 6
+
+
+def test_other_data_in_files_of_fashion_mnist_s_names_are_told(tmp_path: Path) -> None:
+    images = {"train": np.zeros((60_000, 1, 1), np.uint8), "t10k": np.zeros((4, 1, 1), np.uint8)}
+    labels = np.full(60_000, 7, np.uint8)
+    for first in (5, 9):  # as in MNIST, and in Fashion-MNIST
+        labels[:3], labels[-3:] = (first, 0, 0), (3, 0, 5)
+        kinds.unpacked(tmp_path, kinds.fashion(images, {"train": labels, "t10k": DIGITS[:4]}))
+        problems = read("fashion_mnist", tmp_path).problems
+        assert [problem.split(";")[0] for problem in problems] == [f"{tmp_path}: not Fashion-MNIST's labels"] * (
+            first == 5
+        )
+    kinds.unpacked(tmp_path, kinds.fashion({"t10k": np.zeros((4, 2, 2), np.uint8)}, {"t10k": DIGITS[:4]}))
+    with pytest.raises(UserError, match="images of train and t10k differ in size"):
+        read("fashion_mnist", tmp_path)
 
 
 @pytest.mark.parametrize("name", list(fashion_files()))
@@ -110,8 +126,8 @@ def tiny(classes: int = 3) -> dict[str, bytes]:
             files[f"train/{wnid}/images/{wnid}_{number}.JPEG"] = kinds.png(image[:1] if number == 2 else image)
         files[f"train/{wnid}/{wnid}_boxes.txt"] = b"boxes"
         for number in range(2):
-            files[f"val/images/val_{2 * number + position}.JPEG"] = kinds.png(images[position])
-            lines.append(f"val_{2 * number + position}.JPEG\t{wnid}\t0\t0\t63\t63")
+            files[f"val/images/val_{2 * position + number}.JPEG"] = kinds.png(images[position])
+            lines.append(f"val_{2 * position + number}.JPEG\t{wnid}\t0\t0\t63\t63")
     files["val/val_annotations.txt"] = ("\n".join(lines) + "\n").encode()
     files["test/images/test_0.JPEG"] = b"not read"
     return {f"tiny-imagenet-200/{name}": content for name, content in files.items()}
@@ -130,6 +146,53 @@ def test_tiny_imagenet_in_its_own_layout(tmp_path: Path) -> None:
         assert raw.test_images is not None and raw.test_labels is not None
         assert len(raw.test_images) == 6 and sorted(raw.test_labels.tolist()) == [0, 0, 1, 1, 2, 2]
         assert raw.problems == ["3 of Tiny-ImageNet's 200 classes"]
+
+
+def by_folder(files: dict[str, bytes], below: str) -> dict[str, bytes]:
+    """The validation images in folders of their classes, as a script that many people use leaves them."""
+    lines = files["tiny-imagenet-200/val/val_annotations.txt"].decode().splitlines()
+    folders = {line.split("\t")[0]: line.split("\t")[1] for line in lines}
+    val = "tiny-imagenet-200/val/"
+    sorted_in = {f"{val}{wnid}/{below}{name}": files[f"{val}images/{name}"] for name, wnid in folders.items()}
+    return {name: content for name, content in files.items() if not name.startswith(val)} | sorted_in
+
+
+@pytest.mark.parametrize("below", ["", "images/"])
+def test_tiny_imagenet_with_validation_images_in_class_folders(below: str, tmp_path: Path) -> None:
+    wanted = read("tiny_imagenet", kinds.unpacked(tmp_path / "wanted", tiny()))
+    assert wanted.test_images is not None and wanted.test_labels is not None
+    test_images = wanted.test_images[np.argsort(wanted.test_labels, kind="stable")]
+    files = by_folder(tiny(), below)
+    kept = files | {"tiny-imagenet-200/val/val_annotations.txt": tiny()["tiny-imagenet-200/val/val_annotations.txt"]}
+    for number, some in enumerate((files, kept)):
+        for path in (kinds.unpacked(tmp_path / f"{number}", some), kinds.zipped(tmp_path / f"{number}.zip", some)):
+            raw = read("tiny_imagenet", path)
+            assert (raw.train_images == wanted.train_images).all() and raw.problems == wanted.problems
+            assert (raw.test_images == test_images).all() and raw.test_labels is not None
+            assert raw.test_labels.tolist() == [0, 0, 1, 1, 2, 2] and raw.classes == wanted.classes
+    kinds.unpacked(tmp_path / "0", {f"tiny-imagenet-200/val/n0/{below}x.png": b""})
+    with pytest.raises(UserError, match=r"val/n0: no class of wnids\.txt or train/ has that name"):
+        read("tiny_imagenet", tmp_path / "0")
+
+
+def test_what_tiny_imagenet_s_lists_leave_out_is_told(tmp_path: Path) -> None:
+    files = tiny()
+    root = kinds.unpacked(tmp_path, files) / "tiny-imagenet-200"
+    (root / "wnids.txt").write_text("n00000010\nn00000020\nn00000020\n")
+    lines = files["tiny-imagenet-200/val/val_annotations.txt"].decode().splitlines(keepends=True)
+    (root / "val/val_annotations.txt").write_text("".join(lines[2:]))
+    (root / "real").mkdir()
+    (root / "train/n00000020").rename(root / "real/n00000020")
+    (root / "train/n00000020").symlink_to(root / "real/n00000020")
+    raw = read("tiny_imagenet", root)
+    assert raw.train_labels.tolist() == [0] * 3 + [1] * 3 and raw.problems == [
+        f"{root}: 1 folders of train/ that wnids.txt does not list were ignored: n00000030",
+        f"{root}: 2 images of val/ that val_annotations.txt does not list were ignored: val/images/val_0.JPEG",
+        "2 of Tiny-ImageNet's 200 classes",
+    ]
+    (root / "val/val_annotations.txt").write_text("".join([*lines[2:], "val_3.JPEG\tn00000020\n"]))
+    with pytest.raises(UserError, match="lists an image with two classes"):
+        read("tiny_imagenet", root)
 
 
 def test_bad_files_of_tiny_imagenet(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from iakd.config.base import did_you_mean
 from iakd.data.file_index import Index
+from iakd.data.layout import same_name
 from iakd.data.store import Images, Labels
 from iakd.errors import UserError
 
@@ -74,13 +75,14 @@ class SourceData:
         if isinstance(wanted, int):
             if wanted > len(self.classes):
                 raise UserError(f"dataset.classes: {wanted} classes asked for, but there are {len(self.classes)}")
-            names = set(self.classes[:wanted])
+            names = set(map(same_name, self.classes[:wanted]))
         else:
-            names = set(wanted)
+            names = set(map(same_name, wanted))
+            known = list(map(same_name, self.classes))
             for name in wanted:
-                if name not in self.classes:
-                    raise UserError(f"dataset.classes: no class {name!r}{did_you_mean(name, self.classes)}")
-        kept = [position for position, name in enumerate(self.classes) if name in names]
+                if same_name(name) not in known:
+                    raise UserError(f"dataset.classes: no class {name!r}{did_you_mean(name, known)}")
+        kept = [position for position, name in enumerate(self.classes) if same_name(name) in names]
         numbers = np.full(len(self.classes), -1)
         numbers[kept] = np.arange(len(kept))
         images: dict[str, SourceImages] = {}

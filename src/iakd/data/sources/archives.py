@@ -1,9 +1,9 @@
 """Read the files of a data set as published, from a folder or a tar or zip archive, without unpacking it to disk."""
 
-import contextlib
 import gzip
 import io
 import pickle
+import stat
 import tarfile
 import zipfile
 import zlib
@@ -59,20 +59,33 @@ def _members(path: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
                 if not info.is_dir():
-                    yield info.filename, info.file_size, lambda info=info: archive.read(info)  # type: ignore[misc]
+                    yield info.filename, info.file_size, lambda info=info: _unzip(archive, info)  # type: ignore[misc]
         return
     with tarfile.open(path) as tar:
         for member in tar:
-            if member.isfile():
-                yield member.name, member.size, lambda member=member: _read(tar, member)  # type: ignore[misc]
+            if member.isfile() or member.islnk() or member.issym():
+                yield member.name, member.size, lambda member=member: _untar(tar, member)  # type: ignore[misc]
         while tar.fileobj and tar.fileobj.read(1 << 20):  # to the end, where a compressed archive has its checksum
             pass
 
 
-def _read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    with contextlib.closing(tar.extractfile(member)) as file:  # type: ignore[type-var]
-        content = file.read()  # type: ignore[union-attr]
-    if len(content) != member.size:
+def _unzip(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    if stat.S_ISLNK(info.external_attr >> 16):
+        raise RuntimeError(f"{info.filename} is a link")
+    return archive.read(info)
+
+
+def _untar(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    """Return the content of a file, or of the file in the same archive that a link stands for."""
+    try:
+        file = tar.extractfile(member)
+    except KeyError:
+        file = None
+    if file is None:
+        raise RuntimeError(f"{member.name} is a link to {member.linkname}, which the archive lacks")
+    with file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES or (member.isfile() and len(content) != member.size):
         raise EOFError("the archive ends too early")
     return content
 

@@ -14,7 +14,7 @@ from iakd.data.source_data import Images, Labels, SourceData
 from iakd.data.sources import archives
 from iakd.data.sources.archives import collect
 from iakd.data.sources.download import Published, locate
-from iakd.data.sources.parquet import open_table, split_files
+from iakd.data.sources.parquet import SUFFIXES, open_tables, parquet_files, split_files
 from iakd.errors import UserError
 
 SHAPE = (3, 32, 32)
@@ -44,7 +44,7 @@ def read(path: Path, cifar: CifarFormat, settings: Dataset) -> SourceData:
     only_test = settings.only_test
     pickles = {*cifar.train, cifar.test, cifar.pickled_meta}
     binary = {f"{name}.bin" for name in (*cifar.train, cifar.test)} | {cifar.text_names}
-    found = {} if path.suffix == ".parquet" else collect(path, lambda name: name in pickles | binary)
+    found = {} if path.suffix.lower() in SUFFIXES else collect(path, lambda name: name in pickles | binary)
     names: list[str] | None
     if any(name.endswith(".bin") for name in found):
         names = _lines(found.get(cifar.text_names))
@@ -52,7 +52,7 @@ def read(path: Path, cifar: CifarFormat, settings: Dataset) -> SourceData:
     elif found:
         names = _pickled_names(found.get(cifar.pickled_meta), cifar, path)
         splits = _read_splits(path, found, cifar, "", only_test, _read_pickle)
-    elif path.suffix == ".parquet" or next(path.rglob("*.parquet"), None):
+    elif path.suffix.lower() in SUFFIXES or (path.is_dir() and parquet_files(path)):
         names, splits = _from_parquet(path, cifar, only_test)
     else:
         raise UserError(f"{path}: has none of the files of this data set ({cifar.test}, {cifar.test}.bin, *.parquet)")
@@ -144,21 +144,31 @@ def _lines(content: bytes | None) -> list[str] | None:
 def _from_parquet(
     path: Path, cifar: CifarFormat, only_test: bool
 ) -> tuple[list[str] | None, dict[str, LabelledImages]]:
-    splits, names = {}, None
     files = split_files(path)
-    for split in ("test",) if only_test else ("train", "test"):
+    wanted = ("test",) if only_test else ("train", "test")
+    for split in wanted:
         if split not in files:
             raise UserError(f"{path}: has no Parquet files of the {split} images ({split}-….parquet)")
-        table = open_table(files[split], None, cifar.column)
-        labels = np.asarray(table.labels())
-        if labels.dtype.kind not in "iu":
-            raise UserError(f"{path}: column {table.label!r} has rows without an integer")
+    tables = open_tables({split: files[split] for split in wanted}, None, cifar.column)
+    names = next((names for names in tables[wanted[0]].names if names), None)
+    splits = {}
+    for split, table in tables.items():
+        labels = [_number(label, names, cifar, path) for label in table.labels()]
         decoded = decode_all(table.encoded(), len(labels), 3, None, "refuse", str(path))
         if decoded.images.shape[1:] != SHAPE:
             raise UserError(f"{path}: images of {decoded.images.shape[1:]} instead of {SHAPE}")
-        splits[split] = decoded.images, labels.astype(np.int64)
-        names = names or table.names
+        splits[split] = decoded.images, np.array(labels, dtype=np.int64)
     return names, splits
+
+
+def _number(label: int | str, names: list[str] | None, cifar: CifarFormat, path: Path) -> int:
+    """Return the number of a label, which is a name if the file with it has names."""
+    if isinstance(label, int):
+        return label
+    known = names or list(cifar.classes)
+    if label not in known:
+        raise UserError(f"{path}: {label!r} is no class of this data set; classes: {', '.join(known[:5])} …")
+    return known.index(label)
 
 
 CIFAR10_FILES = Published(

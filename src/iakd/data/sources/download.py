@@ -3,18 +3,19 @@
 import hashlib
 import http.client
 import logging
-import os
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from iakd import files
 from iakd.config import Dataset
+from iakd.data.layout import files_below
 from iakd.errors import RunFailed, UserError
-from iakd.files import digest
+from iakd.files import digest, sha256_file
 
 log = logging.getLogger(__name__)
 
@@ -119,6 +120,7 @@ def _append(url: str, part: Path, start: int) -> None:
 
 
 CACHE = Path(".cache/datasets")
+CONTENT_BYTES = 256 << 20  # of user's files that are compared by content: reading them takes a fraction of a second
 
 
 @dataclass(frozen=True)
@@ -138,17 +140,24 @@ def local(settings: Dataset) -> Path:
 
 
 def fingerprint(settings: Dataset) -> str | None:
-    """Return one hash for the names and sizes of all files at `dataset.path`; None if there is no such path.
+    """Return one hash of the files at `dataset.path`, wherever links there lead; None if they are gone or unreadable.
 
-    It does not cover the contents, which would take as long as reading the data, nor the times, which copying changes.
+    Up to CONTENT_BYTES in all, it covers the names and contents; of more, which would take long to read, the names and
+    sizes. It does not cover the times, which copying changes.
     """
     root = Path(settings.path).expanduser() if settings.path is not None else None
-    if root is None or not root.exists():
+    try:
+        if root is None or not root.exists():
+            return None
+        paths = [root] if root.is_file() else list(files_below(root))
+        sizes = [path.stat().st_size if path.is_file() else None for path in paths]
+        if sum(size or 0 for size in sizes) > CONTENT_BYTES:
+            found: list[Any] = sizes
+        else:
+            found = [None if size is None else sha256_file(path) for path, size in zip(paths, sizes, strict=True)]
+    except OSError:
         return None
-    if root.is_file():
-        return digest([["", root.stat().st_size]])
-    below = (Path(place) / name for place, _, names in os.walk(root) for name in names)
-    return digest(sorted([str(path.relative_to(root)), path.lstat().st_size] for path in below))
+    return digest(sorted([str(path.relative_to(root)), what] for path, what in zip(paths, found, strict=True)))
 
 
 def locate(settings: Dataset, published: Published) -> Path:

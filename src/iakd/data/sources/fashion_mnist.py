@@ -18,6 +18,7 @@ PUBLISHED = Published(
         "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
     },
 )
+PUBLISHED_TRAIN, ENDS = 60_000, [9, 0, 0, 3, 0, 5]  # the first three and the last three labels
 CLASSES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 
 
@@ -40,7 +41,15 @@ def read(settings: Dataset) -> SourceData:
         if len(images) != len(labels) or not len(labels) or labels.max() >= len(CLASSES):
             raise UserError(f"{path}: images and labels of {split} do not match: download them again")
         splits.append((images[:, None], labels.astype(np.int64)))
-    return SourceData(*splits[0], *splits[1], CLASSES.copy())
+    if splits[0][0].shape[1:] != splits[1][0].shape[1:]:
+        raise UserError(f"{path}: images of train and t10k differ in size: download them again")
+    labels = splits[0][1].tolist()
+    problems = []
+    if len(labels) != PUBLISHED_TRAIN:
+        problems.append(f"{len(labels):,} train images, but the publisher's files have {PUBLISHED_TRAIN:,}")
+    elif labels[:3] + labels[-3:] != ENDS:
+        problems.append(f"{path}: not Fashion-MNIST's labels; MNIST and its other relatives have files of these names")
+    return SourceData(*splits[0], *splits[1], CLASSES.copy(), problems)
 
 
 def idx(content: bytes, dimensions: int) -> NDArray[np.uint8]:

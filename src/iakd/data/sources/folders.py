@@ -2,27 +2,36 @@
 
 import csv
 import dataclasses
-import os
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from iakd.config import Dataset
+from iakd.config import Dataset, did_you_mean
 from iakd.data.decoding import DecodedImages, decode_all, from_file, image_problems
+from iakd.data.layout import (
+    IMAGE_SUFFIXES,
+    contents,
+    files_below,
+    is_image,
+    part_of,
+    parts_among,
+    same_name,
+)
 from iakd.data.scanning import scan
 from iakd.data.source_data import Labels, SourceData
+from iakd.data.sources.archives import is_archive
 from iakd.data.sources.download import local
-from iakd.data.sources.parquet import ALIASES
 from iakd.data.sources.tiny_imagenet import class_names
 from iakd.errors import UserError
 from iakd.files import printable
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".pnm"}
-
+NO_CLASSES = ("images", "imgs")  # names of folders of images of any class
 AUTO_BYTES = 2 << 30  # of decoded images; more stay in their files
 
 
@@ -82,30 +91,41 @@ def _stay_in_files(n: int, settings: Dataset) -> bool:
     return settings.storage == "files"
 
 
-def _visible(folder: Path) -> list[Path]:
+def _contents(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Return the folders and the other files in a folder. Raises UserError if it cannot be read."""
     try:
-        entries = sorted(folder.iterdir())
+        return contents(folder)
     except OSError as error:
-        raise UserError(f"dataset.path: {folder} cannot be read ({error.strerror})") from None
-    return [entry for entry in entries if not _is_system_file(entry.name)]
+        raise _unreadable(folder, error) from None
 
 
-def _is_system_file(name: str) -> bool:
-    """Return whether the operating system, not the user, put it there."""
-    return name.startswith(".") or name.lower() in ("__macosx", "thumbs.db", "desktop.ini")
+def _unreadable(folder: Path, error: OSError) -> UserError:
+    return UserError(f"dataset.path: {error.filename or folder} cannot be read ({error.strerror})")
 
 
 def _split_folders(root: Path, problems: list[str]) -> dict[str, Path]:
     """Return the folders of the splits; only train if `root` itself has the folders of classes."""
     if not root.is_dir():
         raise UserError(f"dataset.path: {root} is not a folder; unpack archives first")
-    folders = [entry for entry in _visible(root) if entry.is_dir()]
+    root = _unwrapped(root, lambda name: part_of(name) is None)
+    folders, others = _contents(root)
     if not folders:
         raise UserError(f"dataset.path: {root} has no folders; each class of images needs a folder of its own")
-    named = [folder for folder in folders if folder.name.lower() in ALIASES]
+    parts = parts_among(folder.name for folder in folders)
+    named = [folder for folder in folders if folder.name in parts]
+    without_classes = [folder for folder in named if not _contents(folder)[0]]
+    only_train = set(parts.values()) == {"train"} and len(folders) > 1
+    if without_classes and only_train and not any(_contents(folder)[0] for folder in folders):
+        problems.append(f"{root}: {without_classes[0].name}/ has no folders and counts as a class")
+        return {"train": root}
+    if without_classes:
+        raise UserError(
+            f"{without_classes[0]} has no folders; the name means a part of the data, in which each class needs a "
+            "folder of its own: make these, move it away if its images have no labels, or rename it if it is a class"
+        )
     splits: dict[str, Path] = {}
     for folder in named:
-        split = ALIASES[folder.name.lower()]
+        split = parts[folder.name]
         if split in splits:
             raise UserError(f"dataset.path: {splits[split]} and {folder} both mean {split}: keep one of them")
         splits[split] = folder
@@ -116,62 +136,109 @@ def _split_folders(root: Path, problems: list[str]) -> dict[str, Path]:
     skipped = [folder.name for folder in folders if folder not in named]
     if skipped:
         problems.append(f"{root}: folders next to train/ were ignored: {', '.join(skipped)}")
-    return {name: splits[name] for name in ("train", "val", "test") if name in splits}
+    beside = [file for file in others if is_image(file) or is_archive(file) or part_of(file.name)]
+    if beside:
+        problems.append(f"{root}: files next to train/ were not read: {_examples(beside, root)}")
+    return {name: _unwrapped(splits[name], _is_wrapper) for name in ("train", "val", "test") if name in splits}
+
+
+def _unwrapped(folder: Path, is_wrapper: Callable[[str], bool]) -> Path:
+    """Return the folder with the folders that matter: `x/x/` or `x/images/`, where x has nothing else."""
+    seen = {folder.resolve()}
+    while True:
+        inside, others = _contents(folder)
+        if len(inside) != 1 or any(map(is_image, others)) or not is_wrapper(inside[0].name):
+            return folder
+        if not _contents(inside[0])[0] or inside[0].resolve() in seen:
+            return folder
+        folder = inside[0]
+        seen.add(folder.resolve())
+
+
+def _is_wrapper(name: str) -> bool:
+    """Return whether the only folder in a part of the data, of this name, can be no class of its images."""
+    return part_of(name) is not None or name.casefold() in NO_CLASSES
 
 
 def find_images(
     folders: dict[str, Path], settings: Dataset, problems: list[str]
 ) -> tuple[list[str], dict[str, FolderSplit]]:
     """Return the classes (the folders' names, sorted) and the image files of each split."""
-    classes = [folder.name for folder in _visible(folders["train"]) if folder.is_dir()]
+    classes = sorted({same_name(folder.name) for folder in _contents(folders["train"])[0]})
     if len(classes) < 2:
         raise UserError(f"{folders['train']} has {len(classes)} folder(s) of images; at least two are needed")
     for name in classes:
         if name != printable(name):
             raise UserError(f"{folders['train']}: the folder {printable(name)} has a name that is not UTF-8: rename it")
+    number = {name: position for position, name in enumerate(classes)}
     splits = {}
     for name, root in folders.items():
         split = splits[name] = FolderSplit(root)
-        skipped: list[Path] = []
-        for folder in _visible(root):
-            if not folder.is_dir():
-                skipped.append(folder)
-            elif folder.name not in classes:
-                raise UserError(f"{folder}: {folders['train']} has no class of that name")
-            else:
-                found = list(_images_below(folder, skipped))
-                split.files += found
-                split.labels += [classes.index(folder.name)] * len(found)
+        of_classes, others = _contents(root)
+        beside = [path for path in others if is_image(path)]
+        skipped = [path for path in others if not is_image(path)]
+        loops: list[Path] = []
+        _check_class_folders(of_classes, settings)
+        for folder in of_classes:
+            label = number.get(same_name(folder.name))
+            if label is None:
+                hint = did_you_mean(folder.name, classes)
+                raise UserError(f"{folder}: {folders['train']} has no class of that name{hint}")
+            try:
+                found = list(files_below(folder, loops))
+            except OSError as error:
+                raise _unreadable(folder, error) from None
+            images = [path for path in found if is_image(path)]
+            skipped += [path for path in found if not is_image(path)]
+            split.files += images
+            split.labels += [label] * len(images)
         if not split.files:
-            raise UserError(f"{root} has no images ({', '.join(sorted(SUFFIXES))})")
-        if skipped:
-            examples = ", ".join(str(path.relative_to(root)) for path in skipped[:5]) + (
-                " …" if len(skipped) > 5 else ""
-            )
-            problems.append(
-                f"{root}: {len(skipped)} files are not images, by their names, and were not read: {examples}"
-            )
+            raise UserError(f"{root} has no images ({', '.join(IMAGE_SUFFIXES)})")
+        for paths, what in (
+            (skipped, "files are not images, by their names, and were not read"),
+            (beside, "images are in no folder of a class, and were not read"),
+            (loops, "links lead back to a folder above them, and were not followed"),
+        ):
+            if paths:
+                problems.append(f"{root}: {len(paths)} {what}: {_examples(sorted(paths), root)}")
     empty = [folder for position, folder in enumerate(classes) if position not in splits["train"].labels]
     if empty and settings.on_bad_file == "refuse":
         hint = "add images, remove the folder, or set dataset.on_bad_file to skip"
         raise UserError(f"{folders['train'] / empty[0]} has no images: {hint}")
+    alike = [name for name, n in Counter(map(str.casefold, classes)).items() if n > 1]
+    if alike:
+        problems.append(f"{folders['train']}: classes whose names differ only in upper and lower case: {alike[0]}")
     return classes, splits
 
 
-def _images_below(folder: Path, skipped: list[Path]) -> Iterator[Path]:
-    """Yield the image files at any depth, by name, and add the rest to `skipped`. Links to folders are not followed."""
-    for base, subfolders, names in os.walk(folder):
-        subfolders[:] = sorted(name for name in subfolders if not _is_system_file(name))
-        links = [name for name in subfolders if (Path(base) / name).is_symlink()]
-        skipped += [Path(base) / name for name in links]
-        for name in sorted(names):
-            path = Path(base) / name
-            if _is_system_file(name):
-                continue
-            if path.suffix.lower() in SUFFIXES:
-                yield path
-            else:
-                skipped.append(path)
+def _check_class_folders(folders: list[Path], settings: Dataset) -> None:
+    """Raise UserError if the names of folders, or those of the folders in them, show that they are not classes."""
+    without_images: list[tuple[Path, set[str]]] = []
+    for folder in folders:
+        if folder.name.casefold() in NO_CLASSES:
+            raise UserError(f"{folder} is no class, by its name; each class of images needs a folder of its own")
+        inside, others = _contents(folder)
+        names = {entry.name for entry in inside}
+        held_out = [name for name, part in parts_among(names).items() if part != "train"]
+        if held_out:
+            raise UserError(
+                f"{folder / held_out[0]} is a part of the data within a class, by its name: make folders train/, val/ "
+                "and test/, each with a folder for each class, or rename it"
+            )
+        if not any(map(is_image, others)):
+            without_images.append((folder, names))
+    shared = Counter(chain.from_iterable(names for _, names in without_images))
+    common = sorted(name for name, n in shared.items() if n > 1)
+    if len(common) > 1 and not isinstance(settings.classes, list):
+        first, second = [folder for folder, names in without_images if common[0] in names][:2]
+        raise UserError(
+            f"{first} and {second.name}/ both have the folders {common[0]}/ and {common[1]}/: if those are the classes,"
+            " name the parts of the data train/, val/ and test/; if not, list the classes in dataset.classes"
+        )
+
+
+def _examples(paths: list[Path], root: Path) -> str:
+    return ", ".join(str(path.relative_to(root)) for path in paths[:5]) + (" …" if len(paths) > 5 else "")
 
 
 def _drop_empty_classes(

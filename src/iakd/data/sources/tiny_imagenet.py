@@ -1,6 +1,7 @@
 """Tiny-ImageNet: colour images of 64×64 pixels in 200 classes; its labelled validation set serves as test set."""
 
 import io
+import stat
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import numpy as np
 
 from iakd.config import Dataset
 from iakd.data.decoding import BadImage, EncodedImage, decode_all, from_file, image_problems
+from iakd.data.layout import files_below, is_image, is_system_file
 from iakd.data.source_data import Images, Labels, SourceData
 from iakd.data.sources.archives import DAMAGED
 from iakd.data.sources.download import local
@@ -39,33 +41,66 @@ class TinyImageNetFiles(Protocol):
 
 
 def read(settings: Dataset) -> SourceData:
-    """Read the training images by class folder, and the validation images as listed in val_annotations.txt.
+    """Read the training images by class folder, and the validation images as listed in val_annotations.txt, or else by
+    class folder.
 
     The classes are those of wnids.txt, sorted, with their first name in words.txt. Raises UserError if the layout is
     different, or for a damaged file (unless such files are skipped).
     """
     tree = _open(local(settings))
-    ids = sorted(tree.text("wnids.txt").split()) or sorted({name.split("/")[1] for name in tree.names("train")})
+    problems: list[str] = []
+    in_train = _by_class(tree, "train")
+    ids = sorted(set(tree.text("wnids.txt").split())) or sorted(in_train)
     if len(ids) < 2:
         raise UserError(f"{tree.location}: wnids.txt and train/ name fewer than two classes: not Tiny-ImageNet")
     number = {wnid: position for position, wnid in enumerate(ids)}
-    train: LabelledPaths = [
-        (name, number[name.split("/")[1]])
-        for name in tree.names("train")
-        if name.lower().endswith((".jpeg", ".jpg")) and name.split("/")[1] in number
-    ]
-    val: LabelledPaths = []
-    for line in tree.text("val/val_annotations.txt").splitlines():
-        fields = line.split("\t")
-        if len(fields) < 2 or fields[1] not in number:
-            raise UserError(f"{tree.location}/val/val_annotations.txt: cannot use the line {line[:60]!r}")
-        val.append((f"val/images/{fields[0]}", number[fields[1]]))
+    unknown = sorted(set(in_train) - set(ids))
+    if unknown:
+        what = "folders of train/ that wnids.txt does not list were ignored"
+        problems.append(f"{tree.location}: {len(unknown)} {what}: {unknown[0]}")
+    train = [(name, number[wnid]) for wnid, names in in_train.items() if wnid in number for name in names]
+    val = _validation(tree, number, problems)
     for split, files in (("train", train), ("val", val)):
         if not files:
             raise UserError(f"{tree.location}: has no images of {split}: not Tiny-ImageNet's layout")
-    problems: list[str] = [] if len(ids) == 200 else [f"{len(ids)} of Tiny-ImageNet's 200 classes"]
+    if len(ids) != 200:
+        problems.append(f"{len(ids)} of Tiny-ImageNet's 200 classes")
     arrays = [_decode(tree, files, settings, problems) for files in (train, val)]
     return SourceData(*arrays[0], *arrays[1], class_names(ids, tree.text("words.txt")), problems)
+
+
+def _by_class(tree: TinyImageNetFiles, part: str) -> dict[str, list[str]]:
+    """Return the images of a part of the data by the folder of a class that they are in, both sorted."""
+    found: dict[str, list[str]] = {}
+    for name in tree.names(part):
+        folders = name.split("/")[1:-1]
+        if folders and is_image(Path(name)):
+            found.setdefault(folders[0], []).append(name)
+    return found
+
+
+def _validation(tree: TinyImageNetFiles, number: dict[str, int], problems: list[str]) -> LabelledPaths:
+    """Return the validation images, of which many copies of the data set have sorted those into class folders."""
+    by_folder = _by_class(tree, "val")
+    listed = by_folder.pop("images", [])
+    lines = tree.text("val/val_annotations.txt").splitlines()
+    if by_folder and not (listed and lines):
+        unknown = sorted(set(by_folder) - set(number))
+        if unknown:
+            raise UserError(f"{tree.location}/val/{unknown[0]}: no class of wnids.txt or train/ has that name")
+        return [(name, number[wnid]) for wnid, names in by_folder.items() for name in names]
+    found: LabelledPaths = []
+    for line in lines:
+        fields = line.split("\t")
+        if len(fields) < 2 or fields[1] not in number:
+            raise UserError(f"{tree.location}/val/val_annotations.txt: cannot use the line {line[:60]!r}")
+        found.append((f"val/images/{fields[0]}", number[fields[1]]))
+    if len(dict(found)) < len(set(found)):
+        raise UserError(f"{tree.location}/val/val_annotations.txt: lists an image with two classes")
+    if lines and (unlisted := set(listed) - {name for name, _ in found}):
+        what = "images of val/ that val_annotations.txt does not list were ignored"
+        problems.append(f"{tree.location}: {len(unlisted)} {what}: {min(unlisted)}")
+    return found
 
 
 def _decode(
@@ -106,8 +141,12 @@ class _Folder:
         self.root, self.location = root, str(root)
 
     def names(self, folder: str) -> list[str]:
-        files = (path for path in (self.root / folder).rglob("*") if not path.name.startswith(".") and path.is_file())
-        return sorted(path.relative_to(self.root).as_posix() for path in files)
+        if not (self.root / folder).is_dir():
+            return []
+        try:
+            return sorted(path.relative_to(self.root).as_posix() for path in files_below(self.root / folder))
+        except OSError as error:
+            raise UserError(f"dataset.path: {error.filename} cannot be read ({error.strerror})") from None
 
     def text(self, name: str) -> str:
         path = self.root / name
@@ -120,10 +159,17 @@ class _Folder:
 class _Zip:
     def __init__(self, path: Path) -> None:
         self.archive, self.location = zipfile.ZipFile(path), str(path)
-        self.members = {name.removeprefix("tiny-imagenet-200/"): name for name in self.archive.namelist()}
+        infos = self.archive.infolist()
+        self.members = {info.filename.removeprefix("tiny-imagenet-200/"): info.filename for info in infos}
+        links = [info.filename for info in infos if stat.S_ISLNK(info.external_attr >> 16)]
+        if links:
+            raise UserError(f"{path}: {links[0]} is a link: unpack the archive and set dataset.path to the folder")
+        if len(self.members) < len(infos):
+            raise UserError(f"{path}: has two files of one name: it is not genuine, download it again")
 
     def names(self, folder: str) -> list[str]:
-        return sorted(name for name in self.members if name.startswith(f"{folder}/") and not name.endswith("/"))
+        inside = (name for name in self.members if name.startswith(f"{folder}/") and not name.endswith("/"))
+        return sorted(name for name in inside if not any(map(is_system_file, name.split("/"))))
 
     def text(self, name: str) -> str:
         if name not in self.members:
