@@ -1,11 +1,13 @@
 """The prepare stage: what it writes, what it keeps, and what it prepares again."""
 
+import json
 import logging
 import os
 import shutil
 from pathlib import Path
 
 import kinds
+import numpy as np
 import pytest
 import rgb
 
@@ -14,7 +16,8 @@ from iakd.config import SOURCES, Dataset, Params, Teacher
 from iakd.data.source_data import SourceData
 from iakd.data.store import PreparedData
 from iakd.errors import UserError
-from iakd.experiment.jobs import plan_experiment
+from iakd.experiment.jobs import Experiment, plan_experiment
+from iakd.orchestration.snakemake_hooks import set_up
 from iakd.stages import prepare
 
 FOLDER = Path("results/rgb/data")
@@ -134,3 +137,105 @@ def test_files_that_changed_are_read_again_and_files_that_are_gone_need_not_be(t
     shutil.rmtree(images)
     prepare.run(experiment)
     assert rewritten() == set()
+
+
+def trained(experiment: Experiment) -> None:
+    """Leave the records of all trainings, as if they had been made with the data that are prepared now."""
+    for job in experiment.trained:
+        record = {"params": job.settings, "data_sha256": PreparedData.open(experiment.data.folder).sha256}
+        files.write_json(job.folder / "run.json", record)
+
+
+def pictures(folder: Path, seed: int = 0) -> Path:
+    for position, name in enumerate(("ant", "bee")):
+        pixels = kinds.pixels(10, seed + position)
+        kinds.unpacked(folder, {f"{name}/{n}.png": kinds.png(image) for n, image in enumerate(pixels)})
+    return folder
+
+
+def of_folder(path: Path, **changes: object) -> Experiment:
+    network = Teacher(arch="resnet8")
+    raw = {"source": "image_folder", "name": "rgb", "path": str(path), "size": 8, **changes}
+    dataset = Dataset.model_validate(raw)
+    return plan_experiment(Params(dataset=dataset, teachers=[network], students=[network], methods={"kd": {}}))
+
+
+def contents() -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in Path("results").rglob("*") if path.is_file()}
+
+
+def test_another_data_set_does_not_take_the_name_of_one_with_results(tmp_path: Path) -> None:
+    prepare.run(rgb.experiment())
+    prepare.run(rgb.experiment(source="digits"))  # without results nothing is lost
+    prepare.run(rgb.experiment())
+    trained(rgb.experiment())
+    before = contents()
+    said = (
+        r"^results/rgb holds 4 trainings on other data \(rgb\): give this data set another dataset\.name, or delete res"
+    )
+    with pytest.raises(UserError, match=said):
+        prepare.run(rgb.experiment(source="digits"))
+    settings = {"dataset": {"name": "rgb"}, "teachers": [{"arch": "resnet8"}], "students": [{"arch": "resnet8"}]}
+    with pytest.raises(UserError, match=said):  # before Snakemake deletes the arrays
+        set_up({**settings, "methods": {"scratch": {}}}, {}, [], main=True)
+    assert contents() == before
+    prepare.run(rgb.experiment(source="digits", name="other"))
+
+
+def test_another_folder_of_images_is_another_data_set_and_a_moved_one_is_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    flowers, cars = pictures(tmp_path / "flowers"), pictures(tmp_path / "cars", 50)
+    prepare.run(of_folder(flowers))
+    trained(of_folder(flowers))
+    before = contents()
+    with pytest.raises(UserError, match=r"holds 4 trainings on other data \(image_folder at .*flowers\): give this"):
+        prepare.run(of_folder(cars))
+    assert contents() == before
+    (tmp_path / "link").symlink_to(flowers)
+    for path in (tmp_path / "link", Path("flowers")):
+        prepare.run(of_folder(path))  # the same folder by other names
+    flowers.rename(tmp_path / "moved")
+    caplog.clear()
+    prepare.run(of_folder(tmp_path / "moved"))
+    assert f"path {flowers} → {tmp_path}/moved); they are stale" in caplog.text
+
+
+def test_trainings_on_other_data_are_named_when_data_are_prepared(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = pictures(tmp_path / "images")
+    prepare.run(of_folder(folder))
+    trained(of_folder(folder))
+    prepare.run(of_folder(folder))
+    assert "stale" not in caplog.text
+    prepare.run(of_folder(folder, val=3, split_seed=4))
+    said = "4 trainings in results/rgb used other data (val 0.1 → 3, split_seed 0 → 4); they are stale until they are"
+    assert said in caplog.text
+    caplog.clear()
+    kinds.unpacked(folder, {"ant/0.png": kinds.png(kinds.pixels(1, 77)[0])})
+    prepare.run(of_folder(folder))
+    assert "4 trainings in results/rgb used other data (the images have changed); they are stale" in caplog.text
+    caplog.clear()
+    prepare.run(of_folder(folder))  # up to date, and still stale
+    assert "(the images have changed); they are stale" in caplog.text
+    for path in sorted(Path("results").rglob("run.json")):  # records that tell nothing are passed over
+        path.write_text("{" if "teachers" in path.parts else json.dumps({"params": {"data": []}}))
+    caplog.clear()
+    prepare.run(of_folder(folder))
+    assert "stale" not in caplog.text
+
+
+def test_images_of_the_same_size_in_the_same_place_are_read_again(tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "images")
+    prepare.run(of_folder(folder))
+    first = PreparedData.open(FOLDER).sha256
+    content = (folder / "ant/0.png").read_bytes()
+    os.link(folder / "ant/0.png", tmp_path / "elsewhere.png")
+    image = kinds.pixels(1, 1)[0]
+    same_length = next(
+        found for level in range(256) if len(found := kinds.png(np.where(image == 0, level, image))) == len(content)
+    )
+    (tmp_path / "elsewhere.png").write_bytes(same_length)
+    prepare.run(of_folder(folder))
+    assert PreparedData.open(FOLDER).sha256 != first

@@ -11,6 +11,7 @@ import yaml
 
 from iakd import files
 from iakd.config import SOURCES, merged, parse
+from iakd.data.earlier_results import refuse_other_data
 from iakd.data.sources.download import fingerprint
 from iakd.data.store import KINDS, MANIFEST, SPLITS, file_name
 from iakd.errors import UserError
@@ -39,6 +40,7 @@ def set_up(config: dict[str, Any], given: dict[str, Any], origins: list[Path], m
     settings = merged(settings, _typed(given))
     experiment = plan_experiment(parse(settings, ", ".join(os.path.relpath(path) for path in origins)))
     if main:
+        refuse_other_data(experiment)  # before Snakemake deletes what it would make again
         stale_results.check(experiment, _Records())
         for job in experiment.teachers:
             job.check_file()  # before Snakemake, which would need many lines to say it

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from iakd import files
 from iakd.data import sources
+from iakd.data.earlier_results import describe_stale, refuse_other_data
 from iakd.data.sources.download import fingerprint
 from iakd.data.store import MANIFEST, SPLITS, PreparedData
 from iakd.data.writer import write_store
@@ -18,10 +19,11 @@ log = logging.getLogger(__name__)
 def run(experiment: Experiment) -> Path:
     """Bring results/<dataset>/data/ up to date and return the path of its manifest.
 
-    Intact data of the same settings, source code and files at `dataset.path` are kept. Raises UserError for unusable
-    data.
+    Intact data of the same settings, source code and files at `dataset.path` are kept. Logs which earlier trainings
+    used other data. Raises UserError for unusable data, and where another data set has results of this name.
     """
     job, settings = experiment.data, experiment.params.dataset
+    refuse_other_data(experiment)
     with files.exclusive(
         job.state / run_dir.LOCK, f"{job.folder}: another process is preparing it; wait for it to end"
     ):
@@ -29,6 +31,9 @@ def run(experiment: Experiment) -> Path:
         if not _current(job, found):
             write_store(job.folder, sources.read(settings), settings, job.key, found)
             _describe(PreparedData.open(job.folder, check=False))
+        stale = describe_stale(experiment, PreparedData.open(job.folder, check=False).sha256)
+        if stale:
+            log.warning(stale)
     return job.folder / MANIFEST
 
 
