@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import fake_runs
 import pytest
@@ -412,6 +414,25 @@ def test_a_database_that_was_replaced_is_noticed(
     shutil.copy(empty_database, "mlflow.db")
     with pytest.raises(DatabaseReplaced):
         mirror()
+
+
+@pytest.mark.parametrize(
+    "name", ["/Shared/x", "../../up", "..", ".", "a\\..\\b", "ä" * 250, "two words", "iakd-x"]
+)
+def test_artifacts_stay_below_their_folder_whatever_the_experiment_is_called(tmp_path: Path, name: str) -> None:
+    location = MlflowAddress("sqlite:///mlflow.db", name, "digits", str(tmp_path)).artifact_location()
+    assert location is not None
+    folder = Path(url2pathname(urlsplit(location).path))
+    assert folder.parent == tmp_path and folder.resolve() == folder
+    folder.mkdir()
+    remote = MlflowAddress("sqlite:///mlflow.db", name, "digits", "s3://bucket/below/").artifact_location()
+    assert remote == f"s3://bucket/below/{folder.name}"
+    assert "/" in name or name in (".", "..") or len(name) > 200 or "\\" in name or folder.name == name
+
+
+def test_a_database_that_is_no_file_is_said_to_be_none() -> None:
+    with pytest.raises(RunFailed, match=r"sqlite:////dev/null: is not a file; set tracking\.uri to sqlite:///FILE"):
+        MlflowAddress("sqlite:////dev/null", "e", "d", "a").check_reachable()
 
 
 def test_passwords_are_not_shown() -> None:

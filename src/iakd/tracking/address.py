@@ -20,6 +20,7 @@ from iakd.files import digest
 TRACKING_STATE = STATE / "tracking"
 NOTE = "mirrored.json"
 ANSWER_TIMEOUT = 2.0  # seconds
+LONGEST_FOLDER = 200  # bytes; file systems allow 255
 PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 
@@ -93,9 +94,12 @@ class MlflowAddress:
         """Return the experiment's artifact folder as a URI; None if a server decides."""
         if self.is_server:
             return None
+        # A folder of its own, whatever the experiment is called: /Shared/x and ../x must not lead out of `artifacts`.
+        name = re.sub(r"[/\\]", "_", self.experiment).encode()[:LONGEST_FOLDER].decode(errors="ignore")
+        folder = name if name.strip(".") else "_" * len(name)
         if "://" in self.artifacts:
-            return f"{self.artifacts.rstrip('/')}/{self.experiment}"
-        return (Path(self.artifacts).resolve() / self.experiment).as_uri()
+            return f"{self.artifacts.rstrip('/')}/{folder}"
+        return (Path(self.artifacts).resolve() / folder).as_uri()
 
     def check_reachable(self) -> None:
         """Check within a few seconds, without importing mlflow, that MLflow can be reached.
@@ -136,6 +140,8 @@ def mlflow_address(params: Params) -> MlflowAddress:
 def _database_problem(path: Path) -> str | None:
     if not path.exists():
         return None  # it will be created
+    if not path.is_file():
+        return "is not a file; set tracking.uri to sqlite:///FILE"
     import sqlite3
 
     try:
