@@ -70,11 +70,22 @@ def test_environment_yml_has_the_versions_of_the_lock() -> None:
     assert [v for v in ("3.10", "3.11", "3.13") if v in conda] == [v for v in ("3.10", "3.11", "3.13") if v in bound]
 
 
-def test_every_setting_that_dvc_follows_stands_in_params_yaml() -> None:
-    settings = yaml.safe_load((ROOT / "params.yaml").read_text())
+def test_dvc_follows_all_settings_of_which_any_section_with_a_default_may_be_missing() -> None:
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    followed = {key for stage in stages.values() for key in stage["params"]}
-    assert followed == set(settings) - {"tracking", "compute"}  # these two change no result
+    assert [stage["params"] for stage in stages.values()] == [[{"params.yaml": None}]] * len(stages)
+
+
+def test_make_names_a_missing_settings_file_in_one_line() -> None:
+    command = ["make", "--dry-run", "--assume-old=.venv/ready", "run"]
+    done = subprocess.run([*command, "ARGS=-n --configfile no.yaml"], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (
+        2,
+        "make: *** No rule to make target 'no.yaml', needed by 'run'.  Stop.\n",
+    )
+    done = subprocess.run(
+        [*command, "ARGS=--configfile=experiments/digits.yaml"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.stdout.strip().endswith("--configfile=experiments/digits.yaml")
 
 
 def test_what_a_snakefile_or_help_touches_is_imported_quickly() -> None:
