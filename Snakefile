@@ -5,11 +5,6 @@
 #   snakemake --cores all --config 'distill={seeds: [0]}'   with one setting changed
 #   snakemake --cores all -- students                       up to a target: data teachers studies students evaluation report
 
-if not workflow.overwrite_configfiles:  # a settings file on the command line replaces this one
-
-    configfile: "params.yaml"
-
-
 report: "workflow/report/workflow.rst"
 
 

@@ -1,5 +1,6 @@
 """The command line: one clear line and exit code 2 for the user's mistakes, and earlier results untouched."""
 
+import errno
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -187,3 +188,54 @@ def test_a_file_where_a_folder_has_to_be(iakd: Iakd, tmp_path: Path, monkeypatch
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "digits").touch()
     mistake(iakd("prepare", "--params", str(settings)), "results/digits", "move the file that is where a folder")
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ENAMETOOLONG, "choose a shorter one"),
+        (errno.EISDIR, "move the folder that is where a file should be"),
+        (errno.ELOOP, "remove the symbolic link that leads to itself"),
+    ],
+)
+def test_a_path_that_cannot_be_used_is_one_line(
+    iakd: Iakd, monkeypatch: pytest.MonkeyPatch, number: int, remedy: str
+) -> None:
+    def methods() -> None:
+        raise OSError(number, "words of the system", "some/path")
+
+    monkeypatch.setattr("iakd.config.methods.listing", methods)
+    mistake(iakd("methods"), "some/path", remedy)
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to")]
+)
+def test_too_little_memory_is_one_line(iakd: Iakd, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def methods() -> None:
+        raise error
+
+    monkeypatch.setattr("iakd.config.methods.listing", methods)
+    code, out, err = iakd("methods")
+    assert (code, out) == (1, "") and err.startswith("iakd: out of memory; choose smaller") and err.count("\n") == 1
+
+
+def test_what_the_user_wrote_cannot_break_the_line(project: Path, iakd: Iakd) -> None:
+    mistake(iakd("prepare", "--set", "distil\n\x1b[31m=1"), "distil\\n\\x1b[31m: unknown key")
+
+
+def test_pairs_of_any_size_are_shown_without_computing(iakd: Iakd, project: Path) -> None:
+    """4096×4096 images of 1024 channels take 64 GiB, and the head for a billion classes 256 GB."""
+    code, out, _ = iakd("pairs", "resnet14", "resnet8", "--size", "4096", "--channels", "1024")
+    assert code == 0 and "images 1024×4096×4096" in out
+    code, out, _ = iakd("pairs", "resnet14", "resnet8", "--classes", "1000000000")
+    assert code == 0 and "parameters: student 65.0 G, teacher 65.0 G" in out
+    mistake(iakd("pairs", "", "resnet8"), "arch: String should have at least 1 character")
+
+
+def test_settings_that_take_long_to_read_are_not_read_in_silence(
+    project: Path, iakd: Iakd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("iakd.processes.SECONDS_OF_SILENCE", 0.0)
+    code, _, err = iakd("track", "flush")
+    assert (code, err) == (0, "reading the settings …\n")

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -12,8 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from iakd.errors import RunFailed, UserError
-from iakd.processes import STOP_SIGNALS, WITH_PARENT, end_with_parent, launch_processes, rank_and_world_size
+from iakd.errors import RunFailed, UserError, one_line
+from iakd.processes import (
+    STOP_SIGNALS,
+    WITH_PARENT,
+    end_with_parent,
+    launch_processes,
+    rank_and_world_size,
+    saying_what_takes_long,
+)
 
 if TYPE_CHECKING:
     from iakd.experiment.jobs import Experiment
@@ -53,13 +61,15 @@ REMEDIES = {  # for errors of the file system
     errno.ENFILE: "close other programs",
     errno.EIO: "check the disk",
 }
+NO_MEMORY = re.compile(r"can't allocate memory|out of memory|Storage size calculation overflowed", re.IGNORECASE)
 
 
 def _experiment(params: Path, changes: list[str]) -> "Experiment":
     from iakd.config import load
     from iakd.experiment.jobs import plan_experiment
 
-    return plan_experiment(load(params, changes))
+    with saying_what_takes_long("reading the settings"):
+        return plan_experiment(load(params, changes))
 
 
 @contextlib.contextmanager
@@ -191,12 +201,13 @@ def pairs(
         int | None, typer.Option(min=1, max=4096, help="Image height and width in pixels. [default: the networks' own]")
     ] = None,
     channels: Annotated[int, typer.Option(min=1, max=1024, help="Image channels.")] = 3,
-    classes: Annotated[int, typer.Option(min=2, help="Classes.")] = 100,
+    classes: Annotated[int, typer.Option(min=2, max=1_000_000_000, help="Classes.")] = 100,
 ) -> None:
     """Show which teacher and student blocks can be swapped, or why a pair is impossible."""
     from iakd.config import load, network_called
 
-    settings = load(params or DEFAULT) if params or DEFAULT.exists() else None
+    with saying_what_takes_long("reading the settings"):
+        settings = load(params or DEFAULT) if params or DEFAULT.exists() else None
     networks = network_called(teacher, "teacher", settings), network_called(student, "student", settings)
     from iakd.interactive.pair_table import pair_table
 
@@ -311,8 +322,12 @@ def main() -> None:
         if error.errno not in REMEDIES:
             raise
         _fail(f"{error.filename or Path.cwd()}: {os.strerror(error.errno)}; {REMEDIES[error.errno]}, then run again", 2)
+    except (MemoryError, RuntimeError) as error:  # numpy's, and torch's, which has no class of its own on the CPU
+        if not isinstance(error, MemoryError) and not NO_MEMORY.search(str(error)):
+            raise
+        _fail("out of memory; choose smaller batches, networks or images, or run fewer trainings at a time", 1)
 
 
 def _fail(line: str, code: int) -> NoReturn:
-    print(f"iakd: {line}", file=sys.stderr)
+    print(f"iakd: {one_line(line)}", file=sys.stderr)
     sys.exit(code)

@@ -19,3 +19,8 @@ class RunFailed(Exception):
 
 class Diverged(RunFailed):
     """A training whose numbers are no longer finite."""
+
+
+def one_line(text: str) -> str:
+    """Return `text` with escapes for line breaks and whatever else cannot be printed: what a user wrote is repeated."""
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)

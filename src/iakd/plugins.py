@@ -10,12 +10,15 @@ declarations must not import anything else of it.
 """
 
 import logging
-from collections.abc import Container
+import math
+import re
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import metadata
-from typing import Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from iakd.errors import UserError
 
@@ -25,10 +28,81 @@ Group = Literal["reference", "interactive", "logits", "features", "relations", "
 log = logging.getLogger(__name__)
 
 
-class Strict(BaseModel):
-    """A section of settings that refuses unknown keys and cannot be changed once read."""
+LARGEST_INTEGER = 2**31 - 1
+LARGEST, SMALLEST = 1e30, 1e-30  # of numbers other than 0: float32 can hold them and their products with most others
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+
+class Strict(BaseModel):
+    """A section of settings that refuses unknown keys and cannot be changed once read.
+
+    It also refuses what no setting of any section can use: true and false for numbers, numbers that are infinite, not a
+    number or far beyond float32, and texts that no file name or file can hold.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _switches_are_no_numbers(cls, data: Any) -> Any:
+        """Refuse true, which pydantic would read as 1."""
+        for name in sorted(_numbers(cls) & data.keys()) if isinstance(data, dict) else ():
+            value = data[name]
+            listed = value if isinstance(value, list | tuple) else [value]
+            for switch in (one for one in listed if isinstance(one, bool)):
+                raise ValueError(
+                    f"{name}: got {str(switch).lower()}, which is neither a number nor a text; YAML reads yes, no, on "
+                    "and off as true and false, unless they are in quotes"
+                )
+        return data
+
+    @model_validator(mode="after")
+    def _usable(self) -> Self:
+        for name in self.model_fields_set:
+            problem = next(_problems(getattr(self, name)), None)
+            if problem:
+                raise ValueError(f"{name}: {problem}")
+        return self
+
+
+def _problems(value: Any) -> Iterator[str]:
+    """What is wrong with a value and those in it; sections have checked their own."""
+    match value:
+        case bool():
+            pass
+        case int() if abs(value) > LARGEST_INTEGER:
+            yield f"must be at most {LARGEST_INTEGER:,}"
+        case float() if not math.isfinite(value):
+            yield "must be a finite number"
+        case float() if value and not SMALLEST <= abs(value) <= LARGEST:
+            yield f"must be 0, or from {SMALLEST:g} to {LARGEST:g} in size, got {value:g}"
+        case str() if re.search("[\0\ud800-\udfff]", value):
+            yield f"contains a character that no file can hold, got {value[:80]!r}"
+        case dict():
+            for key, inner in value.items():
+                yield from _problems(key)
+                yield from _problems(inner)
+        case list() | tuple():
+            for inner in value:
+                yield from _problems(inner)
+
+
+@cache
+def _numbers(section: type[BaseModel]) -> set[str]:
+    """The settings of a section that are numbers, or may be, and cannot be true or false."""
+    found = {name: set(_leaves(setting.annotation)) for name, setting in section.model_fields.items()}
+    return {name for name, types in found.items() if types & {int, float} and not types & {bool, Any}}
+
+
+def _leaves(annotation: Any) -> Iterator[Any]:
+    """The types in an annotation; of a literal, those of its values."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        yield from map(type, inner)
+    elif origin is None:
+        yield annotation
+    else:
+        for one in inner[:1] if origin is Annotated else inner:
+            yield from _leaves(one)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ WITH_PARENT = "IAKD_WITH_PARENT"  # set in the environment of a process that end
 RENDEZVOUS = "IAKD_RENDEZVOUS"  # address where processes that share a training meet; default: torchrun's
 SHARED_TRAINING = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", RENDEZVOUS)  # environment of such processes
 POLL_SECONDS = 0.05
+SECONDS_OF_SILENCE = 2.0
 SECONDS_TO_END = 15.0  # after another process has failed, and again after a signal
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # USR1: Slurm's warning before the time limit
 
@@ -40,6 +41,18 @@ def end_with_parent(number: signal.Signals = signal.SIGTERM, parent: int | None 
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number)
     if os.getppid() != parent:  # it died before the kernel knew
         os.kill(os.getpid(), number)
+
+
+@contextlib.contextmanager
+def saying_what_takes_long(what: str) -> Iterator[None]:
+    """Say on stderr that `what` is going on, if the block has not ended after a while."""
+    timer = threading.Timer(SECONDS_OF_SILENCE, print, [f"{what} …"], {"file": sys.stderr, "flush": True})
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @contextlib.contextmanager

@@ -20,9 +20,8 @@ from iakd.tracking.follower import wait_for_follower
 
 try:
     EXPERIMENT = hooks.set_up(
-        config,
-        workflow.config_settings.overwrite_config,
-        workflow.overwrite_configfiles or workflow.configfiles,
+        workflow.overwrite_configfiles or [Path("params.yaml")],
+        workflow.config_settings.config,
         workflow.is_main_process,
     )
 except UserError as error:

@@ -6,7 +6,7 @@
 from iakd.config.base import did_you_mean, explain, merged
 from iakd.config.dataset import SOURCES, Dataset
 from iakd.config.experiment import Compute, Distill, Evaluate, Pair, Params, Report, Teach, Tracking, network_called
-from iakd.config.loading import load, parse, schema_text
+from iakd.config.loading import load, parse, read_settings, schema_text, typed, yaml_text
 from iakd.config.method_options import IakdOptions
 from iakd.config.methods import METHODS, Method, shortest_sum
 from iakd.config.networks import Network, Normalisation, Teacher
@@ -53,6 +53,9 @@ __all__ = [
     "merged",
     "network_called",
     "parse",
+    "read_settings",
     "schema_text",
     "shortest_sum",
+    "typed",
+    "yaml_text",
 ]

@@ -1,17 +1,33 @@
 """Types and helpers that all sections of the settings share."""
 
 import difflib
-from typing import Annotated, Any, Literal
+import re
+import types
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
 from pydantic_core import PydanticKnownError
 
 from iakd.plugins import Strict as Strict
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$")]  # no '-': it separates teacher and student
-Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.+-]+$")]
+MOST_PROCESSES = 1024  # and threads
+LONGEST_NAME = 100  # two of them and a seed are one folder, and file systems allow 255 bytes
+# Names of folders, so not only dots.
+Name = Annotated[str, Field(pattern=r"^\.*[A-Za-z0-9_][A-Za-z0-9_.]*$", max_length=LONGEST_NAME)]  # '-' joins two names
+Label = Annotated[str, Field(pattern=r"^\.*[A-Za-z0-9_+-][A-Za-z0-9_.+-]*$", max_length=LONGEST_NAME)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+def _distinct(values: list[Any]) -> list[Any]:
+    for position, value in enumerate(values):
+        if value in values[:position]:
+            raise ValueError(f"names {value!r} twice")
+    return values
+
+
+Seeds = Annotated[list[Seed], Field(min_length=1), AfterValidator(_distinct)]
+Labels = Annotated[list[Label], AfterValidator(_distinct)]
 
 
 def _amount(value: Any) -> Any:
@@ -37,6 +53,20 @@ def _switch(value: Any) -> Any:
 AutoOnOff = Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)]
 
 
+def types_of(annotation: Any) -> list[Any]:
+    """Return the types that an annotation allows, without their bounds."""
+    if get_origin(annotation) is Annotated:
+        return types_of(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [found for one in get_args(annotation) for found in types_of(one)]
+    return [annotation]
+
+
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """Return the section that an annotation allows, or None."""
+    return next((one for one in types_of(annotation) if isinstance(one, type) and issubclass(one, BaseModel)), None)
+
+
 def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """Return `base` updated with `changes`; nested sections are merged key by key."""
     result = dict(base)
@@ -57,21 +87,37 @@ def did_you_mean(word: str, known: Any) -> str:
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
+def cut(text: str) -> str:
+    """Return a text of the user's as a message shows it: only the start of a long one."""
+    return text if len(text) <= LONGEST_NAME else f"{text[:LONGEST_NAME]}…"
+
+
+def shown(value: Any) -> str:
+    """Return a value as a message shows it: its repr, or the start of it."""
+    try:
+        return cut(repr(value))
+    except ValueError:  # an integer of more than 4,300 digits
+        return "a number of thousands of digits"
+
+
 RENAMED = {"solo": "student_only"}  # settings of earlier versions → their present names
+
+
+UNION_TAG = re.compile(r"(int|float|str|bool)$|(function-\w+|literal|list|tuple|dict|constrained-\w+)\[")
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """Return the first validation error as one line, with a similar known name for an unknown key."""
     first = error.errors(include_url=False)[0]
-    tags = model.model_json_schema().get("$defs", {})  # pydantic adds the model's name to the path of a union
-    path = [part for part in first["loc"] if part not in tags]
-    where = ".".join(map(str, path))
+    tags = model.model_json_schema().get("$defs", {})  # pydantic adds the alternatives of a union to the path
+    path = [part for part in first["loc"] if part not in tags and not UNION_TAG.match(str(part))]
+    where = ".".join(map(cut, map(str, path)))
     what = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         key = str(path[-1])
         what = f"unknown key{did_you_mean(RENAMED.get(key, key), _keys(model, path[:-1]))}"
     elif first["type"] != "value_error" and not isinstance(first["input"], dict | list):
-        what += f", got {first['input']!r}"
+        what += f", got {shown(first['input'])}"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return f"{where}: {what}{more}" if where else f"{what}{more}"
 

@@ -183,7 +183,7 @@ class Dataset(Strict):
     @classmethod
     def _defaults_of_the_source(cls, data: Any) -> Any:
         source = data.get("source", "digits") if isinstance(data, dict) else "digits"
-        if source == "digits" or source not in SOURCES:
+        if source == "digits" or not isinstance(source, str) or source not in SOURCES:
             return data
         more = {"size": 224, "crop_pct": 0.875} if source == "imagenet" else {}
         return {"name": source, "val": 0.1, "test": 0.2, **more, **data}

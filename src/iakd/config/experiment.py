@@ -1,12 +1,26 @@
 """The settings of an experiment: all sections, and the checks across sections."""
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from iakd.config.base import Amount, AutoOnOff, Label, Name, Seed, Strict, did_you_mean, explain, merged, plain
+from iakd.config.base import (
+    MOST_PROCESSES,
+    Amount,
+    AutoOnOff,
+    Label,
+    Labels,
+    Name,
+    Seeds,
+    Strict,
+    did_you_mean,
+    explain,
+    merged,
+    plain,
+)
 from iakd.config.dataset import Dataset
 from iakd.config.methods import METHODS, Method
 from iakd.config.networks import Network, Teacher
@@ -19,8 +33,8 @@ from iakd.errors import UserError
 class Teach(Strict):
     """How teachers are trained; read by `iakd teach`."""
 
-    seeds: list[Seed] = Field(
-        [0], min_length=1, description="one teacher per seed; students use them in turn; imported teachers have no seed"
+    seeds: Seeds = Field(
+        [0], description="one teacher per seed; students use them in turn; imported teachers have no seed"
     )
     recipe: Recipe = Recipe()
 
@@ -28,7 +42,7 @@ class Teach(Strict):
 class Distill(Strict):
     """Which students are trained, and how; read by `iakd distill`."""
 
-    seeds: list[Seed] = Field([0, 1, 2], min_length=1, description="one student per seed, for each pair and method")
+    seeds: Seeds = Field([0, 1, 2], description="one student per seed, for each pair and method")
     transfer: Amount | None = Field(
         None, description="training images that a student sees, stratified by class: a number or a share; default: all"
     )
@@ -63,7 +77,7 @@ class Report(Strict):
     """What the report compares; read by `iakd evaluate` and `iakd report`."""
 
     title: str = Field("Interactive knowledge distillation", description="heading of the report")
-    references: list[Label] = Field(
+    references: Labels = Field(
         ["scratch", "kd"], description="labels of the methods with which the others are compared"
     )
     confidence: float = Field(0.95, gt=0, lt=1, description="confidence level of the intervals")
@@ -73,11 +87,13 @@ class Tracking(Strict):
     """MLflow, which mirrors the results; the environment variable MLFLOW_TRACKING_URI overrides `uri`."""
 
     enabled: bool = Field(True, description="mirror runs to MLflow")
-    uri: str = Field("sqlite:///mlflow.db", description="MLflow's tracking URI")
+    uri: str = Field("sqlite:///mlflow.db", min_length=1, description="MLflow's tracking URI")
     artifacts: str = Field(
-        "mlartifacts", description="folder or URI for artifacts, unless a tracking server chooses it"
+        "mlartifacts", min_length=1, description="folder or URI for artifacts, unless a tracking server chooses it"
     )
-    experiment: str | None = Field(None, description="name of MLflow's experiment; default: iakd-<dataset>")
+    experiment: str | None = Field(
+        None, min_length=1, max_length=250, description="name of MLflow's experiment; default: iakd-<dataset>"
+    )
 
 
 class Compute(Strict):
@@ -85,11 +101,15 @@ class Compute(Strict):
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU if there is one")
     threads: int = Field(
-        1, gt=0, description="torch's CPU threads per job; a different number may round sums differently"
+        1,
+        gt=0,
+        le=MOST_PROCESSES,
+        description="torch's CPU threads per job; a different number may round sums differently",
     )
     processes: int = Field(
         1,
         gt=0,
+        le=MOST_PROCESSES,
         description="processes that share each training of iakd teach and distill, each with its own threads or GPU: "
         "docs/parallel.md",
     )
@@ -110,6 +130,7 @@ class Compute(Strict):
     workers: int | None = Field(
         None,
         ge=0,
+        le=MOST_PROCESSES,
         description="processes per training that decode images (dataset.storage: files); 0: the training decodes them "
         "itself; default: one per core",
     )
@@ -143,7 +164,9 @@ class Params(Strict):
     teachers: list[Teacher] = Field(min_length=1, description="networks that students learn from")
     students: list[Network] = Field(min_length=1, description="the small networks to train")
     pairs: list[tuple[Name, Name] | Pair] | None = Field(
-        None, description="[teacher, student] names, or a section with overrides for the pair; default: all pairs"
+        None,
+        min_length=1,
+        description="[teacher, student] names, or a section with overrides for the pair; default: all pairs",
     )
     methods: dict[Label, Method] = Field(min_length=1, description="ways to train a student, by label")
     teach: Teach = Teach()
@@ -172,6 +195,11 @@ class Params(Strict):
             for name in names:
                 if names.count(name) > 1:
                     raise ValueError(f"{role}: two are called {name!r}; set `name` for one of them")
+        if "teacher" in self.methods:
+            raise ValueError("methods: teacher is what results call a teacher's own row; choose another label")
+        for names_of_pair, count in Counter((pair.teacher, pair.student) for pair in self.paired).items():
+            if count > 1:
+                raise ValueError(f"pairs: names {'-'.join(names_of_pair)} twice")
         for pair in self.paired:
             for name, (_, networks) in zip((pair.teacher, pair.student), roles, strict=True):
                 known = [network.name for network in networks]

@@ -1,16 +1,94 @@
 """Load and validate the settings from params.yaml and the command line."""
 
+import copy
 import json
 import re
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
 
-from iakd.config.base import explain
+from iakd.config.base import cut, explain, section_of, shown, types_of
 from iakd.config.experiment import Params
 from iakd.errors import UserError
+
+DEEPEST = 32  # sections within sections
+LARGEST = 10_000_000  # values, counting those of an alias wherever it is used
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as users read it: 1e-3 is a number, a date is a text, and there is nothing that JSON does not have."""
+
+
+PLAIN = ("null", "bool", "int", "float", "str", "seq", "map")
+_Loader.yaml_constructors = {
+    tag: constructor
+    for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
+    if tag is None or tag.rpartition(":")[2] in PLAIN
+}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?([0-9][0-9_]*\.?|\.[0-9])[0-9_]*[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes the texts that `_Loader` would take for numbers."""
+
+
+_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+
+def yaml_text(settings: dict[str, Any]) -> str:
+    """Return settings as the text of a settings file."""
+    return yaml.dump(settings, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def read_yaml(text: str, origin: str) -> Any:
+    """Return the content of YAML text. Raises UserError, naming `origin`, for what is not valid or has a key twice."""
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_nodes(node, 0, count(1))
+        return loader.construct_document(node)
+    except RecursionError:
+        raise UserError(f"{origin}: {TOO_DEEP}") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: what a tag such as !!float cannot take
+        reason = " ".join(str(error).split()).replace('in "<unicode string>", ', "")
+        raise UserError(f"{origin} is not valid YAML: {reason}") from None
+
+
+TOO_DEEP = f"more than {DEEPEST} sections within each other, or one that contains itself"
+
+
+def _check_nodes(node: yaml.Node, depth: int, counter: Iterator[int]) -> None:
+    """Raise ValueError for a key that is there twice, for which YAML takes the last one, and for endless content."""
+    if depth > DEEPEST:
+        raise ValueError(TOO_DEEP)
+    if next(counter) > LARGEST:
+        raise ValueError(f"more than {LARGEST:,} values")
+    if isinstance(node, yaml.SequenceNode):
+        for inner in node.value:
+            _check_nodes(inner, depth + 1, counter)
+    elif isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, inner in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise ValueError(f"line {key.start_mark.line + 1}: the key {shown(key.value)} is there twice")
+                seen.add(key.value)
+            _check_nodes(key, depth + 1, counter)
+            _check_nodes(inner, depth + 1, counter)
 
 
 def parse(raw: Any, origin: str) -> Params:
@@ -23,56 +101,88 @@ def parse(raw: Any, origin: str) -> Params:
         raise UserError(f"{origin}: {explain(error, Params)}") from None
 
 
-def load(path: Path, changes: list[str] = []) -> Params:  # noqa: B006 - never changed
-    """Read `path` and apply `key=value` changes (dotted keys, YAML values, list positions as numbers).
-
-    Raises UserError with one line if the file or a change is invalid.
-    """
+def read_settings(path: Path) -> Any:
+    """Return the content of a settings file, not yet validated. Raises UserError if it cannot be read."""
     try:
-        raw = yaml.safe_load(path.read_text())
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(
             f"{path} does not exist; run in the folder of params.yaml, or name a file with --params"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    return read_yaml(text, str(path))
+
+
+def load(path: Path, changes: list[str] = []) -> Params:  # noqa: B006 - never changed
+    """Read `path` and apply `key=value` changes (dotted keys, YAML values, list positions as numbers).
+
+    Raises UserError with one line if the file or a change is invalid.
+    """
+    raw = read_settings(path)
     for change in changes:
         raw = _apply(raw, change)
-    return parse(raw, str(path) + (f" with {', '.join(changes)}" if changes else ""))
+    return parse(raw, str(path) + (f" with {', '.join(map(cut, changes))}" if changes else ""))
+
+
+def typed(value: Any, annotation: Any = Params) -> Any:
+    """Give texts from a command line that leaves all values as texts the types that settings have where they stand.
+
+    A setting that can be a text stays a text, whatever it looks like.
+    """
+    kinds = types_of(annotation)
+    if isinstance(value, dict):
+        section = section_of(annotation)
+        by_name = {name: setting.annotation for name, setting in section.model_fields.items()} if section else {}
+        others = next((get_args(kind)[1] for kind in kinds if get_origin(kind) is dict), Any)
+        return {str(name): typed(inner, by_name.get(name, others)) for name, inner in value.items()}
+    if isinstance(value, list):
+        items = [one for kind in kinds if get_origin(kind) in (list, tuple) for one in get_args(kind)]
+        return [typed(inner, Union[tuple(items)] if items else Any) for inner in value]  # noqa: UP007 - made at run time
+    if not isinstance(value, str):
+        return value
+    literals = {type(one) for kind in kinds if get_origin(kind) is Literal for one in get_args(kind)}
+    try:
+        parsed = read_yaml(value, "")
+    except UserError:
+        return value
+    if str in kinds or str in literals:
+        return None if parsed is None and type(None) in kinds else value
+    return parsed if parsed is None or isinstance(parsed, bool | int | float) else value
 
 
 def _apply(raw: Any, change: str) -> Any:
-    """Set one dotted key in `raw` and return it; missing sections are created."""
+    """Set one dotted key in `raw` and return it; missing sections are created.
+
+    Sections on the way are copied: with YAML's aliases, one section can be in several places.
+    """
+    origin = f"--set {cut(change)}"
     key, separator, text = change.partition("=")
     if not separator or not re.fullmatch(r"[^.=]+(\.[^.=]+)*", key):
-        raise UserError(f"--set {change}: expected key=value, for instance --set distill.recipe.lr=0.1")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"--set {change}: the value is not valid YAML") from None
-    node = raw
+        raise UserError(f"{origin}: expected key=value, for instance --set distill.recipe.lr=0.1")
+    if key.count(".") > DEEPEST:
+        raise UserError(f"{origin}: {TOO_DEEP}")
+    value = read_yaml(text, f"{origin}: the value")
+    node: Any = raw
     *sections, last = key.split(".")
     for section in sections:
-        if isinstance(node, list):
-            node = _item(node, section, change)
-        elif isinstance(node, dict):
-            if not isinstance(node.get(section), dict | list):
-                node[section] = {}
-            node = node[section]
-    if isinstance(node, list):
-        _item(node, last, change)
-        node[int(last)] = value
-    elif isinstance(node, dict):
-        node[last] = value
+        place = _place(node, section, origin)
+        inner = node.get(place) if isinstance(node, dict) else node[place]
+        node[place] = copy.copy(inner) if isinstance(inner, dict | list) else {}
+        node = node[place]
+    node[_place(node, last, origin)] = value
     return raw
 
 
-def _item(node: list[Any], position: str, change: str) -> Any:
-    if not position.isdigit() or int(position) >= len(node):
-        raise UserError(f"--set {change}: {position!r} is not a position in a list of {len(node)}")
-    return node[int(position)]
+def _place(node: Any, part: str, origin: str) -> int | str:
+    """Return a part of a dotted key as the key of a section, or as the position in a list."""
+    if isinstance(node, dict):
+        return part
+    if not isinstance(node, list):
+        raise UserError(f"{origin}: there are no sections to change in this settings file")
+    if not re.fullmatch("[0-9]{1,9}", part) or int(part) >= len(node):
+        raise UserError(f"{origin}: {cut(part)!r} is not a position in a list of {len(node)}")
+    return int(part)
 
 
 def schema_text() -> str:

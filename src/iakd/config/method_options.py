@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from iakd.config.base import Fraction, Strict
 from iakd.config.schedule import Schedule
-from iakd.config.training import Erase, PositiveFraction
+from iakd.config.training import MOST_EPOCHS, Erase, PositiveFraction
 
 TEMPERATURE = "softmax temperature of student and teacher"
 CE_WEIGHT = "weight of the cross-entropy; in a sum of methods, the largest is used"
@@ -69,7 +69,7 @@ class IakdOptions(Strict):
         "teacher_to_student: the first ones; student_to_teacher: the last ones; any: half of the paths bernoulli, a "
         "quarter each of the others",
     )
-    paths_per_step: int = Field(1, gt=0, description="two_path: hybrid paths that are drawn in each step")
+    paths_per_step: int = Field(1, gt=0, le=100, description="two_path: hybrid paths that are drawn in each step")
     weight: float = Field(1.0, ge=0, description="two_path: weight of the hybrid paths' loss, γ")
     warmup: Fraction = Field(0.08, description="two_path: share of the steps over which the weights grow linearly")
     label_weight: float = Field(0.0, ge=0, description="two_path: weight of a hybrid path's cross-entropy, within γ")
@@ -93,6 +93,11 @@ class IakdOptions(Strict):
             if getattr(self, name) != type(self).model_fields[name].default:
                 form = "two_path" if self.form == "single_path" else "single_path"
                 raise ValueError(f"{name} has no effect with form: {self.form}; set form: {form}, or remove it")
+        if (self.stem, self.head, self.at_least_one_student) == ("teacher", "teacher", False):
+            raise ValueError(
+                "at_least_one_student: false leaves nothing to train in a step that swaps all blocks, because stem and "
+                "head are the teacher's; remove it"
+            )
         if self.paths in CONTIGUOUS and isinstance(self.schedule, Schedule) and self.schedule.slope:
             raise ValueError(f"schedule.slope has no effect with paths: {self.paths}; set it to 0")
         return self
@@ -101,7 +106,9 @@ class IakdOptions(Strict):
 class BlockwiseOptions(Strict):
     """The block-wise warm start (`init: blockwise`): a short training before the method's own."""
 
-    epochs: int = Field(5, gt=0, description="epochs of the warm start; they come on top of the recipe's")
+    epochs: int = Field(
+        5, gt=0, le=MOST_EPOCHS, description="epochs of the warm start; they come on top of the recipe's"
+    )
     lr: float = Field(0.01, gt=0, description="its learning rate for AdamW, which falls to 0 along half a cosine")
 
 
@@ -186,7 +193,7 @@ class MlkdOptions(Strict):
     kd_weight: float = Field(0.9, ge=0, description="weight of all divergences and relations")
     weak_weight: float = Field(0.5, ge=0, description="factor of the weak view's divergences and relations")
     operations: int = Field(
-        2, gt=0, description="strong view: operations of RandAugment, besides the recipe's crop and flip"
+        2, gt=0, le=100, description="strong view: operations of RandAugment, besides the recipe's crop and flip"
     )
     magnitude: int = Field(10, ge=0, le=30, description="strong view: magnitude of these operations")
     erase: Erase | None = Field(

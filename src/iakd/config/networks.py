@@ -86,9 +86,11 @@ class Network(Strict):
 
     name: Name = Field("", description="how results name it; default: the architecture, its width and its bits")
     arch: Annotated[str, AfterValidator(_known_family)] = Field(
-        description="resnet56, wrn_40_2, vgg13, MobileNetV2, ShuffleV2, torchvision/resnet50, timm/…"
+        min_length=1, description="resnet56, wrn_40_2, vgg13, MobileNetV2, ShuffleV2, torchvision/resnet50, timm/…"
     )
-    width: int | None = Field(None, gt=0, description="channels of the first stage; default: the architecture's own")
+    width: int | None = Field(
+        None, gt=0, le=4096, description="channels of the first stage; default: the architecture's own"
+    )
     shortcut: Literal["A", "B"] = Field(
         "B", description="resnet8 … resnet110x4; A: zero-padded identity; B: 1×1 convolution"
     )
@@ -101,7 +103,7 @@ class Network(Strict):
     @model_validator(mode="before")
     @classmethod
     def _default_name(cls, data: Any) -> Any:
-        if isinstance(data, dict) and not data.get("name") and isinstance(data.get("arch"), str):
+        if isinstance(data, dict) and not data.get("name") and data.get("arch") and isinstance(data["arch"], str):
             width, bits = data.get("width"), data.get("bits")
             name = re.sub(
                 r"[^A-Za-z0-9_.]", "_", data["arch"]

@@ -36,10 +36,12 @@ class Schedule(Strict):
     t_end: float = Field(0.8, gt=0, le=1, description="progress at which p1 is reached (review: of each phase)")
     slope: float = Field(0.0, ge=-2, le=2, description="tilt over depth: the last block's p minus the first's")
     student_only: Fraction = Field(0.2, description="share of the training, at its end, with p = 1: no swaps")
-    cycles: int = Field(3, gt=0, description="cyclic: waves; review: phases, if the learning rate has no drops")
+    cycles: int = Field(
+        3, gt=0, le=1000, description="cyclic: waves; review: phases, if the learning rate has no drops"
+    )
     steps: int = Field(4, gt=0, description="step: number of equal steps from p0 to p1")
-    steepness: float = Field(
-        10.0, gt=0, description="sigmoid: slope in the middle; with 10 it is nearly flat at both ends"
+    steepness: float = Field(  # below, it is a line; far above, its exponential overflows
+        10.0, ge=0.001, le=1000, description="sigmoid: slope in the middle; with 10 it is nearly flat at both ends"
     )
 
 

@@ -2,16 +2,15 @@
 
 import copy
 import math
-import types
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations, permutations
-from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
-from iakd.config.base import did_you_mean, explain, merged, plain
+from iakd.config.base import did_you_mean, explain, merged, plain, section_of, types_of
 from iakd.config.method_options import CONTIGUOUS
 from iakd.config.methods import METHODS, Method
 from iakd.config.schedule import PAPER_KINDS, Schedule, settings_used
@@ -145,13 +144,13 @@ class SearchSpace:
             raise ValueError(f"tune.{name}: cannot be searched{near}; what can: {', '.join(known)}")
         node: Any = Recipe if section == "recipe" else Method.model_fields[section].annotation
         for position, part in enumerate(rest):
-            model = _section(node)
+            model = section_of(node)
             if model is None:
                 raise ValueError(f"tune.{name}: {'.'.join([section, *rest[:position]])} is not a section")
             if part not in model.model_fields:
                 raise ValueError(f"tune.{name}: unknown setting {part!r}{did_you_mean(part, model.model_fields)}")
             node = model.model_fields[part].annotation
-        if not rest and _section(node):
+        if not rest and section_of(node):
             raise ValueError(f"tune.{name}: a whole section: name one of its settings")
         return node
 
@@ -265,6 +264,9 @@ class SearchSpace:
         for one, other in combinations(corners, 2):
             if one[0] != other[0] and not (self._in_space(one[0]) and self._in_space(other[0])):
                 self._check_corner(dict([one, other]))
+        if all(len(parameter.corners) == 1 for parameter in self.parameters):
+            where = "space" if self.method.tunes_schedule else ", ".join(self.method.tune)
+            raise ValueError(f"tune: nothing to search, each setting has a single value; give tune.{where} several")
 
     def _in_space(self, name: str) -> bool:
         """Whether a setting is searched as `tune.space` says, which was checked when it was read."""
@@ -377,21 +379,8 @@ def _sets(section: Any, name: str) -> bool:
     return True
 
 
-def _types(annotation: Any) -> list[Any]:
-    """The types that an annotation allows, without their bounds."""
-    if get_origin(annotation) is Annotated:
-        return _types(get_args(annotation)[0])
-    if get_origin(annotation) in (Union, types.UnionType):
-        return [found for one in get_args(annotation) for found in _types(one)]
-    return [annotation]
-
-
-def _section(annotation: Any) -> type[BaseModel] | None:
-    return next((one for one in _types(annotation) if isinstance(one, type) and issubclass(one, BaseModel)), None)
-
-
 def _number(annotation: Any) -> type[int] | type[float] | None:
-    return next((one for one in (float, int) if one in _types(annotation)), None)
+    return next((one for one in (float, int) if one in types_of(annotation)), None)
 
 
 def first_schedules(methods: list[Method]) -> list[Schedule]:

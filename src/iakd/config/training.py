@@ -8,6 +8,7 @@ from iakd.config.base import Fraction, Strict
 
 PositiveFraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
+MOST_EPOCHS = 1_000_000
 
 
 class Erase(Strict):
@@ -39,7 +40,9 @@ class Mix(Strict):
 class Augment(Strict):
     """Random changes of a training image, drawn each time it is shown; docs/data.md describes them."""
 
-    pad: int = Field(0, ge=0, description="pixels of zero padding before a random crop to the original size: shifts")
+    pad: int = Field(
+        0, ge=0, le=512, description="pixels of zero padding before a random crop to the original size: shifts"
+    )
     flip: bool = Field(False, description="flip half of the images horizontally")
     crop: Literal["none", "resized"] = Field(
         "none",
@@ -55,7 +58,7 @@ class Augment(Strict):
     policy: Literal["none", "randaugment", "trivialaugment"] = Field(
         "none", description="random operations on each image"
     )
-    operations: int = Field(2, gt=0, description="randaugment: operations per image")
+    operations: int = Field(2, gt=0, le=100, description="randaugment: operations per image")
     magnitude: int = Field(9, ge=0, le=30, description="randaugment: strength of the operations")
     erase: Erase | None = Field(None, description="random erasing")
     cutout: int = Field(
@@ -120,8 +123,10 @@ class LrSchedule(Strict):
 class Recipe(Strict):
     """How one network is trained."""
 
-    epochs: int = Field(240, gt=0, description="passes over the training images")
-    batch_size: int = Field(64, gt=0, description="images per step, of all processes together")
+    epochs: int = Field(240, gt=0, le=MOST_EPOCHS, description="passes over the training images")
+    batch_size: int = Field(
+        64, ge=2, description="images per step, of all processes together; BatchNorm needs more than one"
+    )
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="the optimiser")
     lr: float = Field(0.05, gt=0, description="the highest learning rate")
     momentum: Fraction = Field(0.9, description="for sgd")
@@ -138,3 +143,9 @@ class Recipe(Strict):
     )
     augment: Augment = Augment()
     validate_every: int = Field(10, gt=0, description="epochs between validations; the last epoch is always validated")
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> "Recipe":
+        if self.nesterov and self.optimizer == "sgd" and not self.momentum:
+            raise ValueError("nesterov needs a momentum above 0; set momentum: 0.9, or nesterov: false")
+        return self

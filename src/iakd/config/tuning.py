@@ -14,7 +14,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from iakd.config.base import Fraction, Seed, Strict, explain
+from iakd.config.base import MOST_PROCESSES, Fraction, Seed, Strict, explain
 from iakd.config.schedule import KINDS, Schedule, ScheduleKind
 
 Number = int | float
@@ -127,7 +127,9 @@ class Sampler(Strict):
     kind: Literal["tpe", "random"] = Field("tpe", description="sampler of Optuna")
     startup: int = Field(8, ge=0, description="tpe: random trials before the model is used")
     multivariate: bool = Field(True, description="tpe: model the settings together")
-    candidates: int = Field(24, gt=0, description="tpe: candidates per trial, of which the most promising one is tried")
+    candidates: int = Field(
+        24, gt=0, le=10_000, description="tpe: candidates per trial, of which the most promising one is tried"
+    )
 
 
 class Pruner(Strict):
@@ -160,7 +162,9 @@ class Tune(Strict):
         description="accuracy_and_macs: search for good compromises with the multiply–accumulates of a training; not "
         "with a pruner; students get the most accurate settings all the same",
     )
-    workers: int = Field(2, gt=0, description="parallel processes; they change the time, not the results")
+    workers: int = Field(
+        2, gt=0, le=MOST_PROCESSES, description="parallel processes; they change the time, not the results"
+    )
     generation: int = Field(
         8, gt=0, description="trials proposed together, from the results of all earlier generations"
     )
@@ -179,7 +183,7 @@ class Tune(Strict):
             )
         p, least = self.pruner.wilcoxon, 0.5 ** (self.seeds - 1)
         if p is not None and p <= least:
-            enough = next(seeds for seeds in range(3, 99) if 0.5 ** (seeds - 1) < p)
+            enough = next(seeds for seeds in range(3, 999) if 0.5 ** (seeds - 1) < p)
             raise ValueError(
                 f"pruner.wilcoxon: {p:g} can never be reached with {self.seeds} seeds: before the last one, "
                 f"p is at least {least:g}; set seeds to {enough} or more, or wilcoxon to null"

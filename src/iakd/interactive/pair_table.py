@@ -1,11 +1,14 @@
 """A table of the block slots of two networks, as `iakd pairs` prints it."""
 
+import contextlib
+
+import torch
 from torch import nn
 
 from iakd import config
 from iakd.errors import UserError
 from iakd.interactive.hybrid import TeacherBranch
-from iakd.models import build
+from iakd.models import Network, build
 from iakd.models.flops import block_costs, model_cost
 from iakd.models.pairing import BlockGroup, BlockPair, pair_blocks
 from iakd.models.shapes import Shape
@@ -20,7 +23,18 @@ def pair_table(teacher: config.Network, student: config.Network, size: int | Non
     `size` is the side of the images in pixels; by default, the size that the networks are designed for. Raises
     UserError, with the reason, if the pair is impossible.
     """
-    teacher_network, student_network = build(teacher, channels, classes), build(student, channels, classes)
+    with _without_weights(teacher, student):
+        table = _table(build(teacher, channels, classes), build(student, channels, classes), size, channels, classes)
+    return f"{teacher.name} → {student.name}, {table}"
+
+
+def _without_weights(*networks: config.Network) -> contextlib.AbstractContextManager[object]:
+    """Build modules on the meta device, as only shapes matter; not those of other packages, which may compute there."""
+    families = {network.arch.partition("/")[0] for network in networks if "/" in network.arch}
+    return torch.device("meta") if families <= {"torchvision"} else contextlib.nullcontext()
+
+
+def _table(teacher_network: Network, student_network: Network, size: int | None, channels: int, classes: int) -> str:
     side = size or max(teacher_network.size, student_network.size)
     image = (channels, side, side)
     try:
@@ -49,7 +63,7 @@ def pair_table(teacher: config.Network, student: config.Network, size: int | Non
             )
         )
     lines = [
-        f"{teacher.name} → {student.name}, images {_shape(image)}, {classes} classes: {len(pairs)} block slots",
+        f"images {_shape(image)}, {classes} classes: {len(pairs)} block slots",
         "",
         *_aligned([HEADER, SUBHEADER, *rows]),
         "",

@@ -4,20 +4,19 @@ import contextlib
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn, cast
 
-import yaml
-
 from iakd import files
-from iakd.config import SOURCES, merged, parse
+from iakd.config import SOURCES, merged, parse, read_settings, typed, yaml_text
 from iakd.data.earlier_results import refuse_other_data
 from iakd.data.sources.download import fingerprint
 from iakd.data.store import KINDS, MANIFEST, SPLITS, file_name
-from iakd.errors import UserError
+from iakd.errors import UserError, one_line
 from iakd.experiment.jobs import STATE, Experiment, plan_experiment
 from iakd.orchestration import stale_results
-from iakd.processes import WITH_PARENT
+from iakd.processes import WITH_PARENT, saying_what_takes_long
 
 LOCK = STATE / "workflow.lock"
 _held: list[IO[str]] = []  # the open lock file: it must live as long as the process
@@ -25,20 +24,25 @@ _held: list[IO[str]] = []  # the open lock file: it must live as long as the pro
 
 def stop(error: UserError) -> NoReturn:
     """End the process with the error's one line and exit code 2; Snakemake would print a traceback."""
-    print(f"iakd: {error}", file=sys.stderr)
+    print(f"iakd: {one_line(str(error))}", file=sys.stderr)
     sys.exit(2)
 
 
-def set_up(config: dict[str, Any], given: dict[str, Any], origins: list[Path], main: bool) -> Experiment:
-    """Check the settings and pass them to the jobs: $IAKD_PARAMS names them, `iakd` is this environment's.
+def set_up(paths: Sequence[Path], changes: dict[str, Any], main: bool) -> Experiment:
+    """Read the settings, check them and pass them to the jobs: $IAKD_PARAMS names them, `iakd` is this environment's.
 
-    `given` is the part of `config` that came from the command line, values of a file named there included; `main` is
-    true in the process that decides what is out of date. Raises UserError for a mistake in the settings, and for
-    results that only seem to be made with them.
+    `paths` are the settings files, of which a later one changes the earlier ones, and `changes` is what `--config`
+    says; `main` is true in the process that decides what is out of date. Snakemake reads such files, too, but of two
+    equal keys it takes the last one.
+
+    Raises UserError for a mistake in the settings, and for results that only seem to be made with them.
     """
-    settings = json.loads(json.dumps(config, default=str))  # Snakemake's ordered dictionaries as plain ones
-    settings = merged(settings, _typed(given))
-    experiment = plan_experiment(parse(settings, ", ".join(os.path.relpath(path) for path in origins)))
+    origin = ", ".join(os.path.relpath(path) for path in paths) + (" with --config" if changes else "")
+    with saying_what_takes_long("reading the settings"):
+        settings = read_settings(paths[0])
+        for change in (*map(read_settings, paths[1:]), typed(changes)):
+            settings = merged(settings, change) if isinstance(settings, dict) and isinstance(change, dict) else change
+        experiment = plan_experiment(parse(settings, origin))
     if main:
         refuse_other_data(experiment)  # before Snakemake deletes what it would make again
         stale_results.check(experiment, _Records())
@@ -86,21 +90,6 @@ def accept_clocks_set_back() -> None:
     DAG.check_output_mtime = date_inputs
 
 
-def _typed(value: Any) -> Any:
-    """Parse the numbers and switches of a section from the command line, all of which Snakemake leaves as strings."""
-    if isinstance(value, dict):
-        return {str(name): _typed(inner) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [_typed(inner) for inner in value]
-    if not isinstance(value, str):
-        return value
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
-        return value
-    return parsed if parsed is None or isinstance(parsed, bool | int | float) else value  # other text is text
-
-
 def data_products(experiment: Experiment) -> list[str]:
     """Return the arrays that `iakd prepare` always writes; storage auto decides about images while it reads them."""
     dataset = experiment.params.dataset
@@ -119,7 +108,7 @@ def data_files(experiment: Experiment) -> str | None:
 def _settings_file(settings: dict[str, Any]) -> Path:
     """Write the settings to a file named after their content, so that jobs read exactly these and no other run's."""
     path = STATE / "params" / f"{files.digest(settings)[:12]}.yaml"
-    text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+    text = yaml_text(settings)
     if not path.exists() or path.read_bytes() != text.encode():
         files.write_text(path, text)
     return path
