@@ -5,6 +5,7 @@
 #   snakemake --cores all --config 'distill={seeds: [0]}'   with one setting changed
 #   snakemake --cores all -- students                       up to a target: data teachers studies students evaluation report
 
+
 report: "workflow/report/workflow.rst"
 
 

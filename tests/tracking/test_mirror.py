@@ -416,9 +416,7 @@ def test_a_database_that_was_replaced_is_noticed(
         mirror()
 
 
-@pytest.mark.parametrize(
-    "name", ["/Shared/x", "../../up", "..", ".", "a\\..\\b", "ä" * 250, "two words", "iakd-x"]
-)
+@pytest.mark.parametrize("name", ["/Shared/x", "../../up", "..", ".", "a\\..\\b", "ä" * 250, "two words", "iakd-x"])
 def test_artifacts_stay_below_their_folder_whatever_the_experiment_is_called(tmp_path: Path, name: str) -> None:
     location = MlflowAddress("sqlite:///mlflow.db", name, "digits", str(tmp_path)).artifact_location()
     assert location is not None
