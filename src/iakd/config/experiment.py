@@ -21,7 +21,7 @@ from iakd.config.base import (
     merged,
     plain,
 )
-from iakd.config.dataset import Dataset
+from iakd.config.dataset import SOURCES, Dataset
 from iakd.config.methods import METHODS, Method
 from iakd.config.networks import Network, Teacher
 from iakd.config.search_space import SearchSpace
@@ -216,7 +216,23 @@ class Params(Strict):
             for label in self.methods:
                 self._check_method(pair, label)
         self._check_studies()
+        self._check_crops()
         return self
+
+    def _check_crops(self) -> None:
+        """Random parts of images in their full size need files with these, not arrays of scaled images."""
+        if self.dataset.storage != "array" and "storage" in SOURCES[self.dataset.source].settings:
+            return
+        recipes = {"teach.recipe": self.teach.recipe, "distill.recipe": self.distill.recipe}
+        for pair in self.paired:
+            for label in self.methods:
+                recipes[f"methods.{label}.recipe"] = self.student_recipe(pair, self.method(pair, label))
+        for where, recipe in recipes.items():
+            if recipe.augment.crop != "none":
+                raise ValueError(
+                    f"{where}.augment.crop: {recipe.augment.crop} needs the images in their full size: "
+                    "set dataset.storage: files (sources image_folder and imagenet)"
+                )
 
     def _check_method(self, pair: Pair, label: str) -> None:
         name = f"pairs: {pair.teacher}-{pair.student}"

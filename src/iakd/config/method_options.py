@@ -356,8 +356,10 @@ class CrdOptions(Strict):
     """Contrastive representation distillation: CE + weight·contrastive loss."""
 
     weight: float = Field(0.8, ge=0, description=WEIGHT)
-    dim: int = Field(128, gt=0, description="dimension of the embeddings that are compared")
-    negatives: int = Field(16384, gt=0, description="images of other classes that each image is compared with")
+    dim: int = Field(128, gt=0, le=16384, description="dimension of the embeddings that are compared")
+    negatives: int = Field(
+        16384, gt=0, le=1_000_000, description="images of other classes that each image is compared with"
+    )
     temperature: float = Field(0.07, gt=0, description="divides the similarities")
     momentum: float = Field(0.5, ge=0, lt=1, description="weight of the old value when the memory bank is updated")
 
@@ -372,7 +374,7 @@ class CcOptions(Strict):
     """Correlation congruence between neighbouring images of the batch, of features embedded into `dim` numbers."""
 
     weight: float = Field(0.02, ge=0, description=WEIGHT)
-    dim: int = Field(128, gt=0, description="dimension of the embeddings")
+    dim: int = Field(128, gt=0, le=16384, description="dimension of the embeddings")
 
 
 class RkdOptions(Strict):

@@ -97,7 +97,10 @@ BUILT_IN: dict[str, MethodSpec] = {
         "interactive",
         _loss("rcn:RCNLoss"),
         options.RcnOptions,
-        refuses={"iakd": "it swaps channels within the student's blocks, which iakd swaps whole"},
+        refuses={
+            other: f"it swaps channels within the student's blocks, which {other} swaps whole"
+            for other in ("iakd", "fcfd", "blockkd")
+        },
         full_precision="it merges weights of full precision",
     ),
     "scratch": MethodSpec("cross-entropy alone", "reference", needs_teacher=False, alone="it adds no loss"),
