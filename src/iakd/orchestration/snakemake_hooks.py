@@ -1,7 +1,6 @@
 """What the Snakefile needs: the experiment of its settings, a lock, and the reason for a failure."""
 
 import contextlib
-import json
 import os
 import sys
 from collections.abc import Sequence
