@@ -176,8 +176,9 @@ def test_another_data_set_does_not_take_the_name_of_one_with_results(tmp_path: P
     with pytest.raises(UserError, match=said):
         prepare.run(rgb.experiment(source="digits"))
     settings = {"dataset": {"name": "rgb"}, "teachers": [{"arch": "resnet8"}], "students": [{"arch": "resnet8"}]}
+    files.write_json(Path("settings.yaml"), {**settings, "methods": {"scratch": {}}})
     with pytest.raises(UserError, match=said):  # before Snakemake deletes the arrays
-        set_up({**settings, "methods": {"scratch": {}}}, {}, [], main=True)
+        set_up([Path("settings.yaml")], {}, main=True)
     assert contents() == before
     prepare.run(rgb.experiment(source="digits", name="other"))
 
