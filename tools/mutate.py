@@ -42,6 +42,7 @@ LOSSES = {  # names of files in tests/distillation, without test_ and .py
     "fsp": "first_phases weighted_terms?fsp",
     "ft": "weighted_terms?ft first_phases",
     "hints": "hints weighted_terms?hints",
+    "iakd": "iakd",
     "kcd": "kcd",
     "kd": "losses logits weighted_terms?kd",
     "lskd": "logits weighted_terms?lskd",
@@ -93,11 +94,13 @@ TARGETS: dict[str, dict[str, list[str]]] = {
             "tests/interactive/test_hybrid.py",
         ],
     },
+    "interactive/paths": {"interactive/paths.py": ["tests/interactive/test_paths.py"]},
     "interactive/hybrid": {
         "interactive/hybrid.py": [
             "tests/interactive/test_branches.py",
             "tests/interactive/test_granularity.py",
             "tests/interactive/test_hybrid.py",
+            "tests/interactive/test_paths.py",
             "tests/interactive/test_zoo_pairs.py",
         ],
     },

@@ -3,6 +3,7 @@
 A method that needs other settings to be quick on tiny networks has them in OPTIONS.
 """
 
+import dataclasses
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from iakd import config, models
 from iakd.config import METHODS, shortest_sum
+from iakd.errors import UnsuitableSettings
 from iakd.training.trainer import Trainer
 
 Make = Callable[..., Trainer]
@@ -195,6 +197,26 @@ def test_it_can_be_added_to_iakd_or_says_why_not(make_training: Make, name: str,
     own.objective.train()
     terms, _ = own.objective(fixed_batch(own), 0)
     assert {f"loss_{term}" for term in terms} <= set(means)
+
+
+@pytest.mark.parametrize("name", [*METHODS, *FORMS])
+def test_batches_of_two_and_three_images_on_maps_of_one_pixel(make_training: Make, name: str) -> None:
+    """The smallest that a training may have, where BatchNorm has the fewest values."""
+    method = FORMS[name][0] if name in FORMS else name
+    chosen = {method: FORMS[name][1]} if name in FORMS else options(name)
+    expression = method if name in FORMS else shortest_sum(name)
+    try:
+        training = make_training(expression, options=chosen, student=config.Network(arch="vgg8", width=8), batch_size=3)
+    except UnsuitableSettings:
+        assert name in ("fsp", "rcn")  # which need networks of one kind
+        return
+    training.objective.train()
+    for step, size in enumerate((2, 3, 2)):
+        batch = next(training.data.plain(size))
+        batch = dataclasses.replace(batch, second_view=batch.images if name == "mlkd" else None)
+        training.step = 20 * step  # in both phases of methods that have two
+        training.train_step(batch)
+    assert math.isfinite(training.sums.loss())
 
 
 @pytest.mark.parametrize("name", list(METHODS))

@@ -67,7 +67,7 @@ class IakdLoss(DistillationLoss):
         return tuple(self.paths(step).items()) if self._ramp(step) == 1 else None
 
     def epoch_record(self, epoch: int) -> dict[str, float]:
-        """The share of the student in each slot of the hybrid paths, planned and drawn."""
+        """The share of the student in each slot of all paths, planned and drawn, also of those that are no hybrids."""
         return self.sampler.record(epoch) if self.sampler else {}
 
     def forward(self, outputs: ForwardOutputs) -> dict[str, Tensor]:
