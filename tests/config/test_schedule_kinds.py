@@ -62,7 +62,7 @@ def steep(steepness: float) -> Callable[[float], float]:
     return lambda x: KINDS["sigmoid"].shape(schedule, x)
 
 
-@pytest.mark.parametrize("steepness", [5e-324, 1e-300, 1e-17, 1e-8, 1e-7, 1e-6, 1e-3])
+@pytest.mark.parametrize("steepness", [1e-300, 1e-17, 1e-8, 1e-6, 1e-3])
 def test_a_sigmoid_without_steepness_is_a_straight_line(steepness: float) -> None:
     shape = [steep(steepness)(x) for x in (0.0, 0.1, 0.5, 0.9, 1.0)]
     assert shape == pytest.approx([0, 0.1, 0.5, 0.9, 1], abs=1e-15 + steepness**2)

@@ -40,7 +40,7 @@ class Schedule(Strict):
         3, gt=0, le=1000, description="cyclic: waves; review: phases, if the learning rate has no drops"
     )
     steps: int = Field(4, gt=0, description="step: number of equal steps from p0 to p1")
-    steepness: float = Field(  # below, it is a line; far above, its exponential overflows
+    steepness: float = Field(  # below, it is a line; far above, a jump
         10.0, ge=0.001, le=1000, description="sigmoid: slope in the middle; with 10 it is nearly flat at both ends"
     )
 
@@ -60,9 +60,6 @@ class Kind:
     phases: Literal["one", "cycles", "lr_drops"] = "one"
 
 
-FLAT = 1e-7  # steepness below which a sigmoid differs from a straight line by less than rounding
-
-
 def _stairs(s: Schedule, x: float) -> float:
     if s.steps == 1:
         return float(x >= 1)
@@ -74,8 +71,6 @@ def _sigmoid(s: Schedule, x: float) -> float:
 
     Written with tanh(z/2) = 2/(1 + e^−z) − 1, which does not overflow.
     """
-    if s.steepness < FLAT:
-        return x
     return (1 + math.tanh(s.steepness * (x - 0.5) / 2) / math.tanh(s.steepness / 4)) / 2
 
 
