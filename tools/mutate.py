@@ -155,6 +155,12 @@ EQUIVALENT: dict[str, dict[tuple[str, str], str]] = {
             "end = starts[phase + 1] if phase + 1 < len(starts) else max(student_only, begin + 2)",
         ): "matters to a phase of one step only, whose progress is 0",
     },
+    "interactive/swap_sampler.py": {
+        (
+            "for slot, p in enumerate(values.reshape(-1, self.slots).mean(axis=0))",
+            "for slot, p in enumerate(values.reshape(-2, self.slots).mean(axis=0))",
+        ): "numpy takes any negative size as the one to be found",
+    },
     "models/pairing.py": {
         (
             "more, fewer = (teacher, student) if len(teacher) > len(student) else (student, teacher)",

@@ -104,6 +104,15 @@ def test_without_hybrid_paths_it_is_the_loss_without_them_bit_for_bit(
     assert trained(make_training, "iakd", two_path(**settings)) == trained(make_training, "scratch", {})
 
 
+def test_the_single_path_form_adds_no_term(make_training: Make) -> None:
+    training = make_training("iakd", options={"iakd": {"schedule": {"p0": 0.3}}})
+    loss = training.objective.losses["iakd"]
+    assert not loss.paths(0) and not loss.active(0) and loss.graph_key(0) == () and loss.epoch_record(0) == {}
+    training.objective.train()
+    terms, _ = training.objective(fixed_batch(training), 0)
+    assert set(terms) == {"ce"}
+
+
 def test_the_student_s_own_path_is_trained_in_every_step(make_training: Make) -> None:
     """Its loss is the other method's, with that method's weight of the cross-entropy."""
     with_paths, plain = make_training("iakd+kd", options=two_path()), make_training("kd")
