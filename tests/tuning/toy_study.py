@@ -196,6 +196,13 @@ class ToyTrainer:
         return 0.5 * seed
 
 
+class Unpicklable(Exception):
+    """An error that cannot be sent to another process."""
+
+    def __reduce__(self) -> str:
+        raise TypeError("cannot be pickled")
+
+
 class SavingTrainer(ToyTrainer):
     """Saves its state at a signal before it ends, as real trainings do."""
 
@@ -229,7 +236,7 @@ def mishaps(number: int, seed: int) -> None:
     raised = Path(f"raise-{number}")
     if raised.exists():
         name, message = raised.read_text().split(": ", 1)
-        kind: type[Exception] = getattr(errors, name, None) or getattr(builtins, name)
+        kind: type[Exception] = getattr(errors, name, None) or getattr(builtins, name, None) or Unpicklable
         raise kind(message)
 
 

@@ -294,7 +294,10 @@ def _send_error(pipe: Connection, error: BaseException) -> None:
         content = pickle.dumps(error)
         pickle.loads(content)
     except Exception:  # not every exception can be pickled
-        content = pickle.dumps(RuntimeError("".join(traceback.format_exception(error))))
+        plain = RuntimeError(f"{type(error).__name__}: {error}")
+        for note in getattr(error, "__notes__", []):
+            plain.add_note(note)
+        content = pickle.dumps(plain)
     with contextlib.suppress(OSError):
         pipe.send_bytes(content)
 
