@@ -179,10 +179,16 @@ def _flock(file: IO[Any], operation: int) -> None:
 
 
 @contextlib.contextmanager
-def exclusive(path: Path, busy: str) -> Iterator[None]:
-    """Hold the lock file `path` alone while the block runs. Raises UserError(busy) if another process holds it."""
+def exclusive(path: Path, busy: str, patience: float = 0.0) -> Iterator[None]:
+    """Hold the lock file `path` alone while the block runs.
+
+    Raises UserError(busy) if another process holds it for more than `patience` seconds.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     file = try_lock(path, patience=PATIENCE)
+    if file is None and patience:
+        log.info("%s (trying for %.0f s)", busy, patience)
+        file = try_lock(path, patience=patience)
     if file is None:
         raise UserError(busy)
     with file:

@@ -16,6 +16,7 @@ from iakd.config import SOURCES, Dataset, Params, Teacher
 from iakd.data.source_data import SourceData
 from iakd.data.store import PreparedData
 from iakd.errors import UserError
+from iakd.experiment import run_dir
 from iakd.experiment.jobs import Experiment, plan_experiment
 from iakd.orchestration.snakemake_hooks import set_up
 from iakd.stages import prepare
@@ -99,7 +100,8 @@ def test_problems_are_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCa
     ]
 
 
-def test_two_at_once_do_not_mix() -> None:
+def test_two_at_once_do_not_mix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_dir, "SECONDS_FOR_ORPHANS", 0.1)
     experiment = rgb.experiment()
     with (
         files.exclusive(experiment.data.state / "lock", "busy"),

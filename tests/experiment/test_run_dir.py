@@ -2,8 +2,10 @@
 
 import errno
 import json
+import logging
 import multiprocessing
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -101,7 +103,22 @@ def _hold(folder: str, ready: "multiprocessing.synchronize.Event", done: "multip
         done.wait(30)
 
 
-def test_two_processes_cannot_be_at_the_same_run(folder: Path) -> None:
+def test_a_run_waits_for_the_job_of_a_killed_workflow_to_end(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It saves a checkpoint first, which takes a while on a busy machine."""
+    monkeypatch.setattr(files, "PATIENCE", 0.05)
+    run = make()
+    run.live.mkdir(parents=True)
+    orphan = files.lock(run.live / "lock")
+    threading.Timer(0.5, orphan.close).start()
+    with caplog.at_level(logging.INFO), run.open():
+        assert orphan.closed
+    assert "another process is working on this run; wait for it to end (trying for 60 s)" in caplog.text
+
+
+def test_two_processes_cannot_be_at_the_same_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_dir, "SECONDS_FOR_ORPHANS", 0.1)
     context = multiprocessing.get_context("spawn")
     ready, done = context.Event(), context.Event()
     child = context.Process(target=_hold, args=(str(folder), ready, done))

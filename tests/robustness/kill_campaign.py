@@ -33,6 +33,7 @@ SETTINGS = "tests/robustness/short.yaml"
 COMMAND = ("snakemake", "--cores", "2", "--quiet", "all", "--configfile", SETTINGS)
 TIMES = re.compile(
     r"(.*_)?(seconds|latency_ms|images_per_s|started|finished|pid|worker_id|datetime_start|datetime_complete|sha256)"
+    r"(_ratio)?"
 )
 KEPT_HASHES = ("data_sha256", "model_sha256", "peer_sha256", "teacher_sha256")
 LONGEST_SHARE = 0.7  # of the undisturbed run's CPU time until a kill; half of that are imports

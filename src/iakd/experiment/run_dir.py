@@ -23,6 +23,7 @@ from iakd.seeding import derive
 
 Row = dict[str, float | int | None]
 SECONDS_BETWEEN_LOGS = 1.0
+SECONDS_FOR_ORPHANS = 60.0  # for the jobs of a killed workflow, which end by themselves, with a checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -86,11 +87,13 @@ class Run:
     def open(self) -> Iterator["Run"]:
         """Hold the run's lock and announce it as running; record the error if the block fails.
 
-        Raises UserError if another process has this run open.
+        Raises UserError if another process keeps this run open.
         """
         self.live.mkdir(parents=True, exist_ok=True)
         with files.exclusive(
-            self.live / LOCK, f"{self.live}: another process is working on this run; wait for it to end"
+            self.live / LOCK,
+            f"{self.live}: another process is working on this run; wait for it to end",
+            SECONDS_FOR_ORPHANS,
         ):
             self.started = self.started or now()
             self._since = time.monotonic()

@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -160,17 +159,21 @@ def _read(path: Path) -> dict[str, Any]:
     return {}
 
 
-def _in_future(experiment: Experiment) -> bool:
-    """Whether a result is dated later than a file that is written now, by the clock of the same file system."""
+def _now() -> float:
+    """Return the time by the clock of the file system, which may be that of another machine."""
     STATE.mkdir(exist_ok=True)
     with tempfile.TemporaryFile(dir=STATE) as probe:
-        now = os.fstat(probe.fileno()).st_mtime
+        return os.fstat(probe.fileno()).st_mtime
+
+
+def _in_future(experiment: Experiment) -> bool:
+    now = _now()
     return any(path.stat().st_mtime > now for link in _links(experiment) for path in link if path.exists())
 
 
 def _date(experiment: Experiment) -> None:
     """Date the results in the order of the chain, as if each had just been made from those before."""
-    now = time.time()
+    now = _now()
     links = list(_links(experiment))
     for position, link in enumerate(links):
         for path in link:

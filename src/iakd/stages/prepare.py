@@ -25,7 +25,9 @@ def run(experiment: Experiment) -> Path:
     job, settings = experiment.data, experiment.params.dataset
     refuse_other_data(experiment)
     with files.exclusive(
-        job.state / run_dir.LOCK, f"{job.folder}: another process is preparing it; wait for it to end"
+        job.state / run_dir.LOCK,
+        f"{job.folder}: another process is preparing it; wait for it to end",
+        run_dir.SECONDS_FOR_ORPHANS,
     ):
         found = fingerprint(settings)
         if not _current(job, found):
