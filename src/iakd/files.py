@@ -10,6 +10,7 @@ import logging
 import os
 import secrets
 import time
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -105,8 +106,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def printable(text: str) -> str:
-    """Return `text` with escapes for what is not valid Unicode, such as a file name in an old encoding."""
-    return text.encode(errors="backslashreplace").decode()
+    """Return `text` with escapes for what is not valid Unicode, such as a file name in an old encoding, and for control
+    characters, such as the end of a line.
+    """
+    valid = text.encode(errors="backslashreplace").decode()
+    return "".join(
+        repr(letter)[1:-1] if unicodedata.category(letter) in ("Cc", "Zl", "Zp") else letter for letter in valid
+    )
 
 
 def read_json(path: Path, hint: str) -> Any:

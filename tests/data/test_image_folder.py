@@ -143,9 +143,19 @@ def test_names_that_are_no_unicode(tmp_path: Path) -> None:
     path = write_store(tmp_path / "data", raw, settings(tmp_path / "x", on_bad_file="skip"))
     assert "\\udcff.png is empty" in json.loads(path.read_text())["problems"][0]
     (tmp_path / "x/bee").rename(tmp_path / "x" / os.fsdecode(b"\xfe"))
-    with pytest.raises(UserError, match="udcfe has a name that is not UTF-8: rename it") as caught:
+    with pytest.raises(UserError, match="udcfe is no readable text: rename it") as caught:
         read(tmp_path / "x", on_bad_file="skip")
     str(caught.value).encode()
+
+
+def test_names_with_line_breaks_do_not_break_messages(tmp_path: Path) -> None:
+    root = folder(tmp_path / "x")
+    (root / "ant/a\nb.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"ant/a\\nb\.png is empty \(0 bytes\): repair"):
+        read(root)
+    (root / "bee\u2028").mkdir()
+    with pytest.raises(UserError, match=r"the name of the folder bee\\u2028 is no readable text: rename it"):
+        read(root)
 
 
 def bomb(side: int) -> bytes:

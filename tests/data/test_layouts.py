@@ -114,6 +114,9 @@ def test_train_may_be_a_class(tmp_path: Path) -> None:
         (("cat/train", "cat/test", "dog/train", "dog/test"), "cat/test is a part of the data within a class, by its"),
         (("cat/x", "cat/holdout", "dog"), "cat/holdout is a part of the data within a class"),
         (("cat", "dog", "test/cat", "test/dog"), "has test/ but no train/"),
+        (("train/cat", "train/dog", "train/val/cat", "train/val/dog"), "val is a part of the data beside classes, by"),
+        (("trainA", "trainB", "testA", "testB"), "testA has no folders; the name means a part"),
+        (("cat_train", "cat_test", "dog_train", "dog_test"), "cat_test has no folders; the name means a part"),
         (("mine/cat", "mine/dog", "yours/cat", "yours/dog"), "mine and yours/ both have the folders cat/ and dog/: if"),
         (("a/cat", "a/dog", "b/cat", "b/dog", "b/owl", "c/x"), "a and b/ both have the folders cat/ and dog/"),
         (("images", "masks"), "images is no class, by its name"),
@@ -163,10 +166,6 @@ def test_files_beside_folders_are_told(tmp_path: Path) -> None:
     assert read(tmp_path / "x").problems == [
         f"{tmp_path}/x: folders next to train/ were ignored: pred",
         f"{tmp_path}/x: files next to train/ were not read: a.jpg, test.csv, test.zip",
-    ]
-    classes(tmp_path / "y", names=("Cat", "cat", "dog"))
-    assert read(tmp_path / "y").problems == [
-        f"{tmp_path}/y: classes whose names differ only in upper and lower case: cat"
     ]
 
 

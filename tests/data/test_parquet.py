@@ -203,6 +203,9 @@ def test_what_cannot_be_used_is_one_line(tmp_path: Path) -> None:
         path.write_bytes(damaged)
         with pytest.raises(UserError, match=r"^[^\n]*a\.parquet is not a readable Parquet file[^\n]*$"):
             read(path)
+    save(path, kinds.image_table(IMAGES, label=["ant", "bee\n"] * 6))
+    with pytest.raises(UserError, match=r"a\.parquet: the label bee\\n is no readable text$"):
+        read(path)
     save(path, kinds.image_table(IMAGES, label=[0] * 12))
     with pytest.raises(UserError, match="has 1 classes; at least two are needed"):
         read(path)

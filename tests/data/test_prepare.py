@@ -201,7 +201,7 @@ def test_another_folder_of_images_is_another_data_set_and_a_moved_one_is_not(
     flowers.rename(tmp_path / "moved")
     caplog.clear()
     prepare.run(of_folder(tmp_path / "moved"))
-    assert f"path {flowers} → {tmp_path}/moved); they are stale" in caplog.text
+    assert f"path {flowers} → {tmp_path}/moved); stale" in caplog.text
 
 
 def test_trainings_on_other_data_are_named_when_data_are_prepared(
@@ -213,15 +213,15 @@ def test_trainings_on_other_data_are_named_when_data_are_prepared(
     prepare.run(of_folder(folder))
     assert "stale" not in caplog.text
     prepare.run(of_folder(folder, val=3, split_seed=4))
-    said = "4 trainings in results/rgb used other data (val 0.1 → 3, split_seed 0 → 4); they are stale until they are"
+    said = "4 trainings in results/rgb used other data (val 0.1 → 3, split_seed 0 → 4); stale until trained again"
     assert said in caplog.text
     caplog.clear()
     kinds.unpacked(folder, {"ant/0.png": kinds.png(kinds.pixels(1, 77)[0])})
     prepare.run(of_folder(folder))
-    assert "4 trainings in results/rgb used other data (the images have changed); they are stale" in caplog.text
+    assert "4 trainings in results/rgb used other data (the images have changed); stale" in caplog.text
     caplog.clear()
     prepare.run(of_folder(folder))  # up to date, and still stale
-    assert "(the images have changed); they are stale" in caplog.text
+    assert "(the images have changed); stale" in caplog.text
     for path in sorted(Path("results").rglob("run.json")):  # records that tell nothing are passed over
         path.write_text("{" if "teachers" in path.parts else json.dumps({"params": {"data": []}}))
     caplog.clear()

@@ -1,5 +1,6 @@
 """The store: what `write_store` puts on disk, and what `PreparedData.open` accepts."""
 
+import dataclasses
 import errno
 import json
 import shutil
@@ -16,7 +17,7 @@ from iakd.data import writer
 from iakd.data.source_data import SourceData
 from iakd.data.sources import digits
 from iakd.data.splits import Split
-from iakd.data.statistics import duplicates
+from iakd.data.statistics import duplicates, similar_names
 from iakd.data.store import SPLITS, PreparedData
 from iakd.data.writer import write_store
 from iakd.errors import UserError
@@ -137,6 +138,15 @@ def test_a_constant_channel_is_reported_and_does_not_divide_by_zero(tmp_path: Pa
     assert opened.mean[1] == pytest.approx(77 / 255) and opened.std[1] == 1 / 255
     assert [p for p in opened.manifest["problems"] if "constant" in p] == [
         "channel 1 is (almost) constant over the training images; its std is taken as 1/255"
+    ]
+
+
+def test_classes_of_nearly_the_same_name_are_told(tmp_path: Path) -> None:
+    raw = rgb.raw()
+    write_store(tmp_path, dataclasses.replace(raw, classes=["Cat", "cat ", "dog"]), rgb.settings())
+    assert "classes of nearly the same name: 'Cat', 'cat '" in PreparedData.open(tmp_path).manifest["problems"]
+    assert similar_names(["-1", "1", "0.1", "01", "c", "c++", "T-shirt", "t shirt", "T_SHIRT"]) == [
+        "classes of nearly the same name: 'T-shirt', 't shirt', 'T_SHIRT'"
     ]
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from iakd.data.geometry import CropBox, CropFunction, centre_box, centre_crop
 from iakd.data.source_data import Images, SourceImages
 from iakd.errors import UserError
+from iakd.files import printable
 from iakd.processes import cores
 
 if TYPE_CHECKING:
@@ -248,6 +249,7 @@ class DecodedImages(Generic[P]):
 
     def refuse_or_list(self, name: str, error: BadImage, on_bad_file: str) -> None:
         """Raise UserError for a bad file, or list it if `on_bad_file` is skip."""
+        name = printable(name)
         if on_bad_file == "refuse":
             raise UserError(f"{name} {error}: repair or remove it, or set dataset.on_bad_file to skip")
         self.bad.append(f"{name} {error}")

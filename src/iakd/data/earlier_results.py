@@ -43,7 +43,7 @@ def describe_stale(experiment: Experiment, sha256: str) -> str | None:
     changed = [f"{name} {old.get(name)} → {new.get(name)}" for name in {**new, **old} if old.get(name) != new.get(name)]
     return (
         f"{len(stale)} {_trainings(len(stale))} in {RESULTS / experiment.params.dataset.name} used other data "
-        f"({', '.join(changed) or 'the images have changed'}); they are stale until they are trained again"
+        f"({', '.join(changed) or 'the images have changed'}); stale until trained again"
     )
 
 

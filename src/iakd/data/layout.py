@@ -52,7 +52,8 @@ def parts_among(names: Iterable[str]) -> dict[str, str]:
 
 def _meaning(name: str) -> tuple[str | None, str]:
     """Return the part that a name mentions, and its other words; digits and numbers count as spaces."""
-    text = re.sub(r"\b(hold|held)[\W_]+out", r"\1out", same_name(name).casefold().replace("_", " "))
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])|_", " ", same_name(name))  # trainA
+    text = re.sub(r"\b(hold|held)\W+out", r"\1out", spaced.casefold())
     words = re.findall(r"[^\W\d_]+", text)
     found = [match[1] for word in words if (match := _PART_WORD.fullmatch(word))]
     parts = {_PART_OF[word] for word in found}

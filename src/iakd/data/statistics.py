@@ -1,6 +1,7 @@
 """What the manifest says about the images: pixel statistics, and problems that a user should know about."""
 
 import hashlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -65,6 +66,14 @@ def missing_classes(counts: dict[str, list[int]], classes: list[str]) -> list[st
             names = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
             found.append(f"{len(missing)} of {len(classes)} classes have no image in {split}: {names}")
     return found
+
+
+def similar_names(classes: list[str]) -> list[str]:
+    """Return a sentence for each group of classes whose names differ only in case, spaces and the like."""
+    groups: dict[str, list[str]] = {}
+    for name in classes:
+        groups.setdefault(re.sub(r"\s+|(?<=\w)[-_](?=\w)", "", name.casefold()), []).append(name)
+    return [f"classes of nearly the same name: {', '.join(map(repr, group))}" for group in groups.values() if group[1:]]
 
 
 def _hashes(split: Split) -> list[bytes]:

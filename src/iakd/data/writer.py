@@ -11,7 +11,7 @@ from iakd import files
 from iakd.config import SOURCES, Dataset
 from iakd.data.source_data import ImageFiles, SourceData
 from iakd.data.splits import Indices, Split, split_source
-from iakd.data.statistics import constant_channels, duplicates, in_chunks, mean_std, missing_classes
+from iakd.data.statistics import constant_channels, duplicates, in_chunks, mean_std, missing_classes, similar_names
 from iakd.data.store import KINDS, MANIFEST, SPLITS, combined_sha256, file_name
 
 
@@ -96,10 +96,14 @@ def _describe(
         "mean": mean,
         "std": std,
         "problems": [
-            *map(files.printable, source.problems),  # they contain file names
-            *missing_classes(per_class, source.classes),
-            *constant_channels(std),
-            *duplicates(splits),
+            files.printable(problem)  # they contain names of files and classes
+            for problem in (
+                *source.problems,
+                *similar_names(source.classes),
+                *missing_classes(per_class, source.classes),
+                *constant_channels(std),
+                *duplicates(splits),
+            )
         ],
         "sha256": combined_sha256(described),
         "splits": described,

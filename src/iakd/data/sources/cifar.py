@@ -63,8 +63,7 @@ def read(path: Path, cifar: CifarFormat, settings: Dataset) -> SourceData:
     for split, (_, labels) in splits.items():
         if len(labels) != EXPECTED[split]:
             problems.append(f"{len(labels):,} {split} images, but the publisher's files have {EXPECTED[split]:,}")
-        if not 0 <= labels.min() <= labels.max() < len(classes):
-            raise UserError(f"{path}: has labels from {labels.min()} to {labels.max()}: damaged, download it again")
+        _check_labels(labels, cifar, path)
     if settings.height_width:
         splits = {
             split: (scale_all(images, settings.height_width), labels) for split, (images, labels) in splits.items()
@@ -153,12 +152,19 @@ def _from_parquet(
     names = next((names for names in tables[wanted[0]].names if names), None)
     splits = {}
     for split, table in tables.items():
-        labels = [_number(label, names, cifar, path) for label in table.labels()]
+        labels = np.array([_number(label, names, cifar, path) for label in table.labels()], dtype=np.int64)
+        _check_labels(labels, cifar, path)  # before its images are decoded, which takes long
         decoded = decode_all(table.encoded(), len(labels), 3, None, "refuse", str(path))
         if decoded.images.shape[1:] != SHAPE:
             raise UserError(f"{path}: images of {decoded.images.shape[1:]} instead of {SHAPE}")
-        splits[split] = decoded.images, np.array(labels, dtype=np.int64)
+        splits[split] = decoded.images, labels
     return names, splits
+
+
+def _check_labels(labels: Labels, cifar: CifarFormat, path: Path) -> None:
+    if not len(labels) or not 0 <= labels.min() <= labels.max() < len(cifar.classes):
+        found = f"labels from {labels.min()} to {labels.max()}" if len(labels) else "no labels"
+        raise UserError(f"{path}: has {found}: damaged, or not this data set, which has {len(cifar.classes)} classes")
 
 
 def _number(label: int | str, names: list[str] | None, cifar: CifarFormat, path: Path) -> int:

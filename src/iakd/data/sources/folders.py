@@ -127,7 +127,9 @@ def _split_folders(root: Path, problems: list[str]) -> dict[str, Path]:
     for folder in named:
         split = parts[folder.name]
         if split in splits:
-            raise UserError(f"dataset.path: {splits[split]} and {folder} both mean {split}: keep one of them")
+            raise UserError(
+                f"dataset.path: {splits[split]} and {folder} both mean {split}: keep one of them, or rename it"
+            )
         splits[split] = folder
     if not splits:
         return {"train": root}
@@ -169,7 +171,9 @@ def find_images(
         raise UserError(f"{folders['train']} has {len(classes)} folder(s) of images; at least two are needed")
     for name in classes:
         if name != printable(name):
-            raise UserError(f"{folders['train']}: the folder {printable(name)} has a name that is not UTF-8: rename it")
+            raise UserError(
+                f"{folders['train']}: the name of the folder {printable(name)} is no readable text: rename it"
+            )
     number = {name: position for position, name in enumerate(classes)}
     splits = {}
     for name, root in folders.items():
@@ -205,9 +209,6 @@ def find_images(
     if empty and settings.on_bad_file == "refuse":
         hint = "add images, remove the folder, or set dataset.on_bad_file to skip"
         raise UserError(f"{folders['train'] / empty[0]} has no images: {hint}")
-    alike = [name for name, n in Counter(map(str.casefold, classes)).items() if n > 1]
-    if alike:
-        problems.append(f"{folders['train']}: classes whose names differ only in upper and lower case: {alike[0]}")
     return classes, splits
 
 
@@ -218,6 +219,11 @@ def _check_class_folders(folders: list[Path], settings: Dataset) -> None:
         if folder.name.casefold() in NO_CLASSES:
             raise UserError(f"{folder} is no class, by its name; each class of images needs a folder of its own")
         inside, others = _contents(folder)
+        if inside and folder.name in parts_among([folder.name]):
+            raise UserError(
+                f"{folder} is a part of the data beside classes, by its name: put it next to {folder.parent.name}/, or "
+                "rename it"
+            )
         names = {entry.name for entry in inside}
         held_out = [name for name, part in parts_among(names).items() if part != "train"]
         if held_out:

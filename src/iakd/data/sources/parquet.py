@@ -17,6 +17,7 @@ from iakd.data.layout import files_below, part_of, same_name
 from iakd.data.source_data import Labels, SourceData
 from iakd.data.sources.download import local
 from iakd.errors import UserError
+from iakd.files import printable
 
 SUFFIXES = (".parquet", ".parq", ".pq")
 LABELS = ("label", "labels", "fine_label", "class", "target")  # tried in this order if no column is set
@@ -266,6 +267,9 @@ def _classes(
         raise UserError(
             f"{table.files[0]}: column {table.label!r} has {len(occurring)} classes; at least two are needed"
         )
+    unreadable = [name for name in map(str, occurring) if name != printable(name)]
+    if unreadable:
+        raise UserError(f"{table.files[0]}: the label {printable(unreadable[0])} is no readable text")
     unused: set[Any] = set(known) - present
     if isinstance(occurring[0], int) and occurring[-1] < 10**6:
         unused = set(range(occurring[-1] + 1)) - present
