@@ -37,9 +37,8 @@ def test_sixteen_bits_are_scaled_not_cut_off() -> None:
     shown = one(encoded(Image.fromarray(values)), channels=1)[0]
     assert np.abs(shown - values / 257).max() <= 0.5 and shown.max() == 255
     assert (one(encoded(Image.fromarray(values), "TIFF"), channels=1)[0] == shown).all()
-    for many in (values.astype(np.int32) * 2, values.astype(np.int32), np.full((2, 2), 255, np.int32)):
-        with pytest.raises(BadImage, match="32-bit"):
-            one(encoded(Image.fromarray(many), "TIFF"))
+    with pytest.raises(BadImage, match="has signed pixels"):
+        one(encoded(Image.fromarray(values.astype(np.int32)), "TIFF"))
     with pytest.raises(BadImage, match="floating-point"):
         one(encoded(Image.fromarray(values.astype(np.float32)), "TIFF"))
 
@@ -117,16 +116,35 @@ def test_all_eight_orientations_also_of_a_tiff() -> None:
         assert (one(tiff(stored, 8, orientation=orientation), 1)[0] == wanted).all(), orientation
 
 
-def tiff(values: np.ndarray, bits: int, white_is_zero: bool = False, signed: bool = False, **more: int) -> bytes:
-    """A grey TIFF; 12 bits are packed. `more`: orientation."""
+def test_transparent_grey_of_a_tiff_of_both_kinds() -> None:
+    for multiplied, shown in ((1, 50 + 127), (2, round((50 * 128 + 255 * 127) / 255))):
+        content = tiff(np.array([[50, 128]]), 8, alpha=multiplied)
+        assert one(content, 1).tolist() == [[[shown]]]
+
+
+def tiff(
+    values: np.ndarray,
+    bits: int,
+    white_is_zero: bool = False,
+    signed: bool = False,
+    orientation: int = 1,
+    alpha: int | None = None,
+) -> bytes:
+    """A grey TIFF; 12 bits are packed. With `alpha` (1: multiplied, 2: not), every second value is that."""
     packed = values.astype({8: "<u1", 12: "<u2", 16: "<u2", 32: "<u4"}[bits]).tobytes()
     if bits == 12:
         pairs = values.reshape(-1, 2).tolist()
         packed = b"".join(bytes([a >> 4, (a & 15) << 4 | b >> 8, b & 255]) for a, b in pairs)
-    height, width = values.shape
-    tags = {256: width, 257: height, 258: bits, 259: 1, 262: 0 if white_is_zero else 1, 273: 8, 274: 1, 277: 1}
-    tags |= {274: more.get("orientation", 1), 278: height, 279: len(packed), 339: 2 if signed else 1}
-    entries = b"".join(struct.pack("<HHII", tag, 4 if tag in (273, 279) else 3, 1, tags[tag]) for tag in sorted(tags))
+    samples = 2 if alpha else 1
+    height, width = values.shape[0], values.shape[1] // samples
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: 0 if white_is_zero else 1, 273: 8, 274: orientation}
+    tags |= {277: samples, 278: height, 279: len(packed), 339: 2 if signed else 1}
+    if alpha:
+        tags |= {258: bits | bits << 16, 338: alpha}
+    entries = b"".join(
+        struct.pack("<HHII", tag, 4 if tag in (273, 279) else 3, samples if tag == 258 else 1, tags[tag])
+        for tag in sorted(tags)
+    )
     return b"II*\0" + struct.pack("<I", 8 + len(packed)) + packed + struct.pack("<H", len(tags)) + entries + bytes(4)
 
 
@@ -139,8 +157,9 @@ def test_grey_tiffs_of_every_depth() -> None:
     for bits in (8, 16):  # Pillow knows no others
         content = tiff(2**bits - 1 - np.minimum(values, 2**bits - 1), bits, white_is_zero=True)
         assert (one(content, 1)[0] == wanted[bits]).all(), bits
-    with pytest.raises(BadImage, match="has signed pixels"):
-        one(tiff(values, 16, signed=True))
+    for bits in (8, 16, 32):
+        with pytest.raises(BadImage, match="has signed pixels"):
+            one(tiff(values, bits, signed=True))
     for values in (np.array([[0, 255]]), np.array([[0, 2**32 - 1]])):
         with pytest.raises(BadImage, match="has 32-bit pixels"):
             one(tiff(values, 32))

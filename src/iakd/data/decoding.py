@@ -29,7 +29,7 @@ MAX_BYTES = 1 << 30  # of one image file
 ORIENTATION, TRANSPOSED = 0x0112, 5  # EXIF tag; from this value on, rows and columns are exchanged
 TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # from EXIF orientation to PIL.Image.Transpose
 BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
-WHITE_IS_ZERO, UNSIGNED = 0, 1  # values of the last two
+WHITE_IS_ZERO, SIGNED = 0, 2  # values of the last two
 
 
 class BadImage(Exception):
@@ -196,12 +196,14 @@ def _eight_bits(image: "Image") -> "Image":
     """Return a loaded image with 8 bits per channel and without transparency."""
     from PIL import Image
 
+    if SIGNED in getattr(image, "tag_v2", {}).get(SAMPLE_FORMAT, ()):
+        raise BadImage("has signed pixels; only unsigned ones are supported")
     if image.mode.startswith("I"):
         return Image.fromarray(_grey(image))
     if image.mode == "F":
         raise BadImage("has floating-point pixels; only 8 and 16 bits are supported")
     if image.mode in ("LA", "La", "PA", "RGBa", "RGBA") or "transparency" in image.info:
-        image = image.convert("RGBA")
+        image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, image)
     return image
@@ -212,10 +214,8 @@ def _grey(image: "Image") -> NDArray[np.uint8]:
     tags = getattr(image, "tag_v2", {})  # of a TIFF
     bits = tags.get(BITS, (16,))[0]
     values = np.asarray(image).astype(np.int64)
-    if bits > 16 or values.max() > 65535:
+    if bits > 16 or values.min() < 0 or values.max() > 65535:
         raise BadImage("has 32-bit pixels; only 8 and 16 bits are supported")
-    if tags.get(SAMPLE_FORMAT, (UNSIGNED,))[0] != UNSIGNED or values.min() < 0:
-        raise BadImage("has signed pixels; only unsigned ones are supported")
     highest = 2**bits - 1
     if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
         values = highest - values
