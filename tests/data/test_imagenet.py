@@ -78,6 +78,14 @@ def test_validation_images_in_one_folder_with_a_list(tmp_path: Path) -> None:
     raw = folders.read_imagenet(settings(tmp_path))
     assert raw.test_labels is not None and raw.test_labels.tolist() == [0, 2, 1, 0]
     assert raw.classes == ["n01440764", "n01443537", "dog"]
+    assert not any("does not list" in problem for problem in raw.problems)
+    (tmp_path / "LOC_val_solution.csv").write_text("\n".join(["ImageId,PredictionString", *lines[:2], *lines[3:]]))
+    assert folders.read_imagenet(settings(tmp_path)).problems[0] == (
+        f"{tmp_path}/val: 1 images that LOC_val_solution.csv does not list were ignored: {names[2]}.JPEG"
+    )
+    (tmp_path / "LOC_val_solution.csv").write_text("\n".join(["ImageId,PredictionString", *lines, lines[0]]))
+    with pytest.raises(UserError, match=r"LOC_val_solution\.csv: lists an image twice"):
+        folders.read_imagenet(settings(tmp_path))
     (tmp_path / "LOC_val_solution.csv").write_text("ImageId,PredictionString\nILSVRC2012_val_00000000,n0 1 2 3 4")
     with pytest.raises(UserError, match="cannot use the line 'ILSVRC2012_val_00000000,n0 1 2 3 4'"):
         folders.read_imagenet(settings(tmp_path))

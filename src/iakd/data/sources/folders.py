@@ -297,7 +297,7 @@ def read_imagenet(settings: Dataset) -> SourceData:
     if foreign:
         raise UserError(f"{base / 'train' / foreign[0]} is not named by a WordNet id such as n01440764")
     if not by_class:
-        splits["test"] = _labelled_by_list(base / "val", root, wnids)
+        splits["test"] = _labelled_by_list(base / "val", root, wnids, problems)
     if len(wnids) != CLASSES:
         problems.append(f"{len(wnids)} of ImageNet's {CLASSES:,} classes")
     source = decode_splits(splits, wnids, settings, problems)
@@ -305,7 +305,7 @@ def read_imagenet(settings: Dataset) -> SourceData:
     return dataclasses.replace(source, classes=class_names(source.classes, words or _text(root, "words.txt")))
 
 
-def _labelled_by_list(val: Path, root: Path, wnids: list[str]) -> FolderSplit:
+def _labelled_by_list(val: Path, root: Path, wnids: list[str], problems: list[str]) -> FolderSplit:
     """Return the images of val/ with their classes in the publisher's list."""
     listed = list(csv.reader(_text(root, SOLUTION).splitlines()[1:]))
     if not listed:
@@ -317,6 +317,11 @@ def _labelled_by_list(val: Path, root: Path, wnids: list[str]) -> FolderSplit:
             raise UserError(f"{root / SOLUTION}: cannot use the line {','.join(row)[:60]!r}")
         split.files.append(val / f"{row[0]}.JPEG")
         split.labels.append(wnids.index(wnid))
+    if len(set(split.files)) < len(split.files):
+        raise UserError(f"{root / SOLUTION}: lists an image twice")
+    unlisted = sorted(set(filter(is_image, _contents(val)[1])) - set(split.files))
+    if unlisted:
+        problems.append(f"{val}: {len(unlisted)} images that {SOLUTION} does not list were ignored: {unlisted[0].name}")
     return split
 
 
