@@ -3,6 +3,7 @@
 import hashlib
 import http.client
 import logging
+import stat
 import time
 import urllib.error
 import urllib.request
@@ -150,7 +151,7 @@ def fingerprint(settings: Dataset) -> str | None:
         if root is None or not root.exists():
             return None
         paths = [root] if root.is_file() else list(files_below(root))
-        sizes = [path.stat().st_size if path.is_file() else None for path in paths]
+        sizes = [_size(path) for path in paths]
         if sum(size or 0 for size in sizes) > CONTENT_BYTES:
             found: list[Any] = sizes
         else:
@@ -158,6 +159,15 @@ def fingerprint(settings: Dataset) -> str | None:
     except OSError:
         return None
     return digest(sorted([str(path.relative_to(root)), what] for path, what in zip(paths, found, strict=True)))
+
+
+def _size(path: Path) -> int | None:
+    """Return the size of a file in bytes; None for a link to nowhere, and for what is no regular file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 def locate(settings: Dataset, published: Published) -> Path:

@@ -205,7 +205,8 @@ def find_images(
         ):
             if paths:
                 problems.append(f"{root}: {len(paths)} {what}: {_examples(sorted(paths), root)}")
-    empty = [folder for position, folder in enumerate(classes) if position not in splits["train"].labels]
+    used = set(splits["train"].labels)
+    empty = [folder for position, folder in enumerate(classes) if position not in used]
     if empty and settings.on_bad_file == "refuse":
         hint = "add images, remove the folder, or set dataset.on_bad_file to skip"
         raise UserError(f"{folders['train'] / empty[0]} has no images: {hint}")
