@@ -51,6 +51,11 @@ DEFAULT = ROOT / "params.yaml"
         ("dataset.name=a/b", "dataset.name: String should match pattern"),
         ("students=[]", "students: List should have at least 1 item"),
         ("students=[{arch: resnet8}, {arch: resnet8}]", "two are called 'resnet8'"),
+        (
+            "students=[{arch: resnet8, name: A}, {arch: resnet8, name: a}]",
+            "students: two are called 'A' and 'a', one folder",
+        ),
+        ("methods.KD={method: kd}", "methods: two are called 'kd' and 'KD', one folder where case does not count"),
         ("students.0.bits=9", "students.0.bits: must be from 2 to 8, not 9"),
         ("students.0.bits=[2, 2]", "students.0.bits: a list names different numbers, at least two, not [2, 2]"),
         ("students.0.bits=[4]", "students.0.bits: a list names different numbers, at least two, not [4]"),

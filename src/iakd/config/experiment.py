@@ -1,7 +1,7 @@
 """The settings of an experiment: all sections, and the checks across sections."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any, Literal
 
@@ -157,6 +157,16 @@ class Compute(Strict):
         return self
 
 
+def _one_folder(names: Iterable[str]) -> Iterator[str]:
+    """Yield names that would be one folder; on some systems, upper and lower case are the same."""
+    first: dict[str, str] = {}
+    for name in names:
+        other = first.get(name.casefold())
+        if other is not None:
+            yield repr(name) if other == name else f"{other!r} and {name!r}, one folder where case does not count"
+        first[name.casefold()] = name
+
+
 class Params(Strict):
     """All settings of an experiment."""
 
@@ -191,10 +201,10 @@ class Params(Strict):
     def _consistent(self) -> "Params":
         roles: list[tuple[str, Sequence[Network]]] = [("teachers", self.teachers), ("students", self.students)]
         for role, networks in roles:
-            names = [network.name for network in networks]
-            for name in names:
-                if names.count(name) > 1:
-                    raise ValueError(f"{role}: two are called {name!r}; set `name` for one of them")
+            for same in _one_folder(network.name for network in networks):
+                raise ValueError(f"{role}: two are called {same}; set `name` for one of them")
+        for same in _one_folder(self.methods):
+            raise ValueError(f"methods: two are called {same}; choose another label for one of them")
         if "teacher" in self.methods:
             raise ValueError("methods: teacher is what results call a teacher's own row; choose another label")
         for names_of_pair, count in Counter((pair.teacher, pair.student) for pair in self.paired).items():
