@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from iakd import models
+from iakd import files, models
 from iakd.config import parse
 from iakd.data.loader import DeviceLoader
 from iakd.data.store import PreparedData
 from iakd.errors import UserError
+from iakd.evaluation.metrics import unpack
 from iakd.experiment import run_dir
 from iakd.experiment.jobs import Experiment, TeacherJob, plan_experiment
 from iakd.models.network import initialise
@@ -23,7 +24,7 @@ from iakd.training.validation import predict
 
 SPEEDS = ("latency_ms", "images_per_s")
 CONTRACT = {
-    *("top1", "top5", "nll", "ece", "n", "per_class_top1", "confusion", "parameters", "macs", *SPEEDS),
+    *("top1", "top5", "nll", "ece", "n", "per_class_top1", "confusion", "correct", "parameters", "macs", *SPEEDS),
     *("seed", "method", "teacher", "student", "dataset", "model_sha256", "data_sha256"),
 }
 
@@ -47,8 +48,8 @@ def finish(experiment: Experiment, job: object, store: PreparedData) -> None:
     inputs = {"data": store.sha256}
     attempt = run_dir.Run(job.path, job.stage, job.key, job.settings, job.seed, {"dataset": "digits"}, inputs)
     history: list[run_dir.Row] = [
-        {"epoch": 1, "loss": 2.3, "seconds": 0.2, "val_top1": 10.0},
-        {"epoch": 2, "loss": 2.2, "seconds": 0.2, "val_top1": None},
+        {"epoch": 1, "loss": 2.3, "seconds": 0.2, "val_top1": None},
+        {"epoch": 2, "loss": 2.2, "seconds": 0.2, "val_top1": 10.0},
     ]
     with attempt.open():
         attempt.finish(history, {"val_top1": 10.0}, models.save_weights(network))
@@ -96,6 +97,7 @@ def test_one_model(experiment):
     )
     assert found["n"] == len(labels) == 847
     assert found["top1"] == pytest.approx(100 * (logits.argmax(1) == labels).double().mean().item())
+    assert (unpack(found["correct"], 847) == (logits.argmax(1) == labels).numpy()).all()
     assert found["data_sha256"] == store.sha256
 
 
@@ -155,6 +157,47 @@ def test_test_set_is_touched_once(experiment, monkeypatch):
         evaluate_run(experiment, experiment.students[1].folder)
 
 
+@pytest.mark.parametrize("damage", [lambda e: e.pop("correct"), lambda e: e.pop("macs"), lambda e: e.update(top1="98")])
+def test_an_evaluation_that_is_incomplete_is_made_again(experiment, damage, caplog):
+    path = evaluate_run(experiment, experiment.students[0].folder)
+    whole = read(path)
+    damaged = read(path)
+    damage(damaged)
+    path.write_text(json.dumps(damaged))
+    assert evaluate_run(experiment, path.parent) == path
+    again = read(path)
+    assert {k: v for k, v in whole.items() if k not in SPEEDS} == {k: v for k, v in again.items() if k not in SPEEDS}
+    assert "evaluation.json is damaged or of an earlier version" in caplog.text
+
+
+def test_an_unreadable_evaluation_is_made_again(experiment):
+    path = evaluate_run(experiment, experiment.students[0].folder)
+    whole = read(path)
+    path.write_bytes(path.read_bytes()[:99])
+    evaluate_run(experiment, path.parent)
+    assert read(path)["correct"] == whole["correct"]
+
+
+def test_a_peer_is_evaluated_too(tmp_path, monkeypatch):
+    """Here its weights are the teacher's, so it must be as good."""
+    monkeypatch.chdir(tmp_path)
+    experiment = small_plan(methods={"mutual": {}}, distill={"seeds": [0]})
+    prepare.run(experiment)
+    store = PreparedData.open(experiment.data.folder)
+    for job in experiment.trained:
+        finish(experiment, job, store)
+    (student,) = experiment.students
+    peer = (experiment.teachers[0].folder / run_dir.MODEL).read_bytes()
+    record = read(student.folder / run_dir.RUN) | {"peer_sha256": files.sha256_bytes(peer)}
+    (student.folder / run_dir.RUN).write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"peer\.safetensors is missing or damaged: delete .*--method mutual --seed 0`"):
+        evaluate_run(experiment, student.folder)
+    (student.folder / run_dir.PEER).write_bytes(peer)
+    teacher, found = (read(evaluate_run(experiment, job.folder)) for job in experiment.trained)
+    assert found["peer"] == {name: teacher[name] for name in ("top1", "top5", "nll", "ece")}
+    assert found["top1"] != teacher["top1"]
+
+
 def test_a_new_model_is_evaluated_again(experiment):
     job = experiment.students[0]
     old = read(evaluate_run(experiment, job.folder))
@@ -205,10 +248,11 @@ def test_summary(experiment):
     assert [row["method"] for row in rows] == ["teacher", "scratch", "scratch", "iakd", "iakd"]
     evaluations = [read(Path(row["folder"]) / "evaluation.json") for row in rows]
     assert [float(row["top1"]) for row in rows] == pytest.approx([e["top1"] for e in evaluations], abs=1e-4)
-    metrics = read(folder / "metrics.json")["resnet8w4-resnet8w2"]
+    metrics = read(folder / "metrics.json")
+    assert "std" not in metrics["teachers"]["resnet8w4"]
+    metrics = metrics["resnet8w4-resnet8w2"]
     mean = (evaluations[3]["top1"] + evaluations[4]["top1"]) / 2
     assert metrics["iakd"]["top1"] == pytest.approx(mean, abs=1e-4) and metrics["iakd"]["n"] == 2
-    assert "std" not in metrics["teacher"]
     (epochs, _) = read(folder / "swapping.json")
     assert (epochs["method"], epochs["condition"], epochs["counterpart"]) == ("iakd", "equal_epochs", "scratch")
     scratch = (evaluations[1]["top1"] + evaluations[2]["top1"]) / 2

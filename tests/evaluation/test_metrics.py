@@ -79,6 +79,26 @@ def test_class_without_images():
     assert found["confusion"][2] == [0, 0, 0, 0]
 
 
+def test_which_images_are_right(sample):
+    logits, labels = sample
+    found = classification_metrics(logits, labels)
+    assert len(found["correct"]) == 68  # 400 bits are 50 bytes
+    assert (metrics.unpack(found["correct"], 400) == (logits.argmax(1) == labels)).all()
+
+
+@pytest.mark.parametrize("n", [1, 7, 8, 9, 847])
+def test_flags_survive_packing(n):
+    flags = np.random.default_rng(n).random(n) < 0.7
+    text = metrics.pack(flags)
+    assert (metrics.unpack(text, n) == flags).all()
+    with pytest.raises(ValueError, match=f"for {n + 8} images"):
+        metrics.unpack(text, n + 8)
+
+
+def test_the_first_flag_is_the_highest_bit():
+    assert metrics.pack(np.array([True, False, False, False, False, False, True, True, True])) == "g4A="  # 0x83 0x80
+
+
 def test_huge_logits_do_not_overflow():
     found = classification_metrics(np.array([[1e4, 0.0], [0.0, 1e4]], dtype=np.float32), np.array([0, 0]))
     assert found["nll"] == pytest.approx(5e3)

@@ -48,8 +48,11 @@ def test_cost_ratio():
             {"method": "crd", "crd": {"weight": 0.5}},
             "embeddings contrasted with those of images of other classes, weight = 0.5",
         ),
-        ({"method": "kd", "tune": {"kd.temperature": [1, 8]}}, "teacher's outputs, T = 4; from Optuna: kd.temperature"),
-        ({"method": "label_smoothing", "recipe": {"lr": 0.1, "epochs": 9}}, "ε = 0.1; own recipe: epochs, lr"),
+        ({"method": "kd", "tune": {"kd.temperature": [1, 8]}}, "teacher's outputs, T = 4; from Optuna: temperature"),
+        (
+            {"method": "label_smoothing", "recipe": {"lr": 0.1, "epochs": 9}},
+            "ε = 0.1; own recipe: epochs = 9, lr = 0.1",
+        ),
     ],
 )
 def test_describe_settings(settings, text):
@@ -100,8 +103,8 @@ def test_a_tuned_method_is_described_by_what_its_study_has_found():
     found = {"method": "iakd+kd", "iakd": {"schedule": {"kind": "uniform", "p0": 0.12345}}, "kd": {"temperature": 2.5}}
     trained = Candidate(Method.model_validate(found), Recipe(lr=0.054321))
     assert formatting.describe_settings(Method.model_validate(entry), trained=trained) == (
-        "uniform p = 0.123; teacher's outputs, T = 2.5; from Optuna: schedule, kd.temperature = 2.5, recipe.lr = 0.0543"
+        "uniform p = 0.123; teacher's outputs, T = 2.5; from Optuna: schedule, temperature, lr = 0.0543"
     )
     assert formatting.describe_settings(Method.model_validate(entry)) == (
-        "schedule from Optuna; teacher's outputs, T = 4; from Optuna: kd.temperature, recipe.lr"
+        "schedule from Optuna; teacher's outputs, T = 4; from Optuna: temperature, lr"
     )

@@ -18,10 +18,10 @@ from iakd.config.methods import GROUP_TITLES
 from iakd.errors import UserError
 from iakd.experiment import run_dir
 from iakd.experiment.jobs import plan_experiment
-from iakd.reporting import tables
+from iakd.reporting import key_table, tables
 from iakd.reporting.figures import hints
 from iakd.reporting.page import settings_text
-from iakd.reporting.results import read_comparison
+from iakd.reporting.results import read_comparison, read_study
 from iakd.stages import evaluate
 from iakd.stages.report import run
 
@@ -161,16 +161,17 @@ def test_page_and_tables_show_what_swapping_added(tmp_path, monkeypatch):
     assert "for iakd+dkd. Add the same loss without swaps: <code>dkd: {}</code>" in section
     assert 'href="#added"' in text
     markdown = (experiment.report / "tables.md").read_text()
-    assert "| iakd+kd | kd-longer | 1.07× | equal training time | **+0.5 [+0.5 to +0.5]** | 3 |" in markdown
+    assert "| iakd+kd | kd-longer | 1.07× | equal training time | **+0.5 [+0.2 to +0.8]** | 3 |" in markdown
     figure = (experiment.report / "figures" / "added.svg").read_text()
     assert "over kd: equal epochs, 0.71× its time" in figure
     assert "over kd-longer: equal training time, 1.07× its time" in figure
     found = {(row["method"], row["condition"]): row for row in tables.swap_effects(read_comparison(experiment))}
     row = found["iakd+kd", "equal_time"]
-    assert (row["counterpart"], row["difference"], row["low"], row["high"], row["n"]) == ("kd-longer", 0.5, 0.5, 0.5, 3)
+    assert (row["counterpart"], row["difference"], row["n"], row["certain"]) == ("kd-longer", 0.5, 3, True)
+    assert 0 < row["low"] < 0.3 and 0.7 < row["high"] < 1 and row["p"] < row["p_adjusted"] < 0.05
     assert row["time_ratio"] == pytest.approx(15 / 14, abs=1e-4)
     row = found["iakd+dkd", "equal_epochs"]
-    assert (row["counterpart"], row["difference"], row["n"]) == (None, None, 0)
+    assert (row["counterpart"], row["difference"], row["certain"], row["n"]) == (None, None, None, 0)
 
 
 def test_time_of_an_epoch_is_the_median_over_the_seeds_of_cpu_time(tmp_path, monkeypatch):
@@ -305,10 +306,9 @@ def test_twenty_five_methods_are_grouped_and_the_significant_gains_marked(tmp_pa
         inside = [int(rank) for rank in re.findall(r'class="rank">(\d+)', part)]
         assert inside == sorted(inside)
     marked = table.count(" ✓</span>")
-    kept = {labels for _, labels in comparison.jointly_significant}
-    gains = {labels for labels in kept if labels & {"scratch", "kd"}}
-    assert 0 < marked == len(gains) + (frozenset({"scratch", "kd"}) in gains)  # that one is shown both ways
-    assert f"{len(kept)} remain significant, marked ✓" in text
+    gains = [gain for results in pair.methods for gain in results.gains.values() if gain.significant]
+    assert 0 < marked == len(gains)
+    assert f"{sum(one.significant for one in comparison.counted)} have a ✓" in text
     curves = (experiment.report / "figures" / "curves.svg").read_text()
     places = [curves.index(f">{label}<") for label, _ in rows]
     assert places == sorted(places)  # in the order of the table
@@ -366,6 +366,168 @@ def test_markup_in_names_is_only_text(example):
     assert text.count(">$5 and $x</text>") == 3  # both axes of the matrix, and the accuracy per class
 
 
+def test_a_method_may_be_called_teacher(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    methods = {"kd": {}, "teacher": {"method": "scratch"}}
+    experiment = fake_experiment.plan(methods, epochs=5)
+    fake_experiment.write(experiment, {"kd": [90.0, 91.0, 92.0], "teacher": [80.0, 81.0, 82.0]}, teacher=97.0)
+    comparison = read_comparison(experiment)
+    assert tables.metrics(comparison) == {
+        "teachers": {"resnet20": {"top1": 97.0, "n": 1}},
+        "resnet20-resnet8": {
+            "kd": {"top1": 91.0, "std": 1.0, "n": 3},
+            "teacher": {"top1": 81.0, "std": 1.0, "n": 3},
+        },
+    }
+    dots = {(row["name"], row["method"], row["top1"]) for row in tables.accuracy(comparison)}
+    assert {("teacher resnet20", None, 97.0), ("teacher", "teacher", 81.0)} < dots
+    rows = [(row["method"], row["student"], row["top1_mean"]) for row in tables.summary(comparison)]
+    assert rows == [("teacher", None, 97.0), ("kd", "resnet8", 91.0), ("teacher", "resnet8", 81.0)]
+    lines = tables.markdown(comparison).splitlines()
+    assert [line.split("|")[1].strip() for line in lines[4:]] == ["teacher (resnet20)", "kd", "teacher"]
+
+
+def test_a_peer_has_a_row(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    experiment = fake_experiment.plan({"scratch": {}, "mutual": {}}, epochs=5)
+    fake_experiment.write(experiment, {"scratch": [80.0, 81.0, 82.0], "mutual": [90.0, 91.0, 92.0]})
+    for seed, job in enumerate(job for job in experiment.students if job.label == "mutual"):
+        change(job.folder / "evaluation.json", peer={"top1": 97.0 + seed, "top5": 100.0, "nll": 0.1, "ece": 0.01})
+    comparison = read_comparison(experiment)
+    (row,) = [row for row in tables.summary(comparison) if row["method"] == "mutual"]
+    assert (row["peer_top1_mean"], row["peer_top1_std"]) == (98.0, 1.0)
+    assert [row.get("peer_top1") for row in tables.runs(comparison)][-3:] == [97.0, 98.0, 99.0]
+    assert "| mutual: its peer | 98.0 ± 1.0 | 3 |  |" in tables.markdown(comparison)
+    shown = key_table.key_table(comparison, comparison.pairs[0])["groups"][1]["rows"]
+    assert [(row["label"], row["peer"]) for row in shown] == [("mutual", "98.0 ± 1.0"), ("scratch", None)]
+    assert re.search(r'class="peer">.*its peer.*98\.0 ± 1\.0', run(experiment).read_text())
+
+
+def change(path: Path, **values: object) -> None:
+    """Change or add keys of a JSON file; a key whose value is ... is removed."""
+    content = {**json.loads(path.read_text()), **values}
+    path.write_text(json.dumps({name: value for name, value in content.items() if value is not ...}))
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"macs": ...}, "macs: Field required"),
+        ({"correct": ...}, "correct: Field required"),
+        ({"top1": "high"}, "top1: Input should be a valid number, got 'high'"),
+        ({"nll": float("nan")}, "nll: "),
+        ({"n": 0}, "n: Input should be greater than 0, got 0"),
+        ({"correct": "AAAA"}, "correct: 3 bytes for 1000 images"),
+        ({"correct": "?"}, "correct: Only base64"),
+        ({"top1": 12.0}, "images, but top1 is 12.00 %"),
+        ({"confusion": [[1]]}, "confusion: not 10 rows and columns"),
+        ({"calibration": {}}, "calibration.n: Field required"),
+        ({"calibration": {"n": [1], "confidence": [], "top1": []}}, "its lists have different lengths"),
+    ],
+)
+def test_odd_keys_of_an_evaluation(example, values, reason):
+    path = example.students[3].folder / "evaluation.json"
+    change(path, **values)
+    with pytest.raises(UserError) as error:
+        read_comparison(example)
+    message = str(error.value)
+    assert message.startswith(f"{path} is damaged or of an earlier version (") and "\n" not in message
+    assert reason in message and message.endswith("): run `iakd evaluate`")
+
+
+@pytest.mark.parametrize("text", [b"[]", b"null", b"{", b"\xff"])
+@pytest.mark.parametrize("name", ["evaluation.json", "run.json", "metrics.json"])
+def test_damaged_json(example, name, text):
+    path = example.students[3].folder / name
+    path.write_bytes(text)
+    with pytest.raises(UserError, match=f"^{re.escape(str(path))} is damaged.*run `iakd [^`]*`.*$"):
+        read_comparison(example)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("run.json", {"device": ...}),
+        ("run.json", {"wall_seconds": None}),
+        ("run.json", {"versions": ["torch"]}),
+        ("run.json", {"inputs": ...}),
+        ("metrics.json", {"val_top1": ...}),
+        ("metrics.json", {"val_top1": "high"}),
+    ],
+)
+def test_odd_keys_of_a_training(example, name, values):
+    job = example.students[3]
+    change(job.folder / name, **values)
+    command = f"iakd distill --pair resnet20-resnet8 --method {job.label} --seed 0"
+    remedy = f"delete {job.folder}, then run `{command}` and `iakd evaluate`"
+    with pytest.raises(UserError, match=f"{name} is damaged .*{re.escape(remedy)}$"):
+        read_comparison(example)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda text: text.replace(",0.1\n", ",fast\n", 1), "could not convert"),
+        (lambda text: text.replace(",0.1\n", "\n", 1), ""),  # a cell is missing
+        (lambda text: text.replace(",0.1\n", ",0.1,7\n", 1), ""),
+        (lambda text: text.replace("seconds", "hours"), "seconds: Field required"),
+        (lambda text: text.replace("\n2,", "\n3,", 1), "row 2 is of epoch 3"),
+        (lambda text: "\n".join(text.splitlines()[:31]) + "\n", "lacks what other seeds have"),
+        (lambda text: "\n".join(text.splitlines()[:33]) + "\n", "its last epoch has no val_top1"),
+        (lambda text: text.splitlines()[0], "its last epoch has no val_top1"),
+        (lambda text: "", ""),
+        (lambda text: text.replace("loss", "lo\0ss"), ""),
+        (lambda text: text.replace("0.1", "nan"), ""),
+    ],
+)
+def test_damaged_history(example, damage, reason):
+    job = example.students[3]
+    path = job.folder / "history.csv"
+    path.write_text(damage(path.read_text()))
+    comparison = read_comparison(example)
+    with pytest.raises(UserError) as error:
+        comparison.pairs[0].methods[1].histories()
+    message = str(error.value)
+    assert message.startswith(f"{path} is damaged (") and reason in message and "\n" not in message
+    assert "`iakd distill" in message
+
+
+def test_missing_history_and_metrics(example):
+    job = example.students[3]
+    for name in ("history.csv", "metrics.json"):
+        (job.folder / name).unlink()
+        with pytest.raises(UserError, match=f"{name} does not exist: .*`iakd distill"):
+            tables.curves(read_comparison(example))
+
+
+def test_evaluations_of_other_data(example):
+    """Pairing by image would compare different images."""
+    change(example.students[3].folder / "evaluation.json", data_sha256="0" * 64)
+    with pytest.raises(UserError, match=r"evaluation.json is of other data than .*: run `iakd evaluate`"):
+        read_comparison(example)
+
+
+@pytest.mark.parametrize("values", [{"classes": ...}, {"splits": []}, {"source": {"name": "digits"}}])
+def test_damaged_manifest(example, values):
+    change(example.data.folder / "manifest.json", **values)
+    with pytest.raises(UserError, match=r"manifest.json is damaged \(.*\): run `iakd prepare`"):
+        run(example)
+
+
+def test_damaged_files_of_a_study(example):
+    study = example.studies[0]
+    trials = [{"number": 0, "state": "complete", "value": 90.0}]
+    path = study.folder / "trials" / "0000" / "seed0" / "history.csv"
+    assert list(read_study(study, 3, trials, {}).curves) == [0]
+    path.write_text("epoch,p_planned_0\n1,x\n")
+    with pytest.raises(UserError, match=r"history.csv is damaged .*`iakd tune`"):
+        read_study(study, 3, trials, {})
+    path.unlink()
+    change(study.folder / "metrics.json", pareto_front=[99])
+    with pytest.raises(UserError, match=r"metrics.json is damaged: delete it, then run `iakd tune`"):
+        read_study(study, 3, trials, {})
+
+
 @pytest.mark.parametrize("name", ["evaluation.json", "run.json"])
 def test_missing_evaluation(example, name):
     path = example.students[3].folder / name
@@ -375,8 +537,7 @@ def test_missing_evaluation(example, name):
 
 
 def test_evaluation_of_an_older_model(example):
-    path = example.students[3].folder / "run.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "model_sha256": "0" * 64}))
+    change(example.students[3].folder / "run.json", model_sha256="0" * 64)
     with pytest.raises(UserError, match="belongs to an older model: run `iakd evaluate`"):
         run(example)
 

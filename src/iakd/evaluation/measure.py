@@ -20,6 +20,7 @@ from iakd.training.validation import predict
 
 WARM_UP_RUNS = 3  # not timed: memory is allocated and kernels are selected
 BATCH_RUNS = 3  # timed, of a whole batch
+PEER = ("top1", "top5", "nll", "ece")  # what is told of a second network
 BY_BITS = ("top1", "top5", "nll", "ece", "weight_bytes")  # what is told of each of several bit-widths
 
 
@@ -94,3 +95,16 @@ def evaluate_model(
         **measure_speed(model, next(test.plain(batch_size)).images, params.evaluate.latency_runs),
         "device": devices.device_name(device),
     }
+
+
+def evaluate_peer(
+    params: Params,
+    model: Network,
+    normalisation: Normalisation | None,
+    content: bytes,
+    weights_name: str,
+    store: PreparedData,
+) -> dict[str, float]:
+    """Return the accuracy of a network that was trained beside a student; arguments as in `evaluate_model`."""
+    measured = evaluate_model(params, model, normalisation, content, weights_name, store)
+    return {name: measured[name] for name in PEER}

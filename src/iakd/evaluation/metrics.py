@@ -1,5 +1,6 @@
 """Accuracy and calibration from logits, in float64 on the CPU, so that they are bit-identical on every run."""
 
+import base64
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ def classification_metrics(logits: NDArray[Any], labels: Labels) -> dict[str, An
     `logits` (N, classes), `labels` (N,). In percent: `top1`, `top5` (100 with five classes or fewer) and
     `per_class_top1` (None for a class without images). `nll` in nats, `ece` in 0–1, `n` images, `confusion` counts
     (row: true class, column: predicted), `calibration`: per bin of confidence `n`, and the means of `confidence` and
-    `top1`, both 0–1, None in an empty bin.
+    `top1`, both 0–1, None in an empty bin. `correct`: which images are classified correctly, see `pack`.
 
     Raises RunFailed if a logit is not finite: such a model has no accuracy worth reporting.
     """
@@ -40,7 +41,21 @@ def classification_metrics(logits: NDArray[Any], labels: Labels) -> dict[str, An
         "per_class_top1": per_class_top1(matrix),
         "confusion": matrix.tolist(),
         "calibration": bins,
+        "correct": pack(rank == 0),
     }
+
+
+def pack(flags: NDArray[np.bool_]) -> str:
+    """Return flags (N,) as text: eight to a byte, the first one in the highest bit, and the bytes in base 64."""
+    return base64.b64encode(np.packbits(flags).tobytes()).decode()
+
+
+def unpack(text: str, n: int) -> NDArray[np.bool_]:
+    """Return the `n` flags in a text of `pack`. Raises ValueError if it holds another number of bytes."""
+    content = np.frombuffer(base64.b64decode(text, validate=True), dtype=np.uint8)
+    if len(content) != -(-n // 8):
+        raise ValueError(f"{len(content)} bytes for {n} images")
+    return np.unpackbits(content, count=n).astype(np.bool_)
 
 
 def ranks(logits: Floats, labels: Labels) -> Labels:

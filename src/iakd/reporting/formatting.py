@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from iakd.config import METHODS, Candidate, Method, Schedule
-from iakd.reporting.statistics import PairedDifference, SeedMean
+from iakd.reporting.statistics import MIN_SEEDS, PairedDifference, SeedMean
 from iakd.reporting.swapping import Condition
 
 EXPLANATIONS = {
@@ -18,6 +18,10 @@ EXPLANATIONS = {
         "the student's. In the two-path form the student itself is trained in every step, and hybrid paths beside it. "
         "The finished student is always tested on its own."
     ),
+}
+DESCRIBED = {  # settings whose values `describe_settings` shows in the terms of their methods
+    *("kd.temperature", "label_smoothing.epsilon", "init", "iakd.paths", "iakd.weight"),
+    *(f"iakd.schedule.{name}" for name in ("kind", "p0", "p1", "slope")),
 }
 STARTS = {  # by `init`: how a table calls it, and what that means
     "teacher": (
@@ -58,11 +62,11 @@ def mean_std(value: SeedMean, digits: int) -> str:
 
 
 def interval(difference: PairedDifference, digits: int) -> str:
-    """Return '+3.9 to +7.1', or nothing for one seed; a bound of a significant difference is not rounded to zero."""
+    """Return '+3.9 to +7.1', or nothing for one seed; of an interval without zero no bound is rounded to zero."""
     if difference.low is None or difference.high is None:
         return ""
     while (
-        difference.significant
+        difference.excludes_zero
         and digits < 6
         and not all(float(f"{b:.{digits}f}") for b in (difference.low, difference.high))
     ):
@@ -71,9 +75,9 @@ def interval(difference: PairedDifference, digits: int) -> str:
 
 
 def judgement(difference: PairedDifference) -> str:
-    """Return 'significant', 'not significant' or 'one seed only'."""
-    if difference.low is None:
-        return "one seed only"
+    """Return 'significant', 'not significant', 'one seed only' or 'two seeds only'."""
+    if difference.n < MIN_SEEDS:
+        return "one seed only" if difference.n == 1 else "two seeds only"
     return "significant" if difference.significant else "not significant"
 
 
@@ -142,15 +146,24 @@ def describe_settings(method: Method, brief: bool = False, trained: Candidate | 
     if shown.init in STARTS:
         terms.append(STARTS[shown.init][0])
     if method.recipe:
-        terms.append(f"own recipe: {', '.join(sorted(method.recipe))}")
+        own = [
+            name if isinstance(value, dict) else _value(name, value) for name, value in sorted(method.recipe.items())
+        ]
+        terms.append(f"own recipe: {', '.join(own)}")
     if method.tuned:
         found = ["schedule"] * (shown.tunes_schedule < method.tunes_schedule)  # else its own term says so
-        found += [_chosen(name, trained.value(name)) if trained else name for name in method.tune]
+        found += [_chosen(name, trained) for name in method.tune]
         terms += [f"from Optuna: {', '.join(found)}"] * bool(found)
     return "; ".join(terms)
 
 
-def _chosen(name: str, value: Any) -> str:
+def _chosen(name: str, trained: Candidate | None) -> str:
+    """Return the name of a searched setting, with the value that a study found unless another term shows it."""
+    last = name.rpartition(".")[2]
+    return _value(last, trained.value(name)) if trained and name not in DESCRIBED else last
+
+
+def _value(name: str, value: Any) -> str:
     return f"{name} = {value:.3g}" if isinstance(value, float) else f"{name} = {value}"
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from iakd.reporting import formatting
 from iakd.reporting.figures.style import AxisRange, fit_axis
-from iakd.reporting.results import Comparison, MethodResults, PairComparison, added_key, gain_key
+from iakd.reporting.results import Comparison, MethodResults, PairComparison
 from iakd.reporting.statistics import PairedDifference
 from iakd.reporting.swapping import by_counterpart
 
@@ -46,9 +46,7 @@ def swap_table(comparison: Comparison, pair: PairComparison) -> dict[str, Any]:
             "label": added.method if added is first[added.method] else "",
             "counterpart": added.reference,
             "condition": formatting.conditions(added.conditions),
-            "gain": _gain_cell(
-                added.difference, axis, comparison.digits, added_key(pair, added) in comparison.jointly_significant
-            ),
+            "gain": _gain_cell(added.difference, axis, comparison.digits),
             "n": added.difference.n,
             "time": formatting.ratio(added.time_ratio),
         }
@@ -93,6 +91,12 @@ def _x(axis: AxisRange, value: float) -> str:
     return f"{axis.position(value):.1f}%"
 
 
+def _arrows(axis: AxisRange, *values: float | None) -> list[str]:
+    """Return the ends of the axis beyond which some of the values are."""
+    known = [value for value in values if value is not None]
+    return ["0.0%"] * any(value < axis.low for value in known) + ["100.0%"] * any(value > axis.high for value in known)
+
+
 def _row(
     comparison: Comparison,
     pair: PairComparison,
@@ -109,36 +113,31 @@ def _row(
         "rank": pair.ranked.index(results) + 1 if grouped and results.method else None,
         "settings": formatting.describe_settings(results.method, grouped, results.trained)
         if results.method
-        else _describe_teacher(results),
+        else _describe_teacher(pair),
         "n": top1.n,
         "mean": formatting.number(top1.mean, digits),
         "std": None if top1.std is None else formatting.number(top1.std, digits),
+        "peer": formatting.mean_std(results.peer_top1, digits) if results.peer_top1 else None,
         "strip": {
             "mean": _x(accuracy, top1.mean),
             "low": _x(accuracy, top1.mean - std),
             "high": _x(accuracy, top1.mean + std),
             "seeds": [_x(accuracy, value) for value in results.top1_by_seed().values() if not accuracy.outside(value)],
             "outside": accuracy.outside(top1.mean),
+            "arrows": _arrows(accuracy, *results.top1_by_seed().values(), top1.mean - std, top1.mean + std),
         },
-        "gains": [
-            _gain_cell(
-                results.gains.get(reference),
-                axis,
-                digits,
-                gain_key(pair, results, reference) in comparison.jointly_significant,
-            )
-            for reference, axis in gain_axes.items()
-        ],
+        "gains": [_gain_cell(results.gains.get(reference), axis, digits) for reference, axis in gain_axes.items()],
     }
 
 
-def _describe_teacher(teacher: MethodResults) -> str:
-    return "imported, not trained here" if teacher.imported_from else "trained alone on all training images"
+def _describe_teacher(pair: PairComparison) -> str:
+    imported = bool(pair.teacher.imported_from)
+    return (
+        f"{pair.teacher_name}, {'imported, not trained here' if imported else 'trained alone on all training images'}"
+    )
 
 
-def _gain_cell(
-    gain: PairedDifference | None, axis: AxisRange, digits: int, jointly_significant: bool = False
-) -> dict[str, Any] | None:
+def _gain_cell(gain: PairedDifference | None, axis: AxisRange, digits: int) -> dict[str, Any] | None:
     if gain is None:
         return None
     bounded = gain.low is not None and gain.high is not None
@@ -146,10 +145,10 @@ def _gain_cell(
         "text": formatting.signed(gain.mean, digits),
         "interval": formatting.interval(gain, digits) if bounded else formatting.judgement(gain),
         "significant": gain.significant,
-        "jointly_significant": jointly_significant,
         "judgement": formatting.judgement(gain),
         "mean": _x(axis, gain.mean),
         "outside": axis.outside(gain.mean),
+        "arrows": _arrows(axis, gain.low, gain.mean, gain.high),
         "low": _x(axis, gain.low) if gain.low is not None else None,
         "high": _x(axis, gain.high) if gain.high is not None else None,
     }

@@ -50,7 +50,7 @@ def render(
             note for init, (_, note) in formatting.STARTS.items() if init in {m.init for m in params.methods.values()}
         ),
         figures={name: Markup(figure) for name, figure in figures.items()},
-        swaps=any(results.is_iakd for pair in comparison.pairs for results in pair.methods),
+        swaps=any(results.interactive for pair in comparison.pairs for results in pair.methods),
         hints=hints.has_hints(comparison),
         studies=bool(studies),
         equal_time=formatting.ratio(EQUAL_TIME),

@@ -1,40 +1,102 @@
-"""What the report shows, read from files: evaluations by pair, method and seed, gains over the references, studies."""
+"""What the report shows, read from files: evaluations by pair, method and seed, their differences, studies."""
 
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from iakd import files
-from iakd.config import Candidate, Method, Parameter, Params, Recipe
+from iakd.config import Candidate, Method, Parameter, Params, Recipe, explain
 from iakd.config.methods import GROUP_TITLES
 from iakd.errors import UserError
+from iakd.evaluation.metrics import unpack
+from iakd.evaluation.record import read_evaluation
 from iakd.experiment.jobs import Experiment, StudentJob, StudyJob, TeacherJob, as_trained
-from iakd.experiment.run_dir import EVALUATION, HISTORY, METRICS, RUN, read_history
-from iakd.reporting.statistics import PairedDifference, SeedMean, holm_rejections, paired_difference, seed_mean
-from iakd.reporting.swapping import Added, SwapEffect, by_counterpart, swap_effects
+from iakd.experiment.run_dir import EVALUATION, HISTORY, METRICS, RUN, Row, read_history
+from iakd.reporting.statistics import Correct, PairedDifference, SeedMean, judge, paired_difference, seed_mean
+from iakd.reporting.swapping import SwapEffect, Trained, interactive, swap_effects
 
 TEACHER = "teacher"  # the method's name in a teacher's evaluation
 MAX_UNGROUPED = 12  # methods: more are shown in groups
 
 TrialRow = dict[str, Any]  # a row of trials.csv
 PlannedCurve = tuple[NDArray[np.float64], NDArray[np.float64]]  # progress (E,), planned p of each block (E, blocks)
-GainKey = tuple[str, frozenset[str]]  # a pair's name and the labels of two of its methods, in any order
+Differences = Mapping[tuple[str, str, str], PairedDifference]  # by a pair's name, a method's label and another's
 
 
 @dataclass(frozen=True)
 class ModelResults:
-    """The files of one evaluated model: evaluation.json, run.json and metrics.json."""
+    """The files of one evaluated model: evaluation.json, run.json and metrics.json; `command` trains it."""
 
     folder: Path
     seed: int
     evaluation: dict[str, Any]
     record: dict[str, Any]
     metrics: dict[str, Any]
+    command: str
+
+    @property
+    def correct(self) -> Correct:
+        """Whether each test image was classified correctly, (images,)."""
+        return unpack(self.evaluation["correct"], self.evaluation["n"])
+
+    def history(self) -> list[Row]:
+        """Return the rows of history.csv. Raises UserError if it is missing, damaged or incomplete."""
+        path, remedy = self.folder / HISTORY, _train_again(self.folder, self.command)
+        rows = read_history(path)
+        try:
+            for number, row in enumerate(rows, 1):
+                _HistoryRow.model_validate(row)
+                if row["epoch"] != number:
+                    raise ValueError(f"row {number} is of epoch {row['epoch']}")
+            for name in ("val_top1", "peer_val_top1"):
+                if name in self.metrics and (not rows or rows[-1].get(name) is None):
+                    raise ValueError(f"its last epoch has no {name}")
+        except ValidationError as error:
+            raise UserError(f"{path} is damaged (row {number}: {explain(error, _HistoryRow)}): {remedy}") from None
+        except ValueError as error:
+            raise UserError(f"{path} is damaged ({error}): {remedy}") from None
+        return rows
+
+
+class _Damageable(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+
+class _HistoryRow(_Damageable):
+    epoch: int
+    loss: float
+    seconds: float
+    cpu_seconds: float | None = None
+    val_top1: float | None = None
+
+
+class _Inputs(_Damageable):
+    checkpoint: str | None = None
+
+
+class _RunRecord(_Damageable):
+    model_sha256: str
+    wall_seconds: float
+    device: str
+    versions: dict[str, str]
+    git_commit: str | None
+    lock_sha256: str | None
+    started: str
+    finished: str
+    params: dict[str, Any]
+    inputs: _Inputs
+
+
+class _Metrics(_Damageable):
+    val_top1: float
 
 
 @dataclass(frozen=True)
@@ -49,14 +111,14 @@ class MethodResults:
     gains: dict[str, PairedDifference] = field(default_factory=dict)  # by reference, except over itself
 
     @property
-    def is_iakd(self) -> bool:
-        """Whether the method swaps blocks during training."""
-        return self.method is not None and self.method.swaps
+    def interactive(self) -> bool:
+        """Whether parts of the teacher are swapped into the student during the training."""
+        return self.method is not None and interactive(self.method)
 
     @property
     def kind(self) -> str:
         """'teacher', 'iakd' or 'other': decides colour and marker."""
-        return "teacher" if self.method is None else "iakd" if self.is_iakd else "other"
+        return "teacher" if self.method is None else "iakd" if self.interactive else "other"
 
     @property
     def imported_from(self) -> list[str]:
@@ -94,9 +156,22 @@ class MethodResults:
     @cached_property
     def epoch_seconds(self) -> list[float]:
         """The time of each epoch without its validation, the median over the seeds: CPU time, or on a GPU wall time."""
-        histories = [read_history(model.folder / HISTORY) for model in self.models]
+        histories = self.histories()
         seeds = [[float(row.get("cpu_seconds", row["seconds"]) or 0) for row in history] for history in histories]
         return [statistics.median(times) for times in zip(*seeds, strict=True)]
+
+    def histories(self) -> list[list[Row]]:
+        """Return the history of each seed, all with the same epochs, validations and blocks.
+
+        Raises UserError if one is damaged.
+        """
+        found = [model.history() for model in self.models]
+        shapes = [_shape(rows) for rows in found]
+        for model, shape in zip(self.models, shapes, strict=True):
+            if shape != max(shapes):
+                remedy = _train_again(model.folder, model.command)
+                raise UserError(f"{model.folder / HISTORY} is damaged (it lacks what other seeds have): {remedy}")
+        return found
 
     @property
     def devices(self) -> frozenset[str]:
@@ -106,6 +181,17 @@ class MethodResults:
     def top1_by_seed(self) -> dict[int, float]:
         """Return the test accuracy of each seed, percent."""
         return {model.seed: model.evaluation["top1"] for model in self.models}
+
+    @cached_property
+    def correct_by_seed(self) -> dict[int, Correct]:
+        """For each seed, whether each test image was classified correctly, (images,)."""
+        return {model.seed: model.correct for model in self.models}
+
+    @property
+    def peer_top1(self) -> SeedMean | None:
+        """Test accuracy of the networks that were trained beside the students, percent; None if there were none."""
+        found = [model.evaluation["peer"]["top1"] for model in self.models if model.evaluation.get("peer")]
+        return seed_mean(found) if found else None
 
 
 @dataclass(frozen=True)
@@ -135,8 +221,29 @@ class PairComparison:
     @property
     def best_of_each_kind(self) -> list[MethodResults]:
         """The most accurate method with swapping and the most accurate without, the better one first."""
-        first = {results.is_iakd: results for results in reversed(self.ranked)}
-        return [results for results in self.ranked if results is first[results.is_iakd]]
+        first = {results.interactive: results for results in reversed(self.ranked)}
+        return [results for results in self.ranked if results is first[results.interactive]]
+
+    @property
+    def rivals(self) -> list[MethodResults]:
+        """The two methods that the headline compares, the better one first; one if there is no other."""
+        best = self.best_of_each_kind
+        return best if len(best) == 2 else self.ranked[:2]
+
+    def compared(self, references: list[str]) -> list[tuple[MethodResults, MethodResults]]:
+        """Return all pairs of methods that the report compares or might have compared, each once.
+
+        The headline compares the best of each kind, so any method with swaps and any without might have been in it;
+        with one kind only, any two. The others are the gains over the references.
+        """
+        kinds = {results.interactive for results in self.methods}
+        return [
+            (first, second)
+            for first, second in combinations(self.methods, 2)
+            if len(kinds) == 1
+            or first.interactive != second.interactive
+            or {first.label, second.label} & set(references)
+        ]
 
     @property
     def groups(self) -> list[tuple[str, list[MethodResults]]]:
@@ -158,22 +265,13 @@ class PairComparison:
         return [results for _, group in self.groups for results in group]
 
 
-def gain_key(pair: PairComparison, results: MethodResults, reference: str) -> GainKey:
-    """Return the key of a gain, the same whichever of the two methods is the reference."""
-    return pair.name, frozenset({results.label, reference})
-
-
-def added_key(pair: PairComparison, added: Added) -> GainKey:
-    """Return the key of what swapping added, among the gains."""
-    return pair.name, frozenset({added.method, added.counterpart})
-
-
 @dataclass(frozen=True)
 class Comparison:
     """All pairs of an experiment."""
 
     params: Params
     pairs: list[PairComparison]
+    differences: Differences  # of all `compared` methods, in both directions
 
     @property
     def references(self) -> list[str]:
@@ -202,42 +300,33 @@ class Comparison:
         """Decimals of an accuracy in percent that a test set of this size can resolve."""
         return 1 if self.test_images < 5000 else 2
 
+    def difference(self, pair: PairComparison, first: str, second: str) -> PairedDifference | None:
+        """Return the accuracy of one method minus that of another; None if they have no seed in common."""
+        return self.differences.get((pair.name, first, second))
+
+    @property
+    def counted(self) -> list[PairedDifference]:
+        """Every difference once that may be significant: those of enough seeds."""
+        once = {(pair, frozenset(labels)): found for (pair, *labels), found in self.differences.items()}
+        return [found for found in once.values() if found.p_adjusted is not None]
+
     @cached_property
     def swap_effects(self) -> dict[str, list[SwapEffect]]:
         """What swapping added, by the names of the pairs; the most accurate method first."""
         found = {}
         for pair in self.pairs:
             order = [results.label for results in pair.ranked]
-            effects = swap_effects(pair.methods, self.params.report.confidence)
+            effects = swap_effects(pair.methods, partial(self._compare, pair))
             found[pair.name] = sorted(effects, key=lambda effect: order.index(effect.method))
         return found
 
+    def _compare(self, pair: PairComparison, first: Trained, second: Trained) -> PairedDifference | None:
+        return self.difference(pair, first.label, second.label)
+
     def lead(self, pair: PairComparison) -> PairedDifference | None:
         """Return the best method with swapping minus the best without; None if one kind or a common seed is missing."""
-        best = {results.is_iakd: results.top1_by_seed() for results in pair.best_of_each_kind}
-        return paired_difference(best[True], best[False], self.params.report.confidence) if len(best) == 2 else None
-
-    @cached_property
-    def gains(self) -> dict[GainKey, PairedDifference]:
-        """Every difference shown with an interval: leads, gains and effects of swapping.
-
-        That between the same two methods counts once.
-        """
-        found: dict[GainKey, PairedDifference | None] = {}
-        for pair in self.pairs:
-            if len(pair.best_of_each_kind) == 2:
-                better, worse = pair.best_of_each_kind
-                found[gain_key(pair, better, worse.label)] = self.lead(pair)
-            for results in pair.methods:
-                found |= {gain_key(pair, results, reference): gain for reference, gain in results.gains.items()}
-            found |= {added_key(pair, row): row.difference for row in by_counterpart(self.swap_effects[pair.name])}
-        return {key: gain for key, gain in found.items() if gain and gain.p is not None}
-
-    @cached_property
-    def jointly_significant(self) -> set[GainKey]:
-        """The gains that remain significant with Holm's correction for the number of `gains`."""
-        rejected = holm_rejections([gain.p or 0.0 for gain in self.gains.values()], 1 - self.params.report.confidence)
-        return {key for key, kept in zip(self.gains, rejected, strict=True) if kept}
+        best = {results.interactive: results.label for results in pair.best_of_each_kind}
+        return self.difference(pair, best[True], best[False]) if len(best) == 2 else None
 
 
 @dataclass(frozen=True)
@@ -277,7 +366,7 @@ class StudyResults:
 
 
 def read_comparison(experiment: Experiment) -> Comparison:
-    """Read the evaluations of all models. Raises UserError naming the first that is missing or outdated."""
+    """Read the evaluations of all models. Raises UserError naming the first that is missing, damaged or outdated."""
     by_teacher: dict[str, list[ModelResults]] = {}
     for taught in experiment.teachers:
         by_teacher.setdefault(taught.network.name, []).append(_read_model(taught))
@@ -285,43 +374,99 @@ def read_comparison(experiment: Experiment) -> Comparison:
     for job in experiment.students:
         by_label = by_pair.setdefault((job.teacher.network.name, job.student.name), {})
         model = _read_model(job)
-        used = as_trained(job, model.record)
-        trained = Candidate(used.method, used.recipe)
+        trained = _trained(job, model)
         results = by_label.setdefault(job.label, MethodResults(job.label, job.method, job.recipe, [], trained))
         results.models.append(model)
     pairs = [
         PairComparison(
-            teacher,
-            student,
-            MethodResults(TEACHER, None, None, by_teacher[teacher]),
-            _with_gains(experiment.params, by_label),
+            teacher, student, MethodResults(TEACHER, None, None, by_teacher[teacher]), list(by_label.values())
         )
         for (teacher, student), by_label in by_pair.items()
     ]
-    return Comparison(experiment.params, pairs)
+    comparison = Comparison(experiment.params, pairs, {})
+    first, *others = comparison.models
+    for other in others:  # differences are taken image by image
+        if other.evaluation["data_sha256"] != first.evaluation["data_sha256"]:
+            raise UserError(f"{other.folder / EVALUATION} is of other data than {first.folder}: run `iakd evaluate`")
+    differences = _differences(comparison)
+    return replace(
+        comparison, pairs=[_with_gains(pair, comparison, differences) for pair in pairs], differences=differences
+    )
+
+
+def _shape(rows: list[Row]) -> tuple[int, int, list[str]]:
+    """Return the numbers of epochs and of validations, and the names of the columns on blocks."""
+    validated = sum(row.get("val_top1") is not None for row in rows)
+    return len(rows), validated, sorted(name for name in rows[0] if name.startswith("p_"))
+
+
+def training_command(job: TeacherJob | StudentJob) -> str:
+    """Return the command that trains a model."""
+    if isinstance(job, TeacherJob):
+        return f"iakd teach --teacher {job.network.name} --seed {job.seed}"
+    pair = f"{job.teacher.network.name}-{job.student.name}"
+    return f"iakd distill --pair {pair} --method {job.label} --seed {job.seed}"
+
+
+def _train_again(folder: Path, command: str) -> str:
+    return f"delete {folder}, then run `{command}` and `iakd evaluate`"
 
 
 def _read_model(job: TeacherJob | StudentJob) -> ModelResults:
-    hint = "run `iakd evaluate`"
-    evaluation = files.read_json(job.folder / EVALUATION, hint)
-    record = files.read_json(job.folder / RUN, hint)
+    evaluate, command = "run `iakd evaluate`", training_command(job)
+    evaluation = read_evaluation(job.folder / EVALUATION, evaluate)
+    record = _read_training(job.folder / RUN, _RunRecord, evaluate, command)
     if evaluation["model_sha256"] != record["model_sha256"]:
-        raise UserError(f"{job.folder / EVALUATION} belongs to an older model: {hint}")
-    return ModelResults(job.folder, job.seed, evaluation, record, files.read_json(job.folder / METRICS, hint))
+        raise UserError(f"{job.folder / EVALUATION} belongs to an older model: {evaluate}")
+    metrics = _read_training(job.folder / METRICS, _Metrics, _train_again(job.folder, command), command)
+    return ModelResults(job.folder, job.seed, evaluation, record, metrics, command)
 
 
-def _with_gains(params: Params, by_label: dict[str, MethodResults]) -> list[MethodResults]:
+def _read_training(path: Path, model: type[BaseModel], missing: str, command: str) -> dict[str, Any]:
+    """Read a JSON file of a training; `missing` says what to do where it does not exist."""
+    if not path.exists():
+        raise UserError(f"{path} does not exist: {missing}")
+    remedy = _train_again(path.parent, command)
+    found = files.read_json(path, remedy)
+    try:
+        model.model_validate(found)
+    except ValidationError as error:
+        raise UserError(f"{path} is damaged ({explain(error, model)}): {remedy}") from None
+    assert isinstance(found, dict)
+    return found
+
+
+def _trained(job: StudentJob, model: ModelResults) -> Candidate:
+    """Return method and recipe as trained, with what a study has found."""
+    try:
+        used = as_trained(job, model.record)
+    except (KeyError, ValidationError):
+        path, remedy = model.folder / RUN, _train_again(model.folder, model.command)
+        raise UserError(f"{path} is damaged (no valid params.method and params.recipe): {remedy}") from None
+    return Candidate(used.method, used.recipe)
+
+
+def _differences(comparison: Comparison) -> Differences:
+    """Return the differences between all methods that are compared, in both directions, judged together."""
+    confidence = comparison.params.report.confidence
+    found: dict[tuple[str, str, str], PairedDifference] = {}
+    for pair in comparison.pairs:
+        for first, second in pair.compared(comparison.references):
+            difference = paired_difference(first.correct_by_seed, second.correct_by_seed, confidence)
+            if difference:
+                found[pair.name, first.label, second.label] = difference
+    judged = dict(zip(found, judge(list(found.values()), 1 - confidence), strict=True))
+    return judged | {(pair, b, a): difference.reversed() for (pair, a, b), difference in judged.items()}
+
+
+def _with_gains(pair: PairComparison, comparison: Comparison, differences: Differences) -> PairComparison:
     methods = []
-    for label, results in by_label.items():
-        gains = {}
-        for reference in params.report.references:
-            if reference in by_label and reference != label:
-                scores, reference_scores = results.top1_by_seed(), by_label[reference].top1_by_seed()
-                gain = paired_difference(scores, reference_scores, params.report.confidence)
-                if gain:
-                    gains[reference] = gain
-        methods.append(replace(results, gains=gains))
-    return methods
+    for results in pair.methods:
+        found = {
+            reference: differences.get((pair.name, results.label, reference)) for reference in comparison.references
+        }
+        methods.append(replace(results, gains={reference: gain for reference, gain in found.items() if gain}))
+    return replace(pair, methods=methods)
 
 
 def read_study(job: StudyJob, seeds: int, trials: list[TrialRow], importances: dict[str, float]) -> StudyResults:
@@ -332,8 +477,10 @@ def read_study(job: StudyJob, seeds: int, trials: list[TrialRow], importances: d
         if path.exists() and (curve := _planned_curve(path, job.recipe.epochs)):
             curves[trial["number"]] = curve
     title = f"{job.label}, {job.teacher.network.name} → {job.student.name}"
-    metrics = files.read_json(job.folder / METRICS, "run `iakd tune`")
+    metrics = files.read_object(job.folder / METRICS, "run `iakd tune`")
     front = metrics.get("pareto_front", [])
+    if not isinstance(front, list) or not set(front) <= {trial["number"] for trial in trials}:
+        raise UserError(f"{job.folder / METRICS} is damaged: delete it, then run `iakd tune`")
     return StudyResults(title, seeds, job.space.parameters, trials, importances, curves, front)
 
 

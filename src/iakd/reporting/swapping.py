@@ -1,19 +1,19 @@
 """What swapping itself added: each method with swaps beside the same loss without, at equal epochs and equal time.
 
-The counterpart of a method is found in the settings: the same sum without `iakd` (alone: `scratch`), with the same
-options, initialisation and recipe. At equal training time it is one that differs in nothing but its epochs and took at
-least as long. A method whose schedule or settings a study chose is compared with the untuned counterpart, and with one
-that was tuned too: all studies of an experiment have the same budget.
+The counterpart of a method is found in the settings: the same sum without `iakd` or `rcn` (alone: `scratch`), with the
+same options, initialisation and recipe. At equal training time it is one that differs in nothing but its epochs and
+took at least as long. A method whose schedule or settings a study chose is compared with the untuned counterpart, and
+with one that was tuned too: all studies of an experiment have the same budget.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
-from iakd.config import Method, Recipe
-from iakd.reporting.statistics import PairedDifference, paired_difference
+from iakd.config import METHODS, Method, Recipe
+from iakd.reporting.statistics import PairedDifference
 
-SWAPS, ALONE = "iakd", "scratch"  # the method that swaps, and the one that adds no loss
+INTERACTIVE, ALONE = "interactive", "scratch"  # the group of methods that swap, and the method that adds no loss
 EQUAL_TIME = 0.97  # of the time of the method with swaps: times on a shared machine differ by more than that
 SPARE = 1.02  # suggested epochs take a little longer than needed
 
@@ -43,8 +43,8 @@ class Trained(Protocol):
     def devices(self) -> frozenset[str]:
         """What it was trained on."""
 
-    def top1_by_seed(self) -> dict[int, float]:
-        """Return the test accuracy of each seed, percent."""
+
+Compare = Callable[[Trained, Trained], PairedDifference | None]  # the first minus the second
 
 
 @dataclass(frozen=True)
@@ -70,13 +70,13 @@ def training_seconds(results: Trained) -> float:
     return sum(results.epoch_seconds)
 
 
-def swap_effects(methods: Sequence[Trained], confidence: float) -> list[SwapEffect]:
-    """Return the effects of swapping in all methods of a pair that swap, in their order, with intervals."""
+def swap_effects(methods: Sequence[Trained], compare: Compare) -> list[SwapEffect]:
+    """Return the effects of swapping in all methods of a pair that swap, in their order."""
     return [
         effect
         for results in methods
-        if results.method and results.method.swaps
-        for effect in _Counterparts(results, methods, confidence).effects()
+        if results.method and interactive(results.method)
+        for effect in _Counterparts(results, methods, compare).effects()
     ]
 
 
@@ -111,10 +111,10 @@ def by_counterpart(effects: Sequence[SwapEffect]) -> list[Added]:
 class _Counterparts:
     """The rows without swaps that a method with swaps may be compared with."""
 
-    def __init__(self, swapping: Trained, methods: Sequence[Trained], confidence: float) -> None:
-        self.swapping, self.confidence = swapping, confidence
+    def __init__(self, swapping: Trained, methods: Sequence[Trained], compare: Compare) -> None:
+        self.swapping, self.compare = swapping, compare
         self.own = _conditions(swapping)
-        self.others = [other for other in methods if other.method and not other.method.swaps]
+        self.others = [other for other in methods if other.method and not interactive(other.method)]
 
     def effects(self) -> Iterator[SwapEffect]:
         assert self.swapping.method
@@ -132,7 +132,7 @@ class _Counterparts:
             timed = [other for other in alike if (self._time_ratio(other) or 0.0) >= EQUAL_TIME]
             found = min(timed, key=training_seconds, default=None)
         if found:
-            difference = paired_difference(self.swapping.top1_by_seed(), found.top1_by_seed(), self.confidence)
+            difference = self.compare(self.swapping, found)
             return SwapEffect(self.swapping.label, condition, found.label, difference, self._time_ratio(found))
         return self._missing(condition, alike, tuned)
 
@@ -176,7 +176,7 @@ def _conditions(results: Trained) -> dict[str, Any]:
     """Return by name, as in params.yaml, all settings that a counterpart has in common with `results`."""
     assert results.method and results.recipe
     sections = results.method.settings()
-    for name in ("method", SWAPS):
+    for name in ("method", *(name for name in METHODS if METHODS[name].group == INTERACTIVE)):
         sections.pop(name, None)
     if "init" in sections.pop("tune", {}):  # whatever the study chose
         sections["init"] = "searched"
@@ -184,9 +184,14 @@ def _conditions(results: Trained) -> dict[str, Any]:
     return {"method": without_swaps(results.method), **dict(_flat(sections))}
 
 
+def interactive(method: Method) -> bool:
+    """Whether a term of the sum swaps parts of the teacher into the student: iakd, rcn."""
+    return method.group == INTERACTIVE
+
+
 def without_swaps(method: Method) -> str:
-    """Return the sum without `iakd`, its terms in alphabetical order."""
-    return "+".join(sorted(set(method.names) - {SWAPS})) or ALONE
+    """Return the sum without what swaps, its terms in alphabetical order."""
+    return "+".join(sorted(name for name in method.names if METHODS[name].group != INTERACTIVE)) or ALONE
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from iakd.experiment.run_dir import HISTORY, read_history
 from iakd.reporting import formatting
 from iakd.reporting.results import TEACHER, Comparison, MethodResults, PairComparison
 from iakd.reporting.statistics import PairedDifference, SeedMean
@@ -29,6 +28,7 @@ def runs(comparison: Comparison) -> Rows:
         row["val_top1"] = rounded(model.metrics["val_top1"])
         row |= {name: rounded(evaluation[name]) for name in COSTS}
         row["wall_seconds"] = model.record["wall_seconds"]
+        row |= {"peer_top1": rounded(evaluation["peer"]["top1"])} if evaluation.get("peer") else {}
         row |= {"model_sha256": evaluation["model_sha256"], "folder": str(model.folder)}
         for bits, found in evaluation.get("bit_widths", {}).items():
             row |= {f"{name}_{bits}bit": rounded(found[name]) for name in ("top1", *BIT_COSTS)}
@@ -64,6 +64,8 @@ def _summary_row(comparison: Comparison, pair: PairComparison, results: MethodRe
     row |= {f"{name}_mean": rounded(results.mean(name).mean) for name in ("top5", "nll", "ece")}
     row |= {name: rounded(results.median(name)) for name in COSTS}
     row |= {f"{name}_ratio": rounded(results.median(name) / pair.teacher.median(name)) for name in COSTS}
+    if results.peer_top1:
+        row |= {f"peer_top1_{name}": rounded(getattr(results.peer_top1, name)) for name in ("mean", "std")}
     for bits in results.bit_widths:
         top1 = results.at_bits(bits, "top1")
         row |= {f"top1_{bits}bit_mean": rounded(top1.mean), f"top1_{bits}bit_std": rounded(top1.std)}
@@ -98,19 +100,30 @@ def swap_effects(comparison: Comparison) -> list[dict[str, Any]]:
     ]
 
 
-def _numbers_of(difference: PairedDifference | None) -> dict[str, float | int | None]:
+def _numbers_of(difference: PairedDifference | None) -> dict[str, float | int | bool | None]:
     if difference is None:
-        return {"difference": None, "low": None, "high": None, "p": None, "n": 0}
-    bounds = {"low": rounded(difference.low), "high": rounded(difference.high)}
-    return {"difference": rounded(difference.mean), **bounds, "p": difference.p, "n": difference.n}
+        return {"difference": None, "low": None, "high": None, "p": None, "p_adjusted": None, "certain": None, "n": 0}
+    return {
+        "difference": rounded(difference.mean),
+        "low": rounded(difference.low),
+        "high": rounded(difference.high),
+        "p": difference.p,
+        "p_adjusted": difference.p_adjusted,
+        "certain": difference.significant,
+        "n": difference.n,
+    }
 
 
 def metrics(comparison: Comparison) -> dict[str, dict[str, dict[str, float | int]]]:
-    """Return top-1 mean, std (if there is one) and n per pair and method, for `dvc metrics show` and `diff`."""
-    return {
-        pair.name: {results.label: _numbers(results.top1) for results in (pair.teacher, *pair.methods)}
-        for pair in comparison.pairs
+    """Return top-1 mean, std (if there is one) and n, for `dvc metrics show` and `diff`.
+
+    Per pair and method; those of teachers, per name, below `teachers`, which is no pair's name as it has no "-".
+    """
+    teachers = {pair.teacher_name: _numbers(pair.teacher.top1) for pair in comparison.pairs}
+    students = {
+        pair.name: {results.label: _numbers(results.top1) for results in pair.methods} for pair in comparison.pairs
     }
+    return {"teachers": teachers, **students}
 
 
 def _numbers(top1: SeedMean) -> dict[str, float | int]:
@@ -119,13 +132,16 @@ def _numbers(top1: SeedMean) -> dict[str, float | int]:
 
 
 def accuracy(comparison: Comparison) -> Rows:
-    """Return every model's test accuracy, for `dvc plots`; with several pairs `name` includes the pair."""
+    """Return every model's test accuracy, for `dvc plots`; with several pairs `name` includes the pair.
+
+    A teacher is named as such and has no method, so that it is not taken for a method of that label.
+    """
     several = len(comparison.pairs) > 1
     return [
         {
-            "name": f"{pair.name} {results.label}" if several else results.label,
+            "name": _plot_name(pair, results, several),
             "pair": pair.name,
-            "method": results.label,
+            "method": results.label if results.method else None,
             "seed": model.seed,
             "top1": rounded(model.evaluation["top1"]),
         }
@@ -133,6 +149,11 @@ def accuracy(comparison: Comparison) -> Rows:
         for results in (pair.teacher, *pair.methods)
         for model in results.models
     ]
+
+
+def _plot_name(pair: PairComparison, results: MethodResults, several: bool) -> str:
+    name = results.label if results.method else f"teacher {pair.teacher_name}"  # labels have no space
+    return f"{pair.name} {name}" if several else name
 
 
 def curves(comparison: Comparison) -> Rows:
@@ -150,7 +171,7 @@ def curves(comparison: Comparison) -> Rows:
         for pair in comparison.pairs
         for results in pair.methods
         for model in results.models
-        for row in read_history(model.folder / HISTORY)
+        for row in model.history()
         if row.get("val_top1") is not None
     ]
 
@@ -169,9 +190,13 @@ def markdown(comparison: Comparison) -> str:
         ]
         lines = [f"## {pair.title}", "", _line(header), _line(["---", *["---:"] * (len(header) - 1)])]
         for results in (pair.teacher, *pair.ranked):
-            name = f"{results.label} ({pair.teacher_name})" if results.label == TEACHER else results.label
+            name = results.label if results.method else f"{TEACHER} ({pair.teacher_name})"
             gains = [_gain(results, reference, digits) for reference in comparison.references]
             lines.append(_line([name, formatting.mean_std(results.top1, digits), str(results.top1.n), *gains]))
+            if peer := results.peer_top1:
+                lines.append(
+                    _line([f"{name}: its peer", formatting.mean_std(peer, digits), str(peer.n), *[""] * len(gains)])
+                )
         parts.append("\n".join(lines))
         added = by_counterpart(comparison.swap_effects[pair.name])
         if added:

@@ -5,11 +5,11 @@ from typing import Any, get_args
 
 import yaml
 
-from iakd.config import Params, merged
+from iakd.config import METHODS, Params, merged
 from iakd.reporting import formatting
 from iakd.reporting.results import Comparison, MethodResults, PairComparison
-from iakd.reporting.statistics import PairedDifference, paired_difference
-from iakd.reporting.swapping import SWAPS, Added, Condition, SwapEffect, by_counterpart, without_swaps
+from iakd.reporting.statistics import MIN_SEEDS, PairedDifference
+from iakd.reporting.swapping import INTERACTIVE, Added, Condition, SwapEffect, by_counterpart, without_swaps
 
 
 @dataclass(frozen=True)
@@ -70,23 +70,26 @@ def overview(comparison: Comparison) -> str:
 
 def caution(comparison: Comparison) -> str:
     """Return what to keep in mind about the number of comparisons and seeds."""
-    n = len(comparison.gains)
-    if not n and len(comparison.params.distill.seeds) == 1:
-        return "With a single seed there are no intervals, so no difference can be called significant."
-    if not n:
+    counted = comparison.counted
+    if not counted and len(comparison.params.methods) > 1:
+        n = max((found.n for found in comparison.differences.values()), default=0)
+        few = "no seed in common" if not n else "a single seed" if n == 1 else "two seeds"
+        why = "there are no intervals, so " * (n == 1)
+        return f"With {few} {why}no difference can be called significant: train {MIN_SEEDS} or more."
+    if not counted:
         return ""
-    significant = sum(gain.significant for gain in comparison.gains.values())
-    remaining = len(comparison.jointly_significant)
-    level = comparison.params.report.confidence
-    by_chance = formatting.number(n * (1 - level), 1)
+    level = formatting.percent(1 - comparison.params.report.confidence)
+    alone = sum(found.excludes_zero for found in counted)
+    together = sum(found.significant for found in counted)
     text = (
-        f"Of the {formatting.plural(n, 'difference')} with an interval in this report, {significant or 'none'} "
-        f"{'are' if significant > 1 else 'is'} significant taken one by one; about {by_chance} would be by chance "
-        f"alone. With Holm's correction for their number, {remaining or 'none'} "
-        f"{'remain' if remaining > 1 else 'remains'} significant{', marked ✓' if remaining else ''}."
+        "Of many intervals some exclude zero by chance. This report shows, or chose its headline from, "
+        f"{formatting.plural(len(counted), 'difference')}: {alone or 'none'} {'have' if alone > 1 else 'has'} an "
+        f"interval without zero, {together or 'none'} {'have' if together > 1 else 'has'} a ✓, which takes their "
+        f"number into account (Holm's correction). Without any real difference, at most {level} of reports have a ✓ "
+        "at all."
     )
-    if next(iter(comparison.gains.values())).n == 2:
-        text += " With two seeds the intervals are very wide: only huge differences can be significant."
+    if min(found.n for found in counted) == MIN_SEEDS:
+        text += " With three seeds only huge differences have one."
     return text
 
 
@@ -98,15 +101,13 @@ def swapping_summary(comparison: Comparison) -> str:
             effect.difference
             for effects in comparison.swap_effects.values()
             for effect in effects
-            if effect.condition == condition and effect.difference and effect.difference.low is not None
+            if effect.condition == condition and effect.difference and effect.difference.p_adjusted is not None
         ]
         better = sum(effect.significant and effect.mean > 0 for effect in effects)
         worse = sum(effect.significant and effect.mean < 0 for effect in effects)
         if effects:
-            parts.append(
-                f"at {formatting.conditions([condition])}, {better} of {len(effects)} are better, {worse} worse"
-            )
-    return f"Methods that differ significantly from the same loss without swaps: {'; '.join(parts)}." if parts else ""
+            parts.append(f"at {formatting.conditions([condition])}: {better} of {len(effects)} better, {worse} worse")
+    return f"Significant differences from the same loss without swaps, {'; '.join(parts)}." if parts else ""
 
 
 @dataclass(frozen=True)
@@ -156,13 +157,14 @@ def _missing(params: Params, effects: list[SwapEffect]) -> Missing:
 def _entry_without_swaps(params: Params, effect: SwapEffect) -> str:
     """Return the entry of a counterpart; nothing if it were tuned and none of the searched settings remained."""
     method = params.methods[effect.method]
-    settings = method.model_dump(mode="json", exclude_unset=True, exclude={SWAPS, "tune"})
+    swapping = {name for name in method.names if METHODS[name].group == INTERACTIVE}
+    settings = method.model_dump(mode="json", exclude_unset=True, exclude={*swapping, "tune"})
     label = without_swaps(method)
     if label in params.methods:
         label = f"{effect.method}-without-swaps"
     if effect.condition.startswith("tuned"):
         searched = method.model_dump(mode="json", exclude_unset=True).get("tune", {})
-        settings["tune"] = {name: values for name, values in searched.items() if not name.startswith(f"{SWAPS}.")}
+        settings["tune"] = {name: values for name, values in searched.items() if name.partition(".")[0] not in swapping}
         label += "-tuned"
         if not settings["tune"]:
             return ""
@@ -185,14 +187,15 @@ class _VerdictWriter:
         self.missing = comparison.missing_references
         self.effects = comparison.swap_effects[pair.name]
         self.lead = comparison.lead(pair)
+        self.counted = len(comparison.counted)
+        self.comparison = comparison
 
     def verdict(self) -> PairVerdict:
-        rivals = self.pair.best_of_each_kind
-        if len(rivals) == 2:
-            champion = next(results for results in rivals if results.is_iakd)
+        rivals = self.pair.rivals
+        if len(self.pair.best_of_each_kind) == 2:
+            champion = next(results for results in rivals if results.interactive)
             outcome = "open" if not (self.lead and self.lead.significant) else "iakd" if self.lead.mean > 0 else "other"
         else:
-            rivals = self.pair.ranked[:2]
             champion, outcome = rivals[0], "alone"
         headline, interval, first = self._compare(*rivals) if len(rivals) == 2 else self._only(champion)
         details = [first, *self._unequal(rivals), *self._added(champion), *self._gains(champion, rivals)]
@@ -207,7 +210,7 @@ class _VerdictWriter:
         scores = (
             f"{self._name(better)} reached {self._score(better)}; {self._name(worse)} reached {self._score(worse)}."
         )
-        difference = paired_difference(better.top1_by_seed(), worse.top1_by_seed(), self.level)
+        difference = self.comparison.difference(self.pair, better.label, worse.label)
         if difference is None:
             headline = f"{better.label} reached more than {worse.label}, but they have no seed in common"
             return headline, "", f"{scores} Differences are compared seed by seed, so there is none here."
@@ -230,26 +233,33 @@ class _VerdictWriter:
 
     def _won(self, better: MethodResults, worse: MethodResults) -> str:
         beat = f"{better.label} beat {worse.label}"
-        if better.is_iakd == worse.is_iakd:
+        if better.interactive == worse.interactive:
             return beat
-        return f"IAKD won: {beat}" if better.is_iakd else f"IAKD lost: {beat}"
+        swapping = better if better.interactive else worse
+        name = "IAKD" if swapping.method and swapping.method.swaps else "Swapping"
+        return f"{name} won: {beat}" if better is swapping else f"{name} lost: {beat}"
 
     def _name(self, results: MethodResults) -> str:
         """Return the label; with the number of methods that it represents, if it is the best of its kind."""
-        kind = [other for other in self.pair.methods if other.is_iakd == results.is_iakd]
+        kind = [other for other in self.pair.methods if other.interactive == results.interactive]
         if len(kind) in (1, len(self.pair.methods)):
             return results.label
-        kind_name = "IAKD variants" if results.is_iakd else "methods without swapping"
+        kind_name = "methods with swapping" if results.interactive else "methods without"
         return f"{results.label}, the best of {len(kind)} {kind_name},"
 
     def _score(self, results: MethodResults) -> str:
         return f"{formatting.mean_std(results.top1, self.digits)} %"
 
     def _meaning(self, difference: PairedDifference) -> str:
-        seeds = f"The interval of the difference, paired over {difference.n} seeds,"
+        if difference.n < MIN_SEEDS:
+            return f"{difference.n} seeds are too few to call their difference significant."
+        among = f"among the {self.counted} differences of this report" if self.counted > 1 else ""
+        interval = f"The interval of their difference, paired over {difference.n} seeds,"
         if difference.significant:
-            return f"{seeds} excludes zero: the difference is significant."
-        return f"{seeds} includes zero: the difference may be chance."
+            return f"{interval} excludes zero: it is significant{', also ' if among else ''}{among}."
+        if difference.excludes_zero:
+            return f"{interval} excludes zero, but {among} it may be chance."
+        return f"{interval} includes zero: it may be chance."
 
     def _unequal(self, rivals: list[MethodResults]) -> list[str]:
         """Return what, apart from their losses, the rivals do not have in common."""
@@ -277,7 +287,7 @@ class _VerdictWriter:
             timed = any(effect.condition == "equal_time" and effect.counterpart for effect in own)
             phrases += [] if timed else ["at equal training time it was not compared"]
             return [f"What swapping itself added to {champion.label}: {'; '.join(phrases)}."]
-        if champion.is_iakd:
+        if champion.interactive:
             return [
                 f"What swapping itself added to {champion.label} is unknown: "
                 "the same loss without swaps was not trained."

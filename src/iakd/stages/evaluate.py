@@ -5,15 +5,17 @@ Writes evaluation.json beside each model, and results/<dataset>/evaluation/.
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from iakd import files
 from iakd.config import did_you_mean
 from iakd.data.store import PreparedData
 from iakd.errors import UserError
+from iakd.evaluation.record import read_evaluation
 from iakd.experiment import run_dir
 from iakd.experiment.jobs import Experiment, StudentJob, TeacherJob, as_trained
 from iakd.reporting import tables
-from iakd.reporting.results import TEACHER, read_comparison
+from iakd.reporting.results import TEACHER, read_comparison, training_command
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +47,7 @@ def run(experiment: Experiment) -> Path:
     """
     for job in experiment.trained:
         if not (job.folder / run_dir.RUN).exists():
-            raise UserError(f"{job.folder} has no finished model: run `{_command(job)}`")
+            raise UserError(f"{job.folder} has no finished model: run `{training_command(job)}`")
     store = PreparedData.open(experiment.data.folder, settings=experiment.data.settings)
     for job in experiment.trained:
         _evaluate(experiment, job, store)
@@ -65,9 +67,11 @@ def run(experiment: Experiment) -> Path:
 def _evaluate(experiment: Experiment, job: TeacherJob | StudentJob, store: PreparedData) -> Path:
     content, record = run_dir.read_model(job.folder)
     if not record["params"].items() >= job.settings.items():
-        raise UserError(f"{job.folder} was trained with other settings: run `{_command(job)}`")
+        raise UserError(f"{job.folder} was trained with other settings: run `{training_command(job)}`")
     if record["data_sha256"] != store.sha256:
-        raise UserError(f"{job.folder} was trained on other data than {store.folder} holds: run `{_command(job)}`")
+        raise UserError(
+            f"{job.folder} was trained on other data than {store.folder} holds: run `{training_command(job)}`"
+        )
     path = job.folder / run_dir.EVALUATION
     about = {
         "dataset": experiment.params.dataset.name,
@@ -78,24 +82,41 @@ def _evaluate(experiment: Experiment, job: TeacherJob | StudentJob, store: Prepa
         "model_sha256": record["model_sha256"],
         "data_sha256": store.sha256,
     }
-    if path.exists() and about.items() <= files.read_json(path, "delete it, then run `iakd evaluate`").items():
+    if _up_to_date(path, about):
         log.info("%s: already evaluated", job.folder)
         return path
     from iakd.distillation.assembly import network_of
-    from iakd.evaluation.measure import evaluate_model  # torch takes seconds to import, and is often not needed
+    from iakd.evaluation.measure import evaluate_model, evaluate_peer  # torch takes seconds to import
 
     if isinstance(job, StudentJob):
         job = as_trained(job, record)
-    model = network_of(job, store)
     weights = str(job.folder / run_dir.MODEL)
-    measured = evaluate_model(experiment.params, model, job.normalisation, content, weights, store)
+    measured = evaluate_model(experiment.params, network_of(job, store), job.normalisation, content, weights, store)
+    if isinstance(job, StudentJob) and "peer_sha256" in record:
+        peer, own = network_of(job.teacher, store), job.teacher.normalisation
+        content, weights = _read_peer(job, record["peer_sha256"]), str(job.folder / run_dir.PEER)
+        measured["peer"] = evaluate_peer(experiment.params, peer, own, content, weights, store)
     files.write_json(path, {**about, **measured})
     return path
 
 
-def _command(job: TeacherJob | StudentJob) -> str:
-    """Return the command that trains this model."""
-    if isinstance(job, TeacherJob):
-        return f"iakd teach --teacher {job.network.name} --seed {job.seed}"
-    pair = f"{job.teacher.network.name}-{job.student.name}"
-    return f"iakd distill --pair {pair} --method {job.label} --seed {job.seed}"
+def _up_to_date(path: Path, about: dict[str, Any]) -> bool:
+    """Return whether there is a complete evaluation of this very model; a damaged one is made again."""
+    if not path.exists():
+        return False
+    try:
+        return about.items() <= read_evaluation(path, "evaluated again").items()
+    except UserError as error:
+        log.warning("%s", error)
+        return False
+
+
+def _read_peer(job: StudentJob, sha256: str) -> bytes:
+    """Return the weights of the network that was trained beside a student. Raises UserError if they are damaged."""
+    path = job.folder / run_dir.PEER
+    content = path.read_bytes() if path.is_file() else b""
+    if files.sha256_bytes(content) != sha256:
+        raise UserError(
+            f"{path} is missing or damaged: delete {job.folder}, then run `{training_command(job)}` and `iakd evaluate`"
+        )
+    return content

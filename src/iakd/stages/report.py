@@ -1,14 +1,44 @@
 """Write results/<dataset>/report/ (page, tables, figures), from files alone."""
 
 from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
 
 from iakd import files
+from iakd.config import explain
 from iakd.data.store import MANIFEST
+from iakd.errors import UserError
 from iakd.experiment import run_dir
 from iakd.experiment.jobs import Experiment, StudyJob
 from iakd.reporting import page, tables
 from iakd.reporting.figures import accuracy, added, hints, mistakes, style, training, tuning
 from iakd.reporting.results import StudyResults, read_comparison, read_study
+
+
+class _Source(BaseModel):
+    name: str
+    about: str
+
+
+class _Image(BaseModel):
+    channels: int
+    height: int
+    width: int
+
+
+class _Split(BaseModel):
+    n: int
+    per_class: list[int]
+
+
+class _Manifest(BaseModel):
+    source: _Source
+    classes: list[str]
+    image: _Image
+    splits: dict[str, _Split]
+    problems: list[str]
+    sha256: str
 
 
 def run(experiment: Experiment) -> Path:
@@ -17,7 +47,7 @@ def run(experiment: Experiment) -> Path:
     Raises UserError if an evaluation, a history or a study is missing.
     """
     comparison = read_comparison(experiment)
-    manifest = files.read_json(experiment.data.folder / MANIFEST, "run `iakd prepare`")
+    manifest = _manifest(experiment)
     studies = [_study(job, experiment.params.tune.seeds) for job in experiment.studies]
     folder = experiment.report / run_dir.FIGURES
     with style.drawing():
@@ -37,6 +67,18 @@ def run(experiment: Experiment) -> Path:
     files.write_text(experiment.report / run_dir.TABLES_TEXT, tables.markdown(comparison))
     files.write_text(experiment.report / run_dir.REPORT, page.render(comparison, studies, manifest, figures))
     return experiment.report / run_dir.REPORT
+
+
+def _manifest(experiment: Experiment) -> dict[str, Any]:
+    """Return what is known about the data. Raises UserError if it is missing or damaged."""
+    path = experiment.data.folder / MANIFEST
+    found = files.read_json(path, "run `iakd prepare`")
+    try:
+        _Manifest.model_validate(found)
+    except ValidationError as error:
+        raise UserError(f"{path} is damaged ({explain(error, _Manifest)}): run `iakd prepare`") from None
+    assert isinstance(found, dict)
+    return found
 
 
 def _study(job: StudyJob, seeds: int) -> StudyResults:

@@ -167,13 +167,13 @@ def fit_axis(centres: Sequence[float], ends: Sequence[float], ticks: int = 4) ->
     """Return an axis that no single failed training or huge interval can spoil.
 
     It shows `centres`, except those further from the quartiles than four times their distance: a method that failed in
-    training. `ends` (seeds, bounds of intervals) widen it by at most the span of the centres, to either side.
+    training. `ends` (seeds, bounds of intervals) widen it by at most half the span of the centres, to either side.
     """
     q1, q3 = np.quantile(centres, [0.25, 0.75])
     reach = 4 * (q3 - q1)
     shown = [c for c in centres if q1 - reach <= c <= q3 + reach]
     low, high = min(shown), max(shown)
-    room = max(high - low, 0.5)
+    room = max((high - low) / 2, 0.5)
     low = max(low - room, min([low, *ends]))
     high = min(high + room, max([high, *ends]))
     margin = 0.06 * max(high - low, 0.1)

@@ -9,7 +9,6 @@ from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 from numpy.typing import NDArray
 
-from iakd.experiment.run_dir import HISTORY, read_history
 from iakd.reporting import formatting
 from iakd.reporting.figures import style
 from iakd.reporting.results import Comparison, MethodResults, PairComparison
@@ -75,7 +74,7 @@ def _has_peer(results: MethodResults) -> bool:
 
 def _accuracy_curves(results: MethodResults, column: str = "val_top1") -> AccuracyCurves:
     """Read the validated epochs of a method, which are the same for all seeds."""
-    histories = [read_history(model.folder / HISTORY) for model in results.models]
+    histories = results.histories()
     points = [[(r["epoch"], r[column]) for r in rows if r.get(column) is not None] for rows in histories]
     table = np.array(points, dtype=np.float64)
     return table[0, :, 0], table[:, :, 1]
@@ -83,7 +82,10 @@ def _accuracy_curves(results: MethodResults, column: str = "val_top1") -> Accura
 
 def draw_swap_probabilities(comparison: Comparison) -> Figure:
     """Draw, per method with swapping, each block's planned keep probability (line) and the fraction drawn (dots)."""
-    pairs = [(pair, [results for results in pair.in_display_order if results.is_iakd]) for pair in comparison.pairs]
+    pairs = [
+        (pair, [results for results in pair.in_display_order if results.method and results.method.swaps])
+        for pair in comparison.pairs
+    ]
     pairs = [(pair, methods) for pair, methods in pairs if methods]
     if not pairs:
         return style.placeholder("No method of this experiment swaps blocks.")
@@ -122,7 +124,7 @@ def _draw_dots(axes: Axes, x: Floats, y: Floats, tint: str) -> None:
 
 def _swap_history(results: MethodResults) -> tuple[Floats, Floats, Floats]:
     """Read epochs (E,), planned p (E, blocks) of the first seed, and fractions drawn (E, blocks), mean over seeds."""
-    tables = [read_history(model.folder / HISTORY) for model in results.models]
+    tables = results.histories()
     blocks = sum(bool(re.fullmatch(r"p_planned_\d+", name)) for name in tables[0][0])
     values = {
         kind: np.array([[[row[f"p_{kind}_{i}"] for i in range(blocks)] for row in rows] for rows in tables], float)

@@ -24,11 +24,11 @@ def draw_studies(studies: Sequence[StudyResults]) -> Figure:
     if not studies:
         return style.placeholder("No study in this experiment: no method is tuned.")
     rows = [max(1, len(_places(study.varied)) and _places(study.varied)[-1][0] + 1) for study in studies]
-    heights = [TOP_HEIGHT + SLICE_HEIGHT * n + 0.3 for n in rows]
+    heights = [TOP_HEIGHT + SLICE_HEIGHT * n + 0.45 for n in rows]
     figure = Figure(figsize=(style.WIDTH, sum(heights)), layout="constrained")
     sections = figure.subfigures(len(studies), 1, squeeze=False, height_ratios=heights)[:, 0]
     for section, study, n in zip(sections, studies, rows, strict=True):
-        style.title_section(section, f"{study.title}: {_summary(study)}")
+        style.title_section(section, f"{study.title}\n{_summary(study)}")
         upper, lower = section.subfigures(2, 1, height_ratios=[TOP_HEIGHT, SLICE_HEIGHT * n])
         _draw_top(upper, study)
         _draw_slices(lower, study, n)

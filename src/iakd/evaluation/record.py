@@ -1,0 +1,91 @@
+"""What evaluation.json has to contain, so that a damaged or older one is noticed before anything is made from it."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+
+from iakd import files
+from iakd.config import explain
+from iakd.errors import UserError
+from iakd.evaluation.metrics import unpack
+
+Percent = Annotated[FiniteFloat, Field(ge=0, le=100)]
+Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
+Positive = Annotated[FiniteFloat, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class _Calibration(_Record):
+    n: list[Count]
+    confidence: list[Share | None]
+    top1: list[Share | None]
+
+
+class _AtBits(_Record):
+    top1: Percent
+    weight_bytes: Positive
+    bit_operations: Positive
+
+
+class _Peer(_Record):
+    top1: Percent
+
+
+class _Evaluation(_Record):
+    dataset: str
+    teacher: str
+    student: str | None
+    method: str
+    seed: int
+    model_sha256: str
+    data_sha256: str
+    top1: Percent
+    top5: Percent
+    nll: Annotated[FiniteFloat, Field(ge=0)]
+    ece: Share
+    n: Annotated[int, Field(gt=0)]
+    correct: str
+    per_class_top1: list[Percent | None]
+    confusion: list[list[Count]]
+    calibration: _Calibration
+    parameters: Positive
+    weight_bytes: Positive
+    macs: Positive
+    latency_ms: Positive
+    images_per_s: Positive
+    bit_widths: dict[str, _AtBits] = {}
+    peer: _Peer | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "_Evaluation":
+        try:
+            right = int(unpack(self.correct, self.n).sum())
+        except ValueError as error:
+            raise ValueError(f"correct: {error}") from None
+        if round(self.n * self.top1 / 100) != right:
+            raise ValueError(f"correct: {right} of {self.n} images, but top1 is {self.top1:.2f} %")
+        classes = len(self.per_class_top1)
+        if {len(row) for row in self.confusion} != {classes} or len(self.confusion) != classes:
+            raise ValueError(f"confusion: not {classes} rows and columns, one for each class of per_class_top1")
+        if sum(map(sum, self.confusion)) != self.n:
+            raise ValueError(f"confusion: its counts do not add up to n, {self.n}")
+        bins = self.calibration
+        if not len(bins.n) == len(bins.confidence) == len(bins.top1):
+            raise ValueError("calibration: its lists have different lengths")
+        return self
+
+
+def read_evaluation(path: Path, hint: str) -> dict[str, Any]:
+    """Return an evaluation.json. Raises UserError if it is missing, damaged or incomplete, ending with `hint`."""
+    found = files.read_json(path, hint)
+    try:
+        _Evaluation.model_validate(found)
+    except ValidationError as error:
+        raise UserError(f"{path} is damaged or of an earlier version ({explain(error, _Evaluation)}): {hint}") from None
+    assert isinstance(found, dict)
+    return found
