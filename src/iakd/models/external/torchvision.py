@@ -27,7 +27,7 @@ class Tokens(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         patches = self.conv_proj(images).flatten(2).permute(0, 2, 1)
-        tokens = torch.cat([self.class_token.expand(len(patches), -1, -1), patches], dim=1)
+        tokens = torch.cat([self.class_token.expand(patches.shape[0], -1, -1), patches], dim=1)
         if tokens.shape[1:] != self.pos_embedding.shape[1:]:
             raise UserError(
                 f"this vision transformer takes images of one size only, not {images.shape[2]}×{images.shape[3]}; "
