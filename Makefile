@@ -20,7 +20,7 @@ PORT ?= 5000
 help: ## list all targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
-run: .venv/ready $(SETTINGS) ## run the experiment in params.yaml, from the images to the report; resumes after an interruption
+run: .venv/ready $(SETTINGS) ## run the experiment in params.yaml, from the images to the report and the exported model; resumes after an interruption
 	@snakemake --cores all --quiet host reason $(ARGS)
 
 adopt: .venv/ready $(SETTINGS) ## after `dvc pull` or `dvc checkout`: accept the results on disk as made with the current settings
@@ -64,5 +64,5 @@ mlflow: .venv/ready ## start the MLflow UI on http://127.0.0.1:5000 (PORT=… fo
 	@iakd track ui --port $(PORT) $(ARGS)
 
 clean: ## delete all results, logs and caches without asking; keeps the data, MLflow's runs and .venv
-	rm -rf results/*/{teachers,tune,students,evaluation,report} .state logs .snakemake dist build
+	rm -rf results/*/{teachers,tune,students,evaluation,export,report} .state logs .snakemake dist build
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -181,6 +181,22 @@ def evaluate(
 
 
 @app.command()
+def export(
+    params: ParamsFile = DEFAULT,
+    changes: Changes = NONE,
+    pair: Annotated[list[str], typer.Option(help="Only models of this pair, as TEACHER-STUDENT; repeatable.")] = NONE,
+) -> None:
+    """Export the best models, or those in the settings, as files that run without this project."""
+    experiment = _experiment(params, changes)
+    from iakd.experiment.jobs import select
+
+    jobs = select(experiment.exports, "export", pair=pair)
+    from iakd.stages.export import run
+
+    _products([run(experiment, job) for job in jobs])
+
+
+@app.command()
 def report(params: ParamsFile = DEFAULT, changes: Changes = NONE) -> None:
     """Write the report: one HTML page, tables and figures."""
     experiment = _experiment(params, changes)

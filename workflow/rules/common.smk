@@ -28,7 +28,7 @@ except UserError as error:
     hooks.stop(error)
 hooks.accept_clocks_set_back()
 
-JOBS = {job.path: job for job in (EXPERIMENT.data, *EXPERIMENT.teachers, *EXPERIMENT.studies, *EXPERIMENT.students)}
+JOBS = {job.path: job for job in (EXPERIMENT.data, *EXPERIMENT.studies, *EXPERIMENT.trained, *EXPERIMENT.exports)}
 COMPARISON = (METRICS, names.SUMMARY, names.RUNS, names.ACCURACY, names.CURVES, names.SWAPPING)
 FIGURES = ("accuracy", "added", "curves", "swaps", "hints", "tuning", "calibration", "confusion")
 REPORT = EXPERIMENT.report / names.REPORT
@@ -146,6 +146,19 @@ def student_options(wildcards, output):
     pair = f"{jobs[0].teacher.network.name}-{jobs[0].student.name}"
     seeds = " ".join(f"--seed {job.seed}" for job in jobs)
     return f"--pair {pair} --method {shlex.quote(jobs[0].label)} {seeds}"
+
+
+def export_students(wildcards):
+    return files_of(JOBS[wildcards.export].students, MODEL, METRICS, RUN, EVALUATION)
+
+
+def export_teachers(wildcards):
+    teachers = {job.teacher.path: job.teacher for job in JOBS[wildcards.export].students}
+    return files_of(teachers.values(), EVALUATION)
+
+
+def export_options(wildcards):
+    return f"--pair {JOBS[wildcards.export].pair}"
 
 
 def start():

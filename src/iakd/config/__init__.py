@@ -6,6 +6,7 @@
 from iakd.config.base import did_you_mean, explain, merged
 from iakd.config.dataset import SOURCES, Dataset
 from iakd.config.experiment import Compute, Distill, Evaluate, Pair, Params, Report, Teach, Tracking, network_called
+from iakd.config.export import Export, NamedModel
 from iakd.config.loading import load, parse, read_settings, schema_text, typed, yaml_text
 from iakd.config.method_options import IakdOptions
 from iakd.config.methods import METHODS, Method, shortest_sum
@@ -27,10 +28,12 @@ __all__ = [
     "Distill",
     "Erase",
     "Evaluate",
+    "Export",
     "IakdOptions",
     "LrSchedule",
     "Method",
     "Mix",
+    "NamedModel",
     "Network",
     "Normalisation",
     "Pair",

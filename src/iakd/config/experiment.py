@@ -22,6 +22,7 @@ from iakd.config.base import (
     plain,
 )
 from iakd.config.dataset import SOURCES, Dataset
+from iakd.config.export import Export
 from iakd.config.methods import METHODS, Method
 from iakd.config.networks import Network, Teacher
 from iakd.config.search_space import SearchSpace
@@ -184,6 +185,7 @@ class Params(Strict):
     distill: Distill = Distill()
     evaluate: Evaluate = Evaluate()
     report: Report = Report()
+    export: Export = Export()
     tracking: Tracking = Tracking()
     compute: Compute = Compute()
 
@@ -227,6 +229,7 @@ class Params(Strict):
                 self._check_method(pair, label)
         self._check_studies()
         self._check_crops()
+        self._check_exports()
         return self
 
     def _check_crops(self) -> None:
@@ -280,6 +283,25 @@ class Params(Strict):
                     where = f"pairs: {pair.teacher}-{pair.student}: " if own else ""
                     raise ValueError(f"{where}methods.{label}.{error}") from None
                 checked.append(studied)
+
+    def _check_exports(self) -> None:
+        pairs = [f"{pair.teacher}-{pair.student}" for pair in self.paired]
+        found: set[tuple[str, str]] = set()
+        for model in self.export.named or []:
+            for what, name, known in (
+                ("pair", model.pair, pairs),
+                ("method", model.method, list(self.methods)),
+                ("seed", str(model.seed or 0), list(map(str, self.distill.seeds))),
+            ):
+                if name not in known and not (what == "seed" and model.seed is None):
+                    raise ValueError(
+                        f"export.models: no {what} {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}"
+                    )
+            if (model.pair, model.method) in found:
+                raise ValueError(
+                    f"export.models: {model.pair}/{model.method} is listed twice; one seed can be exported"
+                )
+            found.add((model.pair, model.method))
 
     @property
     def paired(self) -> list[Pair]:

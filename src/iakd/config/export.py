@@ -28,8 +28,8 @@ class Export(Strict):
     )
     int8: AutoOnOff = Field(
         "auto",
-        description="also as a model of 8-bit integers; auto: if it costs no more than max_drop; a network with `bits` "
-        "leaves with its own bits in any case",
+        description="also as a model of 8-bit integers; auto: if that costs no more than max_drop and the file is "
+        "smaller; a network with `bits` leaves with its own bits in any case",
     )
     max_drop: float = Field(
         1.0, ge=0, description="points of validation accuracy that int8 may cost to be kept where int8 is auto"

@@ -182,6 +182,20 @@ class StudentJob(Job):
 
 
 @dataclass(frozen=True)
+class ExportJob(Job):
+    """The export of models of one pair."""
+
+    pair: str  # TEACHER-STUDENT
+    students: list[StudentJob]  # those that can be exported
+    named: bool  # of each method one seed; else only the best method's
+
+    @property
+    def modules(self) -> list[str]:
+        """The modules that build the networks, and those of methods that may have changed them."""
+        return sorted({module for job in self.students for module in job.modules})
+
+
+@dataclass(frozen=True)
 class Experiment:
     """All jobs of an experiment, in the order of the settings."""
 
@@ -190,6 +204,7 @@ class Experiment:
     teachers: list[TeacherJob]
     studies: list[StudyJob]
     students: list[StudentJob]
+    exports: list[ExportJob]
 
     @property
     def trained(self) -> list[TeacherJob | StudentJob]:
@@ -255,7 +270,30 @@ def plan_experiment(params: Params) -> Experiment:
                 students.append(
                     StudentJob(path, "distill", settings, teacher, network, label, method, seed, recipe, study)
                 )
-    return Experiment(params, data, list(chain.from_iterable(teachers.values())), studies, students)
+    return Experiment(
+        params, data, list(chain.from_iterable(teachers.values())), studies, students, _exports(params, data, students)
+    )
+
+
+def _exports(params: Params, data: DataJob, students: list[StudentJob]) -> list[ExportJob]:
+    named = params.export.named
+    jobs = []
+    for pair in dict.fromkeys(map(_pair_of, students)):
+        of_pair = [job for job in students if _pair_of(job) == pair]
+        if named is not None:
+            wanted = {model.method: model.seed for model in named if model.pair == pair}
+            of_pair = [job for job in of_pair if job.label in wanted and wanted[job.label] in (None, job.seed)]
+        if of_pair:
+            models = [f"{job.label}/seed{job.seed}" for job in of_pair]
+            export = params.export.model_dump(mode="json", exclude={"models"})
+            settings = {"data": data.settings, "export": export, "models": models}
+            path = f"{params.dataset.name}/export/{pair}"
+            jobs.append(ExportJob(path, "export", settings, pair, of_pair, named is not None))
+    return jobs
+
+
+def _pair_of(job: StudentJob | StudyJob) -> str:
+    return f"{job.teacher.network.name}-{job.student.name}"
 
 
 def _teachers(params: Params, network: Teacher, data: DataJob) -> list[TeacherJob]:
@@ -384,7 +422,7 @@ def _attribute(job: Any, name: str) -> Any:
         case "teacher":
             return job.network.name
         case "pair":
-            return f"{job.teacher.network.name}-{job.student.name}"
+            return job.pair if isinstance(job, ExportJob) else _pair_of(job)
         case "method":
             return job.label
         case _:

@@ -170,6 +170,12 @@ def bit_widths(network: nn.Module) -> list[int]:
     return switch.all if switch else []
 
 
+def bits_in_use(network: nn.Module) -> int | None:
+    """Return the bit-width that a network of several computes with; None if it has no choice."""
+    switch = _switch(network)
+    return switch.now if switch else None
+
+
 def _switch(network: nn.Module) -> BitWidths | None:
     return next((layer.switch for layer in network.modules() if isinstance(layer, Quantiser) and layer.switch), None)
 

@@ -21,7 +21,7 @@ from typing import Any
 from iakd.processes import STOP_SIGNALS, end_with_parent
 
 VARIABLE = "IAKD_FORK_SERVER"  # the socket, a path relative to the working directory
-COMMANDS = ("teach", "distill", "evaluate")
+COMMANDS = ("teach", "distill", "evaluate", "export")
 STAGES = (*COMMANDS, "import_teacher")
 PRELOAD = ("torch._dynamo", *(f"iakd.stages.{stage}" for stage in STAGES), "iakd.evaluation.measure")
 NUMBER_BYTES = 4  # for the length of a message, a process id or an exit code

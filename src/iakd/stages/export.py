@@ -1,0 +1,216 @@
+"""Export trained students: reads them, their evaluations and the data, writes results/<dataset>/export/<pair>/."""
+
+import logging
+import os
+import shutil
+import statistics
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from iakd import files
+from iakd.config import Network
+from iakd.data.store import PreparedData
+from iakd.errors import UserError
+from iakd.experiment import run_dir
+from iakd.experiment.jobs import Experiment, ExportJob, StudentJob, as_trained
+from iakd.experiment.provenance import provenance
+
+log = logging.getLogger(__name__)
+
+KEPT_APART = "other"  # start of the names of folders that are being built or removed, after a dot
+
+
+def run(experiment: Experiment, job: ExportJob) -> Path:
+    """Export the models of a pair, except those whose very export is there, and return the path of exported.json.
+
+    Without named models it is the best student of the method that is best on the validation images (`choose`). Each
+    model is built in a folder of its own, which takes its place as a whole once all its files have been checked.
+
+    Raises UserError if a student or its evaluation is missing, and RunFailed if a file differs from its model.
+    """
+    store = PreparedData.open(experiment.data.folder, settings=experiment.data.settings)
+    found = [Student.read(student, store) for student in job.students]
+    chosen = choose(found, each_method=job.named)
+    with files.exclusive(job.state / run_dir.LOCK, f"{job.folder}: another process is exporting; wait for it to end"):
+        job.folder.mkdir(parents=True, exist_ok=True)
+        for left in job.folder.glob(f".{KEPT_APART}*"):  # by a killed export
+            shutil.rmtree(left)
+        for student in chosen:
+            _export(experiment, job, student, found, store)
+        labels = [student.job.label for student in chosen]
+        for folder in job.folder.iterdir():
+            if folder.name not in labels and (folder / run_dir.EXPORT).exists():
+                shutil.rmtree(folder)  # of an earlier choice
+        index = {
+            "pair": job.pair,
+            "params": job.settings,
+            "chosen_by": "settings" if job.named else "validation",
+            "candidates": _candidates(found),
+            "models": [
+                {
+                    "method": student.job.label,
+                    "seed": student.job.seed,
+                    "folder": student.job.label,
+                    "key": files.read_json(job.folder / student.job.label / run_dir.EXPORT, "export again")["key"],
+                }
+                for student in chosen
+            ],
+        }
+        files.write_json(job.folder / run_dir.EXPORTED, index)
+    return job.folder / run_dir.EXPORTED
+
+
+@dataclass(frozen=True)
+class Student:
+    """A finished student that can be exported, as it was trained, with its records."""
+
+    job: StudentJob
+    record: dict[str, Any]  # run.json
+    metrics: dict[str, Any]
+    evaluation: dict[str, Any]
+
+    @classmethod
+    def read(cls, job: StudentJob, store: PreparedData) -> "Student":
+        """Read the records of a student. Raises UserError if one is missing, or of other settings or data."""
+        pair = f"{job.teacher.network.name}-{job.student.name}"
+        train = f"run `iakd distill --pair {pair} --method {job.label} --seed {job.seed}`"
+        record = files.read_json(job.folder / run_dir.RUN, train)
+        if not record["params"].items() >= job.settings.items():
+            raise UserError(f"{job.folder} was trained with other settings: {train}")
+        if record["data_sha256"] != store.sha256:
+            raise UserError(f"{job.folder} was trained on other data than {store.folder} holds: {train}")
+        evaluate = f"run `iakd evaluate --run {job.folder}`"
+        evaluation = files.read_json(job.folder / run_dir.EVALUATION, evaluate)
+        if evaluation.get("model_sha256") != record["model_sha256"]:
+            raise UserError(f"{job.folder / run_dir.EVALUATION} is of another model: {evaluate}")
+        metrics = files.read_json(job.folder / run_dir.METRICS, train)
+        return cls(as_trained(job, record), record, metrics, evaluation)
+
+    @property
+    def merit(self) -> tuple[float, float]:
+        """Accuracy and certainty on the validation images; more is better."""
+        return self.metrics["val_top1"], -self.metrics.get("val_nll", 0.0)
+
+
+def choose(students: list[Student], each_method: bool = False) -> list[Student]:
+    """Return the best seed of the best method, or with `each_method` of every method, on the validation images.
+
+    The best method has the highest mean accuracy over its seeds, so that one lucky seed does not decide; of equal ones
+    that with the lower mean loss, then the first. Its best seed has the highest accuracy, then the lower loss: a
+    deployed model is one training, and validation images may choose it. Test images never do.
+    """
+    methods: dict[str, list[Student]] = {}
+    for student in students:
+        methods.setdefault(student.job.label, []).append(student)
+    best = {label: max(seeds, key=lambda student: student.merit) for label, seeds in methods.items()}
+    if each_method:
+        return list(best.values())
+    means = {label: _mean_merit(seeds) for label, seeds in methods.items()}
+    return [best[max(means, key=lambda label: means[label])]]
+
+
+def _mean_merit(seeds: list[Student]) -> tuple[float, float]:
+    top1, certainty = (statistics.fmean(values) for values in zip(*(student.merit for student in seeds), strict=True))
+    return top1, certainty
+
+
+def _candidates(students: list[Student]) -> list[dict[str, Any]]:
+    return [
+        {"method": student.job.label, "seed": student.job.seed, "val_top1": student.metrics["val_top1"]}
+        for student in students
+    ]
+
+
+def _export(
+    experiment: Experiment, job: ExportJob, student: Student, candidates: list[Student], store: PreparedData
+) -> None:
+    folder = job.folder / student.job.label
+    content, record = run_dir.read_model(student.job.folder)
+    about = {
+        "key": files.digest([job.settings["export"], job.source, record["key"], record["model_sha256"]]),
+        "dataset": experiment.params.dataset.name,
+        "pair": job.pair,
+        "method": student.job.label,
+        "seed": student.job.seed,
+        "model_sha256": record["model_sha256"],
+        "data_sha256": store.sha256,
+        "evaluation_sha256": files.digest(student.evaluation),
+        "candidates": _candidates(candidates),
+    }
+    if _is_whole(folder, about):
+        log.info("%s: already exported", folder)
+        return
+    from iakd.export.build import build  # torch and the exporters take seconds to import
+
+    building = Path(tempfile.mkdtemp(prefix=f".{KEPT_APART}.", dir=job.folder))
+    try:
+        results = build(building, experiment, student.job, content, record, store, _for_the_card(student, candidates))
+        hashes = {path.name: files.sha256_file(path) for path in sorted(building.iterdir())}
+        files.write_json(
+            building / run_dir.EXPORT,
+            {**about, **results, "files": hashes, "params": student.record["params"], **provenance()},
+        )
+        _publish(building, folder)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _is_whole(folder: Path, about: dict[str, Any]) -> bool:
+    """Return whether `folder` holds this very export, unaltered."""
+    path = folder / run_dir.EXPORT
+    if not path.exists():
+        return False
+    record = files.read_json(path, f"delete {folder}, then run `iakd export`")
+    return about.items() <= record.items() and all(
+        (folder / name).is_file() and files.sha256_file(folder / name) == sha256
+        for name, sha256 in record["files"].items()
+    )
+
+
+def _publish(building: Path, folder: Path) -> None:
+    """Let the complete folder take the place of the old one: readers see either, or for a moment none."""
+    for path in building.iterdir():
+        path.chmod(0o644)
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    building.chmod(0o755)
+    if folder.exists():
+        folder.replace(Path(tempfile.mkdtemp(prefix=f".{KEPT_APART}.", dir=folder.parent)) / "old")
+    building.replace(folder)
+    for old in folder.parent.glob(f".{KEPT_APART}*"):
+        shutil.rmtree(old)
+
+
+def _for_the_card(student: Student, candidates: list[Student]) -> dict[str, Any]:
+    """Return what the model card says of the choice and of the other seeds."""
+    job = student.job
+    seeds = [other for other in candidates if other.job.label == job.label]
+    methods = {other.job.label for other in candidates}
+    by_seed = f"seed {job.seed} is the best of {len(seeds)} on the validation images" if len(seeds) > 1 else ""
+    if len(methods) > 1:
+        of = f"Of {len(methods)} methods, `{job.label}` is the best on the validation images"
+        choice = f"{of} (mean over seeds){'; ' + by_seed if by_seed else ''}."
+    else:
+        choice = (by_seed[:1].upper() + by_seed[1:] or f"Seed {job.seed}, as the settings ask") + "."
+    top1 = [other.evaluation["top1"] for other in seeds]
+    return {
+        "evaluation": student.evaluation,
+        "val_top1": student.metrics["val_top1"],
+        "choice": choice,
+        "top1_of_seeds": top1,
+        "mean": statistics.fmean(top1),
+        "std": statistics.stdev(top1) if len(top1) > 1 else 0.0,
+        "settings": {
+            "student": _set(job.student),
+            "teacher": _set(job.teacher.network),
+            "method": {job.label: job.method.settings()},
+            "recipe": job.recipe.model_dump(mode="json"),
+        },
+    }
+
+
+def _set(network: Network) -> dict[str, Any]:
+    """Return a network's settings, without defaults and without the place of a checkpoint on this machine."""
+    return network.model_dump(mode="json", exclude={"checkpoint"}, exclude_defaults=True)
