@@ -197,6 +197,22 @@ def export(
 
 
 @app.command()
+def latency(
+    params: ParamsFile = DEFAULT,
+    changes: Changes = NONE,
+    pair: Annotated[list[str], typer.Option(help="Only models of this pair, as TEACHER-STUDENT; repeatable.")] = NONE,
+) -> None:
+    """Measure how fast the exported models and their teachers are in ONNX Runtime. Let nothing else run meanwhile."""
+    experiment = _experiment(params, changes)
+    from iakd.experiment.jobs import select
+
+    jobs = select(experiment.exports, "export", pair=pair)
+    from iakd.stages.latency import run
+
+    _products([run(experiment, job) for job in jobs])
+
+
+@app.command()
 def report(params: ParamsFile = DEFAULT, changes: Changes = NONE) -> None:
     """Write the report: one HTML page, tables and figures."""
     experiment = _experiment(params, changes)

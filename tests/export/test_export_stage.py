@@ -23,7 +23,8 @@ from iakd.experiment import run_dir
 from iakd.experiment.jobs import Experiment, StudentJob, TeacherJob, plan_experiment
 from iakd.export.folder import Preprocessing, read_labels, read_preprocessing
 from iakd.models.network import initialise
-from iakd.stages import prepare
+from iakd.models.quantisation import each_bits
+from iakd.stages import latency, prepare
 from iakd.stages.evaluate import evaluate_run
 from iakd.stages.export import run
 
@@ -49,6 +50,9 @@ def publish(job: TeacherJob | StudentJob, store: PreparedData, val_top1: float) 
     """Publish a network as its training would."""
     network = models.build(job.network if isinstance(job, TeacherJob) else job.student, 1, 10)
     initialise(network, torch.Generator().manual_seed(job.seed))
+    with torch.no_grad():
+        for _ in each_bits(network):
+            network.train()(torch.from_numpy(np.array(store.images("train")[:64])).float() / 255)  # ranges of few bits
     inputs = {"data": store.sha256}
     attempt = run_dir.Run(job.path, job.stage, job.key, job.settings, job.seed, {"dataset": "digits"}, inputs)
     with attempt.open():
@@ -273,3 +277,58 @@ def test_a_target_that_is_a_file_is_told_in_one_line(here: Path, tmp_path: Path)
     assert done.returncode == 2
     what = f"{here.relative_to(tmp_path)}: File exists; move the file that is where a folder should be"
     assert done.stderr == f"iakd: {what}, then run again\n"
+
+
+def test_exported_models_and_their_teacher_are_measured_in_a_process_of_their_own(here: Path) -> None:
+    experiment = plan(export={"models": ["big-small/kd/seed1"], "int8": "on"})
+    job = experiment.exports[0]
+    run(experiment, job)
+    assert latency.run(experiment, job).resolve() == here / "latency.json"
+    found = read(here / "latency.json")
+    float_model, int8, teacher = found["models"]
+    assert (float_model["file"], int8["file"], teacher["file"]) == ("kd/model.onnx", "kd/model-int8.onnx", None)
+    assert [model["role"] for model in found["models"]] == ["student", "student", "teacher"]
+    record = read(here / "kd/export.json")
+    assert float_model["top1"] == record["evaluation"]["top1"] and int8["top1"] == record["int8"]["evaluation"]["top1"]
+    assert teacher["top1"] == read(Path("results/digits/teachers/big/seed0/evaluation.json"))["top1"]
+    for model in found["models"]:
+        assert model["memory_mib"] > 0 and model["bytes"] > 1000
+        assert list(model["batches"]) == ["1", "8", "32"]
+        for size, batch in model["batches"].items():
+            assert 0 < batch["median_ms"] <= batch["p95_ms"] and batch["runs"] >= 10
+            assert batch["images_per_s"] == pytest.approx(1000 * int(size) / batch["median_ms"])
+    assert (found["threads"], found["cores"] > 0) == (1, True)
+    before = (here / "latency.json").read_bytes()
+    latency.run(experiment, job)
+    assert (here / "latency.json").read_bytes() == before, "the same files are measured once"
+    run(plan(), plan().exports[0])
+    latency.run(plan(), plan().exports[0])
+    assert (here / "latency.json").read_bytes() != before
+
+
+def test_nothing_is_measured_before_it_is_exported(here: Path) -> None:
+    (here / "exported.json").unlink()
+    with pytest.raises(UserError, match=r"exported\.json does not exist: run `iakd export --pair big-small`"):
+        latency.run(plan(), plan().exports[0])
+
+
+def test_students_of_several_bit_widths_leave_with_each_of_them(here: Path) -> None:
+    experiment = plan(
+        students=[{"arch": "resnet8", "width": 2, "name": "small", "bits": [2, 8]}],
+        methods={"scratch": {}},
+        distill={"seeds": [0]},
+    )
+    store = PreparedData.open(experiment.data.folder)
+    job = experiment.students[0]
+    publish(job, store, 50.0)
+    evaluate_run(experiment, job.folder)
+    run(experiment, experiment.exports[0])
+    record = read(here / "scratch/export.json")
+    assert FILES | {"model-2bit.onnx"} == {path.name for path in (here / "scratch").iterdir()}
+    assert record["int8"] is None
+    assert set(record["agreement"]) == {"model.onnx", "model.pt2", "model.safetensors", "model-2bit.onnx"}
+    latency.run(experiment, experiment.exports[0])
+    accuracies = {model["file"]: model["top1"] for model in read(here / "latency.json")["models"]}
+    evaluation = read(job.folder / "evaluation.json")
+    assert accuracies["scratch/model-2bit.onnx"] == evaluation["bit_widths"]["2"]["top1"]
+    assert accuracies["scratch/model.onnx"] == evaluation["top1"]

@@ -35,6 +35,7 @@ REPORT = EXPERIMENT.report / names.REPORT
 GPU = int(EXPERIMENT.params.compute.device == "cuda" or bool(gpus.gpus(EXPERIMENT.params.compute)))
 THREADS = EXPERIMENT.params.compute.threads
 PROCESSES = EXPERIMENT.params.compute.processes  # per training
+ALL_CORES = workflow.cores or THREADS  # of this machine; None on a cluster
 
 
 def one_of(jobs):

@@ -24,7 +24,7 @@ from iakd.models.normalisation import adapt_input
 from iakd.models.quantisation import at_bits, bit_widths, quantised_layers
 from iakd.models.shapes import image_channels
 
-AS_EVALUATED = ("top1", "top5", "nll", "ece", "n", "per_class_top1")  # of evaluation.json
+AS_EVALUATED = ("top1", "top5", "nll", "ece", "n", "per_class_top1", "bit_widths")  # of evaluation.json, if there
 
 
 def deployed(job: TeacherJob | StudentJob, content: bytes, store: PreparedData) -> Deployed:
@@ -82,7 +82,7 @@ def build(
         as_integers = _int8(folder, graph, float_logits, checked, experiment, store)
     results = {
         "val_top1": card["val_top1"],
-        "evaluation": {name: card["evaluation"][name] for name in AS_EVALUATED},
+        "evaluation": _as_evaluated(card["evaluation"]),
         "agreement": checked.agreements,
         "opset": convert.OPSET,
         "made_with": {package.__name__: package.__version__ for package in (torch, onnx, onnxruntime)},
@@ -167,8 +167,12 @@ def _int8(
         files.write_bytes(folder / run_dir.INT8, quantised)
         test = convert.onnx_logits(quantised, images_of(store, "test"), threads)
         metrics = classification_metrics(test, np.asarray(store.labels("test")))
-        found["evaluation"] = {name: metrics[name] for name in AS_EVALUATED}
+        found["evaluation"] = _as_evaluated(metrics)
     return found
+
+
+def _as_evaluated(metrics: dict[str, Any]) -> dict[str, Any]:
+    return {name: metrics[name] for name in AS_EVALUATED if name in metrics}
 
 
 def _about(experiment: Experiment, job: StudentJob, record: dict[str, Any], store: PreparedData) -> dict[str, Any]:

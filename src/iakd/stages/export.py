@@ -1,5 +1,6 @@
 """Export trained students: reads them, their evaluations and the data, writes results/<dataset>/export/<pair>/."""
 
+import contextlib
 import logging
 import os
 import shutil
@@ -12,9 +13,9 @@ from typing import Any
 from iakd import files
 from iakd.config import Network
 from iakd.data.store import PreparedData
-from iakd.errors import UserError
+from iakd.errors import RunFailed, UserError
 from iakd.experiment import run_dir
-from iakd.experiment.jobs import Experiment, ExportJob, StudentJob, as_trained
+from iakd.experiment.jobs import Experiment, ExportJob, StudentJob, TeacherJob, as_trained
 from iakd.experiment.provenance import provenance
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,8 @@ def run(experiment: Experiment, job: ExportJob) -> Path:
             shutil.rmtree(left)
         for student in chosen:
             _export(experiment, job, student, found, store)
+        with contextlib.suppress(RunFailed):  # whoever measures it says why it is impossible
+            teacher_graph(job, chosen[0].job.teacher, store)
         labels = [student.job.label for student in chosen]
         for folder in job.folder.iterdir():
             if folder.name not in labels and (folder / run_dir.EXPORT).exists():
@@ -155,6 +158,18 @@ def _export(
         _publish(building, folder)
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+def teacher_graph(job: ExportJob, teacher: TeacherJob, store: PreparedData) -> Path:
+    """Return the teacher as an ONNX file, which is made if it is not there. Raises RunFailed if that is impossible."""
+    content, record = run_dir.read_model(teacher.folder)
+    path = job.state / f"{record['model_sha256'][:16]}-{job.source[:16]}.onnx"
+    if not path.exists():
+        from iakd.export import build, convert  # torch takes seconds to import
+
+        graph = convert.to_onnx(build.deployed(teacher, content, store), store.image_shape, {})
+        files.write_bytes(path, graph)
+    return path
 
 
 def _is_whole(folder: Path, about: dict[str, Any]) -> bool:
