@@ -112,7 +112,7 @@ def test_the_source_hash_covers_what_a_stage_imports_and_nothing_else(
     copy = tmp_path / "iakd"
     shutil.copytree(Path(provenance.__file__).parents[1], copy, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(provenance, "PACKAGE_ROOT", tmp_path)
-    stages = ["prepare", "teach", "tune", "distill", "evaluate", "report"]
+    stages = ["prepare", "teach", "tune", "distill", "evaluate", "export", "latency", "report"]
 
     def hashes() -> dict[str, str]:
         source_sha.cache_clear()
@@ -135,6 +135,7 @@ def test_the_source_hash_covers_what_a_stage_imports_and_nothing_else(
         assert touched("data/sources/cifar.py") == set(), "digits are read by another module"
         assert touched("data/loader.py") >= {"teach", "tune", "distill", "evaluate"}
         assert touched("stages/report.py") == {"report"}
+        assert touched("export/convert.py") == {"export", "latency"}
         assert touched("stages/distill.py") == {"distill"}
         assert touched("cli.py") == set()
         assert touched("tracking/mirror.py") == set(), "the view of a run is no part of it"

@@ -216,6 +216,12 @@ def test_what_an_exporter_does_not_know_is_told_in_one_line() -> None:
         convert.to_onnx(deployed(net), (3, 16, 16), {})
 
 
+def test_files_tell_nothing_of_where_they_were_made() -> None:
+    model = deployed(network("resnet8", 16, width=4, bits=4))
+    for content in (convert.to_onnx(model, (3, 16, 16), {}), convert.to_pt2(model, (3, 16, 16))):
+        assert b"iakd/" not in content and b".py" not in content
+
+
 def test_pt2_is_read_without_this_project() -> None:
     model = deployed(network("resnet8", 16, width=4))
     program = torch.export.load(io.BytesIO(convert.to_pt2(model, (3, 16, 16))))

@@ -134,7 +134,7 @@ DAYS = 2 * 86400
 
 def dates_of_results() -> dict[str, float]:
     """The dates of the records that Snakemake compares."""
-    names = ("manifest.json", "run.json", "evaluation.json", "metrics.json")
+    names = ("manifest.json", "run.json", "evaluation.json", "metrics.json", "exported.json")
     return {str(path): path.stat().st_mtime for name in names for path in Path("results").glob(f"**/{name}")}
 
 
@@ -189,6 +189,26 @@ def test_what_was_made_from_other_inputs_is_made_again_whatever_its_date(
     assert outdated() == wanted
     for name in wanted:
         assert records.params(Path("results/toy", name)) is None, "Snakemake would compare its own checksums"
+
+
+def test_an_export_of_another_model_is_made_again(made: Experiment) -> None:
+    with_hashes(made)
+    export = made.exports[0]
+    student = export.students[0]
+    write(student.folder / "run.json", {"params": student.settings, "model_sha256": "s1"})
+    models = [{"method": student.label, "seed": student.seed, "model_sha256": "s1"}]
+    write(export.folder / "exported.json", {"params": export.settings, "models": models})
+    stale_results.check(made, made_for(export))
+    assert "export/big-small/exported.json" not in outdated()
+    write(student.folder / "run.json", {"params": student.settings, "model_sha256": "s2"})
+    stale_results.check(made, made_for(export))
+    assert "export/big-small/exported.json" in outdated()
+
+
+@pytest.mark.parametrize("models", [None, 3, [7], [{"method": []}], [{"seed": {}}], {}])
+def test_a_damaged_list_of_exports_is_left_to_the_command_that_reads_it(made: Experiment, models: object) -> None:
+    write(made.exports[0].folder / "exported.json", {"params": made.exports[0].settings, "models": models})
+    stale_results.check(made, made_for(made.exports[0]))
 
 
 def test_results_of_another_found_schedule_are_made_again(made: Experiment) -> None:

@@ -87,7 +87,7 @@ def test_a_changed_setting_is_named(project: "Project") -> None:
     text = path.read_text()
     path.write_text(text.replace("epochs: 30\n", "epochs: 31\n"))
     changed = yaml.safe_load(project.run("dvc", "status", "--json"))
-    assert set(changed) == {"prepare", "teach", "tune", "distill", "evaluate", "report"}
+    assert set(changed) == {"prepare", "teach", "tune", "distill", "evaluate", "export", "report"}
     assert all(changes == [{"changed deps": {"params.yaml": {"distill": "modified"}}}] for changes in changed.values())
     assert re.search(r"distill\.recipe\.epochs +30 +31$", project.run("dvc", "params", "diff"), re.MULTILINE)
     path.write_text(text)

@@ -72,7 +72,7 @@ def test_a_killed_workflow_ends_with_what_plain_commands_make(
     project: "Project", tmp_path: Path, copy_project: "Copy"
 ) -> None:
     plain = copy_project(tmp_path / "plain")
-    for stage in ("prepare", "teach", "tune", "distill", "evaluate", "report"):
+    for stage in ("prepare", "teach", "tune", "distill", "evaluate", "export", "latency", "report"):
         printed = plain.run("iakd", stage, "--params", TINY, "--set", "tracking.enabled=false")
         assert (plain.path / printed.splitlines()[-1]).exists()
     expected = evaluations(plain.path)
@@ -81,6 +81,10 @@ def test_a_killed_workflow_ends_with_what_plain_commands_make(
     for name in ("accuracy.csv", "curves.csv", "metrics.json"):
         path = f"results/tiny/evaluation/{name}"
         assert (project.path / path).read_bytes() == (plain.path / path).read_bytes()
+    exported = sorted(plain.path.glob("results/tiny/export/big-small/*/model.*"))
+    assert [path.name for path in exported] == ["model.onnx", "model.pt2", "model.safetensors"]
+    for file in exported:
+        assert (project.path / file.relative_to(plain.path)).read_bytes() == file.read_bytes()
 
 
 def test_the_killed_teacher_went_on_and_the_report_is_named_last(project: "Project") -> None:
@@ -114,7 +118,8 @@ def dry_run(project: "Project", *options: str) -> dict[str, int]:
     return {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", printed, re.MULTILINE) if rule != "total"}
 
 
-STUDENTS = {"distill": 4, "evaluate": 4, "evaluation": 1, "report": 1, "all": 1}
+AFTER = {"evaluation": 1, "export": 1, "latency": 1, "report": 1, "all": 1}  # what follows an evaluation
+STUDENTS = {"distill": 4, "evaluate": 4, **AFTER}
 EVERYTHING = {**STUDENTS, "prepare": 1, "teach": 1, "tune": 1, "evaluate": 5}
 
 
@@ -125,7 +130,7 @@ EVERYTHING = {**STUDENTS, "prepare": 1, "teach": 1, "tune": 1, "evaluate": 5}
         ("distill={recipe: {lr: 0.02}}", {**STUDENTS, "tune": 1}),
         ("teach={recipe: {lr: 0.02}}", {k: v for k, v in EVERYTHING.items() if k != "prepare"}),
         ("dataset={split_seed: 1}", EVERYTHING),
-        ("evaluate={batch_size: 100}", {"evaluate": 5, "evaluation": 1, "report": 1, "all": 1}),
+        ("evaluate={batch_size: 100}", {"evaluate": 5, **AFTER}),
         ("distill={transfer: 0.5}", {**STUDENTS, "tune": 1}),
         ("compute={threads: 2}", {}),
     ],
@@ -154,7 +159,7 @@ def test_a_dry_run_says_what_a_changed_setting_was_and_is(
     ("source", "jobs"),
     [
         ("training/trainer.py", {k: v for k, v in EVERYTHING.items() if k != "prepare"}),
-        ("evaluation/measure.py", {"evaluate": 5, "evaluation": 1, "report": 1, "all": 1}),
+        ("evaluation/measure.py", {"evaluate": 5, **AFTER}),
         ("reporting/page.py", {"report": 1, "all": 1}),
     ],
 )

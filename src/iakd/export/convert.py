@@ -101,6 +101,9 @@ def to_pt2(model: Deployed, image: tuple[int, int, int]) -> bytes:
             (torch.zeros(2, *image),),
             dynamic_shapes=({0: torch.export.Dim("batch")},),
         )
+        for node in program.graph.nodes:
+            for origin in ("stack_trace", "nn_module_stack", "source_fn_stack"):  # paths of this machine among them
+                node.meta.pop(origin, None)
         torch.export.save(program, file)
     return file.getvalue()
 

@@ -20,7 +20,7 @@ from iakd import files
 from iakd.data.store import MANIFEST
 from iakd.errors import UserError
 from iakd.experiment.jobs import STATE, Experiment, Job, StudentJob, StudyJob, TeacherJob
-from iakd.experiment.run_dir import EVALUATION, METRICS, RUN
+from iakd.experiment.run_dir import EVALUATION, EXPORTED, LATENCY, METRICS, RUN
 from iakd.tuning.results import with_found_settings
 
 LOGS = Path("logs")  # of the workflow's jobs, with a benchmark of each, which Snakemake counts among its outputs
@@ -84,11 +84,11 @@ def other_settings(experiment: Experiment) -> list[Job]:
 
 
 def _jobs(experiment: Experiment) -> list[Job]:
-    return [experiment.data, *experiment.studies, *experiment.trained]
+    return [experiment.data, *experiment.studies, *experiment.trained, *experiment.exports]
 
 
 def _record(job: Job) -> Path:
-    return job.folder / (MANIFEST if job.stage == "prepare" else RUN)
+    return job.folder / {"prepare": MANIFEST, "export": EXPORTED}.get(job.stage, RUN)
 
 
 def _made_with(job: Job) -> Any:
@@ -127,6 +127,14 @@ def _made_from_others(experiment: Experiment, others: list[Job]) -> Iterator[Pat
         measured = {"data_sha256": data, "model_sha256": record.get("model_sha256")}
         if isinstance(job, TeacherJob | StudentJob) and not _same(_read(job.folder / EVALUATION), measured):
             yield job.folder / EVALUATION
+    for export in experiment.exports:
+        models = _read(export.folder / EXPORTED).get("models")
+        for job in export.students:
+            present = {"model_sha256": _read(job.folder / RUN).get("model_sha256")}
+            for model in models if isinstance(models, list) else []:
+                is_this = isinstance(model, dict) and (model.get("method"), model.get("seed")) == (job.label, job.seed)
+                if is_this and not _same(model, present):
+                    yield export.folder / EXPORTED
 
 
 def _origin(job: Job, teachers: dict[str, str | None]) -> dict[str, str | None]:
@@ -188,5 +196,9 @@ def _links(experiment: Experiment) -> Iterator[list[Path]]:
         yield [*products, *(LOGS / f"{job.path}.tsv" for job in jobs)]
     evaluations = [job.folder / EVALUATION for job in experiment.trained]
     yield [*evaluations, *(LOGS / f"{job.path}.evaluate.tsv" for job in experiment.trained)]
+    exports = experiment.exports
+    files_of_exports = [path for job in exports for path in job.folder.glob("**/*") if path.name != LATENCY]
+    yield [*files_of_exports, *(LOGS / f"{job.path}.tsv" for job in exports)]
+    yield [*(job.folder / LATENCY for job in exports), *(LOGS / f"{job.path}.latency.tsv" for job in exports)]
     for folder in (experiment.evaluation, experiment.report):
         yield list(folder.glob("**/*"))

@@ -56,6 +56,7 @@ def run(experiment: Experiment, job: ExportJob) -> Path:
                     "method": student.job.label,
                     "seed": student.job.seed,
                     "folder": student.job.label,
+                    "model_sha256": student.record["model_sha256"],
                     "key": files.read_json(job.folder / student.job.label / run_dir.EXPORT, "export again")["key"],
                 }
                 for student in chosen
