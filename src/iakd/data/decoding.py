@@ -1,5 +1,6 @@
 """Decode image files of any kind to uint8 arrays of one size and number of channels."""
 
+import contextlib
 import io
 import math
 import stat
@@ -68,30 +69,49 @@ def decode(
     centre crop) is scaled to it with antialiasing. A JPEG much larger than needed is decoded at 1/2, 1/4 or 1/8 of its
     size.
     """
+    with _as_bad_image(), encoded.open() as file:
+        from PIL import Image
+
+        length = file.seek(0, io.SEEK_END)
+        file.seek(0)
+        check_length(length)
+        return decode_opened(Image.open(file), channels, size, crop)
+
+
+def decode_opened(
+    image: "Image", channels: int, size: tuple[int, int] | None, crop: CropFunction | None = None
+) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """Do as `decode` does with an image that Pillow has opened. A JPEG that is loaded already keeps all its pixels."""
+    with _as_bad_image():
+        from PIL import Image
+
+        if image.width * image.height > MAX_PIXELS:
+            raise BadImage(_too_large(f"{image.width}×{image.height} pixels"))
+        original = None
+        if size and image.format == "JPEG":
+            transposed = _orientation(image) >= TRANSPOSED
+            original = (image.width, image.height) if transposed else (image.height, image.width)
+            _reduce(image, _crop_box(crop, original, size), size)
+        _check_transparent_colour(image)
+        image.load()  # turns a TIFF
+        turn = TURNS.get(_orientation(image))
+        image = _eight_bits(image).convert("RGB" if channels == 3 else "L")
+        if turn is not None:
+            image = image.transpose(Image.Transpose(turn))
+        original = original or (image.height, image.width)
+        if size:
+            image = _scaled(image, original, _crop_box(crop, original, size), size)
+        array = np.asarray(image, dtype=np.uint8)
+    return (array[None] if channels == 1 else array.transpose(2, 0, 1)), original
+
+
+@contextlib.contextmanager
+def _as_bad_image() -> Iterator[None]:
+    """Raise BadImage for whatever Pillow raises."""
     from PIL import Image
 
     try:
-        with encoded.open() as file:
-            length = file.seek(0, io.SEEK_END)
-            file.seek(0)
-            check_length(length)
-            image: Image.Image = Image.open(file)
-            if image.width * image.height > MAX_PIXELS:
-                raise BadImage(_too_large(f"{image.width}×{image.height} pixels"))
-            original = None
-            if size and image.format == "JPEG":
-                transposed = _orientation(image) >= TRANSPOSED
-                original = (image.width, image.height) if transposed else (image.height, image.width)
-                _reduce(image, _crop_box(crop, original, size), size)
-            _check_transparent_colour(image)
-            image.load()  # turns a TIFF
-            turn = TURNS.get(_orientation(image))
-            image = _eight_bits(image).convert("RGB" if channels == 3 else "L")
-            if turn is not None:
-                image = image.transpose(Image.Transpose(turn))
-            original = original or (image.height, image.width)
-            if size:
-                image = _scaled(image, original, _crop_box(crop, original, size), size)
+        yield
     except BadImage:
         raise
     except Image.DecompressionBombError:
@@ -101,8 +121,6 @@ def decode(
     except Exception as error:  # Pillow raises almost anything for a damaged file
         reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
         raise BadImage(f"cannot be read ({reason or type(error).__name__})") from None
-    array = np.asarray(image, dtype=np.uint8)
-    return (array[None] if channels == 1 else array.transpose(2, 0, 1)), original
 
 
 def check_kind(mode: int) -> None:
@@ -271,7 +289,7 @@ def decode_all(
     """
     images: Images | None = None
     out = DecodedImages(np.empty((0, channels, *(size or (1, 1))), np.uint8), np.zeros(n, dtype=bool))
-    for position, (name, result) in enumerate(_decoded(encoded, channels, size, crop_pct)):
+    for position, (name, result) in enumerate(decode_each(encoded, channels, size, crop_pct)):
         if isinstance(result, BadImage):
             out.refuse_or_list(name, result, on_bad_file)
             continue
@@ -304,9 +322,18 @@ def _allocate(n: int, shape: tuple[int, ...], where: str) -> Images:
 DecodeResult = tuple[Images, tuple[int, int]] | BadImage
 
 
-def _decoded(
-    encoded: Iterable[EncodedImage], channels: int, size: tuple[int, int] | None, crop_pct: float
+def decode_each(
+    encoded: Iterable[EncodedImage],
+    channels: int,
+    size: tuple[int, int] | None,
+    crop_pct: float = 1.0,
+    at_a_time: int = CHUNK,
 ) -> Iterator[tuple[str, DecodeResult]]:
+    """Decode images with centre crops on several threads; yield name and result of each, in order.
+
+    The result is what `decode` returns, or the BadImage that it raises. No more than `at_a_time` are decoded ahead.
+    """
+
     def one(encoded: EncodedImage) -> tuple[str, DecodeResult]:
         try:
             return encoded.name, decode(encoded, channels, size, centre_crop(size, crop_pct) if size else None)
@@ -317,7 +344,7 @@ def _decoded(
     threads = min(8, cores())
     with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
         warnings.filterwarnings("ignore", module="PIL")  # sizes are checked here, and odd EXIF data do not matter
-        while chunk := list(islice(rest, CHUNK)):
+        while chunk := list(islice(rest, at_a_time)):
             yield from pool.map(one, chunk)
 
 
