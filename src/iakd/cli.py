@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -41,6 +41,9 @@ Changes = Annotated[
     list[str],
     typer.Option("--set", metavar="KEY=VALUE", help="Override a setting: dotted key, YAML value; repeatable."),
 ]
+Output = Annotated[Path | None, typer.Option(metavar="FILE", help="Write here instead of to standard output.")]
+DeviceName = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto: the GPU if there is one.")]
+Form = Literal["csv", "jsonl"]
 DEFAULT = Path("params.yaml")
 NONE: list[str] = []
 NO_SEEDS: list[int] = []
@@ -168,16 +171,83 @@ def distill(
 def evaluate(
     params: ParamsFile = DEFAULT,
     changes: Changes = NONE,
-    model: Annotated[Path | None, typer.Option("--run", help="Only the model in this results folder.")] = None,
+    folder: Annotated[Path | None, typer.Option("--run", help="Only the model in this results folder.")] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Instead: an exported folder or file, an ONNX file, a checkpoint; without --params."
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="With --model: images in a folder for each class.")
+    ] = None,
+    arch: Annotated[
+        str | None, typer.Option(help="Of a checkpoint: the network, such as torchvision/resnet50.")
+    ] = None,
+    normalisation: Annotated[
+        str | None, typer.Option(help="Of a model from elsewhere: imagenet, cifar10, cifar100, half or none.")
+    ] = None,
+    size: Annotated[int | None, typer.Option(min=1, max=4096, help="Of a model from elsewhere: pixels.")] = None,
+    crop_pct: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01, max=1, help="Of a model from elsewhere: share of the shorter side that is kept. [default: 1]"
+        ),
+    ] = None,
+    channels: Annotated[
+        int | None, typer.Option(min=1, max=3, help="Of a model from elsewhere: 3, or 1 for grey images. [default: 3]")
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Of a model from elsewhere: its classes, one a line. [default: the folders]"),
+    ] = None,
+    output: Output = None,
+    device: DeviceName = "auto",
 ) -> None:
-    """Evaluate finished models on the test set, once each, and compare them."""
+    """Evaluate finished models on the test set, once each, and compare them; with --model, measure any other model."""
+    elsewhere = {
+        name: value
+        for name, value in (
+            *(("arch", arch), ("normalisation", normalisation), ("size", size)),
+            *(("crop_pct", crop_pct), ("channels", channels), ("labels", labels)),
+        )
+        if value is not None
+    }
+    if model and data:
+        if folder or changes:
+            raise UserError("--model measures a file without settings: leave out --run and --set")
+        from iakd.stages.predict import measure_file
+
+        measure_file(model, data, device, elsewhere, output)
+        return
+    if model or data or elsewhere or output:
+        raise UserError("--model and --data belong together, and the other options of a model need both")
     experiment = _experiment(params, changes)
     from iakd.experiment import gpus
 
     with gpus.claim(experiment.params.compute):
         from iakd.stages.evaluate import evaluate_run, run
 
-        _products([evaluate_run(experiment, model) if model else run(experiment)])
+        _products([evaluate_run(experiment, folder) if folder else run(experiment)])
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(help="A folder that `iakd export` wrote, or one file of it.")],
+    images: Annotated[
+        list[str], typer.Argument(help="Files, folders, patterns; - reads a list of files from standard input.")
+    ],
+    top: Annotated[int, typer.Option(min=1, help="How many classes, the most probable first.")] = 1,
+    form: Annotated[Form, typer.Option("--format", help="csv, or a JSON object for each image.")] = "csv",
+    output: Output = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images that are computed together.")] = 64,
+    device: DeviceName = "auto",
+) -> None:
+    """Classify images with a finished model. Exit code 1 if some could not be read."""
+    from iakd.classifier import load
+    from iakd.stages.predict import predict
+
+    predict(load(model, device), images, form, top, batch_size, output)
 
 
 @app.command()
