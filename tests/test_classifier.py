@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 
-from iakd import classifier as iakd
+import iakd
 from iakd import cli, config, models
 from iakd.config import Normalisation
 from iakd.data.decoding import decode_all, from_file
@@ -259,7 +259,7 @@ def test_onnx_beside_the_others_gives_the_same(exported: Path, onnx: Path, photo
 
 
 def test_weights_go_back_to_the_library_of_the_architecture(tmp_path: Path) -> None:
-    """Its tensors have other names here."""
+    """As docs/api.md shows it."""
     from torchvision.models import mobilenet_v3_small
 
     export(tmp_path / "model", chosen=config.Network(arch="torchvision/mobilenet_v3_small"))

@@ -155,7 +155,7 @@ class Objective(nn.Module):
 
 
 class Trainer:
-    """One training run, from wherever its last checkpoint left it.
+    """One training run, from wherever its last checkpoint left it. Without `validation`, nothing is validated.
 
     With a `warm_start`, that training of the same student runs to its end before the first step. The two never need
     their state at the same time, so they share the run's checkpoint file, each with its own key.
@@ -166,7 +166,7 @@ class Trainer:
         run: Run,
         objective: Objective,
         data: ImageLoader,
-        validation: ImageLoader,
+        validation: ImageLoader | None,
         recipe: Recipe,
         compute: Compute,
         on_validation: OnValidation | None = None,
@@ -216,7 +216,8 @@ class Trainer:
         """Like `fit`, one step at a time, so that several trainings can take turns (`training.interleaved`)."""
         with contextlib.ExitStack() as stack:
             for images in (self.data, self.validation):
-                stack.enter_context(contextlib.closing(images))
+                if images is not None:
+                    stack.enter_context(contextlib.closing(images))
             torch.manual_seed(derive("global", self.run.seed))
             if not self._restore() and self.warm_start:
                 yield from self._run_warm_start(self.warm_start, interrupt)
@@ -357,6 +358,8 @@ class Trainer:
             self._diverged("loss")
 
     def _validate(self, network: nn.Module) -> dict[str, float]:
+        if self.validation is None:
+            return {}
         batch_size = min(VALIDATION_BATCH, VALIDATION_VALUES // math.prod(self.validation.image_shape))
         metrics = validate(network, self.validation, max(1, batch_size), self.channels_last, self.processes.shard)
         if not math.isfinite(metrics["val_nll"]):  # BatchNorm's statistics can overflow before the weights do

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 
 from iakd.models.network import Block, Network
@@ -81,6 +82,18 @@ def can_split(model: nn.Module, scheme: Partition) -> bool:
     except AttributeError:
         return False
     return True
+
+
+def is_equivalent(model: nn.Module, network: Network, image: tuple[int, ...]) -> bool:
+    """Return whether the parts compute what the model computes: a model may do more than its modules show.
+
+    Both in evaluation mode, in which they are left.
+    """
+    images = torch.randn(1, *image, generator=torch.Generator().manual_seed(0))
+    model.eval()
+    network.eval()
+    with torch.no_grad():
+        return torch.equal(model(images), network(images))
 
 
 def change_channels(model: nn.Module, count: int) -> None:

@@ -5,12 +5,11 @@ A model is divided by the first description that fits, and accepted only if the 
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from iakd import config
 from iakd.errors import UserError
-from iakd.models.external.partition import Partition, can_split, split_model
+from iakd.models.external.partition import Partition, can_split, is_equivalent, split_model
 from iakd.models.network import Network
 
 PREFIX = "timm/"
@@ -90,16 +89,9 @@ def build(network: config.Network, channels: int, classes: int) -> Network:
     for scheme in PARTITIONS:
         if can_split(model, scheme) and not (Tokens in scheme.stem and hasattr(model, "dist_token")):
             network_parts = split_model(model, scheme, image)
-            if _is_equivalent(model, network_parts.eval(), image):
+            if is_equivalent(model, network_parts, image):
                 return network_parts.train()
     raise UserError(
         f"{network.arch}: no description of this family of timm; known are ResNet, ConvNeXt, RegNet, MobileNet, "
         "EfficientNet and ViT, and docs/networks.md says how one is added"
     )
-
-
-def _is_equivalent(model: nn.Module, network: Network, image: tuple[int, ...]) -> bool:
-    """Return whether the parts compute what the model computes: a model may do more than its modules show."""
-    images = torch.randn(1, *image, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        return torch.equal(model(images), network(images))

@@ -1,0 +1,410 @@
+"""What `import iakd` offers; docs/api.md explains it with examples.
+
+Importing `iakd` costs nothing: what is here, and torch with it, is imported with the first use of one of these names.
+"""
+
+import contextlib
+import copy
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from pydantic import BaseModel, ValidationError
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from iakd import devices
+from iakd.classifier import Classifier, Device, Prediction, choose_device, load
+from iakd.config import METHODS, Compute, IakdOptions, LrSchedule, Method, Recipe, Schedule, explain, parse
+from iakd.config import load as read_params
+from iakd.data.dataset_loader import DatasetLoader, dataset_loader
+from iakd.data.loader import DeviceLoader, ImageLoader
+from iakd.distillation.distiller import make_distiller
+from iakd.distillation.registry import changes_student, timeline_of
+from iakd.distillation.warm_start import add_warm_start
+from iakd.errors import RunFailed, UserError
+from iakd.evaluation.plausibility import required_accuracy
+from iakd.experiment.run_dir import Row, Run
+from iakd.files import digest, sha256_bytes
+from iakd.interactive.hybrid import Hybrid
+from iakd.interactive.swap_sampler import make_swap_sampler
+from iakd.models import Network, save_weights
+from iakd.models.external.partition import Partition
+from iakd.models.external.plain import as_network, undivided
+from iakd.models.pairing import initialise_from_teacher
+from iakd.models.shapes import channels
+from iakd.training.timeline import Timeline
+from iakd.training.trainer import Trainer
+from iakd.training.validation import validate
+
+__all__ = [
+    "Classifier",
+    "Distilled",
+    "Partition",
+    "Prediction",
+    "RunFailed",
+    "SwappingStudent",
+    "UserError",
+    "distill",
+    "hybrid",
+    "load",
+    "run",
+]
+
+OUTPUTS_ONLY = ("reference", "logits", "data")  # groups of methods that look at no features
+NEVER = 1e9  # seconds between two checkpoints
+BATCH = 256  # images, where the teacher is checked
+
+Section = TypeVar("Section", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """A trained student, the history of its training and the final metrics.
+
+    `student` is the module that was given, in evaluation mode; of the methods that add layers to it for good (simkd,
+    rcn), the network that they deploy. `history` has a row per epoch: `loss`, `train_top1`, where it was validated
+    `val_top1` (percent) and `val_nll` (nats), and what history.csv has besides. `metrics` has what metrics.json has.
+    """
+
+    student: nn.Module
+    history: list[Row]
+    metrics: dict[str, Any]
+
+
+def distill(
+    teacher: nn.Module | None,
+    student: nn.Module,
+    train_data: "Dataset[Any]",
+    val_data: "Dataset[Any] | None" = None,
+    *,
+    method: str | Mapping[str, Any] = "iakd+kd",
+    recipe: Mapping[str, Any] | Recipe | None = None,
+    normalisation: tuple[Sequence[float], Sequence[float]] | None = None,
+    teacher_parts: Partition | None = None,
+    student_parts: Partition | None = None,
+    seed: int = 0,
+    device: Device = "auto",
+    workers: int = 0,
+    checkpoints: str | Path | None = None,
+    on_epoch: Callable[[Row], None] | None = None,
+) -> Distilled:
+    """Train `student` in place, by any method of the pipeline and with its training loop, and return the result.
+
+    `teacher` and `student` are classifiers, images (B, C, H, W) → logits (B, classes). The teacher is not changed; None
+    suits the methods that need none. The data are torch Datasets of (image, label). Images of Pillow and uint8 tensors
+    are kept in memory, augmented as `recipe` says, and normalised by `normalisation`, a mean and a standard deviation
+    per channel in 0–1 units. Float tensors are taken as they are, as the Dataset has augmented and normalised them.
+
+    `method` is a name or a sum, or a section of `methods` in params.yaml as a dictionary: `{"method": "iakd+kd",
+    "kd": {"temperature": 2}}`. `recipe` has the settings of `distill.recipe`. Both are described in docs/settings.md.
+
+    Methods that swap or compare blocks need to know them. They are found in the networks of iakd, and in the models of
+    torchvision and timm whose families docs/networks.md lists. For a class of your own, describe them by a
+    `Partition` of module paths: `Partition(stem=("conv",), blocks=("layer1.*", "layer2.*"), head=("pool", "fc"))`.
+
+    With `checkpoints`, a folder, an interrupted call continues when it is repeated. The same seed gives the same
+    result, bit for bit on the CPU, unless the Dataset itself draws at random; it is that of `iakd distill` for the
+    same images, weights and number of threads. `on_epoch` is called with each row of the history.
+
+    Raises UserError, in one line, for networks, data or settings that do not go together, RunFailed where the loss is
+    no longer finite, KeyboardInterrupt at Ctrl-C, after the current step.
+    """
+    chosen = _section(Method, {"method": method} if isinstance(method, str) else method, "method")
+    trained_by = recipe if isinstance(recipe, Recipe) else _section(Recipe, recipe or {}, "recipe")
+    if chosen.tuned:
+        raise UserError("method: a study needs the pipeline (`iakd tune`); here all settings must have values")
+    if teacher is None and chosen.needs_teacher:
+        raise UserError(f"{chosen.method} needs a teacher")
+    target = choose_device(device)
+    train = dataset_loader(train_data, normalisation, target, workers, "train_data")
+    validation = dataset_loader(val_data, normalisation, target, workers, "val_data") if val_data is not None else None
+    if isinstance(train, DatasetLoader):
+        _check_augmentation(trained_by)
+    image = train.image_shape
+    if validation is not None and validation.image_shape != image:
+        raise UserError(f"val_data has images of {validation.image_shape}, and train_data of {image}")
+    if validation is None and chosen.init == "blockwise":
+        raise UserError("init: blockwise needs val_data")
+    student.cpu()
+    network = _network(student, image, student_parts, "student", chosen)
+    guide = _network(copy.deepcopy(teacher).cpu(), image, teacher_parts, "teacher", chosen) if teacher else None
+    _check_classes(network, train, "student")
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise UserError("the student has no parameter that needs a gradient, so there is nothing to train")
+    if guide and chosen.needs_teacher:
+        _check_classes(guide, train, "teacher")
+    trained = [(parameter, parameter.requires_grad) for parameter in student.parameters()]
+    start = {name: sha256_bytes(save_weights(each)) for name, each in (("s", network), ("t", guide)) if each}
+    if chosen.init == "teacher":
+        assert guide is not None
+        initialise_from_teacher(network, guide)
+    student.to(target)
+    network.to(target)
+    if guide and chosen.needs_teacher:
+        _check_accuracy(guide.to(target), validation or train)
+    if target.type == "cpu":
+        devices.keep_freed_memory()
+    compute = Compute(threads=torch.get_num_threads(), checkpoint_seconds=30.0 if checkpoints else NEVER)
+    about = [chosen.settings(), trained_by.model_dump(mode="json"), seed, start, _identity(train), compute.threads]
+    with contextlib.ExitStack() as stack:
+        folder = Path(checkpoints or stack.enter_context(tempfile.TemporaryDirectory(prefix="iakd-")))
+        training = _InMemory(f"{chosen.method}, seed {seed}", "distill", digest(about), {}, seed, {}, {})
+        training.live, training.on_epoch = folder, on_epoch
+        distiller = make_distiller(
+            network,
+            guide if chosen.needs_teacher else None,
+            chosen,
+            data=train,
+            timeline=timeline_of(trained_by, chosen, len(train)),
+            seed=seed,
+            label_smoothing=trained_by.label_smoothing,
+        )
+        trainer = Trainer(training, distiller, train, validation, trained_by, compute)
+        if chosen.init == "blockwise":
+            add_warm_start(trainer, chosen.blockwise, compute)
+        try:
+            history, metrics = trainer.fit()
+        finally:
+            for parameter, needed in trained:  # a method may have frozen some
+                parameter.requires_grad_(needed)
+        training.clear()
+    result = trainer.objective.student if changes_student(chosen) else student
+    return Distilled(result.eval(), history, metrics)
+
+
+class _InMemory(Run):
+    """A training whose results are returned instead of published; its checkpoint is in the folder `live`."""
+
+    on_epoch: Callable[[Row], None] | None = None
+
+    def log(self, history: list[Row]) -> None:
+        """Hand the last row on."""
+        if self.on_epoch:
+            self.on_epoch(history[-1])
+
+    def clear(self) -> None:
+        """Remove the checkpoint of a training that has ended."""
+        from iakd.training.checkpoint import NAME
+
+        (self.live / NAME).unlink(missing_ok=True)
+
+
+def _network(
+    module: nn.Module, image: tuple[int, int, int], parts: Partition | None, name: str, method: Method
+) -> Network:
+    """A module as a network, with blocks if it is known how it is divided; the method may need them."""
+    network = as_network(module, image, parts, name)
+    if network is not None:
+        return network
+    blind = [each for each in method.names if METHODS[each].group not in OUTPUTS_ONLY]
+    if blind or method.init != "random":
+        raise UserError(
+            f"{blind[0] if blind else f'init: {method.init}'} needs the blocks of the {name}, a "
+            f"{type(module).__name__}, which are not known: describe them with {name}_parts=iakd.Partition(stem=…, "
+            "blocks=…, head=…), or choose a method that compares outputs, such as kd"
+        )
+    return undivided(module)
+
+
+def _section(model: type[Section], values: Mapping[str, Any], name: str) -> Section:
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        raise UserError(f"{name}: {explain(error, model)}") from None
+
+
+def _check_augmentation(recipe: Recipe) -> None:
+    augment = recipe.augment
+    if augment.pad or augment.flip or augment.policy != "none" or augment.crop != "none":
+        raise UserError(
+            "recipe.augment: pad, flip, crop and policy change uint8 images, and train_data returns float tensors: let "
+            "the Dataset augment them, or return uint8 images"
+        )
+
+
+def _check_classes(network: Network, data: ImageLoader, name: str) -> None:
+    """Raise UserError unless the network computes such images, and has a class for each label."""
+    training = network.training
+    try:
+        with torch.no_grad():
+            logits = network.eval()(torch.zeros(2, *data.image_shape))
+    except Exception as error:  # a user's module can fail in any way
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"the {name} cannot compute images of {data.image_shape} ({reason})") from None
+    finally:
+        network.train(training)
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        what = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise UserError(f"the {name} returns {what} instead of logits (B, classes)")
+    if int(data.labels.max()) >= logits.shape[1]:
+        raise UserError(f"the {name} has {logits.shape[1]} classes, and a label is {int(data.labels.max())}")
+
+
+def _check_accuracy(teacher: Network, data: ImageLoader) -> None:
+    """Warn of a teacher that is near chance: it takes other images, or its classes have another order."""
+    with contextlib.closing(data):
+        top1 = validate(teacher, data, BATCH)["val_top1"]
+    labels = data.labels.cpu().numpy()
+    if top1 < 100 * required_accuracy(labels, int(labels.max()) + 1):
+        warnings.warn(
+            f"the teacher is right for only {top1:.1f} % of the images, near chance: check the normalisation and the "
+            "order of the classes",
+            stacklevel=3,
+        )
+
+
+def _identity(data: ImageLoader) -> list[str]:
+    """What tells data apart for a checkpoint; of float tensors, which may be drawn at random, their labels."""
+    labels = sha256_bytes(data.labels.cpu().numpy().tobytes())
+    return [labels, sha256_bytes(data.images.cpu().numpy().tobytes())] if isinstance(data, DeviceLoader) else [labels]
+
+
+class SwappingStudent(nn.Module):
+    """A student whose blocks are swapped for a frozen teacher's at random, for a training loop of your own.
+
+    `iakd.hybrid` returns it. In training mode, `forward(images, step)` draws which blocks are swapped in a step; in
+    evaluation mode it is the student. Its trained parameters are those of the student and, where the numbers of
+    channels differ, of adapters, which are discarded: `student` is the module that was given, and learns in place.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        network: Network,
+        teacher: Network,
+        options: IakdOptions,
+        timeline: Timeline,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.hybrid = Hybrid(network, teacher, options, seed)
+        self._student = (student,)  # the hybrid holds its parts
+        self.steps = timeline.total
+        self._batch_size = timeline.batch_size
+        widths = [channels(pair.student.after) for pair in self.hybrid.pairs]
+        assert isinstance(options.schedule, Schedule)
+        self.sampler = make_swap_sampler(
+            options, options.schedule, timeline, widths, seed, self.hybrid.only_blocks_train
+        )
+
+    @property
+    def student(self) -> nn.Module:
+        """The student, as it was given."""
+        return self._student[0]
+
+    def forward(self, images: Tensor, step: int | None = None) -> Tensor:
+        """Return logits (B, classes) of images (B, C, H, W); `step` counts from 0, and is needed in training mode.
+
+        What is swapped in a step depends on the seed and the step alone.
+        """
+        if not self.training:
+            return self.hybrid.student(images)
+        if step is None or not 0 <= step < self.steps:
+            raise UserError(f"step {step}: in training mode, give the number of the step, from 0 to {self.steps - 1}")
+        return self.hybrid(images, self.sampler.masks(step, len(images)))
+
+    def keep_probabilities(self, step: int) -> list[float]:
+        """Return p_i at a step: for each block slot, the probability that the student's blocks are kept."""
+        return [float(p) for p in self.sampler.planned(0)[step]]
+
+
+def hybrid(
+    teacher: nn.Module,
+    student: nn.Module,
+    steps: int,
+    image: tuple[int, int, int],
+    *,
+    schedule: float | Mapping[str, Any] | Schedule | None = None,
+    batch_size: int | None = None,
+    teacher_parts: Partition | None = None,
+    student_parts: Partition | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> SwappingStudent:
+    """Return the hybrid network of IAKD for a training loop of your own.
+
+    `steps` is the number of optimiser steps of the whole training, over which the swap-probability schedule runs;
+    `image` the shape (channels, height, width) of the images. `schedule` has the settings of `iakd.schedule` in
+    docs/settings.md; a number is a keep probability that stays the same; default: linear growth from 0.5 to 1.
+    `options` are the other options of `iakd` in its single-path form: `unit`, `granularity` (`"sample"` needs the
+    `batch_size`), `teacher_bn`, `stem`, `head`, `at_least_one_student`.
+
+    The teacher is copied, and not changed; the student learns in place. How blocks are found is described at
+    `distill`. Raises UserError if the networks cannot be paired, or for options that do not exist.
+
+    >>> import torch, iakd
+    >>> from torchvision.models import resnet18, resnet34
+    >>> _ = torch.manual_seed(0)
+    >>> teacher, student = resnet34(num_classes=10), resnet18(num_classes=10)
+    >>> network = iakd.hybrid(teacher, student, steps=3, image=(3, 64, 64), schedule=0.5)
+    >>> optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=0.01)
+    >>> images, labels = torch.randn(4, 3, 64, 64), torch.tensor([0, 1, 2, 3])
+    >>> for step in range(network.steps):
+    ...     loss = torch.nn.functional.cross_entropy(network(images, step), labels)
+    ...     optimizer.zero_grad()
+    ...     loss.backward()
+    ...     optimizer.step()
+    >>> network.keep_probabilities(0)
+    [0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5]
+    >>> network.eval()(images).shape == student.eval()(images).shape  # the student alone, which has learned in place
+    True
+    """
+    if isinstance(schedule, int | float):
+        schedule = {"kind": "uniform", "p0": schedule, "student_only": 0.0}
+    given = {**options} if schedule is None else {**options, "schedule": schedule}
+    chosen = _section(IakdOptions, given, "hybrid")
+    if chosen.form != "single_path" or chosen.schedule == "tuned" or chosen.bn_reestimate:
+        raise UserError("hybrid: form: two_path, schedule: tuned and bn_reestimate need the pipeline's own loop")
+    if chosen.granularity == "sample" and batch_size is None:
+        raise UserError("hybrid: granularity: sample needs batch_size, the number of images in a step")
+    if steps < 1:
+        raise UserError(f"hybrid: steps is {steps}; a training has at least one")
+    method = Method.model_validate({"method": "iakd"})
+    device = next(student.parameters()).device
+    network = _network(student.cpu(), image, student_parts, "student", method)
+    guide = _network(copy.deepcopy(teacher).cpu().eval(), image, teacher_parts, "teacher", method)
+    timeline = Timeline(1, steps, 1.0, LrSchedule(kind="constant"), batch_size or 1)
+    built = SwappingStudent(student, network, guide.requires_grad_(False), chosen, timeline, seed)
+    return built.to(device)
+
+
+def run(params: str | Path | Mapping[str, Any], changes: Sequence[str] = ()) -> Path:
+    """Run an experiment from the images to the report, in this process, and return the path of report.html.
+
+    `params` is a settings file or its content as a dictionary, `changes` are texts such as `"distill.recipe.lr=0.1"`.
+    Results are written to results/<dataset>/ in the working folder. What is there already is kept if it was made with
+    the same settings, and an interrupted run continues. `snakemake --cores all` does the same with several jobs at a
+    time. Raises UserError for settings that do not go together, RunFailed for a training that fails.
+    """
+    from iakd.experiment import gpus
+    from iakd.experiment.jobs import group_seeds, plan_experiment
+    from iakd.stages import distill, evaluate, export, import_teacher, prepare, report, teach, tune
+    from iakd.tracking.follower import ensure_follower
+
+    if isinstance(params, Mapping):
+        if changes:
+            raise UserError("changes belong to a settings file; change the dictionary itself")
+        settings = parse(dict(params), "params")
+    else:
+        settings = read_params(Path(params), list(changes))
+    if settings.compute.processes > 1:
+        raise UserError("compute.processes: iakd.run trains in this process alone; use the command line for more")
+    experiment = plan_experiment(settings)
+    ensure_follower(settings)
+    with gpus.claim(settings.compute):
+        prepare.run(experiment)
+        for job in experiment.teachers:
+            (import_teacher if job.network.checkpoint else teach).run(experiment, job)
+        for study in experiment.studies:
+            tune.run(experiment, study)
+        for group in group_seeds(experiment.students, settings.compute.seeds_together):
+            distill.run(experiment, *group)
+        evaluate.run(experiment)
+        for chosen in experiment.exports:
+            export.run(experiment, chosen)
+        return report.run(experiment)

@@ -1,0 +1,179 @@
+"""Loaders for a user's own torch Dataset of (image, label)."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from iakd.data.decoding import MAX_ARRAY
+from iakd.data.loader import (
+    EVERYTHING,
+    Batch,
+    BatchFormat,
+    DeviceLoader,
+    EpochData,
+    FetchRequest,
+    ImageLoader,
+    Normaliser,
+)
+from iakd.errors import UserError
+
+Normalisation = tuple[Sequence[float], Sequence[float]]  # mean and std of each channel, in 0–1 units
+
+
+AS_GIVEN = "float tensors are taken as they are: let the Dataset return uint8 images, or images of Pillow"
+
+
+class _AsGiven(Normaliser):
+    """For images that the Dataset has normalised."""
+
+    def __init__(self) -> None:
+        pass
+
+    def __call__(self, images: Tensor, channels_last: bool = False) -> Tensor:
+        return images.contiguous(memory_format=torch.channels_last) if channels_last else images
+
+
+class DatasetLoader(ImageLoader):
+    """Images that a torch Dataset returns as float tensors (C, H, W), normalised, and augmented if it likes.
+
+    They are asked for again in every epoch, by `workers` processes; with 0, by this one.
+    """
+
+    def __init__(
+        self,
+        dataset: "Dataset[Any]",
+        shape: tuple[int, int, int],
+        labels: NDArray[np.int64],
+        device: torch.device | str,
+        workers: int,
+    ) -> None:
+        super().__init__(shape, labels, [0.0] * shape[0], [1.0] * shape[0], device)
+        self.normalise = _AsGiven()
+        self._dataset, self._workers = dataset, workers
+
+    def epoch(
+        self, seed: int, epoch: int, form: BatchFormat, start: int = 0, data: EpochData = EVERYTHING
+    ) -> Iterator[Batch]:
+        if data.second_view:
+            raise UserError(f"the method shows each image twice, and {AS_GIVEN}")
+        return super().epoch(seed, epoch, form, start, data)
+
+    def _fetch(self, requests: list[FetchRequest], parts: list[slice]) -> Iterator[list[Tensor]]:
+        if len(requests) > 1:
+            raise UserError(f"the method mixes images with others, and {AS_GIVEN}")
+        batches = [requests[0].indices[part].tolist() for part in parts]
+        images = DataLoader(
+            self._dataset,
+            batch_sampler=batches,
+            num_workers=self._workers,
+            collate_fn=_images_of,
+            pin_memory=self.device.type == "cuda",
+        )
+        for batch in images:
+            if batch.shape[1:] != self.image_shape:
+                raise UserError(f"the Dataset returns images of {_sides(batch.shape[1:])}, then of {self.image_shape}")
+            yield [batch.to(self.device, non_blocking=True)]
+
+
+def dataset_loader(
+    dataset: "Dataset[Any]", normalisation: Normalisation | None, device: torch.device | str, workers: int, name: str
+) -> ImageLoader:
+    """Return a loader for a torch Dataset of (image, label).
+
+    Images of Pillow and uint8 arrays or tensors are kept on the device, and normalised by `normalisation`; float
+    tensors are taken as they are. Labels are integers from 0. Raises UserError, with the Dataset's `name`, for anything
+    else, and where `normalisation` is missing, or of no use.
+    """
+    try:
+        n = len(dataset)  # type: ignore[arg-type]
+    except TypeError:
+        raise UserError(f"{name} has no length; an iterable Dataset cannot be shuffled") from None
+    if n < 2:
+        raise UserError(f"{name} has {n} images; at least two are needed")
+    labels = np.empty(n, np.int64)
+    images: NDArray[np.uint8] | None = None
+    shape: tuple[int, int, int] | None = None
+    items = DataLoader(dataset, batch_size=None, collate_fn=_item, num_workers=workers)
+    for number, item in enumerate(items):
+        if isinstance(item, str):
+            raise UserError(f"{name}: item {number} {item}")
+        image, labels[number] = item
+        if shape is None:
+            shape = image.shape
+            if image.dtype == np.uint8:
+                images = _allocated(n, shape, name)
+        if image.shape != shape or (image.dtype == np.uint8) != (images is not None):
+            raise UserError(
+                f"{name}: item {number} is an image of {_sides(image.shape)} ({image.dtype}), and the first one was of "
+                f"{_sides(shape)}: return all alike"
+            )
+        if images is not None:
+            images[number] = image
+    assert shape is not None
+    if images is None:
+        if normalisation is not None:
+            raise UserError(f"{name} returns float tensors, which are taken as they are: leave out `normalisation`")
+        return DatasetLoader(dataset, shape, labels, device, workers)
+    if normalisation is None:
+        raise UserError(
+            f"{name} returns images of 0 to 255: say with `normalisation=(mean, std)`, one number per channel in 0–1 "
+            "units, what both networks take; a trained teacher needs the one it was trained with"
+        )
+    mean, std = (list(values) for values in normalisation)
+    if not len(mean) == len(std) == shape[0] or not all(value > 0 for value in std):
+        raise UserError(f"normalisation: give mean and std of {shape[0]} channels, each std above 0")
+    return DeviceLoader(images, labels, mean, std, device)
+
+
+def _allocated(n: int, shape: tuple[int, int, int], name: str) -> NDArray[np.uint8]:
+    size = n * int(np.prod(shape))
+    if size > MAX_ARRAY:
+        raise UserError(
+            f"{name}: its images take {size / 2**30:.1f} GiB, more than the {MAX_ARRAY >> 30} GiB that are kept in "
+            "memory: let it return float tensors, which are asked for as they are needed"
+        )
+    return np.empty((n, *shape), np.uint8)
+
+
+def _item(item: Any) -> tuple[NDArray[Any], int] | str:
+    """The image (C, H, W) and the label of a Dataset's item, or what is wrong with it."""
+    if not isinstance(item, tuple | list) or len(item) != 2:
+        return f"is a {type(item).__name__}, not (image, label)"
+    image, label = _array(item[0]), item[1]
+    if isinstance(image, str):
+        return image
+    if isinstance(label, Tensor | np.ndarray) and label.ndim == 0:
+        label = label.item()
+    if isinstance(label, bool) or not isinstance(label, int | np.integer) or label < 0:
+        return f"has the label {label!r}; labels are whole numbers from 0"
+    return image, int(label)
+
+
+def _array(image: Any) -> NDArray[Any] | str:
+    """An image as an array (C, H, W): uint8, or any float type."""
+    if isinstance(image, Tensor):
+        array = image.numpy(force=True)
+    elif isinstance(image, Image.Image):
+        if image.mode not in ("L", "RGB"):
+            return f"is an image of mode {image.mode}; convert it to RGB or L"
+        array = np.array(image)
+        array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+    else:
+        return f"has a {type(image).__name__} as its image; return a tensor (C, H, W) or an image of Pillow"
+    if array.ndim != 3 or not (array.dtype == np.uint8 or np.issubdtype(array.dtype, np.floating)):
+        return f"has an image of shape {array.shape} and type {array.dtype}; return (C, H, W), uint8 or float"
+    return array
+
+
+def _images_of(items: list[Any]) -> Tensor:
+    return torch.stack([image.float() for image, _ in items])
+
+
+def _sides(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape))

@@ -1,0 +1,474 @@
+"""What `import iakd` offers."""
+
+import doctest
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+import iakd
+from iakd import api, config, models
+from iakd.config import parse
+from iakd.data.store import PreparedData
+from iakd.experiment import run_dir
+from iakd.experiment.jobs import Experiment, plan_experiment
+from iakd.models.network import initialise
+from iakd.seeding import derive
+from iakd.stages import distill as distill_stage
+from iakd.stages import prepare, teach
+from test_classifier import export, write_photos
+
+ROOT = Path(__file__).parent.parent
+RECIPE: dict[str, Any] = {"epochs": 2, "batch_size": 32, "lr": 0.05, "validate_every": 1}
+
+
+def test_importing_it_imports_no_torch() -> None:
+    code = "import sys, iakd; dir(iakd); sys.exit('torch' in sys.modules or len(sys.modules) > 200)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_its_names_are_those_of_the_module_and_have_types() -> None:
+    assert iakd.__all__ == api.__all__
+    stub = (ROOT / "src/iakd/__init__.pyi").read_text()
+    assert sorted(re.findall(r"import (\w+) as \1\n", stub)) == sorted(iakd.__all__)
+    assert {*iakd.__all__, "__version__"} <= set(dir(iakd))
+    assert iakd.load is api.load
+    with pytest.raises(AttributeError, match="module 'iakd' has no attribute 'nothing'"):
+        _ = iakd.nothing  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("module", ["iakd.api", "docs/api.md"])
+def test_the_examples_work_as_they_are_written(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    if module == "iakd.api":
+        result = doctest.testmod(api)
+    else:
+        write_photos(tmp_path / "photos")
+        export(tmp_path / "results/photos/export/resnet56-resnet20/iakd")
+        result = doctest.testfile(str(ROOT / module), module_relative=False, optionflags=doctest.ELLIPSIS)
+    assert result.attempted and not result.failed
+
+
+# --- distill ---
+
+
+class Images(Dataset[tuple[Any, int]]):
+    """Images uint8 (N, C, H, W) as a Dataset, in one of several forms."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray, form: str = "uint8") -> None:
+        self.images, self.labels, self.form = images, labels, form
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int) -> tuple[Any, int]:
+        image = torch.from_numpy(np.array(self.images[i]))
+        if self.form == "pillow":
+            return Image.fromarray(image[0].numpy()), int(self.labels[i])
+        if self.form == "float":
+            return image.float() / 255, torch.tensor(self.labels[i])  # type: ignore[return-value]  # as TensorDataset
+        return image, int(self.labels[i])
+
+
+SETTINGS = """
+dataset: {name: toy, source: digits, val: 100, test: 1297}
+teachers: [{arch: resnet14, width: 4}]
+students: [{arch: resnet8, width: 4}]
+methods: {}
+teach: {recipe: {epochs: 4, lr: 0.1}}
+distill: {seeds: [5]}
+tracking: {enabled: false}
+compute: {device: cpu}
+"""
+METHODS: dict[str, dict[str, Any]] = {
+    "kd": {},
+    "iakd_kd": {"method": "iakd+kd", "iakd": {"schedule": {"kind": "cosine"}}},
+    "two_path": {"method": "iakd", "iakd": {"form": "two_path"}, "init": "blockwise", "blockwise": {"epochs": 1}},
+    "simkd": {},
+}
+
+
+class Taught:
+    """The digits, prepared, and a trained teacher, in a folder that tests run in."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        import yaml
+
+        settings = yaml.safe_load(SETTINGS)
+        settings["methods"] = METHODS
+        settings["distill"]["recipe"] = {**RECIPE, "augment": {"pad": 1, "flip": True}, "label_smoothing": 0.1}
+        self.experiment: Experiment = plan_experiment(parse(settings, "test"))
+        torch.set_num_threads(1)
+        prepare.run(self.experiment)
+        teach.run(self.experiment, self.experiment.teachers[0])
+        self.store = PreparedData.open(self.experiment.data.folder)
+
+    def data(self, split: str, form: str = "uint8") -> Images:
+        return Images(self.store.images(split), self.store.labels(split), form)
+
+    @property
+    def normalisation(self) -> tuple[list[float], list[float]]:
+        return self.store.mean, self.store.std
+
+    def teacher(self) -> models.Network:
+        network = models.build(config.Network(arch="resnet14", width=4), 1, 10)
+        content, _ = run_dir.read_model(self.experiment.teachers[0].folder)
+        models.load_weights(network, content, "")
+        return network
+
+    def student(self, seed: int = 5) -> models.Network:
+        network = models.build(config.Network(arch="resnet8", width=4), 1, 10)
+        initialise(network, torch.Generator().manual_seed(derive("initialise", seed)))
+        return network
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with pytest.MonkeyPatch.context() as inside:
+        folder = tmp_path_factory.mktemp("api")
+        inside.chdir(folder)
+        yield Taught(folder)
+
+
+@pytest.mark.parametrize("label", METHODS)
+def test_it_gives_bit_for_bit_what_the_pipeline_gives(taught: Taught, label: str) -> None:
+    job = next(job for job in taught.experiment.students if job.label == label)
+    (folder,) = distill_stage.run(taught.experiment, job)
+    content, _ = run_dir.read_model(folder)
+    teacher, student = taught.teacher(), taught.student()
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    found = iakd.distill(
+        teacher,
+        student,
+        taught.data("train", "pillow" if label == "kd" else "uint8"),
+        taught.data("val"),
+        method={"method": label, **METHODS[label]},
+        recipe=taught.experiment.params.distill.recipe,
+        normalisation=taught.normalisation,
+        seed=5,
+        device="cpu",
+    )
+    expected = models.load_tensors(content)
+    state = found.student.state_dict()
+    assert list(state) and set(state) == set(expected)
+    assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
+    assert found.student is student
+    history = run_dir.read_history(folder / run_dir.HISTORY)
+    for row, same in zip(found.history, history, strict=True):
+        for name in ("loss", "val_top1", "val_nll", "train_top1"):
+            assert row[name] == same[name]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
+    assert all(parameter.requires_grad for parameter in [*student.stages.parameters(), *teacher.parameters()])
+    assert not found.student.training
+
+
+def test_float_images_are_taken_as_they_are(taught: Taught) -> None:
+    """With the same values, a Dataset of floats gives what one of uint8 images gives, up to rounding."""
+    results = [
+        iakd.distill(
+            taught.teacher(),
+            taught.student(),
+            taught.data("train", form),
+            method="kd",
+            recipe={**RECIPE, "epochs": 1},
+            normalisation=normalisation,
+            device="cpu",
+            workers=workers,
+        )
+        for form, normalisation, workers in (("uint8", ([0.0], [1.0]), 0), ("float", None, 1))
+    ]
+    loss, same = (result.history[0]["loss"] for result in results)
+    assert loss == pytest.approx(same, rel=1e-3)
+    assert "val_top1" not in results[0].history[0] and "val_top1" not in results[0].metrics
+
+
+class Plain(nn.Module):
+    """A network of somebody else, whose `forward` flattens by a function."""
+
+    def __init__(self, width: int, blocks: int, classes: int = 10) -> None:
+        super().__init__()
+        self.entry = nn.Conv2d(1, width, 3, padding=1)
+        self.body = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
+            for _ in range(blocks)
+        )
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.classify = nn.Linear(width, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.entry(images)
+        for block in self.body:
+            features = block(features)
+        return self.classify(self.pool(features).flatten(1))
+
+
+PARTS = iakd.Partition(stem=("entry",), blocks=("body.*",), head=("pool", lambda model: nn.Flatten(1), "classify"))
+
+
+OWN: dict[str, Any] = {"teacher_parts": None}  # the teacher is one of iakd's networks
+
+
+def test_a_class_of_ones_own_is_described_by_its_parts(taught: Taught) -> None:
+    torch.manual_seed(0)
+    teacher, student = Plain(8, 4), Plain(6, 2)
+    common: dict[str, Any] = {
+        "recipe": {**RECIPE, "epochs": 1},
+        "normalisation": taught.normalisation,
+        "student_parts": PARTS,
+        "teacher_parts": PARTS,
+        "device": "cpu",
+    }
+    before = student.body[0][0].weight.clone()
+    with pytest.warns(UserWarning, match="the teacher is right for only .* near chance"):
+        found = iakd.distill(teacher, student, taught.data("train"), taught.data("val"), method="iakd", **common)
+    assert found.student is student and not torch.equal(student.body[0][0].weight, before)
+    assert "p_drawn_1" in found.history[0]
+    head = student.classify.weight.clone()
+    deployed = iakd.distill(
+        taught.teacher(), student, taught.data("train"), method="simkd", **{**common, **OWN}
+    ).student
+    assert deployed is not student, "simkd puts the teacher's head on another network"
+    assert torch.equal(student.classify.weight, head)
+    assert deployed(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+
+
+def test_without_parts_it_learns_by_outputs_alone(taught: Taught) -> None:
+    torch.manual_seed(0)
+    student = Plain(6, 2)
+    common: dict[str, Any] = {"recipe": {**RECIPE, "epochs": 1}, "normalisation": taught.normalisation, "device": "cpu"}
+    before = student.classify.weight.clone()
+    found = iakd.distill(taught.teacher(), student, taught.data("train"), method="dkd", **common)
+    assert found.student is student and not torch.equal(student.classify.weight, before)
+    with pytest.raises(iakd.UserError, match=r"^iakd needs the blocks of the student, a Plain, .*student_parts="):
+        iakd.distill(taught.teacher(), student, taught.data("train"), method="iakd+kd", **common)
+    with pytest.raises(iakd.UserError, match="the student does not compute what its parts compute"):
+        parts = iakd.Partition(stem=("entry",), blocks=("body.0", "body.1"), head=("pool", "classify"))
+        iakd.distill(taught.teacher(), student, taught.data("train"), method="iakd", student_parts=parts, **common)
+
+
+def test_models_of_torchvision_are_divided_by_their_family() -> None:
+    from torchvision.models import mobilenet_v3_small, resnet18
+
+    torch.manual_seed(0)
+    teacher, student = resnet18(num_classes=3), mobilenet_v3_small(num_classes=3)
+    network = iakd.hybrid(teacher, student, steps=4, image=(3, 64, 64))
+    student.eval()
+    images = torch.randn(2, 3, 64, 64)
+    assert torch.equal(network.eval()(images), student(images))
+    assert len(network.keep_probabilities(0)) == len(network.hybrid.pairs) >= 4
+
+
+def test_an_interrupted_call_continues(taught: Taught, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed in the middle and called again, it ends with the same weights, and removes its checkpoint."""
+    from iakd.training.trainer import Trainer
+
+    def train(checkpoints: Path | None) -> dict[str, Tensor]:
+        return iakd.distill(
+            taught.teacher(),
+            taught.student(),
+            taught.data("train"),
+            method="iakd+kd",
+            recipe=RECIPE,
+            normalisation=taught.normalisation,
+            device="cpu",
+            checkpoints=checkpoints,
+        ).student.state_dict()
+
+    whole = train(None)
+    original, steps = Trainer.train_step, []
+
+    def interrupted(self: Trainer, batch: Any) -> None:
+        original(self, batch)
+        steps.append(self.step)
+        if len(steps) == 5:
+            import os
+            import signal
+
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Trainer, "train_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+    resumed = train(tmp_path)
+    assert steps[5] == 5, "the second call began where the first one ended"
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
+    assert not list(tmp_path.iterdir())
+
+
+def test_each_epoch_is_reported(taught: Taught) -> None:
+    rows: list[Any] = []
+    iakd.distill(
+        None,
+        taught.student(),
+        taught.data("train"),
+        method="scratch",
+        recipe=RECIPE,
+        normalisation=taught.normalisation,
+        device="cpu",
+        on_epoch=rows.append,
+    )
+    assert [row["epoch"] for row in rows] == [1, 2]
+
+
+class Broken(Images):
+    """A Dataset that returns something else for one item."""
+
+    def __init__(self, base: Images, item: Any) -> None:
+        super().__init__(base.images, base.labels, base.form)
+        self.item = item
+
+    def __getitem__(self, i: int) -> tuple[Any, int]:
+        return self.item if i == 3 else super().__getitem__(i)
+
+
+UINT8 = torch.zeros(1, 8, 8, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"method": "iakd+kdd"}, r"^method: unknown method 'kdd' \(did you mean 'kd'\?\)"),
+        ({"method": {"method": "kd", "kd": {"temprature": 2}}}, r"method: kd\.temprature: unknown key"),
+        ({"method": {"method": "iakd", "iakd": {"schedule": "tuned"}}}, "a study needs the pipeline"),
+        ({"recipe": {"epoch": 3}}, r"recipe: epoch: unknown key \(did you mean 'epochs'\?\)"),
+        ({"teacher": None}, "iakd\\+kd needs a teacher"),
+        ({"normalisation": None}, r"train_data returns images of 0 to 255: say with `normalisation=\(mean, std\)`"),
+        ({"normalisation": ([0.5] * 3, [0.2] * 3)}, "give mean and std of 1 channels"),
+        ({"train": "float"}, "train_data returns float tensors, .*: leave out `normalisation`"),
+        ({"train": "float", "normalisation": None, "recipe": {"augment": {"pad": 1}}}, "let the Dataset augment"),
+        ({"train": "float", "normalisation": None, "method": "mlkd"}, "shows each image twice, and float tensors are"),
+        ({"item": (UINT8[:, :4], 1)}, r"item 3 is an image of 1×4×8 \(uint8\), and the first one was of 1×8×8"),
+        ({"item": (UINT8, -1)}, "item 3 has the label -1"),
+        ({"item": (UINT8, 10)}, "the student has 10 classes, and a label is 10"),
+        ({"item": UINT8}, r"item 3 is a Tensor, not \(image, label\)"),
+        ({"item": ("photo.png", 1)}, "item 3 has a str as its image"),
+        ({"student": models.build(config.Network(arch="resnet8"), 3, 10)}, "the student takes images of 3 channels"),
+        ({"teacher": models.build(config.Network(arch="resnet8"), 1, 7)}, "the teacher has 7 classes"),
+        ({"student": nn.Flatten(), "method": "kd"}, "the student has no parameter that needs a gradient"),
+        ({"student": nn.Flatten(0), "method": "kd"}, r"the student returns \(128,\) instead of logits"),
+        ({"student": nn.Linear(3, 10), "method": "kd"}, r"the student cannot compute images of \(1, 8, 8\)"),
+        ({"method": {"method": "kd", "init": "blockwise"}}, "init: blockwise needs val_data"),
+        ({"student": models.build(config.Network(arch="resnet20"), 1, 10)}, "impossible pair"),
+    ],
+)
+def test_mistakes_are_one_line(taught: Taught, changes: dict[str, Any], words: str) -> None:
+    given: dict[str, Any] = {
+        "teacher": taught.teacher(),
+        "student": taught.student(),
+        "normalisation": taught.normalisation,
+        "recipe": RECIPE,
+        "device": "cpu",
+        **{name: value for name, value in changes.items() if name not in ("train", "item")},
+    }
+    data = taught.data("train", changes.get("train", "uint8"))
+    given["train_data"] = Broken(data, changes["item"]) if "item" in changes else data
+    with pytest.raises(iakd.UserError, match=words) as error:
+        iakd.distill(**given)
+    assert "\n" not in str(error.value)
+
+
+# --- hybrid ---
+
+
+def test_a_step_swaps_what_the_pipeline_would_swap(taught: Taught) -> None:
+    """Logits and gradients are those of the hybrid network with the blocks drawn for that step."""
+    network = iakd.hybrid(taught.teacher(), taught.student(), steps=50, image=(1, 8, 8), schedule=0.5, seed=3)
+    images = torch.randn(6, 1, 8, 8)
+    seen = set()
+    for step in range(50):
+        kept = network.sampler.masks(step, 6)
+        seen.add(tuple(kept))
+        if step < 3:
+            assert torch.equal(network(images, step), network.hybrid(images, kept))
+    assert len(seen) > 3, "different steps swap different blocks"
+    again = iakd.hybrid(taught.teacher(), taught.student(), steps=50, image=(1, 8, 8), schedule=0.5, seed=3)
+    assert [tuple(again.sampler.masks(step, 6)) for step in (7, 0, 7)] == [
+        tuple(network.sampler.masks(step, 6)) for step in (7, 0, 7)
+    ]
+
+
+def test_the_schedule_runs_over_the_steps(taught: Taught) -> None:
+    schedule = {"kind": "linear", "p0": 0.0, "p1": 1.0, "t_end": 1.0, "student_only": 0.0}
+    network = iakd.hybrid(taught.teacher(), taught.student(), steps=10, image=(1, 8, 8), schedule=schedule)
+    assert [network.keep_probabilities(step)[0] for step in range(10)] == pytest.approx([i / 10 for i in range(10)])
+    plain = iakd.hybrid(taught.teacher(), taught.student(), steps=10, image=(1, 8, 8))
+    assert plain.keep_probabilities(0)[0] == 0.5 and plain.keep_probabilities(9) == [1.0] * 3
+
+
+def test_a_students_channels_and_samples(taught: Taught) -> None:
+    for options in ({"granularity": "sample", "batch_size": 6}, {"granularity": "channel"}, {"unit": "stage"}):
+        network = iakd.hybrid(taught.teacher(), taught.student(), 5, (1, 8, 8), schedule=0.5, **options)
+        assert network(torch.randn(6, 1, 8, 8), 2).shape == (6, 10)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"form": "two_path"}, "need the pipeline's own loop"),
+        ({"granularity": "sample"}, "needs batch_size"),
+        ({"granularty": "sample"}, r"hybrid: granularty: unknown key \(did you mean 'granularity'\?\)"),
+        ({"schedule": 1.5}, r"hybrid: schedule.*p0"),
+        ({"steps": 0}, "steps is 0"),
+    ],
+)
+def test_mistakes_in_a_hybrid(taught: Taught, changes: dict[str, Any], words: str) -> None:
+    given: dict[str, Any] = {"steps": 5, "image": (1, 8, 8), **changes}
+    with pytest.raises(iakd.UserError, match=words):
+        iakd.hybrid(taught.teacher(), taught.student(), **given)
+    network = iakd.hybrid(taught.teacher(), taught.student(), 5, (1, 8, 8))
+    for step in (None, 5, -1):
+        with pytest.raises(iakd.UserError, match=f"step {step}: in training mode, give the number of the step"):
+            network(torch.randn(2, 1, 8, 8), step)
+
+
+# --- run ---
+
+
+def check_what_it_exported(root: Path) -> None:
+    """All files of the chosen model give exactly the accuracy that its evaluation has, on files of the test images."""
+    (folder,) = (path.parent for path in (root / "results").glob("toy/export/*/*/preprocessing.json"))
+    store = PreparedData.open(root / "results/toy/data")
+    paths = [root / "digits" / f"{number:04}.png" for number in range(len(store.labels("test")))]
+    paths[0].parent.mkdir()
+    for path, image in zip(paths, store.images("test"), strict=True):
+        Image.fromarray(image[0]).save(path)
+    label, *_ = folder.relative_to(root / "results/toy/export").parts[1:]
+    evaluation = json.loads(next((root / "results/toy/students").glob(f"*/{label}/seed0/evaluation.json")).read_text())
+    for model in (folder, folder / "model.onnx"):
+        found = iakd.load(model, device="cpu").predict(paths, batch_size=256)
+        right = [prediction.label == str(truth) for prediction, truth in zip(found, store.labels("test"), strict=True)]
+        assert 100 * np.mean(right) == pytest.approx(evaluation["top1"])
+
+
+def test_an_experiment_runs_from_images_to_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import yaml
+
+    monkeypatch.chdir(tmp_path)
+    settings = {
+        **yaml.safe_load(SETTINGS),
+        "methods": {"scratch": {}, "iakd": {}},
+        "distill": {"seeds": [0], "recipe": {"epochs": 1}},
+        "teach": {"recipe": {"epochs": 1}},
+    }
+    report = iakd.run(settings)
+    assert report.name == "report.html" and report.is_file()
+    check_what_it_exported(tmp_path)
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(settings))
+    before = report.stat().st_mtime_ns, (path := next(Path("results").rglob("iakd/seed0/run.json"))).read_bytes()
+    assert iakd.run("params.yaml", ["report.title=Again"]) == report
+    assert report.stat().st_mtime_ns > before[0] and path.read_bytes() == before[1]
+    with pytest.raises(iakd.UserError, match=r"iakd\.run trains in this process alone"):
+        iakd.run({**settings, "compute": {"processes": 2}})
+    with pytest.raises(iakd.UserError, match="changes belong to a settings file"):
+        iakd.run(settings, ["report.title=x"])
