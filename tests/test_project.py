@@ -17,7 +17,7 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parent.parent
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-NOT_LOCKED = {"timm"}  # extras that are installed beside the lock
+NOT_LOCKED = {"hub", "timm"}  # extras that are installed beside the lock
 DIRECT = [
     Requirement(text)
     for text in [

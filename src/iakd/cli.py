@@ -35,6 +35,8 @@ app = typer.Typer(
 )
 track = typer.Typer(help="Show the results in MLflow.", no_args_is_help=True)
 app.add_typer(track, name="track")
+push = typer.Typer(help="Publish an exported model.", no_args_is_help=True)
+app.add_typer(push, name="push")
 
 ParamsFile = Annotated[Path, typer.Option("--params", metavar="FILE", help="The settings of the experiment.")]
 Changes = Annotated[
@@ -370,6 +372,20 @@ def ui(
     from iakd.tracking.ui import serve
 
     serve(experiment.params, port)
+
+
+@push.command()
+def hub(
+    name: Annotated[str, typer.Argument(help="The repository, as OWNER/NAME.")],
+    folder: Annotated[
+        Path | None, typer.Argument(help="A folder that `iakd export` wrote. [default: the only one in results/]")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Create a private repository.")] = False,
+) -> None:
+    """Upload an exported model to the Hugging Face Hub, and print its address."""
+    from iakd.stages.push import push_hub
+
+    print(push_hub(name, folder, private))
 
 
 @contextlib.contextmanager
