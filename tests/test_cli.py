@@ -1,14 +1,17 @@
 """The command line: one clear line and exit code 2 for the user's mistakes, and earlier results untouched."""
 
 import errno
+import functools
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from iakd import cli
+from iakd import cli, config
+from iakd.config import Params
 
 SETTINGS = """
 dataset: {name: toy, source: digits, val: 100, test: 1000}
@@ -233,9 +236,15 @@ def test_pairs_of_any_size_are_shown_without_computing(iakd: Iakd, project: Path
     mistake(iakd("pairs", "", "resnet8"), "arch: String should have at least 1 character")
 
 
+def slowly(load: Callable[..., Params], *arguments: object) -> Params:
+    time.sleep(1)
+    return load(*arguments)
+
+
 def test_settings_that_take_long_to_read_are_not_read_in_silence(
     project: Path, iakd: Iakd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("iakd.processes.SECONDS_OF_SILENCE", 0.0)
+    monkeypatch.setattr(config, "load", functools.partial(slowly, config.load))
     code, _, err = iakd("track", "flush")
     assert (code, err) == (0, "reading the settings …\n")
