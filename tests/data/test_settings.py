@@ -36,7 +36,7 @@ def dataset(**settings: Any) -> Dataset:
         ({"source": "image_folder", "path": "x", "sice": 8}, "dataset.sice: unknown key (did you mean 'size'?)"),
         ({"val": 1.5}, "dataset.val: must be a whole number of images, or a share below 1"),
         ({"val": 0.0}, "dataset.val: Input should be greater than 0, got 0.0"),
-        ({"test": True}, "dataset.test: Input should be a valid integer"),
+        ({"test": True}, "dataset: test: got true, which is neither a number nor a text"),
         ({"train_fraction": 0}, "dataset.train_fraction: Input should be greater than 0"),
         ({"train_fraction": 1.5}, "dataset.train_fraction: Input should be less than or equal to 1"),
         ({"images_per_class": 0}, "dataset.images_per_class: Input should be greater than 0"),
