@@ -79,7 +79,6 @@ DEFAULT = ROOT / "params.yaml"
         ("dataset.name='.'", "dataset.name: String should match pattern"),
         ("teachers.0.name='..'", "teachers.0.name: String should match pattern"),
         ("methods={..: {method: kd}}", "methods"),
-        ("methods.teacher={method: kd}", "methods: teacher is what results call a teacher's own row"),
         pytest.param(f"dataset.name={'a' * 101}", "dataset.name: String should have at most 100 characters", id="long"),
         ('report.title="a\\0b"', "report: title: contains a character that no file can hold, got 'a\\x00b'"),
         ('dataset.path="\\ud800"', "dataset.path: Input should be a valid string, unable to parse"),

@@ -207,8 +207,6 @@ class Params(Strict):
                 raise ValueError(f"{role}: two are called {same}; set `name` for one of them")
         for same in _one_folder(self.methods):
             raise ValueError(f"methods: two are called {same}; choose another label for one of them")
-        if "teacher" in self.methods:
-            raise ValueError("methods: teacher is what results call a teacher's own row; choose another label")
         for names_of_pair, count in Counter((pair.teacher, pair.student) for pair in self.paired).items():
             if count > 1:
                 raise ValueError(f"pairs: names {'-'.join(names_of_pair)} twice")
