@@ -31,6 +31,7 @@ hooks.accept_clocks_set_back()
 JOBS = {job.path: job for job in (EXPERIMENT.data, *EXPERIMENT.studies, *EXPERIMENT.trained, *EXPERIMENT.exports)}
 COMPARISON = (METRICS, names.SUMMARY, names.RUNS, names.ACCURACY, names.CURVES, names.SWAPPING)
 FIGURES = ("accuracy", "added", "curves", "swaps", "hints", "tuning", "calibration", "confusion")
+FIGURES += ("pareto",) if EXPERIMENT.exports else ()
 REPORT = EXPERIMENT.report / names.REPORT
 GPU = int(EXPERIMENT.params.compute.device == "cuda" or bool(gpus.gpus(EXPERIMENT.params.compute)))
 THREADS = EXPERIMENT.params.compute.threads

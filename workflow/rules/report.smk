@@ -3,6 +3,7 @@ rule report:
         comparison=rules.evaluation.output,
         evaluations=files_of(EXPERIMENT.trained, EVALUATION),
         runs=files_of(EXPERIMENT.trained, RUN, HISTORY),
+        exports=rules.exports.input,
         studies=files_of(EXPERIMENT.studies, BEST, TRIALS, METRICS),
     output:
         page=report(REPORT, caption="../report/page.rst", category="Results", labels={"result": "report"}),

@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from iakd.config import METHODS, Params
 from iakd.reporting import formatting, key_table, verdict
+from iakd.reporting.exported import Exports
 from iakd.reporting.figures import hints
 from iakd.reporting.results import Comparison, PairComparison, StudyResults
 from iakd.reporting.swapping import EQUAL_TIME
@@ -19,7 +20,11 @@ MAX_CLASSES = 20  # more do not fit side by side
 
 
 def render(
-    comparison: Comparison, studies: Sequence[StudyResults], manifest: dict[str, Any], figures: Mapping[str, str]
+    comparison: Comparison,
+    studies: Sequence[StudyResults],
+    manifest: dict[str, Any],
+    figures: Mapping[str, str],
+    exports: Exports | None = None,
 ) -> str:
     """Return the page as text. `figures` are SVG elements by name."""
     environment = Environment(
@@ -53,6 +58,7 @@ def render(
         swaps=any(results.interactive for pair in comparison.pairs for results in pair.methods),
         hints=hints.has_hints(comparison),
         studies=bool(studies),
+        exports=exports,
         equal_time=formatting.ratio(EQUAL_TIME),
         swapping=verdict.swapping_summary(comparison),
         data=_data(params.distill.transfer, manifest),

@@ -12,7 +12,8 @@ from iakd.errors import UserError
 from iakd.experiment import run_dir
 from iakd.experiment.jobs import Experiment, StudyJob
 from iakd.reporting import page, tables
-from iakd.reporting.figures import accuracy, added, hints, mistakes, style, training, tuning
+from iakd.reporting.exported import read_exports
+from iakd.reporting.figures import accuracy, added, hints, mistakes, pareto, style, training, tuning
 from iakd.reporting.results import StudyResults, read_comparison, read_study
 
 
@@ -61,11 +62,14 @@ def run(experiment: Experiment) -> Path:
             "calibration": mistakes.draw_calibration(comparison),
             "confusion": mistakes.draw_confusion(comparison, manifest["classes"]),
         }
+        exports = read_exports(experiment)
+        if exports:
+            drawn["pareto"] = pareto.draw_pareto(exports)
         figures = {name: style.write(figure, folder, name) for name, figure in drawn.items()}
         style.write_png(drawn["accuracy"], folder / "accuracy.png")
     files.write_text(experiment.report / run_dir.TABLES, run_dir.history_text(tables.summary(comparison)))
     files.write_text(experiment.report / run_dir.TABLES_TEXT, tables.markdown(comparison))
-    files.write_text(experiment.report / run_dir.REPORT, page.render(comparison, studies, manifest, figures))
+    files.write_text(experiment.report / run_dir.REPORT, page.render(comparison, studies, manifest, figures, exports))
     return experiment.report / run_dir.REPORT
 
 
