@@ -101,6 +101,7 @@ TARGETS: dict[str, dict[str, list[str]]] = {
             "tests/interactive/test_granularity.py",
             "tests/interactive/test_hybrid.py",
             "tests/interactive/test_paths.py",
+            "tests/distillation/test_hybrid_baselines.py?fcfd",
             "tests/interactive/test_zoo_pairs.py",
         ],
     },
