@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from fuzzing import ODD_NUMBERS, VALUES, examples, limited
+from fuzzing import ODD_NUMBERS, SCALE, VALUES, examples, limited
 from hypothesis import given
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -348,6 +348,29 @@ def train(
     distiller.student.eval()
     with torch.no_grad():
         assert distiller.student(next(data.plain(4)).images).shape == (4, 3)
+
+
+ODD_ANYWHERE: list[Any] = [
+    *(None, True, {}, [], {"a": 1}, [[]], [{}], [0, 0], "", "x", "..", "\0", -1, 0.5),
+    *(float("inf"), float("nan"), 1e300, 10**400),
+]
+SMALLEST: dict[str, Any] = {
+    "teachers": [{"arch": "resnet14"}],
+    "students": [{"arch": "resnet8"}],
+    "methods": {"kd": {}},
+}
+
+
+def test_no_setting_meets_a_value_of_another_type_with_a_traceback() -> None:
+    """Every setting; in the short form with a third of the values each."""
+    for number, (path, _) in enumerate(SETTINGS):
+        for value in ODD_ANYWHERE if SCALE else ODD_ANYWHERE[number % 3 :: 3]:
+            raw = copy.deepcopy(SMALLEST)
+            put(raw, path, copy.deepcopy(value))
+            try:
+                parse(raw, "the file")
+            except UserError as error:
+                one_line(error)
 
 
 def test_the_fuzzer_reaches_training() -> None:

@@ -3,6 +3,7 @@
 import difflib
 import re
 import types
+from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
@@ -109,7 +110,7 @@ UNION_TAG = re.compile(r"(int|float|str|bool)$|(function-\w+|literal|list|tuple|
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """Return the first validation error as one line, with a similar known name for an unknown key."""
     first = error.errors(include_url=False)[0]
-    tags = model.model_json_schema().get("$defs", {})  # pydantic adds the alternatives of a union to the path
+    tags = _schema(model).get("$defs", {})  # pydantic adds the alternatives of a union to the path
     path = [part for part in first["loc"] if part not in tags and not UNION_TAG.match(str(part))]
     where = ".".join(map(cut, map(str, path)))
     what = first["msg"].removeprefix("Value error, ")
@@ -122,9 +123,14 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     return f"{where}: {what}{more}" if where else f"{what}{more}"
 
 
+@cache
+def _schema(model: type[BaseModel]) -> dict[str, Any]:
+    return model.model_json_schema()
+
+
 def _keys(model: type[BaseModel], path: list[int | str]) -> list[str]:
     """Return the known keys of the section at `path` below `model`."""
-    schema = model.model_json_schema()
+    schema = _schema(model)
     node: dict[str, Any] = schema
     for part in path:
         node = _resolve(node, schema)
