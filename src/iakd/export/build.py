@@ -14,6 +14,7 @@ from iakd import files, models
 from iakd.data.store import SPLITS, PreparedData
 from iakd.distillation.assembly import network_of
 from iakd.evaluation.metrics import classification_metrics
+from iakd.evaluation.record import read_evaluation
 from iakd.experiment import run_dir
 from iakd.experiment.jobs import Experiment, StudentJob, TeacherJob
 from iakd.export import convert, int8, model_card
@@ -177,10 +178,10 @@ def _as_evaluated(metrics: dict[str, Any]) -> dict[str, Any]:
 
 def _about(experiment: Experiment, job: StudentJob, record: dict[str, Any], store: PreparedData) -> dict[str, Any]:
     """Return what the model card says of data, teacher and student."""
-    evaluation = files.read_json(
+    evaluation = read_evaluation(
         job.teacher.folder / run_dir.EVALUATION, f"run `iakd evaluate --run {job.teacher.folder}`"
     )
-    student = files.read_json(job.folder / run_dir.EVALUATION, f"run `iakd evaluate --run {job.folder}`")
+    student = read_evaluation(job.folder / run_dir.EVALUATION, f"run `iakd evaluate --run {job.folder}`")
     splits = store.manifest["splits"]
     transfer = experiment.params.distill.transfer
     checkpoint = job.teacher.network.checkpoint

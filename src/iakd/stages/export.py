@@ -14,6 +14,7 @@ from iakd import files
 from iakd.config import Network
 from iakd.data.store import PreparedData
 from iakd.errors import RunFailed, UserError
+from iakd.evaluation.record import read_evaluation
 from iakd.experiment import run_dir
 from iakd.experiment.jobs import Experiment, ExportJob, StudentJob, TeacherJob, as_trained
 from iakd.experiment.provenance import provenance
@@ -57,7 +58,7 @@ def run(experiment: Experiment, job: ExportJob) -> Path:
                     "seed": student.job.seed,
                     "folder": student.job.label,
                     "model_sha256": student.record["model_sha256"],
-                    "key": files.read_json(job.folder / student.job.label / run_dir.EXPORT, "export again")["key"],
+                    "key": _export_key(job.folder / student.job.label),
                 }
                 for student in chosen
             ],
@@ -80,16 +81,16 @@ class Student:
         """Read the records of a student. Raises UserError if one is missing, or of other settings or data."""
         pair = f"{job.teacher.network.name}-{job.student.name}"
         train = f"run `iakd distill --pair {pair} --method {job.label} --seed {job.seed}`"
-        record = files.read_json(job.folder / run_dir.RUN, train)
+        record = files.read_object(job.folder / run_dir.RUN, train, "params", "data_sha256", "model_sha256")
         if not record["params"].items() >= job.settings.items():
             raise UserError(f"{job.folder} was trained with other settings: {train}")
         if record["data_sha256"] != store.sha256:
             raise UserError(f"{job.folder} was trained on other data than {store.folder} holds: {train}")
         evaluate = f"run `iakd evaluate --run {job.folder}`"
-        evaluation = files.read_json(job.folder / run_dir.EVALUATION, evaluate)
+        evaluation = read_evaluation(job.folder / run_dir.EVALUATION, evaluate)
         if evaluation.get("model_sha256") != record["model_sha256"]:
             raise UserError(f"{job.folder / run_dir.EVALUATION} is of another model: {evaluate}")
-        metrics = files.read_json(job.folder / run_dir.METRICS, train)
+        metrics = files.read_object(job.folder / run_dir.METRICS, train, "val_top1")
         return cls(as_trained(job, record), record, metrics, evaluation)
 
     @property
@@ -173,12 +174,16 @@ def teacher_graph(job: ExportJob, teacher: TeacherJob, store: PreparedData) -> P
     return path
 
 
+def _export_key(folder: Path) -> str:
+    return str(files.read_object(folder / run_dir.EXPORT, f"delete {folder}, then run `iakd export`", "key")["key"])
+
+
 def _is_whole(folder: Path, about: dict[str, Any]) -> bool:
     """Return whether `folder` holds this very export, unaltered."""
     path = folder / run_dir.EXPORT
     if not path.exists():
         return False
-    record = files.read_json(path, f"delete {folder}, then run `iakd export`")
+    record = files.read_object(path, f"delete {folder}, then run `iakd export`", "files")
     return about.items() <= record.items() and all(
         (folder / name).is_file() and files.sha256_file(folder / name) == sha256
         for name, sha256 in record["files"].items()

@@ -31,7 +31,7 @@ def run(experiment: Experiment, job: ExportJob) -> Path:
     models = list(_models(job))
     threads = experiment.params.compute.threads
     of = {"threads": threads, "cpu": _processor(), "files": {model["file"]: model["sha256"] for model in models}}
-    if path.exists() and of.items() <= files.read_json(path, "delete it, then run `iakd latency`").items():
+    if path.exists() and of.items() <= files.read_object(path, "delete it, then run `iakd latency`").items():
         log.info("%s: already measured", path)
         return path
     measured = [{**model, **_measure(job.folder / model["file"], threads)} for model in models]
@@ -43,9 +43,9 @@ def run(experiment: Experiment, job: ExportJob) -> Path:
 def _models(job: ExportJob) -> Iterator[dict[str, Any]]:
     """Yield every ONNX file of the pair, with what its export says of it."""
     again = f"run `iakd export --pair {job.pair}`"
-    for model in files.read_json(job.folder / run_dir.EXPORTED, again)["models"]:
+    for model in files.read_object(job.folder / run_dir.EXPORTED, again, "models")["models"]:
         folder = job.folder / model["folder"]
-        record = files.read_json(folder / run_dir.EXPORT, again)
+        record = files.read_object(folder / run_dir.EXPORT, again, "files")
         for name, sha256 in sorted(record["files"].items(), key=lambda file: file[0] != run_dir.ONNX):
             if not name.endswith(".onnx"):
                 continue
