@@ -1,5 +1,6 @@
 """The files around the code agree with each other."""
 
+import os
 import re
 import subprocess
 import sys
@@ -76,15 +77,15 @@ def test_dvc_follows_all_settings_of_which_any_section_with_a_default_may_be_mis
 
 
 def test_make_names_a_missing_settings_file_in_one_line() -> None:
-    command = ["make", "--dry-run", "--assume-old=.venv/ready", "run"]
-    done = subprocess.run([*command, "ARGS=-n --configfile no.yaml"], cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (
-        2,
-        "make: *** No rule to make target 'no.yaml', needed by 'run'.  Stop.\n",
-    )
-    done = subprocess.run(
-        [*command, "ARGS=--configfile=experiments/digits.yaml"], cwd=ROOT, capture_output=True, text=True
-    )
+    def make_run(arguments: str) -> subprocess.CompletedProcess[str]:
+        command = ["make", "--dry-run", "--assume-old=.venv/ready", "run", f"ARGS={arguments}"]
+        own = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}  # of `make test`
+        return subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True)
+
+    done = make_run("-n --configfile no.yaml")
+    said = "make: *** No rule to make target 'no.yaml', needed by 'run'.  Stop.\n"
+    assert (done.returncode, done.stderr) == (2, said)
+    done = make_run("--configfile=experiments/digits.yaml")
     assert done.stdout.strip().endswith("--configfile=experiments/digits.yaml")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from toy_study import ToyStudy
 
-from iakd.errors import UserError
+from iakd.errors import RunFailed, UserError
 from iakd.tuning import storage
 from iakd.tuning.results import finished_trials, load_study
 
@@ -65,8 +65,8 @@ def database(server: str, tmp_path: Path) -> str:
 def test_a_study_in_a_database_is_the_same_study(study: ToyStudy, database: str, expected: dict[str, Any]) -> None:
     """Although a worker is killed and the command fails halfway; afterwards a journal file has all of it."""
     Path("die-2").touch()
-    Path("raise-8").touch()
-    with pytest.raises(ZeroDivisionError):
+    Path("raise-8").write_text("ValueError: a bug")
+    with pytest.raises(RunFailed, match="trial 8: ValueError: a bug"):
         study.run(storage=database, workers=2)
     Path("raise-8").unlink()
     study.run(storage=database, workers=1)

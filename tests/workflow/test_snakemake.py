@@ -193,8 +193,14 @@ def test_a_second_workflow_says_so_and_leaves_the_first_alone(project: "Project"
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        (("--config", "distil={seeds: [1]}"), f"iakd: {TINY}: distil: unknown key (did you mean 'distill'?)\n"),
-        (("--config", "tune={trials: many}"), f"iakd: {TINY}: tune.trials: Input should be a valid integer"),
+        (
+            ("--config", "distil={seeds: [1]}"),
+            f"iakd: {TINY} with --config: distil: unknown key (did you mean 'distill'?)\n",
+        ),
+        (
+            ("--config", "tune={trials: many}"),
+            f"iakd: {TINY} with --config: tune.trials: Input should be a valid integer",
+        ),
     ],
 )
 def test_mistakes_in_the_settings_are_one_line(project: "Project", options: tuple[str, ...], line: str) -> None:
