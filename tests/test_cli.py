@@ -70,6 +70,15 @@ def mistake(result: tuple[int, str, str], *words: str) -> None:
         assert word in last
 
 
+def test_an_impossible_student_is_found_before_its_teacher_is_trained(project: Path, iakd: Iakd) -> None:
+    assert iakd("prepare")[0] == 0
+    mistake(iakd("teach", "--set", "students=[{arch: resnet21}]"), "network resnet21: unknown arch 'resnet21'")
+    deeper = "students=[{arch: resnet32, width: 4}]"
+    mistake(iakd("teach", "--set", deeper), "impossible pair: stage 1 of the teacher has 2 blocks and the student's 5")
+    assert not (project / "results/toy/teachers").exists()
+    assert iakd("teach", "--set", deeper, "--set", "methods={kd: {}}")[0] == 0  # nothing is swapped
+
+
 def test_the_chain_by_hand_names_each_product_last(taught: Path, iakd: Iakd) -> None:
     code, out, _ = iakd("distill", "--method", "kd")
     assert code == 0

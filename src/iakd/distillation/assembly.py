@@ -24,11 +24,12 @@ from iakd.errors import UserError
 from iakd.experiment import run_dir
 from iakd.experiment.jobs import Experiment, StudentJob, StudyJob, TeacherJob
 from iakd.files import digest
+from iakd.interactive.pair_table import without_weights
 from iakd.models import Network
 from iakd.models.flops import step_macs
 from iakd.models.network import initialise
 from iakd.models.normalisation import adapt_input
-from iakd.models.pairing import initialise_from_teacher
+from iakd.models.pairing import initialise_from_teacher, pair_blocks
 from iakd.seeding import derive
 from iakd.training.distributed import training_processes
 from iakd.training.interleaved import fit_interleaved
@@ -45,6 +46,24 @@ def network_of(job: TeacherJob | StudentJob | StudyJob, store: PreparedData) -> 
     if changes_student(job.method):
         deploy(student, models.build(job.teacher.network, channels, classes), job.method, store.image_shape)
     return student
+
+
+def check_students(experiment: Experiment, teacher: TeacherJob, store: PreparedData) -> None:
+    """Raise UserError if a student of this teacher cannot be built, or its blocks not be swapped; nothing is computed.
+
+    Otherwise a misspelt architecture would be found only when the teacher has been trained, perhaps for hours.
+    """
+    swapping: dict[str, tuple[config.Network, bool]] = {}
+    for job in experiment.students:
+        if job.teacher.network == teacher.network:
+            swaps = job.method.swaps or swapping.get(job.student.name, (None, False))[1]
+            swapping[job.student.name] = job.student, swaps
+    channels, classes = store.image_shape[0], len(store.classes)
+    for network, swaps in swapping.values():
+        with without_weights(teacher.network, network):
+            student = models.build(network, channels, classes)
+            if swaps:
+                pair_blocks(models.build(teacher.network, channels, classes), student, store.image_shape)
 
 
 def student_run(

@@ -23,12 +23,12 @@ def pair_table(teacher: config.Network, student: config.Network, size: int | Non
     `size` is the side of the images in pixels; by default, the size that the networks are designed for. Raises
     UserError, with the reason, if the pair is impossible.
     """
-    with _without_weights(teacher, student):
+    with without_weights(teacher, student):
         table = _table(build(teacher, channels, classes), build(student, channels, classes), size, channels, classes)
     return f"{teacher.name} → {student.name}, {table}"
 
 
-def _without_weights(*networks: config.Network) -> contextlib.AbstractContextManager[object]:
+def without_weights(*networks: config.Network) -> contextlib.AbstractContextManager[object]:
     """Build modules on the meta device, as only shapes matter; not those of other packages, which may compute there."""
     families = {network.arch.partition("/")[0] for network in networks if "/" in network.arch}
     return torch.device("meta") if families <= {"torchvision"} else contextlib.nullcontext()
