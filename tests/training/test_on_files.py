@@ -45,7 +45,8 @@ def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_interrupted_equals_uninterrupted_whatever_the_number_of_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    small = ["dataset.size=16", "dataset.storage=files", "teachers=[{arch: resnet8, width: 4}]"]
+    network = "[{arch: resnet8, width: 4}]"
+    small = ["dataset.size=16", "dataset.storage=files", f"teachers={network}", f"students={network}"]
     whole = model_of(experiment("whole", *small, "compute.workers=0"))
     again = experiment("again", *small, "compute.workers=2")
     step = Trainer.train_step
