@@ -4,7 +4,6 @@ import contextlib
 import errno
 import logging
 import os
-import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
-from iakd.errors import RunFailed, UserError, one_line
+from iakd.errors import RunFailed, UserError, is_out_of_memory, one_line
 from iakd.processes import (
     STOP_SIGNALS,
     WITH_PARENT,
@@ -45,6 +44,7 @@ Changes = Annotated[
 ]
 Output = Annotated[Path | None, typer.Option(metavar="FILE", help="Write here instead of to standard output.")]
 DeviceName = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto: the GPU if there is one.")]
+OnlyPairs = Annotated[list[str], typer.Option("--pair", help="Only this pair, as TEACHER-STUDENT; repeatable.")]
 Form = Literal["csv", "jsonl"]
 DEFAULT = Path("params.yaml")
 NONE: list[str] = []
@@ -66,7 +66,6 @@ REMEDIES = {  # for errors of the file system
     errno.ENFILE: "close other programs",
     errno.EIO: "check the disk",
 }
-NO_MEMORY = re.compile(r"can't allocate memory|out of memory|Storage size calculation overflowed", re.IGNORECASE)
 
 
 def _experiment(params: Path, changes: list[str]) -> "Experiment":
@@ -135,7 +134,7 @@ def teach(
 def tune(
     params: ParamsFile = DEFAULT,
     changes: Changes = NONE,
-    pair: Annotated[list[str], typer.Option(help="Only this pair, as TEACHER-STUDENT; repeatable.")] = NONE,
+    pair: OnlyPairs = NONE,
     method: Annotated[list[str], typer.Option(help="Only the tuned method with this label; repeatable.")] = NONE,
 ) -> None:
     """Search for the best settings of each tuned method with Optuna."""
@@ -153,7 +152,7 @@ def tune(
 def distill(
     params: ParamsFile = DEFAULT,
     changes: Changes = NONE,
-    pair: Annotated[list[str], typer.Option(help="Only this pair, as TEACHER-STUDENT; repeatable.")] = NONE,
+    pair: OnlyPairs = NONE,
     method: Annotated[list[str], typer.Option(help="Only the method with this label; repeatable.")] = NONE,
     seed: Annotated[list[int], typer.Option(help="Only this seed; repeatable.")] = NO_SEEDS,
 ) -> None:
@@ -207,14 +206,9 @@ def evaluate(
     device: DeviceName = "auto",
 ) -> None:
     """Evaluate finished models on the test set, once each, and compare them; with --model, measure any other model."""
-    elsewhere = {
-        name: value
-        for name, value in (
-            *(("arch", arch), ("normalisation", normalisation), ("size", size)),
-            *(("crop_pct", crop_pct), ("channels", channels), ("labels", labels)),
-        )
-        if value is not None
-    }
+    given: dict[str, Any] = {"arch": arch, "normalisation": normalisation, "size": size, "crop_pct": crop_pct}
+    given |= {"channels": channels, "labels": labels}
+    elsewhere = {name: value for name, value in given.items() if value is not None}
     if model and data:
         if folder or changes:
             raise UserError("--model measures a file without settings: leave out --run and --set")
@@ -256,7 +250,7 @@ def predict(
 def export(
     params: ParamsFile = DEFAULT,
     changes: Changes = NONE,
-    pair: Annotated[list[str], typer.Option(help="Only models of this pair, as TEACHER-STUDENT; repeatable.")] = NONE,
+    pair: OnlyPairs = NONE,
 ) -> None:
     """Export the best models, or those in the settings, as files that run without this project."""
     experiment = _experiment(params, changes)
@@ -272,7 +266,7 @@ def export(
 def latency(
     params: ParamsFile = DEFAULT,
     changes: Changes = NONE,
-    pair: Annotated[list[str], typer.Option(help="Only models of this pair, as TEACHER-STUDENT; repeatable.")] = NONE,
+    pair: OnlyPairs = NONE,
 ) -> None:
     """Measure how fast the exported models and their teachers are in ONNX Runtime. Let nothing else run meanwhile."""
     experiment = _experiment(params, changes)
@@ -440,8 +434,8 @@ def main() -> None:
         if error.errno not in REMEDIES:
             raise
         _fail(f"{error.filename or Path.cwd()}: {os.strerror(error.errno)}; {REMEDIES[error.errno]}, then run again", 2)
-    except (MemoryError, RuntimeError) as error:  # numpy's, and torch's, which has no class of its own on the CPU
-        if not isinstance(error, MemoryError) and not NO_MEMORY.search(str(error)):
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
         _fail("out of memory; choose smaller batches, networks or images, or run fewer trainings at a time", 1)
 

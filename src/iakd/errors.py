@@ -4,6 +4,8 @@ In a study, what a trial's own settings cause is a failed trial, and the study g
 `Diverged`, and errors of arithmetic. Everything else ends it: missing or damaged files, too little memory, a bug.
 """
 
+import re
+
 
 class UserError(Exception):
     """The user's mistake: one line saying what is wrong, where, and what to do. Exit code 2."""
@@ -19,6 +21,16 @@ class RunFailed(Exception):
 
 class Diverged(RunFailed):
     """A training whose numbers are no longer finite."""
+
+
+NO_MEMORY = re.compile(
+    "can't allocate memory|not enough memory|out of memory|Storage size calculation overflowed", re.IGNORECASE
+)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out: numpy's MemoryError, or torch's error, which has no class of its own on the CPU."""
+    return isinstance(error, MemoryError) or bool(NO_MEMORY.search(str(error)))
 
 
 def one_line(text: str) -> str:

@@ -31,7 +31,7 @@ from pydantic import ValidationError
 from iakd import files
 from iakd.config import Method, Tune, explain
 from iakd.data.store import PreparedData
-from iakd.errors import Diverged, RunFailed, UnsuitableSettings, UserError
+from iakd.errors import Diverged, RunFailed, UnsuitableSettings, UserError, is_out_of_memory
 from iakd.experiment import run_dir
 from iakd.experiment.jobs import Experiment, StudyJob
 from iakd.processes import STOP_SIGNALS
@@ -41,7 +41,6 @@ MEASURE = "val_top1"
 FIRST_SEED = 2**31  # above params.Seed: no reported student shares its seed with a trial
 # What the settings of a trial can cause; errors of arithmetic, because a formula depends on nothing else.
 SETTINGS_AT_FAULT = (UnsuitableSettings, Diverged, ArithmeticError)
-OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")  # torch's words, CPU and GPU
 OnValidation = Callable[[int, run_dir.Row], None]
 Report = Callable[[int, float], bool]  # step (`step_of`), accuracy (percent) -> whether to prune the trial
 
@@ -436,7 +435,7 @@ class Pool:
         """Return, as a line, an error that no settings cause; its traceback is in a file."""
         job = self._task.job
         where, what = f"{job.path}: trial {number}", f"{type(error).__name__}: {' '.join(str(error).split())}"
-        if isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY):
+        if is_out_of_memory(error):
             return RunFailed(
                 f"{where}: not enough memory ({what}); set tune.workers below {self._size}, or search smaller batches, "
                 "then run again: the study resumes"
