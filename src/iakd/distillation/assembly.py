@@ -53,16 +53,13 @@ def check_students(experiment: Experiment, teacher: TeacherJob, store: PreparedD
 
     Otherwise a misspelt architecture would be found only when the teacher has been trained, perhaps for hours.
     """
-    swapping: dict[str, tuple[config.Network, bool]] = {}
-    for job in experiment.students:
-        if job.teacher.network == teacher.network:
-            swaps = job.method.swaps or swapping.get(job.student.name, (None, False))[1]
-            swapping[job.student.name] = job.student, swaps
     channels, classes = store.image_shape[0], len(store.classes)
-    for network, swaps in swapping.values():
-        with without_weights(teacher.network, network):
-            student = models.build(network, channels, classes)
-            if swaps:
+    jobs = [job for job in experiment.students if job.teacher.network == teacher.network]
+    # One method that swaps is enough to need pairs, and one job of each kind to find out.
+    for job in {(job.student.name, job.method.swaps): job for job in jobs}.values():
+        with without_weights(teacher.network, job.student):
+            student = models.build(job.student, channels, classes)
+            if job.method.swaps:
                 pair_blocks(models.build(teacher.network, channels, classes), student, store.image_shape)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from iakd import devices, models
 from iakd.config import Normalisation, Params
 from iakd.data.file_loader import make_loader
+from iakd.data.loader import ImageLoader
 from iakd.data.store import PreparedData
 from iakd.evaluation.metrics import classification_metrics
 from iakd.models import Network
@@ -73,18 +74,12 @@ def evaluate_model(
     `bit_widths` has accuracy, size and `bit_operations` at each. Raises UserError, naming `weights_name`, if the
     weights do not fit the model.
     """
-    device = devices.set_up_device(params.compute)
-    models.load_weights(model, content, weights_name)
-    adapt_input(model, normalisation, store.mean, store.std)
-    model.to(device)
-    test = make_loader(store, "test", device, workers=params.compute.workers)
+    test = load_for_test(params, model, normalisation, content, weights_name, store)
     batch_size = params.evaluate.batch_size
     results: dict[str, Any] = {}
     by_bits: dict[str, dict[str, Any]] = {}
     for bits in each_bits(model):
-        logits, labels = predict(model, test, batch_size)
-        accuracy = classification_metrics(logits.cpu().numpy(), labels.cpu().numpy())
-        found = {**accuracy, **model_cost(model, store.image_shape)}
+        found = {**_accuracy(model, test, batch_size), **model_cost(model, store.image_shape)}
         results = results or found  # the highest bit-width comes first
         if bits:
             operations = bit_operations(model, store.image_shape)
@@ -93,18 +88,32 @@ def evaluate_model(
         **results,
         **({"bit_widths": by_bits} if by_bits else {}),
         **measure_speed(model, next(test.plain(batch_size)).images, params.evaluate.latency_runs),
-        "device": devices.device_name(device),
+        "device": devices.device_name(test.device),
     }
 
 
-def evaluate_peer(
+def evaluate_peer(params: Params, model: Network, test: ImageLoader) -> dict[str, float]:
+    """Return the accuracy of a loaded network that was trained beside a student."""
+    accuracy = _accuracy(model, test, params.evaluate.batch_size)
+    return {name: accuracy[name] for name in PEER}
+
+
+def load_for_test(
     params: Params,
     model: Network,
     normalisation: Normalisation | None,
     content: bytes,
     weights_name: str,
     store: PreparedData,
-) -> dict[str, float]:
-    """Return the accuracy of a network that was trained beside a student; arguments as in `evaluate_model`."""
-    measured = evaluate_model(params, model, normalisation, content, weights_name, store)
-    return {name: measured[name] for name in PEER}
+) -> ImageLoader:
+    """Load the weights, move the model to the device, and return the test split there; as in `evaluate_model`."""
+    device = devices.set_up_device(params.compute)
+    models.load_weights(model, content, weights_name)
+    adapt_input(model, normalisation, store.mean, store.std)
+    model.to(device)
+    return make_loader(store, "test", device, workers=params.compute.workers)
+
+
+def _accuracy(model: Network, test: ImageLoader, batch_size: int) -> dict[str, Any]:
+    logits, labels = predict(model, test, batch_size)
+    return classification_metrics(logits.cpu().numpy(), labels.cpu().numpy())

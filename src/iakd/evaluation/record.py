@@ -1,4 +1,4 @@
-"""What evaluation.json has to contain, so that a damaged or older one is noticed before anything is made from it."""
+"""Records that are checked before anything is made from them, and what evaluation.json has to contain."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -80,12 +80,20 @@ class _Evaluation(_Record):
         return self
 
 
-def read_evaluation(path: Path, hint: str) -> dict[str, Any]:
-    """Return an evaluation.json. Raises UserError if it is missing, damaged or incomplete, ending with `hint`."""
+def read_record(path: Path, model: type[BaseModel], hint: str, fault: str = "damaged") -> dict[str, Any]:
+    """Return a JSON object as `model` describes it.
+
+    Raises UserError, ending with `hint`, if it is missing, or not as described, which `fault` names.
+    """
     found = files.read_json(path, hint)
     try:
-        _Evaluation.model_validate(found)
+        model.model_validate(found)
     except ValidationError as error:
-        raise UserError(f"{path} is damaged or of an earlier version ({explain(error, _Evaluation)}): {hint}") from None
+        raise UserError(f"{path} is {fault} ({explain(error, model)}): {hint}") from None
     assert isinstance(found, dict)
     return found
+
+
+def read_evaluation(path: Path, hint: str) -> dict[str, Any]:
+    """Return an evaluation.json. Raises UserError if it is missing, damaged or incomplete, ending with `hint`."""
+    return read_record(path, _Evaluation, hint, "damaged or of an earlier version")

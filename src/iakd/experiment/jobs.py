@@ -93,12 +93,37 @@ class DataJob(Job):
 
 
 @dataclass(frozen=True)
-class TeacherJob(Job):
+class TrainingJob(Job):
+    """A network to be trained."""
+
+    @property
+    def command(self) -> str:
+        """The command that trains it."""
+        raise NotImplementedError
+
+    def check_record(self, record: dict[str, Any], data: Path, data_sha256: str) -> None:
+        """Raise UserError if its run.json, `record`, is of other settings than these, or of other data than are there.
+
+        `data` is the folder of the prepared data, `data_sha256` their hash.
+        """
+        if not record["params"].items() >= self.settings.items():
+            raise UserError(f"{self.folder} was trained with other settings: run `{self.command}`")
+        if record["data_sha256"] != data_sha256:
+            raise UserError(f"{self.folder} was trained on other data than {data} holds: run `{self.command}`")
+
+
+@dataclass(frozen=True)
+class TeacherJob(TrainingJob):
     """A teacher to be trained, or imported if its network has a checkpoint."""
 
     network: Teacher
     seed: int
     recipe: Recipe  # unused by an imported one, and not part of its settings
+
+    @property
+    def command(self) -> str:
+        """The command that trains it."""
+        return f"iakd teach --teacher {self.network.name} --seed {self.seed}"
 
     @property
     def modules(self) -> list[str]:
@@ -120,49 +145,63 @@ class TeacherJob(Job):
 
 
 @dataclass(frozen=True)
-class StudyJob(Job):
-    """A search for the best settings of one method, for one pair."""
+class PairJob(Job):
+    """Students of one teacher, trained by one method."""
 
     teacher: TeacherJob
     student: Network
     label: str
     method: Method  # as it stands, with all that a study searches
-    recipe: Recipe  # of its trials, as it stands
-    space: SearchSpace = field(compare=False)  # made from method, recipe and the settings
-    first: list[dict[str, Any]]  # parameters of its first trials
-    excluded: list[dict[str, Any]]  # schedules in the settings that the space excludes
+
+    @property
+    def pair(self) -> str:
+        """TEACHER-STUDENT."""
+        return f"{self.teacher.network.name}-{self.student.name}"
 
     @property
     def modules(self) -> list[str]:
         """The modules that build its networks, and those of its losses."""
-        return _student_modules(self.teacher, self.student, self.method)
+        losses = [METHODS[name].loss for name in self.method.names]
+        modules = {reference.partition(":")[0] for reference in losses if reference}
+        return sorted({*modules, *self.student.modules, *(self.teacher.modules if self.method.needs_teacher else [])})
+
+    @property
+    def normalisation(self) -> Normalisation | None:
+        """The normalisation of the images that the student's stem expects: the teacher's if it gets the teacher's stem.
+
+        None: the data set's.
+        """
+        method = self.method
+        takes_stem = method.init != "random" or ("iakd" in method.names and method.iakd.stem == "teacher")
+        return self.teacher.normalisation if takes_stem else None
 
     @property
     def _by_section(self) -> dict[str, Any]:
         return {**super()._by_section, "teacher": _without_data(self.settings["teacher"])}
 
-    @property
-    def normalisation(self) -> Normalisation | None:
-        """The normalisation of the images that its students' stems expect; None: the data set's."""
-        return _normalisation_of_student(self.teacher, self.method)
+
+@dataclass(frozen=True)
+class StudyJob(PairJob):
+    """A search for the best settings of one method, for one pair."""
+
+    recipe: Recipe  # of its trials, as it stands
+    space: SearchSpace = field(compare=False)  # made from method, recipe and the settings
+    first: list[dict[str, Any]]  # parameters of its first trials
+    excluded: list[dict[str, Any]]  # schedules in the settings that the space excludes
 
 
 @dataclass(frozen=True)
-class StudentJob(Job):
+class StudentJob(PairJob, TrainingJob):
     """A student to be trained."""
 
-    teacher: TeacherJob
-    student: Network
-    label: str
-    method: Method
     seed: int
     recipe: Recipe
     study: StudyJob | None  # which finds the settings that are tuned; until then, method and recipe are as they stand
 
     @property
-    def modules(self) -> list[str]:
-        """The modules that build its networks, and those of its losses."""
-        return _student_modules(self.teacher, self.student, self.method)
+    def command(self) -> str:
+        """The command that trains it."""
+        return f"iakd distill --pair {self.pair} --method {self.label} --seed {self.seed}"
 
     @property
     def _by_section(self) -> dict[str, Any]:
@@ -170,15 +209,10 @@ class StudentJob(Job):
 
         A study shows its own settings; here a digest of them stands for it.
         """
-        settings = {**super()._by_section, "teacher": _without_data(self.settings["teacher"])}
+        settings = super()._by_section
         settings["study"] = digest(self.settings["study"])[:SHORT] if self.study else None
         del settings["seed"]
         return settings
-
-    @property
-    def normalisation(self) -> Normalisation | None:
-        """The normalisation of the images that its stem expects; None: the data set's."""
-        return _normalisation_of_student(self.teacher, self.method)
 
 
 @dataclass(frozen=True)
@@ -278,8 +312,8 @@ def plan_experiment(params: Params) -> Experiment:
 def _exports(params: Params, data: DataJob, students: list[StudentJob]) -> list[ExportJob]:
     named = params.export.named
     jobs = []
-    for pair in dict.fromkeys(map(_pair_of, students)):
-        of_pair = [job for job in students if _pair_of(job) == pair]
+    for pair in dict.fromkeys(job.pair for job in students):
+        of_pair = [job for job in students if job.pair == pair]
         if named is not None:
             wanted = {model.method: model.seed for model in named if model.pair == pair}
             of_pair = [job for job in of_pair if job.label in wanted and wanted[job.label] in (None, job.seed)]
@@ -290,10 +324,6 @@ def _exports(params: Params, data: DataJob, students: list[StudentJob]) -> list[
             path = f"{params.dataset.name}/export/{pair}"
             jobs.append(ExportJob(path, "export", settings, pair, of_pair, named is not None))
     return jobs
-
-
-def _pair_of(job: StudentJob | StudyJob) -> str:
-    return f"{job.teacher.network.name}-{job.student.name}"
 
 
 def _teachers(params: Params, network: Teacher, data: DataJob) -> list[TeacherJob]:
@@ -313,18 +343,6 @@ def _teachers(params: Params, network: Teacher, data: DataJob) -> list[TeacherJo
         )
         for seed in (params.teach.seeds[:1] if imported else params.teach.seeds)
     ]
-
-
-def _student_modules(teacher: TeacherJob, student: Network, method: Method) -> list[str]:
-    losses = [METHODS[name].loss for name in method.names]
-    modules = {reference.partition(":")[0] for reference in losses if reference}
-    return sorted({*modules, *student.modules, *(teacher.modules if method.needs_teacher else [])})
-
-
-def _normalisation_of_student(teacher: TeacherJob, method: Method) -> Normalisation | None:
-    """Return the teacher's normalisation for a student that gets the teacher's stem."""
-    takes_stem = method.init != "random" or ("iakd" in method.names and method.iakd.stem == "teacher")
-    return teacher.normalisation if takes_stem else None
 
 
 def _study(
@@ -421,8 +439,6 @@ def _attribute(job: Any, name: str) -> Any:
     match name:
         case "teacher":
             return job.network.name
-        case "pair":
-            return job.pair if isinstance(job, ExportJob) else _pair_of(job)
         case "method":
             return job.label
         case _:

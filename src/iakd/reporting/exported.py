@@ -6,7 +6,7 @@ from typing import Any
 
 from iakd import files
 from iakd.experiment import run_dir
-from iakd.experiment.jobs import Experiment
+from iakd.experiment.jobs import Experiment, ExportJob
 from iakd.reporting import formatting
 
 PRECISIONS = {run_dir.ONNX: "", run_dir.INT8: " int8"}  # of files; others are named after their bits
@@ -70,22 +70,22 @@ def read_exports(experiment: Experiment) -> Exports | None:
         measured = files.read_json(job.folder / run_dir.LATENCY, again)
         index = files.read_json(job.folder / run_dir.EXPORTED, f"run `iakd export --pair {job.pair}`")
         folders += [job.folder / model["folder"] for model in index["models"]]
-        models += [_model(job.pair, model) for model in measured["models"]]
+        models += [_model(job, model) for model in measured["models"]]
         threads = formatting.plural(measured["threads"], "thread")
         conditions = f"{measured['cpu']}, {threads}, nothing else running"
     return Exports(folders, models, conditions) if folders else None
 
 
-def _model(pair: str, model: dict[str, Any]) -> ExportedModel:
-    teacher, _, student = pair.partition("-")
+def _model(job: ExportJob, model: dict[str, Any]) -> ExportedModel:
+    networks = job.students[0]
     if model["role"] == "teacher":
-        label = teacher
+        label = networks.teacher.network.name
     else:
         name = Path(model["file"]).name
         bits = PRECISIONS.get(name, f" {name.removeprefix('model-').removesuffix('bit.onnx')} bits")
-        label = f"{student}, {model['method']}{bits}"
+        label = f"{networks.student.name}, {model['method']}{bits}"
     measured = (model[name] for name in ("role", "top1", "bytes", "memory_mib", "batches"))
-    return ExportedModel(pair, label, *measured)
+    return ExportedModel(job.pair, label, *measured)
 
 
 def pareto_front(models: list[ExportedModel], cost: str) -> list[ExportedModel]:

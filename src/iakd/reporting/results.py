@@ -17,7 +17,7 @@ from iakd.config import Candidate, Method, Parameter, Params, Recipe, explain
 from iakd.config.methods import GROUP_TITLES
 from iakd.errors import UserError
 from iakd.evaluation.metrics import unpack
-from iakd.evaluation.record import read_evaluation
+from iakd.evaluation.record import read_evaluation, read_record
 from iakd.experiment.jobs import Experiment, StudentJob, StudyJob, TeacherJob, as_trained
 from iakd.experiment.run_dir import EVALUATION, HISTORY, METRICS, RUN, Row, read_history
 from iakd.reporting.statistics import Correct, PairedDifference, SeedMean, judge, paired_difference, seed_mean
@@ -400,20 +400,12 @@ def _shape(rows: list[Row]) -> tuple[int, int, list[str]]:
     return len(rows), validated, sorted(name for name in rows[0] if name.startswith("p_"))
 
 
-def training_command(job: TeacherJob | StudentJob) -> str:
-    """Return the command that trains a model."""
-    if isinstance(job, TeacherJob):
-        return f"iakd teach --teacher {job.network.name} --seed {job.seed}"
-    pair = f"{job.teacher.network.name}-{job.student.name}"
-    return f"iakd distill --pair {pair} --method {job.label} --seed {job.seed}"
-
-
 def _train_again(folder: Path, command: str) -> str:
     return f"delete {folder}, then run `{command}` and `iakd evaluate`"
 
 
 def _read_model(job: TeacherJob | StudentJob) -> ModelResults:
-    evaluate, command = "run `iakd evaluate`", training_command(job)
+    evaluate, command = "run `iakd evaluate`", job.command
     evaluation = read_evaluation(job.folder / EVALUATION, evaluate)
     record = _read_training(job.folder / RUN, _RunRecord, evaluate, command)
     if evaluation["model_sha256"] != record["model_sha256"]:
@@ -426,14 +418,7 @@ def _read_training(path: Path, model: type[BaseModel], missing: str, command: st
     """Read a JSON file of a training; `missing` says what to do where it does not exist."""
     if not path.exists():
         raise UserError(f"{path} does not exist: {missing}")
-    remedy = _train_again(path.parent, command)
-    found = files.read_json(path, remedy)
-    try:
-        model.model_validate(found)
-    except ValidationError as error:
-        raise UserError(f"{path} is damaged ({explain(error, model)}): {remedy}") from None
-    assert isinstance(found, dict)
-    return found
+    return read_record(path, model, _train_again(path.parent, command))
 
 
 def _trained(job: StudentJob, model: ModelResults) -> Candidate:

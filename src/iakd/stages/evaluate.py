@@ -15,7 +15,7 @@ from iakd.evaluation.record import read_evaluation
 from iakd.experiment import run_dir
 from iakd.experiment.jobs import Experiment, StudentJob, TeacherJob, as_trained
 from iakd.reporting import tables
-from iakd.reporting.results import TEACHER, read_comparison, training_command
+from iakd.reporting.results import TEACHER, read_comparison
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def run(experiment: Experiment) -> Path:
     """
     for job in experiment.trained:
         if not (job.folder / run_dir.RUN).exists():
-            raise UserError(f"{job.folder} has no finished model: run `{training_command(job)}`")
+            raise UserError(f"{job.folder} has no finished model: run `{job.command}`")
     store = PreparedData.open(experiment.data.folder, settings=experiment.data.settings)
     for job in experiment.trained:
         _evaluate(experiment, job, store)
@@ -66,12 +66,7 @@ def run(experiment: Experiment) -> Path:
 
 def _evaluate(experiment: Experiment, job: TeacherJob | StudentJob, store: PreparedData) -> Path:
     content, record = run_dir.read_model(job.folder)
-    if not record["params"].items() >= job.settings.items():
-        raise UserError(f"{job.folder} was trained with other settings: run `{training_command(job)}`")
-    if record["data_sha256"] != store.sha256:
-        raise UserError(
-            f"{job.folder} was trained on other data than {store.folder} holds: run `{training_command(job)}`"
-        )
+    job.check_record(record, store.folder, store.sha256)
     path = job.folder / run_dir.EVALUATION
     about = {
         "dataset": experiment.params.dataset.name,
@@ -86,7 +81,7 @@ def _evaluate(experiment: Experiment, job: TeacherJob | StudentJob, store: Prepa
         log.info("%s: already evaluated", job.folder)
         return path
     from iakd.distillation.assembly import network_of
-    from iakd.evaluation.measure import evaluate_model, evaluate_peer  # torch takes seconds to import
+    from iakd.evaluation.measure import evaluate_model, evaluate_peer, load_for_test  # torch takes seconds to import
 
     if isinstance(job, StudentJob):
         job = as_trained(job, record)
@@ -95,7 +90,8 @@ def _evaluate(experiment: Experiment, job: TeacherJob | StudentJob, store: Prepa
     if isinstance(job, StudentJob) and "peer_sha256" in record:
         peer, own = network_of(job.teacher, store), job.teacher.normalisation
         content, weights = _read_peer(job, record["peer_sha256"]), str(job.folder / run_dir.PEER)
-        measured["peer"] = evaluate_peer(experiment.params, peer, own, content, weights, store)
+        test = load_for_test(experiment.params, peer, own, content, weights, store)
+        measured["peer"] = evaluate_peer(experiment.params, peer, test)
     files.write_json(path, {**about, **measured})
     return path
 
@@ -116,7 +112,6 @@ def _read_peer(job: StudentJob, sha256: str) -> bytes:
     path = job.folder / run_dir.PEER
     content = path.read_bytes() if path.is_file() else b""
     if files.sha256_bytes(content) != sha256:
-        raise UserError(
-            f"{path} is missing or damaged: delete {job.folder}, then run `{training_command(job)}` and `iakd evaluate`"
-        )
+        remedy = f"delete {job.folder}, then run `{job.command}` and `iakd evaluate`"
+        raise UserError(f"{path} is missing or damaged: {remedy}")
     return content

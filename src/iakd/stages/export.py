@@ -79,13 +79,9 @@ class Student:
     @classmethod
     def read(cls, job: StudentJob, store: PreparedData) -> "Student":
         """Read the records of a student. Raises UserError if one is missing, or of other settings or data."""
-        pair = f"{job.teacher.network.name}-{job.student.name}"
-        train = f"run `iakd distill --pair {pair} --method {job.label} --seed {job.seed}`"
+        train = f"run `{job.command}`"
         record = files.read_object(job.folder / run_dir.RUN, train, "params", "data_sha256", "model_sha256")
-        if not record["params"].items() >= job.settings.items():
-            raise UserError(f"{job.folder} was trained with other settings: {train}")
-        if record["data_sha256"] != store.sha256:
-            raise UserError(f"{job.folder} was trained on other data than {store.folder} holds: {train}")
+        job.check_record(record, store.folder, store.sha256)
         evaluate = f"run `iakd evaluate --run {job.folder}`"
         evaluation = read_evaluation(job.folder / run_dir.EVALUATION, evaluate)
         if evaluation.get("model_sha256") != record["model_sha256"]:

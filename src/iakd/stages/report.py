@@ -3,12 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from iakd import files
-from iakd.config import explain
 from iakd.data.store import MANIFEST
-from iakd.errors import UserError
+from iakd.evaluation.record import read_record
 from iakd.experiment import run_dir
 from iakd.experiment.jobs import Experiment, StudyJob
 from iakd.reporting import page, tables
@@ -75,14 +74,7 @@ def run(experiment: Experiment) -> Path:
 
 def _manifest(experiment: Experiment) -> dict[str, Any]:
     """Return what is known about the data. Raises UserError if it is missing or damaged."""
-    path = experiment.data.folder / MANIFEST
-    found = files.read_json(path, "run `iakd prepare`")
-    try:
-        _Manifest.model_validate(found)
-    except ValidationError as error:
-        raise UserError(f"{path} is damaged ({explain(error, _Manifest)}): run `iakd prepare`") from None
-    assert isinstance(found, dict)
-    return found
+    return read_record(experiment.data.folder / MANIFEST, _Manifest, "run `iakd prepare`")
 
 
 def _study(job: StudyJob, seeds: int) -> StudyResults:
