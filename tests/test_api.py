@@ -412,6 +412,17 @@ def test_a_students_channels_and_samples(taught: Taught) -> None:
         assert network(torch.randn(6, 1, 8, 8), 2).shape == (6, 10)
 
 
+def test_an_image_alone_with_the_teacher_goes_to_the_student_where_batchnorm_would_refuse_it() -> None:
+    """Adapters between vgg's last blocks, of other widths, have maps of one pixel for images of 8×8."""
+    teacher, student = (
+        models.build(config.Network(arch=arch, width=w), 1, 10) for arch, w in (("vgg13", 4), ("vgg8", 2))
+    )
+    network = iakd.hybrid(teacher, student, 40, (1, 8, 8), schedule=0.5, granularity="sample", batch_size=3)
+    images = torch.randn(3, 1, 8, 8)
+    for step in range(network.steps):
+        assert torch.isfinite(network(images, step)).all()
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

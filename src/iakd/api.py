@@ -17,12 +17,12 @@ from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from iakd import devices
-from iakd.classifier import Classifier, Device, Prediction, choose_device, load
-from iakd.config import METHODS, Compute, IakdOptions, LrSchedule, Method, Recipe, Schedule, explain, parse
+from iakd.classifier import Classifier, Prediction, load
+from iakd.config import METHODS, Compute, Device, IakdOptions, LrSchedule, Method, Recipe, Schedule, explain, parse
 from iakd.config import load as read_params
 from iakd.data.dataset_loader import DatasetLoader, dataset_loader
 from iakd.data.loader import DeviceLoader, ImageLoader
+from iakd.devices import choose_device, keep_freed_memory
 from iakd.distillation.distiller import make_distiller
 from iakd.distillation.registry import changes_student, timeline_of
 from iakd.distillation.warm_start import add_warm_start
@@ -31,12 +31,10 @@ from iakd.evaluation.plausibility import required_accuracy
 from iakd.experiment.run_dir import Row, Run
 from iakd.files import digest, sha256_bytes
 from iakd.interactive.hybrid import Hybrid
-from iakd.interactive.swap_sampler import make_swap_sampler
 from iakd.models import Network, save_weights
 from iakd.models.external.partition import Partition
 from iakd.models.external.plain import as_network, undivided
 from iakd.models.pairing import initialise_from_teacher
-from iakd.models.shapes import channels
 from iakd.training.timeline import Timeline
 from iakd.training.trainer import Trainer
 from iakd.training.validation import validate
@@ -148,7 +146,7 @@ def distill(
     if guide and chosen.needs_teacher:
         _check_accuracy(guide.to(target), validation or train)
     if target.type == "cpu":
-        devices.keep_freed_memory()
+        keep_freed_memory()
     compute = Compute(threads=torch.get_num_threads(), checkpoint_seconds=30.0 if checkpoints else NEVER)
     about = [chosen.settings(), trained_by.model_dump(mode="json"), seed, start, _identity(train), compute.threads]
     with contextlib.ExitStack() as stack:
@@ -280,17 +278,14 @@ class SwappingStudent(nn.Module):
         options: IakdOptions,
         timeline: Timeline,
         seed: int,
+        image: tuple[int, int, int],
     ) -> None:
         super().__init__()
         self.hybrid = Hybrid(network, teacher, options, seed)
         self._student = (student,)  # the hybrid holds its parts
         self.steps = timeline.total
         self._batch_size = timeline.batch_size
-        widths = [channels(pair.student.after) for pair in self.hybrid.pairs]
-        assert isinstance(options.schedule, Schedule)
-        self.sampler = make_swap_sampler(
-            options, options.schedule, timeline, widths, seed, self.hybrid.only_blocks_train
-        )
+        self.sampler = self.hybrid.make_sampler(timeline, seed, image)
 
     @property
     def student(self) -> nn.Module:
@@ -369,7 +364,7 @@ def hybrid(
     network = _network(student.cpu(), image, student_parts, "student", method)
     guide = _network(copy.deepcopy(teacher).cpu().eval(), image, teacher_parts, "teacher", method)
     timeline = Timeline(1, steps, 1.0, LrSchedule(kind="constant"), batch_size or 1)
-    built = SwappingStudent(student, network, guide.requires_grad_(False), chosen, timeline, seed)
+    built = SwappingStudent(student, network, guide.requires_grad_(False), chosen, timeline, seed, image)
     return built.to(device)
 
 

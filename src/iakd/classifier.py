@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +13,11 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from iakd.config import did_you_mean, network_called
+from iakd.config import Device, did_you_mean, network_called
 from iakd.config.networks import USUAL
 from iakd.data.decoding import BadImage, EncodedImage, decode, decode_each, decode_opened, from_file
 from iakd.data.geometry import centre_crop
+from iakd.devices import choose_device
 from iakd.errors import UserError
 from iakd.experiment.run_dir import LABELS, MODEL, ONNX, PREPROCESSING
 from iakd.export.folder import read_labels, read_network, read_preprocessing
@@ -28,7 +29,6 @@ from iakd.models.shapes import image_channels
 
 BATCH = 64  # images
 
-Device = Literal["auto", "cpu", "cuda"]
 AnyImage = str | Path | Image.Image | NDArray[np.uint8] | Tensor
 """A file, an image that Pillow has opened, uint8 (H, W) or (H, W, C), or a uint8 tensor (C, H, W)."""
 
@@ -201,13 +201,6 @@ def _as_many(images: Any) -> Iterable[AnyImage]:
 
 def _counted(paths: Iterable[Any]) -> Iterator[EncodedImage]:
     return (from_file(Path(path)) for path in paths)
-
-
-def choose_device(device: Device) -> torch.device:
-    available = torch.cuda.is_available()
-    if device == "cuda" and not available:
-        raise UserError("device is cuda, but torch sees no GPU; use auto or cpu")
-    return torch.device("cuda" if available and device != "cpu" else "cpu")
 
 
 class OnnxModel(nn.Module):

@@ -6,7 +6,7 @@ import os
 import torch
 from torch import Tensor, nn
 
-from iakd.config import Compute, Recipe
+from iakd.config import Compute, Device, Recipe
 from iakd.errors import UserError
 from iakd.processes import rank_and_world_size
 
@@ -21,11 +21,8 @@ def set_up_device(compute: Compute) -> torch.device:
     Each of several processes that train together takes a GPU of its own. Raises UserError if a GPU is required and
     missing.
     """
-    available = torch.cuda.is_available()
-    if compute.device == "cuda" and not available:
-        raise UserError("compute.device is cuda, but torch sees no GPU; set it to auto or cpu")
+    device = choose_device(compute.device, "compute.device")
     torch.set_num_threads(compute.threads)
-    device = torch.device("cuda" if available and compute.device != "cpu" else "cpu")
     if device.type == "cpu":
         keep_freed_memory()
         return device
@@ -41,6 +38,17 @@ def set_up_device(compute: Compute) -> torch.device:
         torch.backends.cudnn.benchmark = False
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a launch each time
     return device
+
+
+def choose_device(wanted: Device, name: str = "device") -> torch.device:
+    """Return the GPU if there is one and it is `wanted`, or else the CPU.
+
+    Raises UserError, with the `name` of what says so, if a GPU is required and missing.
+    """
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise UserError(f"{name} is cuda, but torch sees no GPU; set it to auto or cpu")
+    return torch.device("cuda" if available and wanted != "cpu" else "cpu")
 
 
 def keep_freed_memory() -> None:

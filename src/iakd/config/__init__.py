@@ -5,7 +5,18 @@
 
 from iakd.config.base import did_you_mean, explain, merged
 from iakd.config.dataset import SOURCES, Dataset
-from iakd.config.experiment import Compute, Distill, Evaluate, Pair, Params, Report, Teach, Tracking, network_called
+from iakd.config.experiment import (
+    Compute,
+    Device,
+    Distill,
+    Evaluate,
+    Pair,
+    Params,
+    Report,
+    Teach,
+    Tracking,
+    network_called,
+)
 from iakd.config.export import Export, NamedModel
 from iakd.config.loading import load, parse, read_settings, schema_text, typed, yaml_text
 from iakd.config.method_options import IakdOptions
@@ -25,6 +36,7 @@ __all__ = [
     "Candidates",
     "Compute",
     "Dataset",
+    "Device",
     "Distill",
     "Erase",
     "Evaluate",

@@ -97,10 +97,13 @@ class Tracking(Strict):
     )
 
 
+Device = Literal["auto", "cpu", "cuda"]
+
+
 class Compute(Strict):
     """How trainings use the machine; these settings are not part of a run's identity."""
 
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU if there is one")
+    device: Device = Field("auto", description="auto: the GPU if there is one")
     threads: int = Field(
         1,
         gt=0,

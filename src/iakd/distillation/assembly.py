@@ -17,7 +17,7 @@ from iakd.data.loader import ImageLoader, steps_per_epoch
 from iakd.data.splits import Indices, fraction_per_class, stratified
 from iakd.data.store import PreparedData
 from iakd.distillation.distiller import Distiller, make_distiller
-from iakd.distillation.registry import changes_student, deploy, timeline_of
+from iakd.distillation.registry import build_deployed, timeline_of
 from iakd.distillation.teacher_cache.policy import cache_dir_for
 from iakd.distillation.warm_start import add_warm_start
 from iakd.errors import UserError
@@ -39,13 +39,21 @@ from iakd.training.trainer import OnValidation, Trainer
 
 def network_of(job: TeacherJob | StudentJob | StudyJob, store: PreparedData) -> Network:
     """Build the network whose weights a job saves, without these weights."""
-    channels, classes = store.image_shape[0], len(store.classes)
+    image, classes = store.image_shape, len(store.classes)
     if isinstance(job, TeacherJob):
-        return models.build(job.network, channels, classes)
-    student = models.build(job.student, channels, classes)
-    if changes_student(job.method):
-        deploy(student, models.build(job.teacher.network, channels, classes), job.method, store.image_shape)
-    return student
+        return models.build(job.network, image[0], classes)
+    return build_deployed(job.student, job.teacher.network, job.method, image, classes)
+
+
+def finished_network(job: TeacherJob | StudentJob, content: bytes, store: PreparedData) -> Network:
+    """Build the network of a job with the weights `content` of its model, for images as `store` normalises them.
+
+    Raises UserError if they do not fit.
+    """
+    network = network_of(job, store)
+    models.load_weights(network, content, str(job.folder / run_dir.MODEL))
+    adapt_input(network, job.normalisation, store.mean, store.std)
+    return network
 
 
 def check_students(experiment: Experiment, teacher: TeacherJob, store: PreparedData) -> None:
@@ -259,10 +267,7 @@ def read_teacher(job: TeacherJob, store: PreparedData) -> Network:
 
     Raises UserError where it is missing, damaged or of other settings.
     """
-    network = network_of(job, store)
     content, record = run_dir.read_model(job.folder)
     if not record["params"].items() >= job.settings.items():
         raise UserError(f"{job.folder} was made with other settings: run `iakd teach --teacher {job.network.name}`")
-    models.load_weights(network, content, str(job.folder / run_dir.MODEL))
-    adapt_input(network, job.normalisation, store.mean, store.std)
-    return network
+    return finished_network(job, content, store)

@@ -21,13 +21,12 @@ from iakd.distillation.registry import changes_student, deploy, loss_class
 from iakd.distillation.teacher_cache import CacheDir, CachedTeacherOutputs, TeacherOutputs, outputs_suffice
 from iakd.interactive.hybrid import Hybrid
 from iakd.interactive.paths import Path
-from iakd.interactive.swap_sampler import WHOLE_BATCH, SwapSampler, make_swap_sampler
+from iakd.interactive.swap_sampler import WHOLE_BATCH, SwapSampler
 from iakd.models import Network
 from iakd.models.features import LOGITS, NOTHING, Features, FeatureSpec, forward_features
 from iakd.models.network import Frozen
 from iakd.models.pairing import BlockPair
 from iakd.models.quantisation import bit_widths, each_bits
-from iakd.models.shapes import channels
 from iakd.seeding import derive
 from iakd.training.timeline import Timeline
 from iakd.training.trainer import LossTerms, Objective
@@ -261,12 +260,7 @@ def make_distiller(
         assert teacher is not None
         hybrid = Hybrid(student, teacher, options, seed)
         if options.form == "single_path":
-            assert isinstance(options.schedule, config.Schedule)
-            widths = [channels(pair.student.after) for pair in hybrid.pairs]
-            strict = hybrid.refuse_single(data.image_shape) if options.granularity == "sample" else ()
-            sampler = make_swap_sampler(
-                options, options.schedule, timeline, widths, seed, hybrid.only_blocks_train, strict
-            )
+            sampler = hybrid.make_sampler(timeline, seed, data.image_shape)
     built: dict[str, DistillationLoss] = {}
     levels: Sequence[BlockPair] = ()
     for name in sorted(method.names, key=lambda name: not METHODS[name].joins):  # those that change others come first

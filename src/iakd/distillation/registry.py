@@ -9,7 +9,7 @@ from iakd.config import METHODS
 from iakd.data.loader import last_batch, steps_per_epoch
 from iakd.distillation.loss import DistillationLoss
 from iakd.errors import UnsuitableSettings, UserError
-from iakd.models import Network
+from iakd.models import Network, build
 from iakd.models.quantisation import bit_widths
 from iakd.models.shapes import Shape
 from iakd.plugins import import_object
@@ -49,6 +49,19 @@ def timeline_of(recipe: config.Recipe, method: config.Method, n: int) -> Timelin
 def changes_student(method: config.Method) -> bool:
     """Return whether the deployed student differs from the network that the settings name."""
     return any(loss_class(name).deploy is not DistillationLoss.deploy for name in method.names)
+
+
+def build_deployed(
+    student: config.Network, teacher: config.Network | None, method: config.Method | None, image: Shape, classes: int
+) -> Network:
+    """Build the network that a training by `method` leaves, without its weights, for images of shape `image` (C, H, W).
+
+    `teacher` and `method` None: that of the settings.
+    """
+    network = build(student, image[0], classes)
+    if method and teacher and changes_student(method):
+        deploy(network, build(teacher, image[0], classes), method, image)
+    return network
 
 
 def deploy(student: Network, teacher: Network, method: config.Method, image: Shape, seed: int = 0) -> None:

@@ -10,9 +10,9 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from iakd import files, models
+from iakd import files
 from iakd.data.store import SPLITS, PreparedData
-from iakd.distillation.assembly import network_of
+from iakd.distillation.assembly import finished_network
 from iakd.evaluation.metrics import classification_metrics
 from iakd.evaluation.record import read_evaluation
 from iakd.experiment import run_dir
@@ -21,7 +21,6 @@ from iakd.export import convert, int8, model_card
 from iakd.export.convert import Agreement, Deployed, Images, Logits, images_of
 from iakd.export.folder import Model, Preprocessing, labels_text, read_network, weights_file
 from iakd.models import Network
-from iakd.models.normalisation import adapt_input
 from iakd.models.quantisation import at_bits, bit_widths, quantised_layers
 from iakd.models.shapes import image_channels
 
@@ -30,10 +29,7 @@ AS_EVALUATED = ("top1", "top5", "nll", "ece", "n", "per_class_top1", "bit_widths
 
 def deployed(job: TeacherJob | StudentJob, content: bytes, store: PreparedData) -> Deployed:
     """Return a finished model for images with values from 0 to 1, in evaluation mode, on the CPU."""
-    network = network_of(job, store)
-    models.load_weights(network, content, str(job.folder / run_dir.MODEL))
-    adapt_input(network, job.normalisation, store.mean, store.std)
-    return Deployed(network, store).eval()
+    return Deployed(finished_network(job, content, store), store).eval()
 
 
 def build(

@@ -19,7 +19,7 @@ from iakd.config.base import Strict
 from iakd.data.decoding import EncodedImage, decode
 from iakd.data.geometry import centre_crop
 from iakd.data.store import PreparedData
-from iakd.distillation.registry import changes_student, deploy
+from iakd.distillation.registry import build_deployed, changes_student
 from iakd.errors import UserError
 from iakd.models import Network
 
@@ -127,11 +127,7 @@ class Model:
 
     def build(self) -> Network:
         """Build the network, without its weights."""
-        channels = self.image[0]
-        network = models.build(self.network, channels, self.classes)
-        if self.method and self.teacher and changes_student(self.method):
-            deploy(network, models.build(self.teacher, channels, self.classes), self.method, self.image)
-        return network
+        return build_deployed(self.network, self.teacher, self.method, self.image, self.classes)
 
 
 def weights_file(network: Network, model: Model) -> bytes:

@@ -16,18 +16,19 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from iakd.config import IakdOptions
+from iakd.config import IakdOptions, Schedule
 from iakd.devices import to_device
 from iakd.errors import UnsuitableSettings
 from iakd.interactive.paths import Path
-from iakd.interactive.swap_sampler import KeepMask
+from iakd.interactive.swap_sampler import KeepMask, SwapSampler, make_swap_sampler
 from iakd.models import Network
 from iakd.models.features import LOGITS, BlockSlot, Features, FeatureSpec, forward_slots
 from iakd.models.network import Frozen, initialise
 from iakd.models.normalisation import input_conversion
 from iakd.models.pairing import BlockPair, copy_weights, pair_blocks, whole_stages
-from iakd.models.shapes import Shape, meta_tensors
+from iakd.models.shapes import Shape, channels, meta_tensors
 from iakd.seeding import derive
+from iakd.training.timeline import Timeline
 
 Sizes = tuple[Shape, Shape] | None
 """(height, width) before the teacher's blocks and after the student's; None where both networks' maps are alike."""
@@ -292,6 +293,14 @@ class Hybrid(nn.Module):
             _refuses(branch, torch.empty(1, *pair.student.before, device="meta"), sizes)
             for branch, pair, sizes in zip(self.branches, self._pair(image), self._sizes(image), strict=True)
         ]
+
+    def make_sampler(self, timeline: Timeline, seed: int, image: Shape) -> SwapSampler:
+        """Return what draws the swaps of a training on images of this shape; the options have a schedule."""
+        options, schedule = self.options, self.options.schedule
+        assert isinstance(schedule, Schedule)
+        widths = [channels(pair.student.after) for pair in self.pairs]
+        strict = self.refuse_single(image) if options.granularity == "sample" else ()
+        return make_swap_sampler(options, schedule, timeline, widths, seed, self.only_blocks_train, strict)
 
     def copy_norms(self) -> None:
         """Start the separate BatchNorm layers of hybrid paths from the student's, after a change of the latter."""

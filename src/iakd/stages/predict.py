@@ -22,13 +22,12 @@ from iakd import files
 from iakd.classifier import (
     BATCH,
     Classifier,
-    Device,
     Prediction,
     is_exported,
     load,
     load_foreign,
 )
-from iakd.config import Dataset, did_you_mean
+from iakd.config import Dataset, Device, did_you_mean
 from iakd.config.networks import USUAL
 from iakd.data.decoding import BadImage
 from iakd.data.layout import contents, files_below, is_image, parts_among
@@ -244,7 +243,7 @@ def measure_file(
     measured = measure(classifier, folder)
     if output:
         files.write_json(output, measured)
-    print(output or json.dumps(measured, indent=2, allow_nan=False, ensure_ascii=False))
+    print(output or files.json_text(measured).rstrip())
     if measured["left_out"]:
         raise RunFailed(f"{measured['left_out']} images could not be read, and were left out")
 
