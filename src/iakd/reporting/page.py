@@ -88,7 +88,7 @@ def _data(transfer: int | float | None, manifest: dict[str, Any]) -> dict[str, A
     image, classes = manifest["image"], manifest["classes"]
     listed = len(classes) <= MAX_CLASSES
     return {
-        "about": manifest["source"]["about"],
+        "about": manifest["source"]["about"].rstrip("."),
         "shape": f"{image['height']} × {image['width']} pixels, {formatting.plural(image['channels'], 'channel')}",
         "splits": [
             {"name": name, "n": split["n"], "per_class": split["per_class"] if listed else []}
