@@ -1,6 +1,8 @@
 """What the Snakefile makes of settings files and of settings from the command line."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -90,3 +92,29 @@ def test_later_files_change_earlier_ones_and_a_mistake_names_all(file: Path) -> 
     more.write_text("distil: {}\n")
     with pytest.raises(UserError, match=r"params\.yaml, more\.yaml with --config: distil: unknown key"):
         set_up([file, more], {"distill": {"seeds": ["0"]}}, main=False)
+
+
+MANY_JOBS = """
+import threading
+from iakd.orchestration import snakemake_hooks as hooks
+
+rule all:
+    input: expand("{i}", i=range(12))
+
+rule one:
+    output: touch("{i}")
+
+onstart:
+    hooks.limit_no_rate(workflow)
+
+onsuccess:
+    Path("timers").write_text(str(sum(isinstance(thread, threading.Timer) for thread in threading.enumerate())))
+"""
+
+
+def test_no_timer_is_left_by_jobs_that_ended(tmp_path: Path) -> None:
+    """Each would have Snakemake look at all jobs again, every second until its end."""
+    (tmp_path / "Snakefile").write_text(MANY_JOBS)
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", "--scheduler", "greedy", "--quiet", "all"]
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=120)
+    assert (tmp_path / "timers").read_text() == "0"

@@ -165,6 +165,7 @@ def export_options(wildcards):
 
 def start():
     """Before the first job: lock this folder, and never declare stale results current."""
+    hooks.limit_no_rate(workflow)
     try:
         hooks.take_lock()
         if workflow.touch:

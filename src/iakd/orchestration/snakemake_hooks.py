@@ -89,6 +89,15 @@ def accept_clocks_set_back() -> None:
     DAG.check_output_mtime = date_inputs
 
 
+def limit_no_rate(workflow: Any) -> None:
+    """Have Snakemake start jobs as fast as they come, before its first one.
+
+    Its limit of 100 jobs per second looks at all jobs again a second after each look, and each job that ends begins
+    another such series: after a few hundred jobs that is a large part of a core. No option turns it off.
+    """
+    workflow.scheduler.job_rate_limiter = None
+
+
 def data_products(experiment: Experiment) -> list[str]:
     """Return the arrays that `iakd prepare` always writes; storage auto decides about images while it reads them."""
     dataset = experiment.params.dataset
