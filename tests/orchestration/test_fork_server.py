@@ -2,6 +2,7 @@
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from iakd.orchestration import fork_server
+from iakd.processes import WITH_PARENT
 
 # A stand-in for the real command line, imported by the workers in its place.
 COMMAND_LINE = """
@@ -38,6 +40,7 @@ import sys, types
 import iakd
 from pathlib import Path
 from iakd.orchestration import fork_server
+from iakd.processes import WITH_PARENT
 iakd.cli = sys.modules["iakd.cli"] = types.ModuleType("iakd.cli")
 exec({COMMAND_LINE!r}, iakd.cli.__dict__)
 fork_server.serve(Path("socket"), preload=())
@@ -45,9 +48,12 @@ fork_server.serve(Path("socket"), preload=())
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[bytes]]:
+def server(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A server that is started with the widest umask; a parameter is code that it runs first."""
     monkeypatch.chdir(tmp_path)
-    process = subprocess.Popen([sys.executable, "-c", SERVER])
+    process = subprocess.Popen([sys.executable, "-c", getattr(request, "param", "") + SERVER], umask=0)
     wait_for(Path("socket"))
     yield process
     process.kill()
@@ -61,10 +67,24 @@ def wait_for(path: Path) -> None:
         time.sleep(0.02)
 
 
+ITSELF = 77  # the exit code of a command that would now run in its own process
+COMMAND = (
+    sys.executable,
+    "-c",
+    f"""
+import sys
+from iakd.orchestration.fork_server import run_in_server
+code = run_in_server(sys.argv[1:])
+if "IAKD_WITH_PARENT" in __import__("os").environ:
+    print("exit code", code, file=sys.stderr)
+sys.exit({ITSELF} if code is None else code)
+""",
+)
+
+
 def command(*arguments: str, **environment: str) -> subprocess.Popen[str]:
-    code = "import sys; from iakd.orchestration.fork_server import run_in_server; sys.exit(run_in_server(sys.argv[1:]))"
     return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments],
+        [*COMMAND, *arguments],
         env={**os.environ, fork_server.VARIABLE: "socket", **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -106,21 +126,59 @@ def test_a_killed_command_ends_its_work(server: subprocess.Popen[bytes]) -> None
     wait_for(Path("stopped"))
 
 
-def test_a_killed_server_ends_all_work_and_the_command_says_so(server: subprocess.Popen[bytes]) -> None:
+def test_a_killed_server_ends_all_work_and_the_command_goes_on_by_itself(server: subprocess.Popen[bytes]) -> None:
     process = command("teach", "wait")
     wait_for(Path("working"))
     server.kill()
     _, err = process.communicate(timeout=30)
-    assert process.returncode == 1 and "the worker process died" in err
+    assert process.returncode == ITSELF and err == "the fork server has ended; going on in a process of its own\n"
     wait_for(Path("stopped"))
+
+
+def test_a_killed_workflow_ends_its_commands_with_the_server(server: subprocess.Popen[bytes]) -> None:
+    """Like the server, they are children of the workflow, and must not go on without it."""
+    workflow = subprocess.Popen(
+        [sys.executable, "-c", "import subprocess, sys; subprocess.run(sys.argv[1:])", *COMMAND, "teach", "wait"],
+        env={**os.environ, fork_server.VARIABLE: "socket", WITH_PARENT: "1"},
+        stderr=Path("err").open("w"),
+    )
+    wait_for(Path("working"))
+    workflow.kill()
+    server.kill()
+    wait_for(Path("stopped"))
+    workflow.wait()
+    deadline = time.monotonic() + 20
+    while Path("err").read_text() == "" and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert Path("err").read_text() == "exit code 1\n"
+
+
+def test_nobody_else_can_connect(server: subprocess.Popen[bytes]) -> None:
+    assert stat.S_IMODE(Path("socket").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("server", ["import os; os.geteuid = lambda: 4242\n"], indirect=True)
+def test_a_command_of_another_user_is_not_run(server: subprocess.Popen[bytes]) -> None:
+    process = command("teach", "tell", "0", TOLD="")
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == ITSELF and out == ""
+
+
+def test_nothing_is_sent_to_a_server_of_another_user(
+    server: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 4242)
+    monkeypatch.setenv(fork_server.VARIABLE, "socket")
+    monkeypatch.setenv("TOLD", "")
+    assert fork_server.run_in_server(["teach", "tell", "0"]) is None
 
 
 def test_a_defect_in_one_command_harms_no_other(server: subprocess.Popen[bytes]) -> None:
     crashed = command("teach", "crash")
     assert "ValueError: a defect" in crashed.communicate(timeout=30)[1] and crashed.returncode == 1
     died = command("teach", "die")
-    died.communicate(timeout=30)
-    assert died.returncode == 128 + signal.SIGKILL
+    _, err = died.communicate(timeout=30)
+    assert died.returncode == ITSELF and "the worker was killed (signal 9)" in err
     fine = command("teach", "tell", "0", TOLD="")
     fine.communicate(timeout=30)
     assert fine.returncode == 0

@@ -12,47 +12,71 @@ import os
 import selectors
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import traceback
 from pathlib import Path
 from typing import Any
 
-from iakd.processes import STOP_SIGNALS, end_with_parent
+from iakd.processes import STOP_SIGNALS, WITH_PARENT, end_with_parent
 
 VARIABLE = "IAKD_FORK_SERVER"  # the socket, a path relative to the working directory
 COMMANDS = ("teach", "distill", "evaluate", "export")
 STAGES = (*COMMANDS, "import_teacher")
 PRELOAD = ("torch._dynamo", *(f"iakd.stages.{stage}" for stage in STAGES), "iakd.evaluation.measure")
+KILLED = 128  # exit codes above it are those of workers that a signal has killed
+CREDENTIALS = struct.Struct("3i")  # of a peer: process, user and group
 NUMBER_BYTES = 4  # for the length of a message, a process id or an exit code
 
 
 def run_in_server(arguments: list[str]) -> int | None:
     """Run `iakd ARGUMENTS` in the server, with this process's open files, folder and environment.
 
-    Returns the exit code, or None if no server answers or the command would not gain from it; then the caller has to
-    run the command itself.
+    Returns the exit code, or None if no server answers, if it or the worker is killed, or if the command would not gain
+    from it; then the caller has to run the command itself.
     """
     path = os.environ.pop(VARIABLE, None)
     if path is None or not arguments or arguments[0] not in COMMANDS:
         return None
+    stopped: list[int] = []  # the signals that were forwarded
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         try:
             connection.connect(path)
         except OSError:
             return None
+        if not _is_own(connection):
+            return None
+        if WITH_PARENT in os.environ:  # or this process would take the end of a killed workflow for that of the server
+            end_with_parent()
         request = {"arguments": arguments, "folder": str(Path.cwd()), "environment": dict(os.environ)}
         message = json.dumps(request).encode()
         socket.send_fds(connection, [_number(len(message))], [0, 1, 2])
         connection.sendall(message)
         worker = int.from_bytes(_receive(connection), "big")
-        for number in STOP_SIGNALS:
-            signal.signal(number, lambda number, frame: _forward(worker, number))
+
+        def forward(number: int, frame: Any) -> None:
+            stopped.append(number)
+            _forward(worker, number)
+
+        before = {number: signal.signal(number, forward) for number in STOP_SIGNALS if worker}
         answer = _receive(connection)
-    if not answer:
-        print("iakd: the worker process died; run the same command again", file=sys.stderr)
-        return 1
-    return int.from_bytes(answer, "big")
+    code = int.from_bytes(answer, "big") if answer else None
+    if stopped or (code is not None and code <= KILLED):
+        return 1 if code is None else code
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    what = "the fork server has ended" if code is None else f"the worker was killed (signal {code - KILLED})"
+    print(f"{what}; going on in a process of its own", file=sys.stderr)
+    return None
+
+
+def _is_own(connection: socket.socket) -> bool:
+    """Whether the process at the other end runs as the user of this one, as far as the system can tell (Linux)."""
+    if not hasattr(socket, "SO_PEERCRED"):
+        return True
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
+    return bool(CREDENTIALS.unpack(credentials)[1] == os.geteuid())
 
 
 def _number(value: int) -> bytes:
@@ -97,11 +121,14 @@ def serve(path: Path, preload: tuple[str, ...]) -> None:
     Returns at once where the file system has no sockets; each command then runs in its own process.
     """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)  # nobody else may connect: a command runs whatever it is sent
     try:
         listener.bind(str(path))
     except OSError as error:
         print(f"iakd: {path}: {error.strerror}; going on without a fork server, which takes longer", file=sys.stderr)
         return
+    finally:
+        os.umask(before)
     listener.listen()  # commands wait here while the modules are loaded
     for module in preload:
         importlib.import_module(module)
@@ -113,7 +140,8 @@ def serve(path: Path, preload: tuple[str, ...]) -> None:
             for key, _ in selector.select():
                 if key.data == "command":
                     client, _ = listener.accept()
-                    worker = _fork(client, [listener, *(other for other, _ in clients.values())])
+                    others = [listener, *(other for other, _ in clients.values())]
+                    worker = _fork(client, others) if _is_own(client) else None
                     if worker is None:
                         client.close()
                         continue
@@ -127,7 +155,7 @@ def serve(path: Path, preload: tuple[str, ...]) -> None:
                     with contextlib.suppress(KeyError):
                         selector.unregister(client)
                     with contextlib.suppress(OSError):
-                        client.sendall(_number(status if status >= 0 else 128 - status))
+                        client.sendall(_number(status if status >= 0 else KILLED - status))
                     client.close()
                     selector.unregister(key.fd)
                     os.close(key.fd)
