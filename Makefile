@@ -14,8 +14,10 @@ ARGS ?=
 SETTINGS = $(shell printf '%s\n' $(ARGS) | sed -nE 's/^--configfiles?=//p; /^--configfiles?$$/{n;p;}')
 PORT ?= 5000
 
-.venv/ready: requirements.lock pyproject.toml tools/environment.py
+# Always: dates do not tell whether .venv was copied or moved. Where nothing is to be done, this takes no time.
+.venv/ready: FORCE
 	@$(PYTHON) tools/environment.py
+FORCE:
 
 help: ## list all targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20

@@ -2,6 +2,8 @@
 
 import os
 import re
+import runpy
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -103,6 +105,42 @@ def test_make_lists_all_its_targets() -> None:
     assert phony
     shown = subprocess.run(["make", "-C", ROOT], capture_output=True, text=True, check=True).stdout
     assert re.findall(r"^  make (\w+)", shown, re.MULTILINE) == phony[1].split()
+
+
+HEADS = [
+    "#!{}/python",
+    "#!{}/python3.11",
+    "#!/bin/sh\n'''exec' {}/python \"$0\" \"$@\"",
+    '#!/bin/sh\n\'\'\'exec\' "{}/python" "$0" "$@"',
+]
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_venv_that_was_copied_or_moved_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: str) -> None:
+    """Its programs would run the sources of the first folder, or nothing at all."""
+    made_elsewhere = runpy.run_path(str(ROOT / "tools/environment.py"))["made_elsewhere"]
+    first = tmp_path / "the first"
+    (first / ".venv/bin").mkdir(parents=True)
+    monkeypatch.chdir(first)
+    assert not made_elsewhere()
+    (first / ".venv/bin/iakd").write_text(head.format(first / ".venv/bin") + "\nimport sys\n")
+    assert not made_elsewhere()
+    shutil.copytree(first, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    assert made_elsewhere()
+    shutil.rmtree(tmp_path / "copy/.venv")
+    Path(".venv").symlink_to(first / ".venv")
+    assert not made_elsewhere()
+    first.rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path / "moved")
+    assert made_elsewhere()
+
+
+def test_make_looks_at_the_environment_each_time() -> None:
+    done = subprocess.run(["make", "--dry-run", "schema"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[0].endswith("tools/environment.py")
+    text = (ROOT / "tools/environment.py").read_text()
+    assert re.search(r'"uv==[0-9.]+"', text) and not re.search(r'"uv"[,)]', text)
 
 
 def test_an_old_python_is_told_in_one_line() -> None:
