@@ -112,6 +112,29 @@ def test_changed_settings_restart_the_study(copied: ToyStudy, expected: dict[str
     assert sorted(copied.trained()) == list(range(3))
 
 
+def test_a_study_continues_when_its_settings_come_back(
+    copied: ToyStudy, expected: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each space has a study of its own; only one at a time is in the results."""
+    with caplog.at_level(logging.INFO):
+        copied.run(trials=3, seed=1)
+    (line,) = [line for line in caplog.messages if "settings" in line]
+    assert line.endswith(": a new study begins; the earlier one is kept, and continues with its settings")
+    other = copied.outcome()
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        copied.run()
+    assert ": their study continues; the earlier one is kept" in "\n".join(caplog.messages)
+    assert copied.outcome() == expected
+    copied.run(trials=3, seed=1)
+    assert copied.outcome() == other
+    copied.run(trials=5, seed=1)
+    assert sorted(copied.trained()) == [0, 1, 2, 3, 4], "each of the other study once"
+    copied.run()
+    assert copied.outcome() == expected
+    assert sorted(copied.trained()) == [0, 1, 2, 3, 4]
+
+
 def test_a_mistake_in_changed_settings_leaves_earlier_results_alone(copied: ToyStudy, expected: dict[str, Any]) -> None:
     for number in range(3):
         Path(f"mistake-{number}").touch()

@@ -97,9 +97,18 @@ def _stored_study(run: run_dir.Run, address: str | None, directions: list[Direct
         files.write_bytes(journal, (run.folder / run_dir.JOURNAL).read_bytes())
     with contextlib.ExitStack() as stack:
         study = stack.enter_context(open_study(address, journal, name, directions))
-        if study.attributes.get("key", run.key) != run.key:
-            log.info("%s: settings, data or sources changed; restarting the study", run.path)
-            journal.rename(journal.with_suffix(".old"))
+        owner = study.attributes.get("key", run.key)
+        _keep_trials_of_others(run)
+        if owner != run.key:
+            _kept(run, owner).mkdir(parents=True, exist_ok=True)
+            journal.replace(_kept(run, owner) / run_dir.JOURNAL)
+        known = _take_back(run, journal)
+        if owner != run.key:
+            log.info(
+                "%s: settings, data or sources changed: %s; the earlier one is kept, and continues with its settings",
+                run.path,
+                "their study continues" if known else "a new study begins",
+            )
             study = stack.enter_context(open_study(address, journal, name, directions))
         if "key" not in study.attributes:
             study.set_attribute("started", run.started)
@@ -107,6 +116,38 @@ def _stored_study(run: run_dir.Run, address: str | None, directions: list[Direct
         run.started = study.attributes.get("started", run.started)
         run.seconds = study.attributes.get("wall_seconds", 0.0)
         yield study
+
+
+def _kept(run: run_dir.Run, key: str) -> Path:
+    """Return where the study with this key is while another one is in the results; MLflow does not see it there."""
+    return run.live / ".studies" / key[:12]
+
+
+def _keep_trials_of_others(run: run_dir.Run) -> None:
+    """Copy the published trials of other settings to their study's folder, before others take their place."""
+    for folder in sorted(run.folder.glob("trials/*")):
+        with contextlib.suppress(UserError):
+            key = files.read_object(folder / run_dir.RUN, "").get("study")
+            if isinstance(key, str) and key != run.key:
+                _copy(folder, _kept(run, key) / "trials" / folder.name)
+
+
+def _take_back(run: run_dir.Run, journal: Path) -> bool:
+    """Put this study's trials and journal back if another one had taken their place; return whether it had."""
+    kept = _kept(run, run.key)
+    if not kept.exists():
+        return False
+    for folder in sorted(kept.glob("trials/*")):
+        _copy(folder, run.folder / "trials" / folder.name)
+    if (kept / run_dir.JOURNAL).exists():
+        (kept / run_dir.JOURNAL).replace(journal)
+    shutil.rmtree(kept)
+    return True
+
+
+def _copy(folder: Path, to: Path) -> None:
+    shutil.rmtree(to, ignore_errors=True)
+    shutil.copytree(folder, to)
 
 
 def _publish(run: run_dir.Run, job: StudyJob, stored: StoredStudy, tune: Tune) -> Path:
@@ -130,9 +171,9 @@ def _publish(run: run_dir.Run, job: StudyJob, stored: StoredStudy, tune: Tune) -
 
 
 def _remove_other_trials(run: run_dir.Run) -> None:
-    """Delete the trials of a study with other settings, now that there are results to replace them."""
+    """Delete the trials of a study with other settings, now that there are results to replace them; it has copies."""
     for top in (run.folder, run.live):
-        for folder in sorted(top.glob("trials/*")):
+        for folder in sorted([*top.glob("trials/*"), *top.glob("trials/*/seed*")], reverse=True):
             try:
                 own = files.read_object(folder / run_dir.RUN, "").get("study") == run.key
             except UserError:
