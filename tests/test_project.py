@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import yaml
+from dvc.dependency import ParamsDependency
+from dvc.repo import Repo
 from packaging.markers import Marker
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -76,6 +78,32 @@ def test_environment_yml_has_the_versions_of_the_lock() -> None:
 def test_dvc_follows_all_settings_of_which_any_section_with_a_default_may_be_missing() -> None:
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     assert [stage["params"] for stage in stages.values()] == [[{"params.yaml": None}]] * len(stages)
+
+
+def test_dvc_asks_snakemake_whether_own_images_or_the_checkpoint_of_a_teacher_have_changed() -> None:
+    """It cannot have them as dependencies, since the settings may name none."""
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    assert {name for name, stage in stages.items() if stage.get("always_changed")} == {"prepare", "teach"}
+
+
+@pytest.mark.parametrize("settings", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda path: path.stem)
+def test_dvc_can_read_every_experiment_as_params_yaml(
+    settings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(settings, tmp_path / "params.yaml")
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc/config").write_text("[core]\n    no_scm = true\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "cache"))
+    wanted = yaml.safe_load(settings.read_text())
+    with Repo(str(tmp_path)) as repo:
+        assert len(repo.index.stages) == 7
+        for stage in repo.index.stages:
+            (params,) = [dep for dep in stage.deps if isinstance(dep, ParamsDependency)]
+            params.save()  # fails if one is missing
+            assert params.hash_info.value == wanted
+            assert wanted["dataset"]["name"] in str(stage.outs[0])
 
 
 def test_make_names_a_missing_settings_file_in_one_line() -> None:

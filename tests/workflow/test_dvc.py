@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.workflow
 TINY = "tests/workflow/tiny.yaml"
+STAGES = ("prepare", "teach", "tune", "distill", "evaluate", "export", "report")
 METRICS = "results/tiny/evaluation/metrics.json"
 
 
@@ -22,8 +23,13 @@ def snakemake_has_nothing_to_do(project: "Project") -> bool:
     return "Nothing to be done" in project.run("snakemake", "-n")
 
 
+ASKED = ("prepare", "teach")  # of which only Snakemake knows whether the files that they read have changed
+
+
 def dvc_has_nothing_to_do(project: "Project") -> bool:
-    return "Data and pipelines are up to date." in project.run("dvc", "repro")
+    said = project.run("dvc", "repro")
+    skipped = re.findall(r"^Stage '(\w+)' didn't change, skipping$", said, re.MULTILINE)
+    return skipped == [stage for stage in STAGES if stage not in ASKED] and said.count("Nothing to be done") == 2
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +93,8 @@ def test_a_changed_setting_is_named(project: "Project") -> None:
     text = path.read_text()
     path.write_text(text.replace("epochs: 30\n", "epochs: 31\n"))
     changed = yaml.safe_load(project.run("dvc", "status", "--json"))
-    assert set(changed) == {"prepare", "teach", "tune", "distill", "evaluate", "export", "report"}
-    assert all(changes == [{"changed deps": {"params.yaml": {"distill": "modified"}}}] for changes in changed.values())
+    expected = [{"changed deps": {"params.yaml": {"distill": "modified"}}}]
+    assert changed == {stage: expected + ["always changed"] * (stage in ASKED) for stage in STAGES}
     assert re.search(r"distill\.recipe\.epochs +30 +31$", project.run("dvc", "params", "diff"), re.MULTILINE)
     path.write_text(text)
 

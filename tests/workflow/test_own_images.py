@@ -42,6 +42,23 @@ def test_new_images_are_noticed_and_missing_ones_not_needed(tmp_path: Path, copy
     assert "Nothing to be done" in project.run(*prepare, "--", "data"), "what was read once is there"
 
 
+def test_dvc_notices_new_images(tmp_path: Path, copy_project: "Copy") -> None:
+    project = copy_project(tmp_path / "project")
+    (project.path / "params.yaml").write_text(SETTINGS.replace("dataset: {", "dataset: {name: image_folder, "))
+    for name in ("cups", "plates"):
+        for i in range(10):
+            picture(project.path / "pictures" / name / f"{i}.png", i + 100 * (name == "cups"))
+    project.run("git", "init", "--quiet")
+    project.run("dvc", "repro", "prepare")
+    first = (project.path / "dvc.lock").read_text()
+    assert "Nothing to be done" in project.run("dvc", "repro", "prepare")
+    assert (project.path / "dvc.lock").read_text() == first
+    picture(project.path / "pictures" / "cups" / "new.png", 7)
+    again = project.run("dvc", "repro", "prepare")
+    assert "Reading and splitting the data set" in again and "Nothing to be done" not in again, again
+    assert (project.path / "dvc.lock").read_text() != first, "the stages after it follow"
+
+
 def test_images_that_stay_in_their_files(tmp_path: Path, copy_project: "Copy") -> None:
     project = copy_project(tmp_path / "project")
     (project.path / "own.yaml").write_text(SETTINGS.replace("size: 16", "size: 16, storage: files"))
