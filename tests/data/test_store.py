@@ -276,6 +276,16 @@ def test_hashes_in_the_manifest_must_agree(folder: Path) -> None:
         PreparedData.open(folder)
 
 
+@pytest.mark.parametrize(
+    "change", [{"mean": [0.5]}, {"std": [1.0]}, {"classes": ["a"] * 10}, {"problems": ["x"]}, {"note": "by hand"}]
+)
+def test_a_manifest_that_was_changed_is_noticed_by_its_hash(folder: Path, change: dict[str, Any]) -> None:
+    """Trainings would take it, and nothing else would tell."""
+    rewrite(folder, lambda manifest: manifest.update(change))
+    with pytest.raises(UserError, match=r"manifest\.json is damaged .*run `iakd prepare` again"):
+        PreparedData.open(folder)
+
+
 def test_data_of_other_settings_are_refused(folder: Path) -> None:
     settings = rgb.settings().model_dump(mode="json")
     PreparedData.open(folder, settings=settings)

@@ -21,12 +21,22 @@ Labels = NDArray[np.int64]
 SPLITS = ("train", "val", "test")
 KINDS = {"array": ("images", "labels"), "files": ("files", "labels")}  # of files of a split, by `storage`
 MANIFEST = "manifest.json"
+HASH = "manifest_sha256"  # of all other entries of the manifest; `sha256` is that of the data
 PREPARE_AGAIN = "run `iakd prepare` again"
 
 
 def file_name(split: str, kind: str) -> str:
     """Return the name of a split's file of `kind`."""
     return f"{split}.{kind}.npy"
+
+
+def with_hash(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return a manifest with a hash of it, so that a mean or a name that was changed later is noticed."""
+    return {**manifest, HASH: _hash(manifest)}
+
+
+def _hash(manifest: dict[str, Any]) -> str:
+    return files.digest({name: value for name, value in manifest.items() if name != HASH})
 
 
 def combined_sha256(splits: dict[str, Any]) -> str:
@@ -56,7 +66,7 @@ class PreparedData:
         except (KeyError, TypeError, ValueError, AttributeError):
             complete = False
         if not complete:
-            raise UserError(f"{path} is damaged (entries are missing or inconsistent): {PREPARE_AGAIN}")
+            raise UserError(f"{path} is damaged (entries are missing, changed or inconsistent): {PREPARE_AGAIN}")
         if settings is not None and manifest["settings"] != settings:
             raise UserError(f"{folder} was prepared with other settings of `dataset`: {PREPARE_AGAIN}")
         if store.storage == "files" and not store.root.is_dir():
@@ -128,7 +138,8 @@ class PreparedData:
         channels = self.image_shape[0]
         splits = self.manifest["splits"]
         return (
-            len(self.mean) == len(self.std) == channels
+            self.manifest.get(HASH, _hash(self.manifest)) == _hash(self.manifest)
+            and len(self.mean) == len(self.std) == channels
             and {"settings", "classes", "problems"} <= set(self.manifest)
             and self.sha256 == combined_sha256(splits)
             and all(

@@ -12,7 +12,7 @@ from iakd.config import SOURCES, Dataset
 from iakd.data.source_data import ImageFiles, SourceData
 from iakd.data.splits import Indices, Split, split_source
 from iakd.data.statistics import constant_channels, duplicates, in_chunks, mean_std, missing_classes, similar_names
-from iakd.data.store import KINDS, MANIFEST, SPLITS, combined_sha256, file_name
+from iakd.data.store import KINDS, MANIFEST, SPLITS, combined_sha256, file_name, with_hash
 
 
 def write_store(
@@ -42,7 +42,7 @@ def write_store(
                 hashes[file] = _save(new[file], array, split.indices)
         manifest: dict[str, Any] = {"settings": settings.model_dump(mode="json"), "key": key}
         manifest |= {"fingerprint": fingerprint} if fingerprint else {}
-        described = files.json_text({**manifest, **_describe(source, settings, splits, storage, hashes)})
+        described = files.json_text(with_hash({**manifest, **_describe(source, settings, splits, storage, hashes)}))
         new[MANIFEST].write_bytes(described.encode())
         (folder / MANIFEST).unlink(missing_ok=True)
         for name in unused:  # of data with the other kind of storage

@@ -10,6 +10,8 @@ from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from iakd.config import (
     METHODS,
     SOURCES,
@@ -401,11 +403,18 @@ def _as_students_see_it(teacher: TeacherJob) -> dict[str, Any]:
 
 
 def as_trained(job: StudentJob, record: dict[str, Any]) -> StudentJob:
-    """Return a student's job with the method and the recipe that its run.json says it was trained with."""
+    """Return a student's job with the method and the recipe that its run.json says it was trained with.
+
+    Raises UserError where it does not say it.
+    """
     if job.study is None:
         return job
-    used = record["params"]
-    return replace(job, method=Method.model_validate(used["method"]), recipe=Recipe.model_validate(used["recipe"]))
+    try:
+        used = record["params"]
+        return replace(job, method=Method.model_validate(used["method"]), recipe=Recipe.model_validate(used["recipe"]))
+    except (KeyError, ValidationError):
+        what = f"{job.folder / 'run.json'} is damaged (no valid params.method and params.recipe)"
+        raise UserError(f"{what}: delete {job.folder}, then run `{job.command}` and `iakd evaluate`") from None
 
 
 def select(jobs: list[Any], kind: str, **wanted: Any) -> list[Any]:

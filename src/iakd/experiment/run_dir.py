@@ -272,13 +272,21 @@ def _number(text: str) -> float | int | None:
         return float(text)
 
 
-def damaged_products(folder: Path, record: dict[str, Any]) -> list[str]:
-    """Return the products of a run that are missing or not those that its run.json, `record`, has the hashes of."""
+def damaged_products(folder: Path, record: dict[str, Any], only: tuple[str, ...] = ()) -> list[str]:
+    """Return the products of a run that are missing or not those that its run.json, `record`, has the hashes of.
+
+    `only`: look at no others.
+    """
     hashes = {MODEL: record.get("model_sha256"), PEER: record.get("peer_sha256")}
-    hashes = {name: sha256 for name, sha256 in hashes.items() if sha256} | dict(record.get("sha256") or {})
+    hashes = {name: sha256 for name, sha256 in hashes.items() if sha256}
+    others = record.get("sha256") or {}
+    if not isinstance(others, dict):
+        return [RUN]
+    hashes |= others
     return [
         name
         for name, sha256 in hashes.items()
+        if not only or name in only
         if not (folder / name).is_file() or files.sha256_file(folder / name) != sha256
     ]
 
@@ -290,6 +298,8 @@ def read_model(folder: Path) -> tuple[bytes, dict[str, Any]]:
     """
     hint = "train it again (delete the folder and rerun)"
     record = files.read_object(folder / RUN, hint, "params", "data_sha256", "model_sha256")
+    if not isinstance(record["params"], dict):
+        raise UserError(f"{folder / RUN} is damaged (its params are no object): {hint}")
     path = folder / MODEL
     try:
         content = path.read_bytes()

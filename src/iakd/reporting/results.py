@@ -19,7 +19,7 @@ from iakd.errors import UserError
 from iakd.evaluation.metrics import unpack
 from iakd.evaluation.record import read_evaluation, read_record
 from iakd.experiment.jobs import Experiment, StudentJob, StudyJob, TeacherJob, as_trained
-from iakd.experiment.run_dir import EVALUATION, HISTORY, METRICS, RUN, Row, read_history
+from iakd.experiment.run_dir import EVALUATION, HISTORY, METRICS, RUN, Row, damaged_products, read_history
 from iakd.reporting.statistics import Correct, PairedDifference, SeedMean, judge, paired_difference, seed_mean
 from iakd.reporting.swapping import SwapEffect, Trained, interactive, swap_effects
 
@@ -408,6 +408,10 @@ def _read_model(job: TeacherJob | StudentJob) -> ModelResults:
     evaluate, command = "run `iakd evaluate`", job.command
     evaluation = read_evaluation(job.folder / EVALUATION, evaluate)
     record = _read_training(job.folder / RUN, _RunRecord, evaluate, command)
+    changed = damaged_products(job.folder, record, only=(HISTORY, METRICS))
+    if changed:
+        remedy = _train_again(job.folder, command)
+        raise UserError(f"{job.folder / changed[0]} is damaged (its SHA-256 is not the one in {RUN}): {remedy}")
     if evaluation["model_sha256"] != record["model_sha256"]:
         raise UserError(f"{job.folder / EVALUATION} belongs to an older model: {evaluate}")
     metrics = _read_training(job.folder / METRICS, _Metrics, _train_again(job.folder, command), command)
@@ -423,11 +427,7 @@ def _read_training(path: Path, model: type[BaseModel], missing: str, command: st
 
 def _trained(job: StudentJob, model: ModelResults) -> Candidate:
     """Return method and recipe as trained, with what a study has found."""
-    try:
-        used = as_trained(job, model.record)
-    except (KeyError, ValidationError):
-        path, remedy = model.folder / RUN, _train_again(model.folder, model.command)
-        raise UserError(f"{path} is damaged (no valid params.method and params.recipe): {remedy}") from None
+    used = as_trained(job, model.record)
     return Candidate(used.method, used.recipe)
 
 
@@ -464,7 +464,8 @@ def read_study(job: StudyJob, seeds: int, trials: list[TrialRow], importances: d
     title = f"{job.label}, {job.teacher.network.name} → {job.student.name}"
     metrics = files.read_object(job.folder / METRICS, "run `iakd tune`")
     front = metrics.get("pareto_front", [])
-    if not isinstance(front, list) or not set(front) <= {trial["number"] for trial in trials}:
+    numbers = [trial["number"] for trial in trials]
+    if not isinstance(front, list) or not all(number in numbers for number in front):
         raise UserError(f"{job.folder / METRICS} is damaged: delete it, then run `iakd tune`")
     return StudyResults(title, seeds, job.space.parameters, trials, importances, curves, front)
 

@@ -11,7 +11,7 @@ from iakd import files
 from iakd.config import did_you_mean
 from iakd.data.store import PreparedData
 from iakd.errors import UserError
-from iakd.evaluation.record import read_evaluation
+from iakd.evaluation.record import read_evaluation, with_hash
 from iakd.experiment import run_dir
 from iakd.experiment.jobs import Experiment, StudentJob, TeacherJob, as_trained
 from iakd.reporting import tables
@@ -92,7 +92,7 @@ def _evaluate(experiment: Experiment, job: TeacherJob | StudentJob, store: Prepa
         content, weights = _read_peer(job, record["peer_sha256"]), str(job.folder / run_dir.PEER)
         test = load_for_test(experiment.params, peer, own, content, weights, store)
         measured["peer"] = evaluate_peer(experiment.params, peer, test)
-    files.write_json(path, {**about, **measured})
+    files.write_json(path, with_hash({**about, **measured}))
     return path
 
 

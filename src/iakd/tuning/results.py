@@ -29,6 +29,7 @@ FINISHED = ("complete", "pruned", "failed")
 COLUMNS = ("number", "state", "value", "origin")  # of trials.csv; then a column for each setting, then MORE_COLUMNS
 MORE_COLUMNS = ("macs", "epochs", "seconds", "started", "finished", "reason")
 TEXT_COLUMNS = ("state", "origin", "started", "finished", "reason")
+NUMBERS = ("value", "macs", "epochs", "seconds")
 MIN_BEST = 5  # complete trials that importances compare with the others; Optuna's advice
 
 
@@ -209,8 +210,12 @@ def finished_trials(folder: Path) -> list[dict[str, Any]]:
         raise UserError(f"{path} does not exist: run `iakd tune` first") from None
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): run `iakd tune` again") from None
-    if not all(set(COLUMNS) <= set(row) and isinstance(row["number"], int) for row in rows):
-        raise UserError(f"{path} is damaged (columns are missing): run `iakd tune` again")
+    for row in rows:
+        if not (set(COLUMNS) <= set(row) and isinstance(row["number"], int)):
+            raise UserError(f"{path} is damaged (columns are missing): run `iakd tune` again")
+        known = row["value"] is not None if row["state"] == "complete" else row["state"] in FINISHED
+        if not known or not all(isinstance(row.get(name, 0), int | float | None) for name in NUMBERS):
+            raise UserError(f"{path} is damaged (trial {row['number']}): run `iakd tune` again")
     return rows
 
 
