@@ -206,3 +206,41 @@ def test_a_pair_may_differ_in_recipe_and_options() -> None:
     assert (own["kd"].method.kd.temperature, other["kd"].method.kd.temperature) == (4.0, 2.0)
     assert own["scratch"].method == other["scratch"].method
     assert keys(experiment())[own["kd"].path] == own["kd"].key, "what is other elsewhere leaves a pair alone"
+
+
+def test_a_part_of_the_experiment_has_the_very_jobs_of_the_whole() -> None:
+    """The same teachers, first trials and identities; only what the part needs."""
+    two = ("teach.seeds=[0, 1]",)
+    whole, part = experiment(*two), experiment(*two, "only.methods=[iakd-tuned, kd]", "only.seeds=[1, 3]")
+    assert [(job.label, job.seed) for job in part.students] == [
+        (label, seed) for label in ("kd", "iakd-tuned") for seed in (1, 3)
+    ]
+    assert [job.label for job in part.studies] == ["iakd-tuned"]
+    assert [job.seed for job in part.teachers] == [0, 1]  # of the study, and of the students with odd positions
+    assert [job.seed for job in experiment(*two, "only.methods=[kd]", "only.seeds=[1]").teachers] == [1]
+    keys_of_whole = keys(whole)
+    assert all(keys_of_whole[path] == key for path, key in keys(part).items())
+    (export,) = part.exports
+    assert export.students == part.students
+    assert (list(part.params.methods), part.params.distill.seeds) == (["kd", "iakd-tuned"], [1, 3])
+
+
+def test_a_part_of_the_pairs() -> None:
+    more = ("students=[{arch: resnet8, name: a}, {arch: resnet8, name: b}]",)
+    part = experiment(*more, "only.pairs=[resnet20w8-b]")
+    assert {job.pair for job in part.students} == {"resnet20w8-b"}
+    assert [pair.student for pair in part.params.paired] == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("only.methods=[kdd]", "only.methods: 'kdd' is not in the settings (did you mean 'kd'?); known: scratch, kd,"),
+        ("only.pairs=[a-b]", "only.pairs: 'a-b' is not in the settings; known: resnet20w8-resnet8w8"),
+        ("only.seeds=[9]", "only.seeds: 9 is not in the settings; known: 0, 1, 2, 3, 4"),
+    ],
+)
+def test_a_part_that_is_not_there(change: str, words: str) -> None:
+    with pytest.raises(UserError) as raised:
+        experiment(change)
+    assert words in str(raised.value)

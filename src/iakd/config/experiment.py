@@ -97,6 +97,19 @@ class Tracking(Strict):
     )
 
 
+class Only(Strict):
+    """The part of the experiment that is run and reported; the settings of the rest stay, and its results, too."""
+
+    methods: Labels | None = Field(None, min_length=1, description="labels of methods; default: all")
+    pairs: list[str] | None = Field(None, min_length=1, description="TEACHER-STUDENT; default: all")
+    seeds: Seeds | None = Field(None, description="of students; default: all")
+
+    def includes(self, pair: str, method: str, seed: int) -> bool:
+        """Whether a student is in this part."""
+        wanted: list[tuple[Any, list[Any] | None]] = [(pair, self.pairs), (method, self.methods), (seed, self.seeds)]
+        return all(values is None or one in values for one, values in wanted)
+
+
 Device = Literal["auto", "cpu", "cuda"]
 
 
@@ -191,6 +204,7 @@ class Params(Strict):
     export: Export = Export()
     tracking: Tracking = Tracking()
     compute: Compute = Compute()
+    only: Only = Only()
 
     @field_validator("methods", mode="before")
     @classmethod
@@ -231,6 +245,7 @@ class Params(Strict):
         self._check_studies()
         self._check_crops()
         self._check_exports()
+        self._check_part()
         return self
 
     def _check_crops(self) -> None:
@@ -303,6 +318,29 @@ class Params(Strict):
                     f"export.models: {model.pair}/{model.method} is listed twice; one seed can be exported"
                 )
             found.add((model.pair, model.method))
+
+    def _check_part(self) -> None:
+        known_by_setting: dict[str, list[Any]] = {
+            "methods": list(self.methods),
+            "pairs": [f"{pair.teacher}-{pair.student}" for pair in self.paired],
+            "seeds": self.distill.seeds,
+        }
+        for setting, known in known_by_setting.items():
+            for name in getattr(self.only, setting) or []:
+                if name not in known:
+                    near = did_you_mean(name, known) if isinstance(name, str) else ""
+                    raise ValueError(
+                        f"only.{setting}: {name!r} is not in the settings{near}; known: {', '.join(map(str, known))}"
+                    )
+
+    def part(self) -> "Params":
+        """Return these settings with the methods, pairs and seeds of `only`, and no others."""
+        only = self.only
+        pairs = [pair for pair in self.paired if only.pairs is None or f"{pair.teacher}-{pair.student}" in only.pairs]
+        methods = {label: method for label, method in self.methods.items() if label in (only.methods or self.methods)}
+        seeds = [seed for seed in self.distill.seeds if seed in (only.seeds or self.distill.seeds)]
+        distill = self.distill.model_copy(update={"seeds": seeds})
+        return self.model_copy(update={"pairs": pairs, "methods": methods, "distill": distill})
 
     @property
     def paired(self) -> list[Pair]:

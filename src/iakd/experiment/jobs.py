@@ -18,6 +18,7 @@ from iakd.config import (
     Method,
     Network,
     Normalisation,
+    Only,
     Pair,
     Params,
     Recipe,
@@ -233,7 +234,10 @@ class ExportJob(Job):
 
 @dataclass(frozen=True)
 class Experiment:
-    """All jobs of an experiment, in the order of the settings."""
+    """All jobs of an experiment, or of the part of it that `only` names, in the order of the settings.
+
+    `params` have the methods, pairs and seeds of this part.
+    """
 
     params: Params
     data: DataJob
@@ -306,9 +310,15 @@ def plan_experiment(params: Params) -> Experiment:
                 students.append(
                     StudentJob(path, "distill", settings, teacher, network, label, method, seed, recipe, study)
                 )
-    return Experiment(
-        params, data, list(chain.from_iterable(teachers.values())), studies, students, _exports(params, data, students)
-    )
+    taught = list(chain.from_iterable(teachers.values()))
+    if params.only != Only():  # the whole is planned first: a seed's teacher and a study's first trials depend on it
+        students = [job for job in students if params.only.includes(job.pair, job.label, job.seed)]
+        searched = {job.study.path for job in students if job.study}
+        studies = [job for job in studies if job.path in searched]
+        teaching = {job.teacher.path for job in (*students, *studies)}
+        taught = [job for job in taught if job.path in teaching]
+        params = params.part()
+    return Experiment(params, data, taught, studies, students, _exports(params, data, students))
 
 
 def _exports(params: Params, data: DataJob, students: list[StudentJob]) -> list[ExportJob]:

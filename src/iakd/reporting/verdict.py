@@ -38,6 +38,10 @@ def describe_setup(comparison: Comparison) -> str:
         f"Accuracy is measured on {formatting.whole(comparison.test_images)} test images that were not used for "
         "training, tuning or any choice."
     )
+    part = comparison.params.only.model_dump(exclude_none=True)
+    if part:
+        named = "; ".join(f"{setting} {', '.join(map(str, values))}" for setting, values in part.items())
+        images += f" This is only a part of the experiment (setting only: {named})."
     dataset = comparison.params.dataset.name
     if len(comparison.pairs) > 1:
         pairs = f"{len(comparison.pairs)} pairs of teacher and student"
