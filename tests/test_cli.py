@@ -208,6 +208,8 @@ def test_a_file_where_a_folder_has_to_be(iakd: Iakd, tmp_path: Path, monkeypatch
         (errno.ENAMETOOLONG, "choose a shorter one"),
         (errno.EISDIR, "move the folder that is where a file should be"),
         (errno.ELOOP, "remove the symbolic link that leads to itself"),
+        (errno.EFBIG, "raise the limit with `ulimit -f`"),
+        (errno.ENOLCK, "check the file system, then run again"),
     ],
 )
 def test_a_path_that_cannot_be_used_is_one_line(

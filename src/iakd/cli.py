@@ -1,7 +1,6 @@
 """The command line: one subcommand per stage. Imports are lazy, so that `--help` is fast."""
 
 import contextlib
-import errno
 import logging
 import os
 import signal
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
-from iakd.errors import RunFailed, UserError, is_out_of_memory, one_line
+from iakd.errors import RunFailed, UserError, is_out_of_memory, of_file_system, one_line
 from iakd.processes import (
     STOP_SIGNALS,
     WITH_PARENT,
@@ -51,21 +50,6 @@ NONE: list[str] = []
 NO_SEEDS: list[int] = []
 INTERRUPTED = 130  # the exit code that Typer makes of KeyboardInterrupt
 SHARED = ("teach", "distill")  # commands that several processes can run together
-REMEDIES = {  # for errors of the file system
-    errno.ENOSPC: "free some disk space",
-    errno.EDQUOT: "free some disk space",
-    errno.EROFS: "make it writable",
-    errno.EACCES: "fix the permissions",
-    errno.EPERM: "fix the permissions",
-    errno.ENOTDIR: "move the file that is where a folder should be",
-    errno.EEXIST: "move the file that is where a folder should be",
-    errno.EISDIR: "move the folder that is where a file should be",
-    errno.ENAMETOOLONG: "choose a shorter one",
-    errno.ELOOP: "remove the symbolic link that leads to itself",
-    errno.EMFILE: "raise the limit with `ulimit -n`",
-    errno.ENFILE: "close other programs",
-    errno.EIO: "check the disk",
-}
 
 
 def _experiment(params: Path, changes: list[str]) -> "Experiment":
@@ -431,9 +415,10 @@ def main() -> None:
     except KeyboardInterrupt:
         _fail("interrupted; run the same command again to resume", 1)
     except OSError as error:
-        if error.errno not in REMEDIES:
+        line = of_file_system(error)
+        if line is None:
             raise
-        _fail(f"{error.filename or Path.cwd()}: {os.strerror(error.errno)}; {REMEDIES[error.errno]}, then run again", 2)
+        _fail(line, 2)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise

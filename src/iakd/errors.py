@@ -4,7 +4,10 @@ In a study, what a trial's own settings cause is a failed trial, and the study g
 `Diverged`, and errors of arithmetic. Everything else ends it: missing or damaged files, too little memory, a bug.
 """
 
+import errno
+import os
 import re
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -36,3 +39,34 @@ def is_out_of_memory(error: Exception) -> bool:
 def one_line(text: str) -> str:
     """Return `text` with escapes for line breaks and whatever else cannot be printed: what a user wrote is repeated."""
     return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
+
+
+REMEDIES = {  # for errors of the file system
+    errno.ENOSPC: "free some disk space",
+    errno.EDQUOT: "free some disk space",
+    errno.EROFS: "make it writable",
+    errno.EACCES: "fix the permissions",
+    errno.EPERM: "fix the permissions",
+    errno.ENOTDIR: "move the file that is where a folder should be",
+    errno.EEXIST: "move the file that is where a folder should be",
+    errno.EISDIR: "move the folder that is where a file should be",
+    errno.ENAMETOOLONG: "choose a shorter one",
+    errno.ELOOP: "remove the symbolic link that leads to itself",
+    errno.EMFILE: "raise the limit with `ulimit -n`",
+    errno.ENFILE: "close other programs",
+    errno.EIO: "check the disk",
+    errno.EFBIG: "raise the limit with `ulimit -f`, or use a file system for larger files",
+    errno.ENOENT: "let nothing else delete files here",
+    errno.ESTALE: "mount the file system again",
+    errno.EBUSY: "close the program that uses it",
+    errno.ETXTBSY: "close the program that uses it",
+}
+OTHERWISE = "check the file system"
+
+
+def of_file_system(error: OSError) -> str | None:
+    """Return the one line for an error of the file system, with a remedy; None for others, such as those of sockets."""
+    if error.errno is None or (error.filename is None and error.errno not in REMEDIES):
+        return None
+    remedy = REMEDIES.get(error.errno, OTHERWISE)
+    return f"{error.filename or Path.cwd()}: {os.strerror(error.errno)}; {remedy}, then run again"

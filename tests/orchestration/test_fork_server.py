@@ -137,11 +137,12 @@ def test_a_killed_server_ends_all_work_and_the_command_goes_on_by_itself(server:
 
 def test_a_killed_workflow_ends_its_commands_with_the_server(server: subprocess.Popen[bytes]) -> None:
     """Like the server, they are children of the workflow, and must not go on without it."""
-    workflow = subprocess.Popen(
-        [sys.executable, "-c", "import subprocess, sys; subprocess.run(sys.argv[1:])", *COMMAND, "teach", "wait"],
-        env={**os.environ, fork_server.VARIABLE: "socket", WITH_PARENT: "1"},
-        stderr=Path("err").open("w"),
-    )
+    with Path("err").open("w") as err:
+        workflow = subprocess.Popen(
+            [sys.executable, "-c", "import subprocess, sys; subprocess.run(sys.argv[1:])", *COMMAND, "teach", "wait"],
+            env={**os.environ, fork_server.VARIABLE: "socket", WITH_PARENT: "1"},
+            stderr=err,
+        )
     wait_for(Path("working"))
     workflow.kill()
     server.kill()

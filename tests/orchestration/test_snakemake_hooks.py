@@ -11,7 +11,15 @@ import yaml
 
 from iakd.config import Params, load
 from iakd.errors import UserError
-from iakd.orchestration.snakemake_hooks import set_up
+from iakd.orchestration.snakemake_hooks import (
+    ignore_damaged_records,
+    last_line,
+    report_on_the_others,
+    set_up,
+    stop,
+)
+
+ROOT = Path(__file__).parents[2]
 
 SETTINGS: dict[str, Any] = {
     "teachers": [{"arch": "resnet14"}],
@@ -118,3 +126,102 @@ def test_no_timer_is_left_by_jobs_that_ended(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "snakemake", "--cores", "2", "--scheduler", "greedy", "--quiet", "all"]
     subprocess.run(command, cwd=tmp_path, check=True, timeout=120)
     assert (tmp_path / "timers").read_text() == "0"
+
+
+def test_a_text_in_a_file_is_not_parsed_again(file: Path) -> None:
+    more = file.with_name("more.yaml")
+    more.write_text(
+        'dataset: {name: "007", source: image_folder, path: "photos #2"}\n'
+        'report: {title: "2026"}\ntracking: {experiment: "@home"}\n'
+    )
+    params = set_up([file, more], {}, main=False).params
+    assert (params.dataset.name, params.dataset.path) == ("007", "photos #2")
+    assert (params.report.title, params.tracking.experiment) == ("2026", "@home")
+    assert load(Path(os.environ["IAKD_PARAMS"])) == params
+
+
+def test_methods_that_are_added_to_those_of_the_file_are_said_to_be(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_up([file], {"methods": {"scratch": {}}}, main=True)
+    assert capsys.readouterr().err == (
+        "iakd: --config adds to the settings file, which has 1 more method; to run these alone, add "
+        "only={methods: [scratch]}\n"
+    )
+    part = set_up([file], {"methods": {"scratch": {}}, "only": {"methods": ["scratch"], "seeds": ["1"]}}, main=True)
+    assert [(job.label, job.seed) for job in part.students] == [("scratch", 1)]
+    assert capsys.readouterr().err == ""
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file stands where the workflow keeps its state."""
+    file.with_name(".state").touch()
+    with pytest.raises(OSError) as raised:
+        set_up([file], {}, main=True)
+    with pytest.raises(SystemExit, match="2"):
+        stop(raised.value)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("iakd: .state") and line.endswith(
+        "move the file that is where a folder should be, then run again"
+    )
+
+
+def test_folders_that_dvc_expects_are_made_without_a_shell(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_up([file], {}, main=True)
+    assert not Path("results").exists()
+    monkeypatch.setenv("DVC_STAGE", "tune")
+    set_up([file], {}, main=True)
+    assert Path("results/digits/tune").is_dir() and Path("results/digits/export").is_dir()
+    commands = [stage["cmd"] for stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].values()]
+    assert commands and not [command for command in commands if "$" in command]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("epoch 1\niakd: photos: is damaged\n\n", "iakd: photos: is damaged"),
+        ("Traceback (most recent call last):\n  File …\nKeyError: 'x'\n", "KeyError: 'x'"),
+        (
+            "epoch 1\n",
+            "ended without a reason after 'epoch 1': killed, perhaps because memory ran out; run again to resume",
+        ),
+        ("", "ended without a reason: killed, perhaps because memory ran out; run again to resume"),
+        (None, "ended without a reason: killed, perhaps because memory ran out; run again to resume"),
+    ],
+)
+def test_the_reason_of_a_failed_job_is_its_last_line_or_that_it_was_killed(
+    tmp_path: Path, content: str | None, said: str
+) -> None:
+    path = tmp_path / "log"
+    if content is not None:
+        path.write_text(content)
+    assert last_line([str(path)]) == f"{path}: {said}"
+
+
+def test_the_methods_that_are_left_can_be_reported(file: Path) -> None:
+    experiment = set_up([file], {}, main=False)
+    pair = "results/digits/{}/resnet14-resnet8"
+    scratch, study = f"{pair.format('students')}/scratch/seed0/run.json", f"{pair.format('tune')}/kd/best.yaml"
+    assert report_on_the_others(experiment, [scratch]) == "--config 'only={methods: [kd]}'"
+    assert report_on_the_others(experiment, [study]) == "--config 'only={methods: [scratch]}'"
+    assert report_on_the_others(experiment, [scratch, study]) is None
+    assert report_on_the_others(experiment, ["results/digits/teachers/resnet14/seed0/run.json", scratch]) is None
+    assert report_on_the_others(experiment, []) is None
+
+
+@pytest.mark.parametrize("content", ["[1]", '{"params": 7}', '"text"', "{", "\udcff"])
+def test_a_damaged_record_of_snakemake_is_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    from snakemake.io import IOFile
+    from snakemake.persistence.file import FilePersistence
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(FilePersistence, "metadata", FilePersistence.metadata)  # put back afterwards
+    ignore_damaged_records()
+    records, product = FilePersistence(nolock=True), IOFile("run.json")
+    path = Path(records._record_path(records._metadata_path, records._get_key(product)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode(errors="surrogateescape"))
+    assert records.params(product) is None
+    assert records.metadata(product) is None

@@ -18,13 +18,14 @@ from iakd.orchestration import fork_server, stale_results
 from iakd.orchestration import snakemake_hooks as hooks
 from iakd.tracking.follower import wait_for_follower
 
+hooks.ignore_damaged_records()
 try:
     EXPERIMENT = hooks.set_up(
         workflow.overwrite_configfiles or [Path("params.yaml")],
         workflow.config_settings.config,
         workflow.is_main_process,
     )
-except UserError as error:
+except (UserError, OSError) as error:
     hooks.stop(error)
 hooks.accept_clocks_set_back()
 
@@ -172,7 +173,7 @@ def start():
             stale_results.refuse(stale_results.other_settings(EXPERIMENT))
         elif sum(job.rule.name.split("_")[0] in fork_server.COMMANDS for job in workflow.dag.needrun_jobs()) > 1:
             fork_server.start(STATE / "fork_server.socket")
-    except UserError as error:
+    except (UserError, OSError) as error:
         hooks.stop(error)
 
 
@@ -184,4 +185,7 @@ def finish(succeeded):
     wait_for_follower(EXPERIMENT.params)
     failed = getattr(workflow.scheduler, "failed", ())
     lines = [f"The report: {REPORT}"] if succeeded else sorted(hooks.last_line(job.log) for job in failed)
+    others = hooks.report_on_the_others(EXPERIMENT, (path for job in failed for path in job.output))
+    if others:
+        lines.append(f"For a report on the other methods, add {others}")
     atexit.register(print, *lines, sep="\n", file=sys.stderr)  # after Snakemake's own output

@@ -1,9 +1,10 @@
 """What the Snakefile needs: the experiment of its settings, a lock, and the reason for a failure."""
 
 import contextlib
+import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn, cast
 
@@ -12,18 +13,22 @@ from iakd.config import SOURCES, merged, parse, read_settings, typed, yaml_text
 from iakd.data.earlier_results import refuse_other_data
 from iakd.data.sources.download import fingerprint
 from iakd.data.store import KINDS, MANIFEST, SPLITS, file_name
-from iakd.errors import UserError, one_line
+from iakd.errors import UserError, of_file_system, one_line
 from iakd.experiment.jobs import STATE, Experiment, plan_experiment
 from iakd.orchestration import stale_results
 from iakd.processes import WITH_PARENT, saying_what_takes_long
 
 LOCK = STATE / "workflow.lock"
+log = logging.getLogger(__name__)
 _held: list[IO[str]] = []  # the open lock file: it must live as long as the process
 
 
-def stop(error: UserError) -> NoReturn:
+def stop(error: UserError | OSError) -> NoReturn:
     """End the process with the error's one line and exit code 2; Snakemake would print a traceback."""
-    print(f"iakd: {one_line(str(error))}", file=sys.stderr)
+    line = of_file_system(error) if isinstance(error, OSError) else str(error)
+    if line is None:
+        raise error
+    print(f"iakd: {one_line(line)}", file=sys.stderr)
     sys.exit(2)
 
 
@@ -43,6 +48,10 @@ def set_up(paths: Sequence[Path], changes: dict[str, Any], main: bool) -> Experi
             settings = merged(settings, change) if isinstance(settings, dict) and isinstance(change, dict) else change
         experiment = plan_experiment(parse(settings, origin))
     if main:
+        _say_what_is_merged(experiment, typed(changes))
+        for stage in ("tune", "export") if "DVC_STAGE" in os.environ else ():
+            # which DVC wants even if nothing is tuned or exported; in its shell, a name would be a command line
+            (experiment.report.parent / stage).mkdir(parents=True, exist_ok=True)
         refuse_other_data(experiment)  # before Snakemake deletes what it would make again
         stale_results.check(experiment, _Records())
         for job in experiment.teachers:
@@ -51,6 +60,19 @@ def set_up(paths: Sequence[Path], changes: dict[str, Any], main: bool) -> Experi
     os.environ[WITH_PARENT] = "1"
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     return experiment
+
+
+def _say_what_is_merged(experiment: Experiment, changes: Any) -> None:
+    """Say that methods from `--config` are added to those of the file: somebody may expect them to be the only ones."""
+    given = changes.get("methods")
+    others = [label for label in experiment.params.methods if label not in given] if isinstance(given, dict) else []
+    if others:
+        print(
+            f"iakd: --config adds to the settings file, which has {len(others)} more "
+            f"{'method' if len(others) == 1 else 'methods'}; to run these alone, add only={{methods: "
+            f"[{', '.join(given)}]}}",
+            file=sys.stderr,
+        )
 
 
 class _Records:
@@ -70,6 +92,26 @@ class _Records:
         from snakemake.io import IOFile
 
         self._persistence.cleanup_metadata(IOFile(str(path)))
+
+
+def ignore_damaged_records() -> None:
+    """Have Snakemake drop those of its records that it cannot read, such as after a disk error, instead of failing.
+
+    It does so itself only with records that are no JSON.
+    """
+    from snakemake.persistence.file import FilePersistence
+
+    read = FilePersistence.metadata
+
+    def metadata(persistence: Any, path: Any) -> Any:
+        try:
+            return read(persistence, path)
+        except (TypeError, ValueError):
+            log.warning("%s: Snakemake's record of it is damaged, and dropped", path)
+            persistence.cleanup_metadata(path)
+            return None
+
+    FilePersistence.metadata = metadata
 
 
 def accept_clocks_set_back() -> None:
@@ -134,9 +176,27 @@ def take_lock() -> None:
     _held.append(file)
 
 
+TRACEBACK = "Traceback (most recent call last):"
+
+
 def last_line(logs: list[str]) -> str:
-    """Return the log and its last line, which states why a job failed."""
-    for log in map(Path, logs):
-        lines = log.read_text(errors="replace").split("\n") if log.exists() else []
-        return f"{log}: {next((line for line in reversed(lines) if line.strip()), 'ended without a message')}"
+    """Return the log and its last line, which states why a job failed, or that the job could not say it."""
+    for path in map(Path, logs):
+        lines = path.read_text(errors="replace").split("\n") if path.exists() else []
+        last = next((line for line in reversed(lines) if line.strip()), "")
+        if last.startswith("iakd: ") or TRACEBACK in lines:
+            return f"{path}: {last}"
+        after = f" after {last!r}" if last else ""
+        return f"{path}: ended without a reason{after}: killed, perhaps because memory ran out; run again to resume"
     return "a job without a log failed"
+
+
+def report_on_the_others(experiment: Experiment, failed: Iterable[str]) -> str | None:
+    """Return what to add to a command for a report without the methods of which the files `failed` were not made.
+
+    None where no method is left, or where something failed that all methods need.
+    """
+    labels = {job.folder: job.label for job in (*experiment.studies, *experiment.students)}
+    broken = {labels.get(Path(path).parent) for path in failed}
+    others = [label for label in experiment.params.methods if label not in broken]
+    return f"--config 'only={{methods: [{', '.join(others)}]}}'" if broken and None not in broken and others else None
