@@ -10,6 +10,8 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && exit; done; echo python3)
 # More options for snakemake: make run ARGS="--configfile experiments/X.yaml"
 ARGS ?=
+# make run V=1: Snakemake's own words instead of one calm view
+V ?=
 # The settings files in ARGS, which make then asks for: Snakemake would answer a missing one with a traceback.
 SETTINGS = $(shell printf '%s\n' $(ARGS) | sed -nE 's/^--configfiles?=//p; /^--configfiles?$$/{n;p;}')
 PORT ?= 5000
@@ -23,7 +25,7 @@ help: ## list all targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 run: .venv/ready $(SETTINGS) ## run the experiment in params.yaml, from the images to the report and the exported model; resumes after an interruption
-	@snakemake --cores all --quiet host reason $(ARGS)
+	@snakemake --cores all $(if $(V),--quiet host reason,--logger iakd) $(ARGS)
 
 adopt: .venv/ready $(SETTINGS) ## after `dvc pull` or `dvc checkout`: accept the results on disk as made with the current settings
 	@snakemake --cores 1 --quiet all --touch --forceall $(ARGS) && echo "adopted: the next run starts from these results"

@@ -106,17 +106,24 @@ def test_dvc_can_read_every_experiment_as_params_yaml(
             assert wanted["dataset"]["name"] in str(stage.outs[0])
 
 
-def test_make_names_a_missing_settings_file_in_one_line() -> None:
-    def make_run(arguments: str) -> subprocess.CompletedProcess[str]:
-        command = ["make", "--dry-run", "--assume-old=.venv/ready", "run", f"ARGS={arguments}"]
-        own = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}  # of `make test`
-        return subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True)
+def make_run(arguments: str, *more: str) -> subprocess.CompletedProcess[str]:
+    """What `make run ARGS=…` would do."""
+    command = ["make", "--dry-run", "--assume-old=.venv/ready", "run", f"ARGS={arguments}", *more]
+    own = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}  # of `make test`
+    return subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True)
 
+
+def test_make_names_a_missing_settings_file_in_one_line() -> None:
     done = make_run("-n --configfile no.yaml")
     said = "make: *** No rule to make target 'no.yaml', needed by 'run'.  Stop.\n"
     assert (done.returncode, done.stderr) == (2, said)
     done = make_run("--configfile=experiments/digits.yaml")
-    assert done.stdout.strip().endswith("--configfile=experiments/digits.yaml")
+    assert done.stdout.strip() == "snakemake --cores all --logger iakd --configfile=experiments/digits.yaml"
+
+
+def test_make_run_shows_snakemake_s_own_words_on_request() -> None:
+    done = make_run("", "V=1")
+    assert done.stdout.strip() == "snakemake --cores all --quiet host reason"
 
 
 def test_what_a_snakefile_or_help_touches_is_imported_quickly() -> None:

@@ -28,7 +28,6 @@ app = typer.Typer(
     help="Compress image classifiers by interactive knowledge distillation.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
     rich_markup_mode=None,
 )
 track = typer.Typer(help="Show the results in MLflow.", no_args_is_help=True)
@@ -85,6 +84,23 @@ def _training(experiment: "Experiment", shared: bool = False) -> Iterator[None]:
 def _products(paths: list[Path]) -> None:
     for path in paths:
         print(path)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from iakd import __version__
+
+        print(f"iakd {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -269,6 +285,24 @@ def report(params: ParamsFile = DEFAULT, changes: Changes = NONE) -> None:
     from iakd.stages.report import run
 
     _products([run(experiment)])
+
+
+@app.command()
+def status(params: ParamsFile = DEFAULT, changes: Changes = NONE) -> None:
+    """Show what is done, running and outdated, and why, and how long the rest takes."""
+    experiment = _experiment(params, changes)
+    from iakd.stages.status import show
+
+    show(experiment.params if changes or params != DEFAULT else None)
+
+
+@app.command()
+def doctor(params: ParamsFile = DEFAULT, changes: Changes = NONE) -> None:
+    """Check Python, packages, GPU, disk, locks, settings and services, and say how to get what is missing."""
+    from iakd.stages.doctor import examine
+
+    if not examine(params, changes):
+        sys.exit(1)
 
 
 @app.command()

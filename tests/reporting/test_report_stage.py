@@ -81,7 +81,7 @@ def test_complete_self_contained_and_repeatable(example):
     assert len(page.ids) == len(set(page.ids))
     assert page.targets <= set(page.ids)
     assert len(text.encode()) < 2_000_000
-    assert set(first) == {"report.html", "tables.csv", "tables.md", "figures/accuracy.png"} | {
+    assert set(first) == {"report.html", "tables.csv", "tables.md", "verdict.txt", "figures/accuracy.png"} | {
         f"figures/{name}.svg" for name in FIGURES
     }
 

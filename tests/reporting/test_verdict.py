@@ -47,6 +47,26 @@ def test_clear_win(judge):
     assert "above kd" not in text  # mentioned before
 
 
+def test_a_terminal_gets_winner_and_interval_in_two_lines(judge):
+    _, result = judge({"scratch": [89, 90, 88], "kd": [92.0, 92.4, 91.7], "iakd-linear": [94.1, 94.4, 93.9]})
+    assert verdict.verdict_lines(result).splitlines() == [
+        "IAKD won: iakd-linear beat kd by 2.1 points",
+        "95 % interval +1.4 to +2.8 points",
+    ]
+
+
+def test_a_terminal_gets_a_line_for_each_of_several_pairs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pairs = [("resnet20", "resnet8"), ("resnet56", "resnet8")]
+    experiment = fake_experiment.plan({"kd": {}, "iakd-linear": IAKD}, pairs=pairs, epochs=5)
+    fake_experiment.write(experiment, {"kd": [92.0, 92.4, 91.7], "iakd-linear": [94.1, 94.4, 93.9]})
+    first, *others = verdict.verdict_lines(read_comparison(experiment)).splitlines()
+    assert first.startswith("IAKD won 2 and lost 0 of 2 pairs")
+    assert [line.partition(" (95 % interval +")[0] for line in others] == [
+        f"{teacher} → resnet8: IAKD won: iakd-linear beat kd by 2.1 points" for teacher in ("resnet20", "resnet56")
+    ]
+
+
 def test_clear_loss(judge):
     found, _ = judge(
         {

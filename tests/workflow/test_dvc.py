@@ -85,6 +85,7 @@ def test_a_clone_starts_from_the_pulled_results(project: "Project") -> None:
         "report.html",
         "tables.csv",
         "tables.md",
+        "verdict.txt",
     ]
 
 

@@ -14,7 +14,7 @@ from iakd.experiment import run_dir as names
 from iakd.experiment.jobs import RESULTS, STATE, in_the_clear
 from iakd.experiment.provenance import source_sha
 from iakd.experiment.run_dir import BEST, EVALUATION, HISTORY, METRICS, MODEL, RUN, TRIALS
-from iakd.orchestration import fork_server, stale_results
+from iakd.orchestration import fork_server, run_view, stale_results
 from iakd.orchestration import snakemake_hooks as hooks
 from iakd.tracking.follower import wait_for_follower
 
@@ -28,6 +28,7 @@ try:
 except (UserError, OSError) as error:
     hooks.stop(error)
 hooks.accept_clocks_set_back()
+run_view.connect(workflow, EXPERIMENT)
 
 JOBS = {job.path: job for job in (EXPERIMENT.data, *EXPERIMENT.studies, *EXPERIMENT.trained, *EXPERIMENT.exports)}
 COMPARISON = (METRICS, names.SUMMARY, names.RUNS, names.ACCURACY, names.CURVES, names.SWAPPING)
@@ -173,18 +174,19 @@ def start():
             stale_results.refuse(stale_results.other_settings(EXPERIMENT))
         elif sum(job.rule.name.split("_")[0] in fork_server.COMMANDS for job in workflow.dag.needrun_jobs()) > 1:
             fork_server.start(STATE / "fork_server.socket")
+        run_view.plan()
     except (UserError, OSError) as error:
         hooks.stop(error)
 
 
 def finish(succeeded):
-    """After the last job: bring MLflow up to date, then print what failed or where the report is."""
+    """After the last job: bring MLflow up to date, then print what failed, or the outcome and where the report is."""
     reported = any(job.rule.name == "report" for job in workflow.dag.jobs)
     if workflow.touch or (succeeded and not reported):  # a part of the workflow: the next part does this
         return
     wait_for_follower(EXPERIMENT.params)
     failed = getattr(workflow.scheduler, "failed", ())
-    lines = [f"The report: {REPORT}"] if succeeded else sorted(hooks.last_line(job.log) for job in failed)
+    lines = run_view.outcome(EXPERIMENT) if succeeded else sorted(hooks.last_line(job.log) for job in failed)
     others = hooks.report_on_the_others(EXPERIMENT, (path for job in failed for path in job.output))
     if others:
         lines.append(f"For a report on the other methods, add {others}")

@@ -14,6 +14,7 @@ rule report:
             labels={"result": "tables"},
         ),
         numbers=EXPERIMENT.report / names.TABLES,
+        verdict=EXPERIMENT.report / names.VERDICT,
         figures=[
             report(
                 EXPERIMENT.report / names.FIGURES / f"{name}.svg",

@@ -35,6 +35,7 @@ BEST, TRIALS, JOURNAL = "best.yaml", "trials.csv", "study.journal"  # of a study
 SUMMARY, RUNS, ACCURACY, CURVES = "summary.csv", "runs.csv", "accuracy.csv", "curves.csv"  # of the comparison
 SWAPPING = "swapping.json"  # of the comparison: what swapping added
 REPORT, TABLES, TABLES_TEXT, FIGURES = "report.html", "tables.csv", "tables.md", "figures"  # of the report
+VERDICT = "verdict.txt"  # of the report: the outcome of each pair in two lines
 ONNX, INT8, PT2 = "model.onnx", "model-int8.onnx", "model.pt2"  # of an export, beside its MODEL
 LABELS, PREPROCESSING, CARD = "labels.txt", "preprocessing.json", "README.md"  # of an export
 EXPORT, LATENCY = "export.json", "latency.json"  # of an export: what is known of its files, measured of them

@@ -72,6 +72,20 @@ def overview(comparison: Comparison) -> str:
     return f"IAKD won {won} and lost {lost} of {formatting.plural(n, 'pair')}{rest}"
 
 
+def verdict_lines(comparison: Comparison) -> str:
+    """Return the outcome for a terminal: the winner and the interval, each in a line; of several pairs, a line each."""
+    found = [(pair, pair_verdict(comparison, pair)) for pair in comparison.pairs]
+    if len(found) == 1:
+        verdict = found[0][1]
+        lines = [verdict.headline, *([f"{verdict.interval} points"] if verdict.interval else [])]
+    else:
+        lines = [overview(comparison)]
+        for pair, verdict in found:
+            interval = f" ({verdict.interval})" if verdict.interval else ""
+            lines.append(f"{pair.title}: {verdict.headline}{interval}")
+    return "".join(f"{line}\n" for line in lines)
+
+
 def caution(comparison: Comparison) -> str:
     """Return what to keep in mind about the number of comparisons and seeds."""
     counted = comparison.counted

@@ -14,6 +14,7 @@ from iakd.reporting import page, tables
 from iakd.reporting.exported import read_exports
 from iakd.reporting.figures import accuracy, added, hints, mistakes, pareto, style, training, tuning
 from iakd.reporting.results import StudyResults, read_comparison, read_study
+from iakd.reporting.verdict import verdict_lines
 
 
 class _Source(BaseModel):
@@ -68,6 +69,7 @@ def run(experiment: Experiment) -> Path:
         style.write_png(drawn["accuracy"], folder / "accuracy.png")
     files.write_text(experiment.report / run_dir.TABLES, run_dir.history_text(tables.summary(comparison)))
     files.write_text(experiment.report / run_dir.TABLES_TEXT, tables.markdown(comparison))
+    files.write_text(experiment.report / run_dir.VERDICT, verdict_lines(comparison))
     files.write_text(experiment.report / run_dir.REPORT, page.render(comparison, studies, manifest, figures, exports))
     return experiment.report / run_dir.REPORT
 
