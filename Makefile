@@ -1,6 +1,6 @@
 # `make` lists all targets. No environment has to be activated: every recipe uses .venv, which is created on first use.
 .DEFAULT_GOAL := help
-.PHONY: help run adopt test bench lint format lock schema docs plots mlflow clean
+.PHONY: help run adopt test bench lint format lock schema docs plots experiments mlflow clean
 SHELL := bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 unexport PYTHONDONTWRITEBYTECODE # otherwise every process would compile a thousand modules again
@@ -61,8 +61,11 @@ schema: .venv/ready ## update the JSON schema of params.yaml
 docs: .venv/ready ## write docs/settings.md, the reference of all settings
 	@python tools/settings_reference.py
 
-plots: .venv/ready ## show DVC's plots on a page that works offline
+plots: .venv/ready ## show DVC's plots on a page that works offline; ARGS="diff HEAD": beside those of a commit
 	@python tools/plots.py $(ARGS)
+
+experiments: .venv/ready ## compare DVC's experiments: which settings changed, the best method, how far swapping leads
+	@dvc exp show --only-changed --drop '.*:' --drop 'results/|src/|workflow/|Snakefile' $(ARGS)
 
 mlflow: .venv/ready ## start the MLflow UI on http://127.0.0.1:5000 (PORT=… for another port)
 	@iakd track ui --port $(PORT) $(ARGS)

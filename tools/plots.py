@@ -1,4 +1,8 @@
-"""Run `dvc plots show` offline: the page loads the plotting libraries that are installed with Snakemake."""
+"""Run `dvc plots show`, or `diff`, offline: the page loads the plotting libraries that are installed with Snakemake.
+
+python tools/plots.py               the results in this folder
+python tools/plots.py diff HEAD     beside those of a commit
+"""
 
 import subprocess
 import sys
@@ -19,7 +23,8 @@ def main() -> int:
     scripts = [Path(str(assets / name / f"{name}.js")).as_uri() for name in ("vega", "vega-lite", "vega-embed")]
     TEMPLATE.parent.mkdir(parents=True, exist_ok=True)
     TEMPLATE.write_text(PAGE.format(scripts="".join(f'<script src="{uri}"></script>' for uri in scripts)))
-    return subprocess.call(["dvc", "plots", "show", "--html-template", str(TEMPLATE.resolve()), *sys.argv[1:]])
+    command, *options = sys.argv[1:] if sys.argv[1:2] == ["diff"] else ["show", *sys.argv[1:]]
+    return subprocess.call(["dvc", "plots", command, "--html-template", str(TEMPLATE.resolve()), *options])
 
 
 if __name__ == "__main__":

@@ -387,6 +387,27 @@ def test_a_method_may_be_called_teacher(tmp_path, monkeypatch):
     assert [line.split("|")[1].strip() for line in lines[4:]] == ["teacher (resnet20)", "kd", "teacher"]
 
 
+def test_dvc_gets_a_row_per_method_and_a_headline(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    methods = {"kd": {}, "iakd": {"method": "iakd"}}
+    scores = {"kd": [90.0, 91.0, 92.0], "iakd": [92.0, 92.5, 93.0]}
+    experiment = fake_experiment.plan(methods, epochs=5)
+    fake_experiment.write(experiment, scores, teacher=97.0)
+    comparison = read_comparison(experiment)
+    assert tables.metric_files(comparison) == {
+        "teachers/resnet20.json": {"top1": 97.0, "n": 1},
+        "resnet20-resnet8/kd.json": {"top1": 91.0, "std": 1.0, "n": 3},
+        "resnet20-resnet8/iakd.json": {"top1": 92.5, "std": 0.5, "n": 3},
+    }
+    assert tables.headline(comparison) == {"best": "iakd", "best_top1": 92.5, "lead": 1.5}
+
+    pairs = [("resnet20", "resnet8"), ("resnet56", "resnet8")]
+    experiment = fake_experiment.plan(methods, pairs=pairs, epochs=5)
+    fake_experiment.write(experiment, scores)
+    rows = tables.headline(read_comparison(experiment))
+    assert {pair: row["best"] for pair, row in rows.items()} == {"resnet20-resnet8": "iakd", "resnet56-resnet8": "iakd"}
+
+
 def test_a_peer_has_a_row(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     experiment = fake_experiment.plan({"scratch": {}, "mutual": {}}, epochs=5)

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.workflow
 TINY = "tests/workflow/tiny.yaml"
 STAGES = ("prepare", "teach", "tune", "distill", "evaluate", "export", "report")
 METRICS = "results/tiny/evaluation/metrics.json"
+ROW = "results/tiny/evaluation/metrics/big-small/kd.json"
 
 
 def snakemake_has_nothing_to_do(project: "Project") -> bool:
@@ -55,7 +56,11 @@ def test_after_repro_neither_has_anything_to_do(project: "Project") -> None:
     assert snakemake_has_nothing_to_do(project)
     assert dvc_has_nothing_to_do(project)
     shown = json.loads(project.run("dvc", "metrics", "show", "--json"))
-    assert shown[""]["data"][METRICS]["data"] == json.loads((project.path / METRICS).read_text())
+    rows = {path.removeprefix("results/tiny/evaluation/"): row["data"] for path, row in shown[""]["data"].items()}
+    assert set(rows) == {"headline.json", "metrics/teachers/big.json", "metrics/big-small/kd.json"}
+    numbers = json.loads((project.path / METRICS).read_text())
+    assert rows["metrics/big-small/kd.json"] == numbers["big-small"]["kd"]
+    assert rows["headline.json"] == {"best": "kd", "best_top1": numbers["big-small"]["kd"]["top1"]}
     assert project.run("git", "show", "--format=", "--name-only") == "dvc.lock\n"  # results are DVC's, not git's
 
 
@@ -64,6 +69,7 @@ def test_plots_are_drawn_without_a_network(project: "Project") -> None:
     page = (project.path / "dvc_plots/index.html").read_text()
     assert len(re.findall(r"<script[^>]+src=\"file://[^\"]+/vega[^\"]*\.js\"", page)) == 3
     assert "http" not in re.sub(r"https://vega\.github\.io/schema/", "", page)
+    assert "#0072b2" in page and "#d55e00" in page  # the colours of two revisions
     for label in ("top-1 on the test images (%)", "top-1 on the validation images (%)", "epoch", "loss"):
         assert f'"title": "{label}"' in page
 
@@ -114,7 +120,10 @@ def test_an_experiment_elsewhere_trains_students_only_and_can_be_applied(project
     project.run("make", "--assume-old=.venv/ready", "adopt")
     assert snakemake_has_nothing_to_do(project)
     assert dvc_has_nothing_to_do(project)
-    assert METRICS in project.run("dvc", "metrics", "diff", "--all", "HEAD")
+    assert ROW in project.run("dvc", "metrics", "diff", "--all", "HEAD")
+    compared = project.run("make", "--assume-old=.venv/ready", "experiments", "ARGS=--all-branches --no-pager")
+    assert re.search(r"best_top1 .*distill\.recipe\.epochs", compared)
+    assert max(map(len, compared.splitlines())) < 160
 
 
 def test_what_snakemake_did_alone_is_adopted_by_commit(project: "Project") -> None:
@@ -138,4 +147,5 @@ def test_a_removed_method_leaves_the_comparison(project: "Project") -> None:
     project.run("dvc", "repro")
     table = (project.path / "results/tiny/evaluation/summary.csv").read_text()
     assert "kd" in table and "scratch" not in table
+    assert [path.name for path in (project.path / ROW).parent.iterdir()] == ["kd.json"]
     assert (project.path / "results/tiny/students/big-small/scratch").exists()

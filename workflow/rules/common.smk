@@ -31,7 +31,7 @@ hooks.accept_clocks_set_back()
 run_view.connect(workflow, EXPERIMENT)
 
 JOBS = {job.path: job for job in (EXPERIMENT.data, *EXPERIMENT.studies, *EXPERIMENT.trained, *EXPERIMENT.exports)}
-COMPARISON = (METRICS, names.SUMMARY, names.RUNS, names.ACCURACY, names.CURVES, names.SWAPPING)
+COMPARISON = (METRICS, names.HEADLINE, names.SUMMARY, names.RUNS, names.ACCURACY, names.CURVES, names.SWAPPING)
 FIGURES = ("accuracy", "added", "curves", "swaps", "hints", "tuning", "calibration", "confusion")
 FIGURES += ("pareto",) if EXPERIMENT.exports else ()
 REPORT = EXPERIMENT.report / names.REPORT

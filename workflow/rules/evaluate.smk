@@ -30,7 +30,8 @@ rule evaluation:
         evaluations=files_of(EXPERIMENT.trained, EVALUATION),
         histories=files_of(EXPERIMENT.trained, HISTORY),
     output:
-        [EXPERIMENT.evaluation / name for name in COMPARISON],
+        *[EXPERIMENT.evaluation / name for name in COMPARISON],
+        directory(EXPERIMENT.evaluation / names.ROWS),
     log:
         f"logs/{EXPERIMENT.evaluation.relative_to(RESULTS)}.log",
     conda:

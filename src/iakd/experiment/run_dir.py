@@ -34,6 +34,7 @@ EVALUATION = "evaluation.json"  # beside a model
 BEST, TRIALS, JOURNAL = "best.yaml", "trials.csv", "study.journal"  # of a study, beside its RUN and HISTORY
 SUMMARY, RUNS, ACCURACY, CURVES = "summary.csv", "runs.csv", "accuracy.csv", "curves.csv"  # of the comparison
 SWAPPING = "swapping.json"  # of the comparison: what swapping added
+HEADLINE, ROWS = "headline.json", "metrics"  # of the comparison, for DVC: the best method; a folder, a file per method
 REPORT, TABLES, TABLES_TEXT, FIGURES = "report.html", "tables.csv", "tables.md", "figures"  # of the report
 VERDICT = "verdict.txt"  # of the report: the outcome of each pair in two lines
 ONNX, INT8, PT2 = "model.onnx", "model-int8.onnx", "model.pt2"  # of an export, beside its MODEL

@@ -176,7 +176,9 @@ class Workload:
         if job.progress.fraction > 0:
             return job.seconds / job.progress.fraction * (1 - job.progress.fraction)
         seconds = self.expected(job.piece, running)
-        return None if seconds is None else max(seconds - job.seconds, 0.0)
+        if seconds is None:
+            return None
+        return seconds - job.seconds if seconds > job.seconds else job.seconds / 4  # late: nobody knows how late
 
     def left(self, waiting: Iterable[Piece], running: list[Running]) -> float | None:
         """Return the seconds until all is done; None as long as they cannot be known."""

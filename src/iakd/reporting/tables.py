@@ -126,6 +126,24 @@ def metrics(comparison: Comparison) -> dict[str, dict[str, dict[str, float | int
     return {"teachers": teachers, **students}
 
 
+def metric_files(comparison: Comparison) -> dict[str, dict[str, float | int]]:
+    """Return the rows of `dvc metrics show`: what a file has, by its path; one for each pair and method."""
+    rows = {f"teachers/{pair.teacher_name}.json": _numbers(pair.teacher.top1) for pair in comparison.pairs}
+    for pair in comparison.pairs:
+        rows |= {f"{pair.name}/{results.label}.json": _numbers(results.top1) for results in pair.methods}
+    return rows
+
+
+def headline(comparison: Comparison) -> dict[str, Any]:
+    """Return the columns of `dvc exp show`: the best method of each pair, and how far swapping leads."""
+    rows = {}
+    for pair in comparison.pairs:
+        best, lead = pair.ranked[0], comparison.lead(pair)
+        row: dict[str, Any] = {"best": best.label, "best_top1": rounded(best.top1.mean)}
+        rows[pair.name] = row | ({"lead": rounded(lead.mean)} if lead else {})
+    return rows if len(rows) > 1 else next(iter(rows.values()))
+
+
 def _numbers(top1: SeedMean) -> dict[str, float | int]:
     std = {} if top1.std is None else {"std": round(top1.std, 4)}
     return {"top1": round(top1.mean, 4), **std, "n": top1.n}

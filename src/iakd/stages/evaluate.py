@@ -61,7 +61,21 @@ def run(experiment: Experiment) -> Path:
         files.write_text(experiment.evaluation / name, run_dir.history_text(rows))
     files.write_json(experiment.evaluation / run_dir.METRICS, tables.metrics(comparison))
     files.write_json(experiment.evaluation / run_dir.SWAPPING, tables.swap_effects(comparison))
+    files.write_json(experiment.evaluation / run_dir.HEADLINE, tables.headline(comparison))
+    _write_rows(experiment.evaluation / run_dir.ROWS, tables.metric_files(comparison))
     return experiment.evaluation
+
+
+def _write_rows(folder: Path, rows: dict[str, dict[str, float | int]]) -> None:
+    """Write the file of each method, and remove those of methods that are no longer in the settings."""
+    for name, row in rows.items():
+        files.write_json(folder / name, row)
+    for path in folder.glob("*/*.json"):
+        if str(path.relative_to(folder)) not in rows:
+            path.unlink()
+    for pair in folder.iterdir():
+        if not any(pair.iterdir()):
+            pair.rmdir()
 
 
 def _evaluate(experiment: Experiment, job: TeacherJob | StudentJob, store: PreparedData) -> Path:
