@@ -17,7 +17,7 @@ AUTO = Compute(device="auto")
 @pytest.fixture(autouse=True)
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A machine with four GPUs on which nobody works, no cluster, and nothing assigned."""
-    for name in (gpus.VISIBLE, *gpus.ASSIGNED):
+    for name in (gpus.VISIBLE, gpus.ASSIGNED, *gpus.TASK, gpus.NEIGHBOURS):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
@@ -126,9 +126,9 @@ def test_children_of_a_claim_share_its_gpu() -> None:
     ("environment", "compute"),
     [
         ({}, Compute(device="cpu")),
-        ({"SLURM_JOB_ID": "17", gpus.VISIBLE: "0"}, AUTO),  # every job of a node may see its own GPU as 0
         ({gpus.VISIBLE: ""}, AUTO),
         ({gpus.VISIBLE: "-1"}, AUTO),
+        ({"SLURM_JOB_ID": "17", gpus.VISIBLE: "NoDevFiles"}, AUTO),
     ],
 )
 def test_nothing_to_choose(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], compute: Compute) -> None:
@@ -137,6 +137,50 @@ def test_nothing_to_choose(monkeypatch: pytest.MonkeyPatch, environment: dict[st
     with gpus.claim(compute) as name:
         assert name is None
         assert os.environ.get(gpus.VISIBLE) == environment.get(gpus.VISIBLE)
+
+
+def slurm(job: str, task: str = "0") -> dict[str, str]:
+    return {"SLURM_JOB_ID": job, "SLURM_STEP_ID": "0", "SLURM_PROCID": task, "SLURM_LOCALID": task}
+
+
+def test_processes_of_a_slurm_job_share_its_gpus_among_themselves_and_not_with_other_jobs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two jobs on a node may both see their GPU as 0, and mean two GPUs."""
+    monkeypatch.setenv(gpus.VISIBLE, "0,1")
+    of_17, of_18 = [child(30, **slurm("17")) for _ in range(2)], child(30, **slurm("18"))
+    try:
+        assert {first_line(process) for process in of_17} == {"0", "1"}
+        assert first_line(of_18) == "0"
+    finally:
+        for process in (*of_17, of_18):
+            process.kill()
+            process.communicate()
+
+
+def test_tasks_that_see_all_gpus_of_their_slurm_job_take_different_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(gpus.VISIBLE, "4,5,6")
+    processes = [child(30, **slurm("17", task)) for task in "0123"]
+    try:
+        assert [first_line(process) for process in processes] == ["4", "5", "6", "4"]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def test_gpus_that_slurm_has_not_assigned_are_shared_by_all_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a cluster that does not count GPUs, the jobs of a node see all of them."""
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    with gpus.claim(AUTO) as mine:
+        assert mine == "0"
+        monkeypatch.setenv("SLURM_JOB_ID", "18")
+        monkeypatch.delenv(gpus.ASSIGNED)
+        monkeypatch.delenv(gpus.VISIBLE)
+        with gpus.claim(AUTO) as other:
+            assert other == "1"
+        monkeypatch.setenv(gpus.ASSIGNED, "0")  # as the outer block left them
+        monkeypatch.setenv(gpus.VISIBLE, "0")
 
 
 def test_names_after_an_invalid_one_are_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:

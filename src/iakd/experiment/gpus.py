@@ -1,7 +1,7 @@
 """Assign GPUs to processes: each gets one of its own, or a few share one. Does not import torch.
 
 Snakemake counts GPUs but does not assign them. A process locks a file per GPU, in a folder shared by all projects of a
-user on a machine.
+user on a machine. Slurm assigns GPUs to a job: its processes share those among themselves, in a folder of their task.
 """
 
 import contextlib
@@ -22,7 +22,10 @@ from iakd.config import Compute
 from iakd.errors import UserError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-ASSIGNED = ("IAKD_GPU", "SLURM_JOB_ID")  # set where a parent process or the cluster has assigned the devices
+ASSIGNED = "IAKD_GPU"  # set where a parent process has assigned the devices
+TASK = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_PROCID")  # one process that Slurm has started, with all its children
+NEIGHBOURS = "SLURM_LOCALID"  # counts the tasks of a job on a node
+NONE = ("", "-1", "NoDevFiles")  # the last: Slurm's word for a job without GPUs
 SECONDS_BETWEEN_LOOKS = 0.5
 
 log = logging.getLogger(__name__)
@@ -35,7 +38,7 @@ def gpus(compute: Compute) -> list[str]:
     listed = os.environ.get(VISIBLE)
     if listed is not None:
         names = [name.strip() for name in listed.split(",")]
-        return names[: next((i for i, name in enumerate(names) if name in ("", "-1")), None)]
+        return names[: next((i for i, name in enumerate(names) if name in NONE), None)]
     return [str(index) for index in range(installed())]
 
 
@@ -55,10 +58,10 @@ def claim(compute: Compute, count: int = 1) -> Iterator[str | None]:
     Up to `compute.gpu_share` processes share a GPU; the least shared ones are taken first. Yields their names, or None
     where there is nothing to choose: no GPU, or already assigned. Enter it before torch looks for GPUs.
 
-    Raises UserError if the machine has fewer than `count`.
+    Raises UserError if the machine, or the job of a cluster, has fewer than `count`.
     """
     names = gpus(compute)
-    if not names or any(name in os.environ for name in ASSIGNED):
+    if not names or ASSIGNED in os.environ:
         yield None
         return
     if count > len(names):
@@ -66,11 +69,11 @@ def claim(compute: Compute, count: int = 1) -> Iterator[str | None]:
     before = os.environ.get(VISIBLE)
     with _lock(names, compute.gpu_share, count) as taken:
         name = ",".join(taken)
-        os.environ[VISIBLE] = os.environ[ASSIGNED[0]] = name
+        os.environ[VISIBLE] = os.environ[ASSIGNED] = name
         try:
             yield name
         finally:
-            del os.environ[ASSIGNED[0]]
+            del os.environ[ASSIGNED]
             if before is None:
                 del os.environ[VISIBLE]
             else:
@@ -79,7 +82,11 @@ def claim(compute: Compute, count: int = 1) -> Iterator[str | None]:
 
 @contextlib.contextmanager
 def _lock(names: list[str], share: int, count: int) -> Iterator[list[str]]:
-    folder = Path(tempfile.gettempdir(), f"iakd-gpus-{os.getuid()}")
+    # Each job of a node may see its own GPU as 0. Tasks may all see those of the job: then each begins with its own.
+    task = [os.environ.get(name, "") for name in TASK if VISIBLE in os.environ and TASK[0] in os.environ]
+    first = int(os.environ.get(NEIGHBOURS, 0)) % len(names) if task else 0
+    names = names[first:] + names[:first]
+    folder = Path(tempfile.gettempdir(), "-".join([f"iakd-gpus-{os.getuid()}", *task]))
     folder.mkdir(mode=0o700, exist_ok=True)
     told = False
     while True:
