@@ -137,7 +137,10 @@ def _exit_code(children: list[subprocess.Popen[bytes]]) -> int:
 
 
 class Interrupt:
-    """`with Interrupt() as interrupt:` — `interrupt.name` is empty until a stop signal arrives; a second one raises."""
+    """`with Interrupt() as interrupt:` — `interrupt.name` is empty until a stop signal arrives; another Ctrl-C raises.
+
+    Other signals may come several times: a cluster sends them to each process, and to parents that pass them on.
+    """
 
     def __init__(self) -> None:
         self.name = ""
@@ -153,6 +156,6 @@ class Interrupt:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.name:
+        if self.name and number == signal.SIGINT:
             raise KeyboardInterrupt(self.name)
-        self.name = signal.Signals(number).name
+        self.name = self.name or signal.Signals(number).name

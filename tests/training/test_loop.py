@@ -95,6 +95,34 @@ def test_interrupted_equals_uninterrupted(
     assert metrics == expected_metrics
 
 
+def test_a_cluster_may_send_its_signals_several_times(make_training: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The warning before a time limit, then those that end the job, while the step is still running."""
+    whole, part = make_training(path="whole"), make_training(path="part", compute={"checkpoint_seconds": 1e9})
+    whole.fit()
+    original = part.train_step
+
+    def step_and_signals(batch: object) -> None:
+        if part.step + 1 == 4:
+            for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM):
+                os.kill(os.getpid(), number)
+        original(batch)
+
+    monkeypatch.setattr(part, "train_step", step_and_signals)
+    with pytest.raises(KeyboardInterrupt, match="SIGUSR1"):
+        part.fit()
+    resumed = make_training(path="part")
+    resumed.fit()
+    assert part.step == 4 and (part.run.live / "checkpoint.pt").exists()
+    assert weights(resumed) == weights(whole)
+
+
+def test_a_second_interrupt_from_the_keyboard_ends_a_training_at_once() -> None:
+    with pytest.raises(KeyboardInterrupt, match="SIGINT"), Interrupt() as interrupt:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupt.name == "SIGINT"
+        os.kill(os.getpid(), signal.SIGINT)
+
+
 def test_validations_before_an_interruption_are_told_again_in_order(make_training: Make) -> None:
     seen: list[int] = []
     part = make_training(
