@@ -15,6 +15,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from onnx import TensorProto, helper
+from onnx import load as load_onnx
 from PIL import Image
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
@@ -453,6 +455,50 @@ def test_a_model_from_elsewhere_is_measured(
     truth = np.array([["cat", "bee", "ant"].index(path.parent.name) for path in paths])
     logits = predict(network, DeviceLoader(decoded.images, truth, [0.5] * 3, [0.5] * 3, "cpu"), 8)[0]
     assert found["confusion"] == classification_metrics(logits.numpy(), truth)["confusion"]
+
+
+@pytest.mark.parametrize("change", ["fixed batch", "half precision", "probabilities"])
+def test_onnx_files_of_other_exporters(
+    exported: Path, onnx: Path, photos: Path, run: Iakd, tmp_path: Path, change: str
+) -> None:
+    """Many are made for one image at a time, in half precision, or end with a softmax."""
+    graph = load_onnx(onnx)
+    if change == "fixed batch":
+        graph.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 5
+        graph.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 5
+    elif change == "half precision":
+        graph.graph.node.insert(0, helper.make_node("Cast", ["half"], ["images"], to=TensorProto.FLOAT))
+        graph.graph.input[0].name = "half"
+        graph.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT16
+    else:
+        graph.graph.node.append(helper.make_node("Softmax", ["logits"], ["p"], axis=1))
+        graph.graph.output[0].name = "p"
+    (tmp_path / "other.onnx").write_bytes(graph.SerializeToString())
+    options = ("--data", photos, "--normalisation", "none", "--crop-pct", CROP)
+    code, out, err = run("evaluate", "--model", tmp_path / "other.onnx", *map(str, options))
+    assert code == 0, err
+    found, expected = json.loads(out), measured(exported, photos)
+    if change != "half precision":
+        assert found["confusion"] == expected["confusion"]
+    assert found["nll"] == pytest.approx(expected["nll"], rel=1e-2 if change == "half precision" else 1e-4)
+
+
+def test_onnx_files_that_take_no_such_images(onnx: Path, photos: Path, run: Iakd, tmp_path: Path) -> None:
+    graph = load_onnx(onnx)
+    shape = graph.graph.input[0].type.tensor_type.shape
+    graph.graph.node.insert(0, helper.make_node("Transpose", ["last"], ["images"], perm=[0, 3, 1, 2]))
+    graph.graph.input[0].name = "last"
+    for dimension, value in zip(shape.dim, (1, SIDE, SIDE, 3), strict=True):
+        dimension.dim_value = value
+    (tmp_path / "last.onnx").write_bytes(graph.SerializeToString())
+    given = ("--data", photos, "--normalisation", "none")
+    mistake(run("evaluate", "--model", tmp_path / "last.onnx", *given), "takes images (B, H, W, C); only models that")
+    graph = load_onnx(onnx)
+    graph.graph.node.insert(0, helper.make_node("Cast", ["bytes"], ["images"], to=TensorProto.FLOAT))
+    graph.graph.input[0].name = "bytes"
+    graph.graph.input[0].type.tensor_type.elem_type = TensorProto.UINT8
+    (tmp_path / "bytes.onnx").write_bytes(graph.SerializeToString())
+    mistake(run("evaluate", "--model", tmp_path / "bytes.onnx", *given), "takes tensor(uint8); only floating-point")
 
 
 def test_images_that_cannot_be_read_are_counted(exported: Path, photos: Path, run: Iakd, tmp_path: Path) -> None:

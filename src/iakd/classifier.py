@@ -28,6 +28,7 @@ from iakd.models.normalisation import Renormalise, adapt_input
 from iakd.models.shapes import image_channels
 
 BATCH = 64  # images
+FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}  # inputs in ONNX
 
 AnyImage = str | Path | Image.Image | NDArray[np.uint8] | Tensor
 """A file, an image that Pillow has opened, uint8 (H, W) or (H, W, C), or a uint8 tensor (C, H, W)."""
@@ -204,7 +205,11 @@ def _counted(paths: Iterable[Any]) -> Iterator[EncodedImage]:
 
 
 class OnnxModel(nn.Module):
-    """A model in ONNX's format as a module, computed by ONNX Runtime on the CPU."""
+    """A model in ONNX's format as a module, computed by ONNX Runtime on the CPU.
+
+    Images float32 (B, C, H, W) → float32 (B, K), whatever the precision in the file. One that was made for batches of a
+    fixed size takes batches of any size, too.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -216,6 +221,11 @@ class OnnxModel(nn.Module):
             raise UserError(f"{path} is not a usable ONNX file ({' '.join(str(error).split())[:200]})") from None
         if len(self._session.get_inputs()) != 1:
             raise UserError(f"{path} has {len(self._session.get_inputs())} inputs; a classifier has one, the images")
+        kind = self._session.get_inputs()[0].type
+        if kind not in FLOATS:
+            raise UserError(f"{path} takes {kind}; only floating-point images are supported")
+        self._type = FLOATS[kind]
+        self._batch = self.image_shape[0] if isinstance(self.image_shape[0], int) else None
 
     @property
     def image_shape(self) -> list[int | str | None]:
@@ -223,9 +233,17 @@ class OnnxModel(nn.Module):
         return list(self._session.get_inputs()[0].shape)
 
     def forward(self, images: Tensor) -> Tensor:
-        image = self._session.get_inputs()[0].name
-        outputs = self._session.run([self._session.get_outputs()[0].name], {image: images.cpu().numpy()})
-        return torch.from_numpy(outputs[0]).to(images.device)
+        batch = images.cpu().numpy().astype(self._type)
+        size = self._batch or len(batch)
+        rows = [self._run(batch[start : start + size], size) for start in range(0, len(batch), size)]
+        return torch.from_numpy(np.concatenate(rows).astype(np.float32)).to(images.device)
+
+    def _run(self, batch: NDArray[Any], size: int) -> NDArray[Any]:
+        """Return the outputs (B, K) of B ≤ `size` images; the file is run with `size` of them."""
+        filled = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
+        names = [self._session.get_outputs()[0].name]
+        outputs: NDArray[Any] = self._session.run(names, {self._session.get_inputs()[0].name: filled})[0]
+        return outputs[: len(batch)]
 
 
 def load(path: str | Path, device: Device = "auto") -> Classifier:
@@ -287,6 +305,8 @@ def load_foreign(
         fixed = [side if isinstance(side, int) else None for side in model.image_shape]
         if len(fixed) != 4:
             raise UserError(f"{path} takes {len(fixed)} dimensions instead of images (B, C, H, W)")
+        if fixed[3] in (1, 3) and fixed[1] not in (1, 3, None):
+            raise UserError(f"{path} takes images (B, H, W, C); only models that take (B, C, H, W) are supported")
         channels = channels or fixed[1]
         size = size or ((fixed[2], fixed[3]) if fixed[2] and fixed[3] else None)
     channels = 3 if channels is None else channels

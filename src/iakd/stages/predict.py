@@ -40,6 +40,7 @@ from iakd.models import Network
 from iakd.models.flops import model_cost
 
 STDIN = "-"
+SUM_OF_PROBABILITIES = 1e-2  # how far from 1 it may be, for outputs of half precision, too
 Form = Literal["csv", "jsonl"]
 
 log = logging.getLogger(__name__)
@@ -148,7 +149,8 @@ def _shown(results: Iterator[Any], paths: Iterable[Path]) -> Iterator[Any]:
 def measure(classifier: Classifier, folder: Path, batch_size: int = BATCH) -> dict[str, Any]:
     """Return accuracy, calibration and cost of a model on the images of a folder with a folder for each class.
 
-    The values are those of evaluation.json: `top1` and `top5` in percent, `nll` in nats, …; `classes` names them in
+    Outputs that are probabilities already, as some models from elsewhere return, are taken as such. The values are
+    those of evaluation.json: `top1` and `top5` in percent, `nll` in nats, …; `classes` names them in
     the order of `per_class_top1` and `confusion`, and `left_out` tells how many images could not be read, which are
     named in the log. Raises UserError for a folder whose subfolders are not classes of the model.
     """
@@ -163,8 +165,11 @@ def measure(classifier: Classifier, folder: Path, batch_size: int = BATCH) -> di
             truth.append(label)
     if not logits:
         raise UserError(f"{folder}: none of its {len(paths)} image files can be read")
-    known = np.asarray(truth, np.int64)
-    found = classification_metrics(np.stack(logits), known)
+    known, outputs = np.asarray(truth, np.int64), np.stack(logits)
+    if (outputs >= 0).all() and np.abs(outputs.sum(1) - 1).max() < SUM_OF_PROBABILITIES:
+        log.info("%s: its outputs are probabilities", classifier.name)
+        outputs = np.log(np.maximum(outputs, np.finfo(np.float32).tiny))
+    found = classification_metrics(outputs, known)
     least = 100 * required_accuracy(known, len(classifier.labels))
     if found["top1"] < least:
         log.warning(
