@@ -42,14 +42,14 @@ lint: .venv/ready ## check style, types, layers, workflow and schema
 	ruff format --check
 	mypy
 	lint-imports
-	snakefmt --check Snakefile workflow
+	snakefmt --check workflow/Snakefile workflow
 	snakemake --lint
 	iakd schema | diff - workflow/schemas/params.schema.json
 
 format: .venv/ready ## format sources and rules
 	ruff format
 	ruff check --fix
-	snakefmt Snakefile workflow
+	snakefmt workflow/Snakefile workflow
 
 lock: .venv/ready ## update requirements.lock from pyproject.toml
 	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate --no-header \
@@ -65,7 +65,7 @@ plots: .venv/ready ## show DVC's plots on a page that works offline; ARGS="diff 
 	@python tools/plots.py $(ARGS)
 
 experiments: .venv/ready ## compare DVC's experiments: which settings changed, the best method, how far swapping leads
-	@dvc exp show --only-changed --drop '.*:' --drop 'results/|src/|workflow/|Snakefile' $(ARGS)
+	@dvc exp show --only-changed --drop '.*:' --drop 'results/|src/|workflow/' $(ARGS)
 
 mlflow: .venv/ready ## start the MLflow UI on http://127.0.0.1:5000 (PORT=… for another port)
 	@iakd track ui --port $(PORT) $(ARGS)

@@ -40,7 +40,7 @@ def dry_run(wanted: int) -> tuple[int, float]:
         file = Path(folder, "many.yaml")
         file.write_text(yaml.safe_dump(settings))
         command = [Path(sys.executable).with_name("snakemake"), "-n", "--quiet", "all", "--cores", "2"]
-        command += ["--directory", folder, "--snakefile", common.ROOT / "Snakefile", "--configfile", file]
+        command += ["--directory", folder, "--snakefile", common.ROOT / "workflow/Snakefile", "--configfile", file]
         start = time.perf_counter()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         return jobs, time.perf_counter() - start

@@ -305,9 +305,9 @@ def test_a_dry_run_shows_the_state(
         "evaluations          3                             1",
         "report                                   1          ",
         "",
-        "Outdated, because of:",
+        "Outdated:",
         "  recipe.lr: 0.05 → 0.02: student kd seed 0 and 2 more",
-        "  set of input files has changed since last execution: report",
+        "  made from other files: report",
         "",
         "The rest takes about 9 s.",
     ]

@@ -19,10 +19,13 @@ from iakd.orchestration import snakemake_hooks as hooks
 from iakd.tracking.follower import wait_for_follower
 
 hooks.ignore_damaged_records()
+IN_MODULE = workflow.modifier.parent_modifier is not None  # of another workflow, which hands over the settings
 try:
+    if workflow.modifier.path_modifier.prefix or workflow.modifier.path_modifier.modifies_prefixes:
+        raise UserError("a module's prefix does not change where results are: leave it out")
     EXPERIMENT = hooks.set_up(
-        workflow.overwrite_configfiles or [Path("params.yaml")],
-        workflow.config_settings.config,
+        [] if IN_MODULE else workflow.overwrite_configfiles or [Path("params.yaml")],
+        config if IN_MODULE else workflow.config_settings.config,
         workflow.is_main_process,
     )
 except (UserError, OSError) as error:

@@ -20,7 +20,7 @@ from snakemake_interface_logger_plugins.common import LogEvent
 
 from iakd.experiment.jobs import RESULTS, Experiment
 from iakd.experiment.run_dir import METRICS, REPORT, VERDICT
-from iakd.orchestration.workload import STAGES, Piece, Running, Workload, live_seconds, name_of, piece_of
+from iakd.orchestration.workload import STAGES, Piece, Running, Workload, live_seconds, name_of, piece_of, stage_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -139,7 +139,7 @@ class RunView:
                 stats = dict(about["stats"])
                 self.total = stats.pop("total")
                 for rule, n in stats.items():
-                    self.totals[rule.split("_")[0]] += n
+                    self.totals[stage_of(rule)] += n
                 self.planned()
             elif event == LogEvent.JOB_INFO:
                 self._begin(about["jobid"], piece_of(about["rule_name"], about["output"]))
@@ -329,7 +329,7 @@ class TerminalView(RunView):
             table = Table.grid(padding=(0, 2))
             for column in range(5):
                 table.add_column(no_wrap=True, overflow="ellipsis", ratio=1 if column == 1 else None)
-            jobs = sorted(self.running.values(), key=lambda job: STAGES.index(job.piece.rule))
+            jobs = [job for rule in (*STAGES, "") for job in self.running.values() if rule == _stage(job.piece)]
             room = max(1, self.console.height - 7)
             for job in jobs[:room]:
                 what, which = self.name(job.piece)
@@ -399,6 +399,11 @@ class LogView(RunView):
         with self.lock:
             for line in self.closing():
                 self.say(line)
+
+
+def _stage(piece: Piece) -> str:
+    """Return the stage of a job; nothing for one of another workflow, or a target."""
+    return piece.rule if piece.rule in STAGES else ""
 
 
 def _tail(log: Path) -> list[str]:

@@ -36,15 +36,16 @@ def set_up(paths: Sequence[Path], changes: dict[str, Any], main: bool) -> Experi
     """Read the settings, check them and pass them to the jobs: $IAKD_PARAMS names them, `iakd` is this environment's.
 
     `paths` are the settings files, of which a later one changes the earlier ones, and `changes` is what `--config`
-    says; `main` is true in the process that decides what is out of date. Snakemake reads such files, too, but of two
-    equal keys it takes the last one.
+    says; without a file, all settings, from a workflow that uses this one as a module. `main` is true in the process
+    that decides what is out of date. Snakemake reads such files, too, but of two equal keys it takes the last one.
 
     Raises UserError for a mistake in the settings, and for results that only seem to be made with them.
     """
     origin = ", ".join(os.path.relpath(path) for path in paths) + (" with --config" if changes else "")
+    origin = origin if paths else "config of the module"
     with saying_what_takes_long("reading the settings"):
-        settings = read_settings(paths[0])
-        for change in (*map(read_settings, paths[1:]), typed(changes)):
+        settings: Any = {}
+        for change in (*map(read_settings, paths), typed(changes)):
             settings = merged(settings, change) if isinstance(settings, dict) and isinstance(change, dict) else change
         experiment = plan_experiment(parse(settings, origin))
     if main:

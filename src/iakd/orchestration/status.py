@@ -13,6 +13,13 @@ from iakd.orchestration.run_view import PLURALS, outcome, workload
 from iakd.orchestration.workload import STAGES, Running, live_seconds, live_trainings, name_of, piece_of
 from iakd.reporting.formatting import duration
 
+NAMES = {  # Snakemake's reasons, by their own names, in fewer words
+    "updated input files": "changed inputs",
+    "input files updated by another job": "made from what is made again",
+    "set of input files has changed since last execution": "made from other files",
+    "code has changed since last execution": "a changed rule",
+    "software environment definition has changed since last execution": "another software environment",
+}
 SHOWN = 8  # reasons, and running jobs
 COLUMNS = ("done", "running", "outdated", "missing")
 
@@ -57,8 +64,9 @@ def status(workflow: Any, experiment: Experiment) -> str:
             lines.append("  " + "  ".join(filter(None, parts)))
         lines += [f"  … and {len(running) - SHOWN} more"] * (len(running) > SHOWN)
     if reasons:
-        lines += ["", "Outdated, because of:"]
-        ranked = sorted(reasons.items(), key=lambda item: -len(item[1]))
+        lines += ["", "Outdated:"]
+        derived = NAMES["input files updated by another job"]
+        ranked = sorted(reasons.items(), key=lambda item: (item[0] == derived, -len(item[1])))
         for why, jobs in ranked[:SHOWN]:
             more = f" and {len(jobs) - 1} more" if len(jobs) > 1 else ""
             lines.append(f"  {why}: {jobs[0]}{more}")
@@ -84,7 +92,7 @@ def _reasons(reason: Any) -> list[str]:
     """Return why a job runs again: changed settings one by one, else the reason's name, as Snakemake has it."""
     changed = reason.params_changed
     if not changed:
-        return [name for name in reason.get_names() if name != "updated input files"] or ["changed inputs"]
+        return [NAMES.get(name, name) for name in reason.get_names()]
     old, new = (dict(_setting(text) for text in texts) for texts in (changed.only_old, changed.only_new))
     return [
         "changed sources" if name == "source" else f"{name}: {old.get(name, '–')} → {new.get(name, '–')}"

@@ -57,7 +57,12 @@ def piece_of(rule: str, outputs: Iterable[str], share: float = 1.0) -> Piece:
     """Return the job of a rule that makes `outputs`."""
     folders = dict.fromkeys(Path(output).parent for output in outputs)
     paths = tuple(str(folder.relative_to(RESULTS)) for folder in folders if folder.is_relative_to(RESULTS))
-    return Piece(rule.split("_")[0], paths, share)
+    return Piece(stage_of(rule), paths, share)
+
+
+def stage_of(rule: str) -> str:
+    """Return the stage of a rule: of `distill_2`, or of `iakd_distill` in another workflow; else the rule itself."""
+    return next((part for part in rule.split("_") if part in STAGES), rule)
 
 
 @dataclass
@@ -104,11 +109,17 @@ class Workload:
         self._learn_from_benchmarks()
 
     def _learn_from_benchmarks(self) -> None:
-        """Read the times of jobs that do not run again: their results are current."""
+        """Read the times of jobs that do not run again, whose results are current; without any, those of the others."""
         planned = {(piece.rule, path) for piece in self.pieces for path in piece.paths}
+        trainings = list(self._all_trainings())
+        self._learn_from([piece for piece in trainings if (piece.rule, piece.paths[0]) not in planned])
+        if not any(self._units.values()):
+            self._learn_from(trainings)
+
+    def _learn_from(self, pieces: list[Piece]) -> None:
         read = 0
-        for piece in self._all_trainings():
-            if read < MANY and (piece.rule, piece.paths[0]) not in planned and len(self._seconds(piece)) < 3:
+        for piece in pieces:
+            if read < MANY and len(self._seconds(piece)) < 3:
                 seconds = _benchmark_seconds(piece.benchmark)
                 if seconds is not None:
                     read += 1
