@@ -1,5 +1,6 @@
 """CIFAR in all its forms."""
 
+import gzip
 import io
 import os
 import pickle
@@ -213,6 +214,24 @@ def test_archives_that_reach_outside_are_refused(name: str, tmp_path: Path) -> N
             read("cifar10", path)
         path.unlink()
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("make", ["tar", "zip", "gz"])
+def test_an_archive_of_too_much_is_refused_before_it_fills_the_memory(
+    make: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files together, each of which is small enough."""
+    files = kinds.cifar10_files(kinds.cifar10(), "binary")
+    monkeypatch.setattr(archives, "MAX_BYTES", sum(map(len, files.values())) - 1)
+    if make == "gz":
+        files = {f"{name}.gz": gzip.compress(content) for name, content in files.items()}
+    path = (kinds.tar if make == "tar" else kinds.zipped)(tmp_path / f"x.{'tar' if make == 'tar' else 'zip'}", files)
+    with pytest.raises(
+        UserError, match=r"^[^\n]*x\.\w+: with \w[^\n]* it would have more than 0 GiB: it is not genuine"
+    ):
+        read("cifar10", path)
+    monkeypatch.undo()
+    read("cifar10", path)
 
 
 class Evil:

@@ -1,8 +1,10 @@
 """Folders as they are found in the wild: names of parts, links, and what cannot be told apart."""
 
+import errno
 import os
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import kinds
 import numpy as np
@@ -249,3 +251,33 @@ def test_odd_files_have_a_fingerprint_and_nobody_waits_for_them(tmp_path: Path) 
     (tmp_path / "cat/gone").write_bytes(b"now there")
     assert first is not None and fingerprint(settings(tmp_path)) != first
     assert fingerprint(settings(tmp_path / "missing")) is None
+
+
+@pytest.fixture
+def locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that cannot be listed, within a class; permissions do not stop root, who may run this."""
+    list_folder = os.scandir
+    closed = classes(tmp_path / "photos") / "cat" / "closed"
+    images(closed, 3)
+
+    def refuse(path: Path) -> Any:
+        if Path(path) == closed:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return list_folder(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    return closed
+
+
+@pytest.mark.parametrize("on_bad_file", ["refuse", "skip"])
+def test_a_folder_that_cannot_be_read_is_no_empty_one(locked: Path, on_bad_file: str) -> None:
+    with pytest.raises(UserError) as raised:
+        read(locked.parents[1], on_bad_file=on_bad_file)
+    assert str(raised.value) == f"dataset.path: {locked} cannot be read (Permission denied)"
+
+
+def test_a_folder_that_can_be_read_again_is_noticed(locked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = fingerprint(settings(locked.parents[1]))
+    assert before is not None and fingerprint(settings(locked.parents[1])) == before
+    monkeypatch.undo()
+    assert fingerprint(settings(locked.parents[1])) != before

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from iakd.config import Dataset
-from iakd.data import sources
+from iakd.data import decoding, sources
 from iakd.data.source_data import SourceData
 from iakd.data.sources import fashion_mnist
 from iakd.errors import UserError
@@ -215,6 +215,18 @@ def test_a_damaged_zip_of_tiny_imagenet_says_what_is_damaged(tmp_path: Path) -> 
         path.write_bytes(whole[:start] + bytes([whole[start] ^ 255]) + whole[start + 1 :])
         with pytest.raises(UserError, match=rf"^[^\n]*tiny\.zip: {name} {said} [^\n]*$"):
             read("tiny_imagenet", path)
+
+
+def test_a_file_of_a_zip_that_would_fill_the_memory_is_not_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = kinds.zipped(tmp_path / "tiny.zip", {**tiny(), "tiny-imagenet-200/words.txt": b" " * 100_000})
+    monkeypatch.setattr(decoding, "MAX_BYTES", 50_000)
+    with pytest.raises(UserError, match=r"tiny\.zip: words\.txt has 0\.0 GiB, too much for a list: download it again"):
+        read("tiny_imagenet", path)
+    monkeypatch.setattr(decoding, "MAX_BYTES", 10)
+    with pytest.raises(UserError, match=r"has 0\.0 GiB, too much for"):
+        read("tiny_imagenet", path)
 
 
 def test_other_layouts_are_not_taken_for_tiny_imagenet(tmp_path: Path) -> None:

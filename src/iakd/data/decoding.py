@@ -129,12 +129,12 @@ def check_kind(mode: int) -> None:
         raise BadImage("is not a regular file")
 
 
-def check_length(length: int) -> None:
-    """Raise BadImage if a file of `length` bytes cannot be an image."""
+def check_length(length: int, what: str = "an image") -> None:
+    """Raise BadImage if a file of `length` bytes cannot be what it should be."""
     if not length:
         raise BadImage("is empty (0 bytes)")
     if length > MAX_BYTES:
-        raise BadImage(f"has {length / 2**30:.1f} GiB, too much for an image")
+        raise BadImage(f"has {length / 2**30:.1f} GiB, too much for {what}")
 
 
 def _crop_box(crop: CropFunction | None, original: tuple[int, int], size: tuple[int, int]) -> CropBox:

@@ -73,14 +73,14 @@ def is_system_file(name: str) -> bool:
     return name.startswith(".") or name.lower() in ("__macosx", "thumbs.db", "desktop.ini")
 
 
-def files_below(folder: Path, loops: list[Path] | None = None) -> Iterator[Path]:
+def files_below(folder: Path, loops: list[Path] | None = None, unreadable: list[Path] | None = None) -> Iterator[Path]:
     """Yield the files at any depth, those of a folder (by name) before those of its subfolders; no system files.
 
     Links are followed. One that leads back to a folder above it is added to `loops` instead. Raises OSError for a
-    folder that cannot be read.
+    folder that cannot be read, or adds it to `unreadable`.
     """
     above = {*folder.absolute().parents, *folder.resolve().parents}
-    yield from _below(folder, [] if loops is None else loops, frozenset(map(_identity, above)))
+    yield from _below(folder, [] if loops is None else loops, unreadable, frozenset(map(_identity, above)))
 
 
 def _identity(folder: Path) -> tuple[int, int]:
@@ -88,15 +88,23 @@ def _identity(folder: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _below(folder: Path, loops: list[Path], above: frozenset[tuple[int, int]]) -> Iterator[Path]:
+def _below(
+    folder: Path, loops: list[Path], unreadable: list[Path] | None, above: frozenset[tuple[int, int]]
+) -> Iterator[Path]:
     identity = _identity(folder)
     if identity in above:
         loops.append(folder)
         return
-    folders, others = contents(folder)
+    try:
+        folders, others = contents(folder)
+    except OSError:
+        if unreadable is None:
+            raise
+        unreadable.append(folder)
+        return
     yield from others
     for inside in folders:
-        yield from _below(inside, loops, above | {identity})
+        yield from _below(inside, loops, unreadable, above | {identity})
 
 
 def contents(folder: Path) -> tuple[list[Path], list[Path]]:

@@ -14,7 +14,7 @@ from typing import Any
 from iakd.errors import UserError
 
 SUFFIXES = (".tar.gz", ".tgz", ".tar", ".zip")
-MAX_BYTES = 4 << 30  # of one file in an archive; no published one is larger
+MAX_BYTES = 4 << 30  # of all files that are read from an archive; no published data set has more
 DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, zlib.error, RuntimeError, NotImplementedError)
 
 
@@ -27,7 +27,7 @@ def collect(path: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
     """Return the contents of the files whose base name is `wanted`, by base name. '.gz' is removed and decompressed.
 
     `path` is an archive, a folder with the files or with a folder of them, or a folder with an archive. Raises
-    UserError if the archive is damaged, names a file outside itself, or has two files of one name.
+    UserError if the archive is damaged, names a file outside itself, has two files of one name, or more than MAX_BYTES.
     """
     if path.is_dir():
         return _collect_folder(path, wanted)
@@ -43,11 +43,10 @@ def collect(path: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
                 )
             if not wanted(member_path.name.removesuffix(".gz")):
                 continue
-            if size > MAX_BYTES:
-                raise UserError(
-                    f"{path}: {name} would have {size / 2**30:.0f} GiB: it is not genuine, download it again"
-                )
-            _add(found, member_path.name, read(), path)
+            left = MAX_BYTES - sum(map(len, found.values()))
+            if size > left:
+                raise _too_large(path, name)
+            _add(found, member_path.name, read(), path, left)
     except DAMAGED as error:
         raise _damaged(path, error) from None
     return found
@@ -110,17 +109,21 @@ def _collect_folder(path: Path, wanted: Callable[[str], bool]) -> dict[str, byte
     return {}
 
 
-def _add(found: dict[str, bytes], name: str, content: bytes, path: Path) -> None:
+def _add(found: dict[str, bytes], name: str, content: bytes, path: Path, left: int = MAX_BYTES) -> None:
+    """Add a file of at most `left` bytes, decompressed."""
     key = name.removesuffix(".gz")
     if key in found:
         raise UserError(f"{path}: has two files named {key}: keep one of them")
     if name.endswith(".gz"):
-        content = gzip.GzipFile(fileobj=io.BytesIO(content)).read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
-            raise UserError(
-                f"{path}: {name} is larger than {MAX_BYTES >> 30} GiB: it is not genuine, download it again"
-            )
+        content = gzip.GzipFile(fileobj=io.BytesIO(content)).read(left + 1)
+    if len(content) > left:  # a link in a tar file tells no size
+        raise _too_large(path, name)
     found[key] = content
+
+
+def _too_large(path: Path, name: str) -> UserError:
+    what = f"with {name} it would have more than {MAX_BYTES / 2**30:.0f} GiB"
+    return UserError(f"{path}: {what}: it is not genuine, download it again")
 
 
 def _damaged(path: Path, error: BaseException) -> UserError:

@@ -141,23 +141,23 @@ def local(settings: Dataset) -> Path:
 
 
 def fingerprint(settings: Dataset) -> str | None:
-    """Return one hash of the files at `dataset.path`, wherever links there lead; None if they are gone or unreadable.
+    """Return one hash of the files at `dataset.path`, wherever links there lead; None if they are gone.
 
     Up to CONTENT_BYTES in all, it covers the names and contents; of more, which would take long to read, the names and
-    sizes. It does not cover the times, which copying changes.
+    sizes. It does not cover the times, which copying changes. What cannot be read has a name only, folders, too: once
+    it can be, the hash is another one.
     """
     root = Path(settings.path).expanduser() if settings.path is not None else None
     try:
         if root is None or not root.exists():
             return None
-        paths = [root] if root.is_file() else list(files_below(root))
-        sizes = [_size(path) for path in paths]
-        if sum(size or 0 for size in sizes) > CONTENT_BYTES:
-            found: list[Any] = sizes
-        else:
-            found = [None if size is None else sha256_file(path) for path, size in zip(paths, sizes, strict=True)]
     except OSError:
         return None
+    unreadable: list[Path] = []
+    paths = [root] if root.is_file() else [*files_below(root, unreadable=unreadable), *unreadable]
+    found: list[Any] = [_size(path) for path in paths]
+    if sum(size or 0 for size in found) <= CONTENT_BYTES:
+        found = [None if size is None else _content(path) for path, size in zip(paths, found, strict=True)]
     return digest(sorted([str(path.relative_to(root)), what] for path, what in zip(paths, found, strict=True)))
 
 
@@ -168,6 +168,14 @@ def _size(path: Path) -> int | None:
     except OSError:
         return None
     return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+
+def _content(path: Path) -> str | None:
+    """Return the hash of a file; None if it cannot be read."""
+    try:
+        return sha256_file(path)
+    except OSError:
+        return None
 
 
 def locate(settings: Dataset, published: Published) -> Path:

@@ -11,7 +11,7 @@ from typing import IO, Protocol
 import numpy as np
 
 from iakd.config import Dataset
-from iakd.data.decoding import BadImage, EncodedImage, decode_all, from_file, image_problems
+from iakd.data.decoding import BadImage, EncodedImage, check_length, decode_all, from_file, image_problems
 from iakd.data.layout import files_below, is_image, is_system_file
 from iakd.data.source_data import Images, Labels, SourceData
 from iakd.data.sources.archives import DAMAGED
@@ -175,7 +175,10 @@ class _Zip:
         if name not in self.members:
             return ""
         try:
+            check_length(self.archive.getinfo(self.members[name]).file_size, "a list")
             return self.archive.read(self.members[name]).decode(errors="replace")
+        except BadImage as error:
+            raise UserError(f"{self.location}: {name} {error}: download it again") from None
         except DAMAGED as error:
             raise UserError(f"{self.location}: {name} is damaged ({error}): download it again") from None
 
@@ -185,4 +188,5 @@ class _Zip:
     def _open(self, name: str) -> IO[bytes]:
         if name not in self.members:
             raise BadImage("is missing")
+        check_length(self.archive.getinfo(self.members[name]).file_size)
         return io.BytesIO(self.archive.read(self.members[name]))
