@@ -1,8 +1,10 @@
 """Foreign checkpoints: the very function of the network that they were saved from, or one clear line."""
 
 import argparse
+import json
 import logging
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from torch import nn
 from iakd import config, models
 from iakd.errors import UserError
 from iakd.models.checkpoint_matching import Ambiguous, match
+from iakd.models.checkpoints import read_checkpoint
 from iakd.models.external_weights import load_external
 
 NETWORKS: dict[str, tuple[dict[str, Any], Callable[[], nn.Module]]] = {
@@ -126,6 +129,41 @@ def test_old_pickles_and_exported_programs(tmp_path: Path) -> None:
     assert_same_function(
         original, load_external(settings(arch="resnet8"), 3, 10, tmp_path / "model.pt2", "the checkpoint")
     )
+
+
+@pytest.mark.parametrize("name", ["model.pt2", "new.pth"])
+def test_a_checkpoint_that_was_compressed_is_not_unpacked(name: str, tmp_path: Path) -> None:
+    """A few kilobytes could be any number of gigabytes."""
+    path = tmp_path / name
+    if name == "new.pth":
+        torch.save({"fc.weight": torch.zeros(1000, 100)}, path)
+    else:
+        torch.export.save(torch.export.export(torch.nn.Linear(1000, 100), (torch.zeros(1, 1000),)), path)
+    with zipfile.ZipFile(path) as archive:
+        contents = {info.filename: archive.read(info) for info in archive.infolist()}
+    read_checkpoint(path, "the checkpoint")
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for member, content in contents.items():
+            archive.writestr(member, content + bytes(10_000_000 if member.endswith("/0") else 0))
+    with pytest.raises(UserError, match=r"^the checkpoint is compressed, from \d+ MiB, which torch never does"):
+        read_checkpoint(path, "the checkpoint")
+
+
+def test_a_tensor_that_claims_to_be_larger_than_its_content_is_damage(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt2"
+    torch.export.save(torch.export.export(torch.nn.Linear(4, 2), (torch.zeros(1, 4),)), path)
+    with zipfile.ZipFile(path) as archive:
+        contents = {info.filename: archive.read(info) for info in archive.infolist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for member, content in contents.items():
+            if member.endswith("model_weights_config.json"):
+                config = json.loads(content)
+                about = config["config"]["weight"]["tensor_meta"]
+                about["sizes"], about["strides"] = [{"as_int": 10**12}, {"as_int": 4}], [{"as_int": 0}, {"as_int": 1}]
+                content = json.dumps(config).encode()
+            archive.writestr(member, content)
+    with pytest.raises(UserError, match=r"damaged \(a tensor is larger than its content\); copy it again"):
+        read_checkpoint(path, "the checkpoint")
 
 
 # --- what does not fit ---

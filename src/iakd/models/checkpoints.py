@@ -13,6 +13,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -57,19 +58,22 @@ def read_exported(path: Path) -> dict[str, Tensor]:
         assert index is not None
         folder = index.removesuffix(index.rpartition("/")[2])
         entries = json.loads(archive.read(index))["config"]
-        return {name: _tensor(archive.read(folder + entry["path_name"]), entry) for name, entry in entries.items()}
+        contents = {path: bytearray(archive.read(folder + path)) for path in {e["path_name"] for e in entries.values()}}
+        return {name: _tensor(contents[entry["path_name"]], entry) for name, entry in entries.items()}
 
 
 def _index(archive: zipfile.ZipFile) -> str | None:
     return next((name for name in archive.namelist() if name.endswith("/" + INDEX)), None)
 
 
-def _tensor(content: bytes, entry: dict[str, Any]) -> Tensor:
+def _tensor(content: bytearray, entry: dict[str, Any]) -> Tensor:
     if entry["use_pickle"]:
         raise ValueError("a tensor is pickled")
     about = entry["tensor_meta"]
     sizes, strides = ([int(number["as_int"]) for number in about[name]] for name in ("sizes", "strides"))
-    flat = torch.frombuffer(bytearray(content), dtype=DTYPES[about["dtype"]])
+    flat = torch.frombuffer(content, dtype=DTYPES[about["dtype"]])
+    if prod(sizes) > flat.numel():  # with steps of 0, a few bytes would fill the memory
+        raise ValueError("a tensor is larger than its content")
     return flat.as_strided(sizes, strides, int(about["storage_offset"]["as_int"]))
 
 
@@ -110,6 +114,8 @@ def read_checkpoint(path: Path, origin: str) -> list[StateDict]:
             head = file.read(9)
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(f"{origin}: {path} is not a file") from None
+    if head[:2] == b"PK":
+        _check_size(path, origin)
     if head[8:] == b"{":
         found = [StateDict("", _safetensors(path, origin), ordered=False)]
     elif head[:2] == b"PK" and is_exported(path):
@@ -121,6 +127,17 @@ def read_checkpoint(path: Path, origin: str) -> list[StateDict]:
     if not any(each.tensors for each in found):
         raise UserError(f"{origin} holds no weights of a network (no dictionary with tensors called ….weight)")
     return found
+
+
+def _check_size(path: Path, origin: str) -> None:
+    """Raise UserError if an archive has more to unpack than its own size: torch compresses nothing."""
+    with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+        unpacked = sum(member.file_size for member in archive.infolist())
+        if unpacked > path.stat().st_size:
+            raise UserError(
+                f"{origin} is compressed, from {unpacked / 2**20:,.0f} MiB, which torch never does: it is not genuine, "
+                "or was packed again"
+            )
 
 
 def _safetensors(path: Path, origin: str) -> dict[str, Tensor]:
