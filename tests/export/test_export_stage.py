@@ -159,6 +159,9 @@ def test_the_code_of_the_card_prepares_files_as_the_pipeline_does(here: Path, tm
         "bits.png": (photo.convert("1"), {}),
         "grey16.png": (grey16, {}),
         "colour.tif": (photo, {}),
+        "turned.tif": (photo, {"exif": turned}),
+        "turned.webp": (photo, {"exif": turned}),
+        "turned.png": (clear, {"exif": turned}),
     }
     names: dict = {"__name__": "card"}
     start = code_of_the_card(here / "scratch").split("\nfor path")[0]
