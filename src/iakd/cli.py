@@ -263,19 +263,12 @@ def export(
 
 
 @app.command()
-def latency(
-    params: ParamsFile = DEFAULT,
-    changes: Changes = NONE,
-    pair: OnlyPairs = NONE,
-) -> None:
-    """Measure how fast the exported models and their teachers are in ONNX Runtime. Let nothing else run meanwhile."""
+def latency(params: ParamsFile = DEFAULT, changes: Changes = NONE) -> None:
+    """Measure how fast all networks of the experiment are in ONNX Runtime. Let nothing else run meanwhile."""
     experiment = _experiment(params, changes)
-    from iakd.experiment.jobs import select
-
-    jobs = select(experiment.exports, "export", pair=pair)
     from iakd.stages.latency import run
 
-    _products([run(experiment, job) for job in jobs])
+    _products([run(experiment)])
 
 
 @app.command()

@@ -18,6 +18,7 @@ from iakd import models
 from iakd.config import parse
 from iakd.data.decoding import from_file
 from iakd.data.store import PreparedData
+from iakd.distillation.assembly import network_of
 from iakd.errors import UserError
 from iakd.experiment import run_dir
 from iakd.experiment.jobs import Experiment, StudentJob, TeacherJob, plan_experiment
@@ -282,37 +283,65 @@ def test_a_target_that_is_a_file_is_told_in_one_line(here: Path, tmp_path: Path)
     assert done.stderr == f"iakd: {what}, then run again\n"
 
 
-def test_exported_models_and_their_teacher_are_measured_in_a_process_of_their_own(here: Path) -> None:
+def test_each_network_is_measured_once_and_in_a_process_of_its_own(here: Path) -> None:
+    """Students of two methods and two seeds are one network; that in 8-bit integers is the exported one."""
     experiment = plan(export={"models": ["big-small/kd/seed1"], "int8": "on"})
-    job = experiment.exports[0]
-    run(experiment, job)
-    assert latency.run(experiment, job).resolve() == here / "latency.json"
-    found = read(here / "latency.json")
-    float_model, int8, teacher = found["models"]
-    assert (float_model["file"], int8["file"], teacher["file"]) == ("kd/model.onnx", "kd/model-int8.onnx", None)
-    assert [model["role"] for model in found["models"]] == ["student", "student", "teacher"]
-    record = read(here / "kd/export.json")
-    assert float_model["top1"] == record["evaluation"]["top1"] and int8["top1"] == record["int8"]["evaluation"]["top1"]
-    assert teacher["top1"] == read(Path("results/digits/teachers/big/seed0/evaluation.json"))["top1"]
+    run(experiment, experiment.exports[0])
+    assert latency.run(experiment).resolve() == here.parent / "latency.json"
+    found = read(here.parent / "latency.json")
+    students = ["big-small/kd", "big-small/scratch"]
+    assert [(model["network"], model["precision"], model["of"]) for model in found["models"]] == [
+        ("big", "float32", ["big"]),
+        ("small", "int8", students),
+        ("small", "float32", students),
+    ]
+    _, int8, float_model = found["models"]
+    assert int8["bytes"] == (here / "kd/model-int8.onnx").stat().st_size
+    assert float_model["bytes"] == (here / "kd/model.onnx").stat().st_size
     for model in found["models"]:
         assert model["memory_mib"] > 0 and model["bytes"] > 1000
         assert list(model["batches"]) == ["1", "8", "32"]
         for size, batch in model["batches"].items():
             assert 0 < batch["median_ms"] <= batch["p95_ms"] and batch["runs"] >= 10
             assert batch["images_per_s"] == pytest.approx(1000 * int(size) / batch["median_ms"])
-    assert (found["threads"], found["cores"] > 0) == (1, True)
-    before = (here / "latency.json").read_bytes()
-    latency.run(experiment, job)
-    assert (here / "latency.json").read_bytes() == before, "the same files are measured once"
+    assert (found["threads"], found["cores"] > 0, found["left_out"]) == (1, True, [])
+    assert all(found[name] for name in ("processor", "system", "onnxruntime"))
+    before = (here.parent / "latency.json").read_bytes()
+    latency.run(experiment)
+    assert (here.parent / "latency.json").read_bytes() == before, "the same files are measured once"
     run(plan(), plan().exports[0])
-    latency.run(plan(), plan().exports[0])
-    assert (here / "latency.json").read_bytes() != before
+    latency.run(plan())
+    assert (here.parent / "latency.json").read_bytes() != before
+
+
+def test_students_that_are_not_exported_are_measured_too(here: Path) -> None:
+    """What a method adds to the student is another network."""
+    more = {"methods": {"kd": {}, "simkd": {}}, "distill": {"seeds": [0]}, "export": {"models": ["big-small/kd"]}}
+    experiment = plan(**more)
+    store = PreparedData.open(experiment.data.folder)
+    changed = next(job for job in experiment.students if job.label == "simkd")
+    network = network_of(changed, store)
+    attempt = run_dir.Run(changed.path, "distill", changed.key, changed.settings, 0, {}, {"data": store.sha256})
+    with attempt.open():
+        attempt.finish([{"epoch": 1}], {"val_top1": 1.0, "val_nll": 1.0}, models.save_weights(network))
+    evaluate_run(experiment, changed.folder)
+    run(experiment, experiment.exports[0])
+    latency.run(experiment)
+    found = [(model["network"], model["of"], model["bytes"]) for model in read(here.parent / "latency.json")["models"]]
+    assert [(name, of) for name, of, _ in found] == [
+        ("big", ["big"]),
+        ("small", ["big-small/kd"]),
+        ("small", ["big-small/simkd"]),
+    ]
+    assert found[1][2] < found[2][2]
+    graphs = {path.parent.name for path in experiment.graphs.glob("*/model.onnx")}
+    assert len(graphs) == 2, "the teacher's and that of simkd; kd's is exported"
 
 
 def test_nothing_is_measured_before_it_is_exported(here: Path) -> None:
     (here / "exported.json").unlink()
     with pytest.raises(UserError, match=r"exported\.json does not exist: run `iakd export --pair big-small`"):
-        latency.run(plan(), plan().exports[0])
+        latency.run(plan())
 
 
 def test_students_of_several_bit_widths_leave_with_each_of_them(here: Path) -> None:
@@ -330,8 +359,9 @@ def test_students_of_several_bit_widths_leave_with_each_of_them(here: Path) -> N
     assert FILES | {"model-2bit.onnx"} == {path.name for path in (here / "scratch").iterdir()}
     assert record["int8"] is None
     assert set(record["agreement"]) == {"model.onnx", "model.pt2", "model.safetensors", "model-2bit.onnx"}
-    latency.run(experiment, experiment.exports[0])
-    accuracies = {model["file"]: model["top1"] for model in read(here / "latency.json")["models"]}
-    evaluation = read(job.folder / "evaluation.json")
-    assert accuracies["scratch/model-2bit.onnx"] == evaluation["bit_widths"]["2"]["top1"]
-    assert accuracies["scratch/model.onnx"] == evaluation["top1"]
+    latency.run(experiment)
+    measured = read(here.parent / "latency.json")["models"]
+    assert [(model["network"], model["precision"]) for model in measured] == [
+        *(("big", "float32"), ("small", "2 bits"), ("small", "8 bits"))
+    ]
+    assert measured[1]["bytes"] == (here / "scratch/model-2bit.onnx").stat().st_size

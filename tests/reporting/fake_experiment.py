@@ -29,12 +29,13 @@ def plan(
     seeds: Sequence[int] = (0, 1, 2),
     pairs: Sequence[tuple[str, str]] = (("resnet20", "resnet8"),),
     epochs: int = 60,
+    students: Sequence[Mapping[str, Any]] = (),
     **more: Any,
 ) -> Experiment:
     """Plan an experiment with these methods; `more` are further sections of the settings."""
     raw = {
         "teachers": [{"arch": arch} for arch in dict.fromkeys(teacher for teacher, _ in pairs)],
-        "students": [{"arch": arch} for arch in dict.fromkeys(student for _, student in pairs)],
+        "students": students or [{"arch": arch} for arch in dict.fromkeys(student for _, student in pairs)],
         "pairs": [list(pair) for pair in pairs],
         "methods": dict(methods),
         "distill": {"seeds": list(seeds), "transfer": 100, "recipe": {"epochs": epochs, "validate_every": 5}},
@@ -128,6 +129,42 @@ def _hints(job: TeacherJob | StudentJob) -> dict[str, Any]:
     points = [depth // 6, depth // 2, depth - 1 - depth // 6]
     record = {"cka": cka.round(4).tolist(), "clusters": stage.tolist(), "points": points, "student": [0, 1, 2]}
     return {name: record | ({"silhouettes": {"2": 0.41, "3": 0.52}} if name == "hint_points" else {})}
+
+
+def measured(experiment: Experiment) -> None:
+    """Write exports of each pair's first method, with 8-bit integers, and the times of all networks."""
+    models: dict[str, dict[str, Any]] = {}
+    for job in experiment.trained:
+        network = job.network if isinstance(job, TeacherJob) else job.student
+        name = network.name if isinstance(job, TeacherJob) else f"{job.pair}/{job.label}"
+        depth = int(network.arch.removeprefix("resnet").partition("x")[0])
+        exportable = isinstance(job, StudentJob) and not network.bits
+        for precision in [f"{bits} bits" for bits in network.bit_widths] or ["float32", *["int8"] * exportable]:
+            bits = 32 if precision == "float32" else 8 if precision == "int8" else int(precision[0])
+            ms = depth / 100 * (1.4 if bits < 32 else 1)
+            batches = {
+                str(n): {"median_ms": n * ms, "p95_ms": 2 * n * ms, "images_per_s": 1000 / ms, "runs": 10}
+                for n in (1, 8, 32)
+            }
+            about = {"network": network.name, "precision": precision, "bytes": 1000 * depth * bits, "memory_mib": 3.4}
+            of = models.setdefault(f"{network.name} {precision}", {**about, "of": [], "sha256": "", "batches": batches})
+            of["of"] += [name] * (name not in of["of"])
+    where = {"processor": "Abacus", "cores": 2, "system": "Linux 6 x86_64"}
+    latency = {"threads": 1, "onnxruntime": "1.20.0", **where, "left_out": [], "models": list(models.values())}
+    files.write_json(experiment.export_folder / run_dir.LATENCY, latency)
+    for export in experiment.exports:
+        student = export.students[0]
+        files.write_json(
+            export.folder / run_dir.EXPORTED, {"models": [{"method": student.label, "folder": student.label}]}
+        )
+        names = [run_dir.ONNX, *(run_dir.ONNX_OF_BITS.format(bits) for bits in student.student.bit_widths[1:])]
+        evaluation = files.read_json(student.folder / run_dir.EVALUATION, "")
+        int8 = None
+        if not student.student.bits:
+            names.append(run_dir.INT8)
+            int8 = {"evaluation": {"top1": evaluation["top1"] - 0.5}}
+        record = {"files": dict.fromkeys([*names, run_dir.MODEL], ""), "evaluation": evaluation, "int8": int8}
+        files.write_json(export.folder / student.label / run_dir.EXPORT, record)
 
 
 def seed_of(text: str) -> int:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from statistics import median
 from xml.etree import ElementTree
 
 import fake_experiment
@@ -140,6 +141,47 @@ def test_page_shows_the_outcome_and_its_origin(example):
         "Students are trained on 100 of the training images",
     ):
         assert wanted in text, wanted
+
+
+def test_the_same_network_has_one_speed_and_another_one_its_own(tmp_path, monkeypatch):
+    """The median over all its models; simkd adds layers to the student. Each model's own measurement stays in its
+    evaluation.json."""
+    monkeypatch.chdir(tmp_path)
+    experiment = fake_experiment.plan({"kd": {}, "iakd": {}, "simkd": {}})
+    fake_experiment.write(experiment, lambda job: 90.0 + job.seed)
+    measured: dict[str, list[float]] = {"kd": [], "iakd": [], "simkd": []}
+    for job in experiment.students:
+        path = job.folder / "evaluation.json"
+        evaluation = json.loads(path.read_text())
+        measured[job.label].append(evaluation["latency_ms"])
+        evaluation["parameters"] += 1000 * (job.label == "simkd")
+        path.write_text(json.dumps(evaluation))
+    (pair,) = read_comparison(experiment).pairs
+    expected = {"resnet8 of kd, iakd": median(measured["kd"] + measured["iakd"])}
+    expected["resnet8 of simkd"] = median(measured["simkd"])
+    rows = key_table.network_table(pair)[1:]
+    assert {row["label"]: row["latency"] for row in rows} == {name: f"{ms:#.3g}" for name, ms in expected.items()}
+    summary = {row["method"]: row["latency_ms"] for row in tables.summary(read_comparison(experiment))}
+    assert summary["kd"] == summary["iakd"] == pytest.approx(expected["resnet8 of kd, iakd"], abs=1e-4)
+    assert [row["latency_ms"] for row in tables.runs(read_comparison(experiment))][1:4] == pytest.approx(
+        measured["kd"], abs=1e-4
+    )
+
+
+def test_page_shows_sizes_in_megabytes_folders_and_the_machine(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    experiment = fake_experiment.plan({"kd": {}}, seeds=(0,))
+    fake_experiment.write(experiment, lambda _: 90.0)
+    for job in experiment.trained:
+        record = json.loads((job.folder / "run.json").read_text())
+        record["machine"] = {"processor": "Abacus 9", "cores": 3, "system": "Plan 9"}
+        (job.folder / "run.json").write_text(json.dumps(record))
+    run(experiment)
+    text = (experiment.report / "report.html").read_text()
+    assert "<dt>Device</dt><dd>Abacus 9 (3 cores), Plan 9</dd>" in text
+    assert "in PyTorch on Abacus 9 (3 cores), Plan 9: medians" in text
+    assert ">0.312<" in text and ">1.09<" in text, "78,042 and 272,474 weights"
+    assert "<code>results/digits/students/resnet20-resnet8/kd</code>" in text
 
 
 def test_page_and_tables_show_what_swapping_added(tmp_path, monkeypatch):

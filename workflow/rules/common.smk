@@ -38,6 +38,7 @@ COMPARISON = (METRICS, names.HEADLINE, names.SUMMARY, names.RUNS, names.ACCURACY
 FIGURES = ("accuracy", "added", "curves", "swaps", "hints", "tuning", "calibration", "confusion")
 FIGURES += ("pareto",) if EXPERIMENT.exports else ()
 REPORT = EXPERIMENT.report / names.REPORT
+LATENCY = EXPERIMENT.export_folder / names.LATENCY
 GPU = int(EXPERIMENT.params.compute.device == "cuda" or bool(gpus.gpus(EXPERIMENT.params.compute)))
 THREADS = EXPERIMENT.params.compute.threads
 PROCESSES = EXPERIMENT.params.compute.processes  # per training

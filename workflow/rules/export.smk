@@ -28,16 +28,15 @@ rule export:
 
 rule latency:
     input:
-        exported=rules.export.output.exported,
-        teachers=export_teachers,
+        data=rules.prepare.output.manifest,
+        models=files_of(EXPERIMENT.trained, MODEL, RUN, EVALUATION),
+        exports=files_of(EXPERIMENT.exports, names.EXPORTED),
     output:
-        latency=RESULTS / "{export}" / names.LATENCY,
+        latency=LATENCY,
     log:
-        "logs/{export}.latency.log",
+        f"logs/{LATENCY.relative_to(RESULTS).with_suffix('.log')}",
     benchmark:
-        "logs/{export}.latency.tsv"
-    wildcard_constraints:
-        export=one_of(EXPERIMENT.exports),
+        f"logs/{LATENCY.relative_to(RESULTS).with_suffix('.tsv')}"
     priority: -1  # when little else is left to do
     conda:
         "../../environment.yml"
@@ -47,15 +46,15 @@ rule latency:
         runtime=60,
     params:
         f"source={source_sha('iakd.stages.latency', 'iakd.export.latency')}",
-        options=export_options,
     message:
-        "Measuring {wildcards.export}"
+        "Measuring how fast the networks are"
     shell:
-        'exec iakd latency --params "$IAKD_PARAMS" {params.options} > {log} 2>&1'
+        'exec iakd latency --params "$IAKD_PARAMS" > {log} 2>&1'
 
 
 rule exports:
     input:
-        files_of(EXPERIMENT.exports, names.EXPORTED, names.LATENCY),
+        files_of(EXPERIMENT.exports, names.EXPORTED),
+        rules.latency.output if EXPERIMENT.exports else [],
     message:
         "The models are exported"

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from iakd import files
-from iakd.config import explain
+from iakd.config import Network, explain
 from iakd.errors import UserError
 from iakd.evaluation.metrics import unpack
 
@@ -105,6 +105,15 @@ def with_hash(evaluation: dict[str, Any]) -> dict[str, Any]:
 
 def _hash(evaluation: dict[str, Any]) -> str:
     return files.digest({name: value for name, value in evaluation.items() if name not in (*MEASURED, HASH)})
+
+
+def network_key(network: Network, evaluation: dict[str, Any]) -> str:
+    """Return what models of an experiment have in common if they are the same network with other weights.
+
+    `evaluation` tells apart what methods have made of it: some add layers to a student.
+    """
+    settings = {name: getattr(network, name) for name in Network.model_fields if name != "name"}
+    return files.digest([settings, evaluation["parameters"], evaluation["macs"]])
 
 
 def read_evaluation(path: Path, hint: str) -> dict[str, Any]:

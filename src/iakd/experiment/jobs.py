@@ -257,6 +257,16 @@ class Experiment:
         return RESULTS / self.params.dataset.name / "evaluation"
 
     @property
+    def export_folder(self) -> Path:
+        """The folder of the exported models, a folder per pair."""
+        return RESULTS / self.params.dataset.name / "export"
+
+    @property
+    def graphs(self) -> Path:
+        """The folder of ONNX files that are only measured."""
+        return STATE / self.params.dataset.name / "export" / "graphs"
+
+    @property
     def report(self) -> Path:
         """The folder of the report."""
         return RESULTS / self.params.dataset.name / "report"

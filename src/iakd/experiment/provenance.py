@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from iakd.files import digest, sha256_file
+from iakd.processes import cores
 
 PACKAGES = ("torch", "torchvision", "numpy", "snakemake", "dvc", "mlflow", "optuna", "iakd")
 PACKAGE_ROOT = Path(__file__).parents[2]  # the folder that contains the package `iakd`
@@ -73,6 +74,26 @@ def _git(*arguments: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
+
+
+@functools.cache
+def machine() -> dict[str, Any]:
+    """Return the `processor`, the number of `cores` that may be used, and the operating `system`."""
+    return {
+        "processor": _processor(),
+        "cores": cores(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+    }
+
+
+def _processor() -> str:
+    """Return the name of the processor, as far as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 @functools.cache

@@ -8,6 +8,7 @@ import csv
 import io
 import logging
 import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from iakd import files
+from iakd.config import Network
 from iakd.errors import UserError
 from iakd.experiment.jobs import RESULTS, STATE, Experiment, TeacherJob
-from iakd.experiment.provenance import provenance
+from iakd.experiment.provenance import machine, provenance
 from iakd.seeding import derive
 
 Row = dict[str, float | int | None]
@@ -39,9 +41,19 @@ REPORT, TABLES, TABLES_TEXT, FIGURES = "report.html", "tables.csv", "tables.md",
 VERDICT = "verdict.txt"  # of the report: the outcome of each pair in two lines
 ONNX, INT8, PT2 = "model.onnx", "model-int8.onnx", "model.pt2"  # of an export, beside its MODEL
 LABELS, PREPROCESSING, CARD = "labels.txt", "preprocessing.json", "README.md"  # of an export
-EXPORT, LATENCY = "export.json", "latency.json"  # of an export: what is known of its files, measured of them
-EXPORTED = "exported.json"  # of a pair: its exports
+ONNX_OF_BITS = "model-{}bit.onnx"  # of an export with several bit-widths: the lower ones
+EXPORT, EXPORTED = "export.json", "exported.json"  # what is known of the files of an export; of a pair: its exports
+LATENCY = "latency.json"  # beside the pairs: how fast all networks of the experiment run
 LOCK = "lock"  # in the live folder
+
+
+def precision(name: str, network: Network) -> str:
+    """Return what an ONNX file of a network computes with: 'float32', 'int8', or as it was trained, '4 bits'."""
+    if name == INT8:
+        return "int8"
+    bits = re.fullmatch(ONNX_OF_BITS.format(r"(\d+)"), name)
+    trained = network.bit_widths[0] if network.bit_widths else network.bits
+    return f"{bits[1]} bits" if bits else f"{trained} bits" if trained else "float32"
 
 
 def now() -> str:
@@ -128,6 +140,7 @@ class Run:
             "data_sha256": self.inputs.get("data"),
             **provenance(),
             "device": self.device,
+            "machine": machine(),
             "started": self.started,
         }
 

@@ -69,7 +69,7 @@ def build(
             at_these = _Checked(model, store)
             graph_of_bits = convert.to_onnx(model, store.image_shape, about)
             logits = convert.onnx_logits(graph_of_bits, checked.images(), threads)
-            at_these.write(folder / f"model-{bits}bit.onnx", graph_of_bits, logits)
+            at_these.write(folder / run_dir.ONNX_OF_BITS.format(bits), graph_of_bits, logits)
             checked.agreements |= at_these.agreements
     files.write_text(folder / run_dir.LABELS, labels_text(store.classes))
     files.write_json(folder / run_dir.PREPROCESSING, preprocessing.model_dump(mode="json"))

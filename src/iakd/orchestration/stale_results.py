@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from iakd import files
 from iakd.data.store import MANIFEST
 from iakd.errors import UserError
-from iakd.experiment.jobs import STATE, Experiment, Job, StudentJob, StudyJob, TeacherJob
+from iakd.experiment.jobs import RESULTS, STATE, Experiment, Job, StudentJob, StudyJob, TeacherJob
 from iakd.experiment.run_dir import EVALUATION, EXPORTED, LATENCY, METRICS, RUN
 from iakd.tuning.results import with_found_settings
 
@@ -197,8 +197,9 @@ def _links(experiment: Experiment) -> Iterator[list[Path]]:
     evaluations = [job.folder / EVALUATION for job in experiment.trained]
     yield [*evaluations, *(LOGS / f"{job.path}.evaluate.tsv" for job in experiment.trained)]
     exports = experiment.exports
-    files_of_exports = [path for job in exports for path in job.folder.glob("**/*") if path.name != LATENCY]
+    files_of_exports = [path for job in exports for path in job.folder.glob("**/*")]
     yield [*files_of_exports, *(LOGS / f"{job.path}.tsv" for job in exports)]
-    yield [*(job.folder / LATENCY for job in exports), *(LOGS / f"{job.path}.latency.tsv" for job in exports)]
+    latency = experiment.export_folder / LATENCY
+    yield [latency, LOGS / latency.relative_to(RESULTS).with_suffix(".tsv")]
     for folder in (experiment.evaluation, experiment.report):
         yield list(folder.glob("**/*"))

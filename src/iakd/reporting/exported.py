@@ -1,99 +1,227 @@
-"""What the report says of exported models: the files to take away, and how fast they run beside their teacher."""
+"""What the report says of models in use: the exported files, and accuracy, time and size of all networks."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from iakd import files
+from iakd.errors import UserError
+from iakd.evaluation.record import read_record
 from iakd.experiment import run_dir
-from iakd.experiment.jobs import Experiment, ExportJob
+from iakd.experiment.jobs import Experiment
 from iakd.reporting import formatting
+from iakd.reporting.results import Comparison, MethodResults, PairComparison
 
-PRECISIONS = {run_dir.ONNX: "", run_dir.INT8: " int8"}  # of files; others are named after their bits
+FLOAT, INT8 = "float32", "int8"  # precisions, as in `run_dir.precision`
 
 
-@dataclass(frozen=True)
-class ExportedModel:
-    """An exported file, or the teacher as one, as measured in ONNX Runtime."""
+class _Batch(BaseModel):
+    median_ms: float
+    p95_ms: float
+    images_per_s: float
 
-    pair: str
-    label: str
-    role: str  # student, teacher
-    top1: float
+
+class Measured(BaseModel):
+    """A network in one precision as an ONNX file, as ONNX Runtime runs it; `batches` by the number of images."""
+
+    network: str
+    precision: str
+    of: list[str]  # TEACHER-STUDENT/METHOD, or the name of a teacher
     bytes: int
     memory_mib: float
-    batches: dict[str, dict[str, float]]  # by batch size
+    batches: dict[str, _Batch]
 
     @property
     def latency_ms(self) -> float:
         """The median time of one image."""
-        return self.batches["1"]["median_ms"]
+        return self.batches["1"].median_ms
+
+
+Times = dict[str, dict[str, Measured]]  # by TEACHER-STUDENT/METHOD or teacher, and precision
+
+
+class _LeftOut(BaseModel):
+    network: str
+    of: list[str]
+    reason: str
+
+
+class _Latency(BaseModel):
+    threads: int
+    processor: str
+    cores: int
+    system: str
+    onnxruntime: str
+    models: list[Measured]
+    left_out: list[_LeftOut]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A method's students in one precision, or a teacher: accuracy (percent, mean over the seeds) and costs."""
+
+    label: str
+    kind: str  # as `MethodResults.kind`
+    top1: float
+    std: float | None
+    measured: Measured
+
+    @property
+    def latency_ms(self) -> float:
+        """Milliseconds of one image."""
+        return self.measured.latency_ms
+
+    @property
+    def bytes(self) -> int:
+        """Size of the file."""
+        return self.measured.bytes
+
+
+@dataclass(frozen=True)
+class ExportedFile:
+    """An exported ONNX file; `change` is what its precision costs on the test images, in points."""
+
+    pair: str
+    label: str
+    kind: str  # as `MethodResults.kind`
+    path: Path
+    top1: float
+    change: float
+    measured: Measured
 
 
 @dataclass(frozen=True)
 class Exports:
-    """All exports of an experiment: their folders, the measured models, and under which conditions."""
+    """The exported files, all candidates with their costs, and under which conditions these were measured."""
 
-    folders: list[Path]
-    models: list[ExportedModel]
+    files: list[ExportedFile]
+    candidates: list[Candidate]
     conditions: str
+    left_out: list[str]
 
     @property
-    def rows(self) -> list[dict[str, str]]:
-        """A row per model for the page."""
+    def folders(self) -> list[Path]:
+        """The folders of the exported models."""
+        return list(dict.fromkeys(file.path.parent for file in self.files))
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each exported file and each teacher, for the page."""
+        exported = [(f.label, f.kind, f.top1, f.path.name, f.measured) for f in self.files]
+        teachers = [(c.label, c.kind, c.top1, "", c.measured) for c in self.candidates if c.kind == "teacher"]
         return [
             {
-                "role": model.role,
-                "pair": model.pair,
-                "label": model.label,
-                "top1": formatting.number(model.top1, 2),
-                "size": f"{model.bytes / 1024:,.0f}",
-                "memory": formatting.number(model.memory_mib, 0),
-                "times": [  # type: ignore[dict-item]
-                    f"{batch['median_ms']:.3g} ({batch['p95_ms']:.3g})" for batch in model.batches.values()
-                ],
-                "speed": f"{max(batch['images_per_s'] for batch in model.batches.values()):,.0f}",
+                "label": label,
+                "kind": kind,
+                "top1": formatting.number(top1, 2),
+                "file": name,
+                "size": formatting.three_digits(measured.bytes / 1e6),
+                "memory": formatting.number(measured.memory_mib, 0),
+                "times": [f"{batch.median_ms:.3g} ({batch.p95_ms:.3g})" for batch in measured.batches.values()],
+                "speed": formatting.whole(max(batch.images_per_s for batch in measured.batches.values())),
             }
-            for model in self.models
+            for label, kind, top1, name, measured in [*exported, *teachers]
         ]
 
 
-def read_exports(experiment: Experiment) -> Exports | None:
-    """Read what is exported and measured; None if nothing is."""
-    folders: list[Path] = []
-    models: list[ExportedModel] = []
-    conditions = ""
+def read_exports(experiment: Experiment, comparison: Comparison) -> Exports | None:
+    """Read what is exported and measured; None if nothing is. Raises UserError if a file is damaged or outdated."""
+    path = experiment.export_folder / run_dir.LATENCY
+    if not experiment.exports or not path.exists():
+        return None
+    latency = _Latency.model_validate(read_record(path, _Latency, "delete it, then run `iakd latency`"))
+    measured: Times = {name: {} for found in latency.left_out for name in found.of}
+    for model in latency.models:
+        for name in model.of:
+            measured.setdefault(name, {})[model.precision] = model
+    for pair in comparison.pairs:
+        for results in (pair.teacher, *pair.methods):
+            if _name(pair, results) not in measured:
+                raise UserError(f"{path} has no times of {_name(pair, results)}: run `iakd latency`")
+    exported = list(_exported(experiment, comparison, measured))
+    on = f"{latency.processor} ({formatting.plural(latency.cores, 'core')}), {latency.system}"
+    return Exports(
+        exported,
+        list(_candidates(comparison, measured, exported)),
+        f"ONNX Runtime {latency.onnxruntime} with {formatting.plural(latency.threads, 'thread')} on {on}",
+        [f"{found.network}: {found.reason}" for found in latency.left_out],
+    )
+
+
+def _name(pair: PairComparison, results: MethodResults) -> str:
+    return f"{pair.name}/{results.label}" if results.method else pair.teacher_name
+
+
+def _label(comparison: Comparison, pair: PairComparison, results: MethodResults, precision: str = FLOAT) -> str:
+    """Return the name of a model: with its teacher if the student has several, with its precision unless usual."""
+    if not results.method:
+        return pair.teacher_name
+    same = [other for other in comparison.pairs if other.student_name == pair.student_name]
+    student = pair.title if len(same) > 1 else pair.student_name
+    return f"{student}, {results.label}{'' if precision == FLOAT else f', {precision}'}"
+
+
+def _exported(experiment: Experiment, comparison: Comparison, measured: Times) -> Iterator[ExportedFile]:
+    pairs = {pair.name: pair for pair in comparison.pairs}
     for job in experiment.exports:
-        if not (job.folder / run_dir.LATENCY).exists():
-            continue
-        again = f"delete it, then run `iakd latency --pair {job.pair}`"
-        measured = files.read_json(job.folder / run_dir.LATENCY, again)
-        index = files.read_json(job.folder / run_dir.EXPORTED, f"run `iakd export --pair {job.pair}`")
-        folders += [job.folder / model["folder"] for model in index["models"]]
-        models += [_model(job, model) for model in measured["models"]]
-        threads = formatting.plural(measured["threads"], "thread")
-        conditions = f"{measured['cpu']}, {threads}, nothing else running"
-    return Exports(folders, models, conditions) if folders else None
+        again = f"run `iakd export --pair {job.pair}`"
+        pair, network = pairs[job.pair], job.students[0].student
+        for model in files.read_object(job.folder / run_dir.EXPORTED, again, "models")["models"]:
+            folder = job.folder / model["folder"]
+            record = files.read_object(folder / run_dir.EXPORT, again, "files", "evaluation", "int8")
+            results = next(results for results in pair.methods if results.label == model["method"])
+            names = [name for name in record["files"] if name.endswith(".onnx")]
+            for name in sorted(names, key=lambda name: (name != run_dir.ONNX, name)):
+                precision = run_dir.precision(name, network)
+                if precision not in measured[_name(pair, results)]:
+                    raise UserError(f"{folder / name} is not measured: run `iakd latency`")
+                top1 = _top1(record, precision)
+                yield ExportedFile(
+                    pair.name,
+                    _label(comparison, pair, results, precision),
+                    results.kind,
+                    folder / name,
+                    top1,
+                    top1 - record["evaluation"]["top1"],
+                    measured[_name(pair, results)][precision],
+                )
 
 
-def _model(job: ExportJob, model: dict[str, Any]) -> ExportedModel:
-    networks = job.students[0]
-    if model["role"] == "teacher":
-        label = networks.teacher.network.name
-    else:
-        name = Path(model["file"]).name
-        bits = PRECISIONS.get(name, f" {name.removeprefix('model-').removesuffix('bit.onnx')} bits")
-        label = f"{networks.student.name}, {model['method']}{bits}"
-    measured = (model[name] for name in ("role", "top1", "bytes", "memory_mib", "batches"))
-    return ExportedModel(job.pair, label, *measured)
+def _top1(record: dict[str, Any], precision: str) -> float:
+    """Return the test accuracy of an exported file in one of its precisions."""
+    if precision == INT8:
+        return float(record["int8"]["evaluation"]["top1"])
+    by_bits = record["evaluation"].get("bit_widths", {})
+    return float(by_bits.get(precision.removesuffix(" bits"), record["evaluation"])["top1"])
 
 
-def pareto_front(models: list[ExportedModel], cost: str) -> list[ExportedModel]:
-    """Return the models that no other one beats, cheapest first: more accurate and not dearer, or as accurate and
-    cheaper.
+def _candidates(comparison: Comparison, measured: Times, exported: list[ExportedFile]) -> Iterator[Candidate]:
+    """Yield every teacher once, and every method of every pair in every precision that was measured.
+
+    Of 8-bit integers, which only exported models have: the method's mean, less what they cost the exported model.
     """
-    front: list[ExportedModel] = []
-    for model in sorted(models, key=lambda model: (getattr(model, cost), -model.top1)):
-        if not front or model.top1 > front[-1].top1:
-            front.append(model)
+    teachers = {pair.teacher_name: (pair, pair.teacher) for pair in comparison.pairs}
+    methods = [(pair, results) for pair in comparison.pairs for results in pair.methods]
+    integers = {(file.pair, file.label): file for file in exported if file.measured.precision == INT8}
+    for pair, results in [*teachers.values(), *methods]:
+        for precision, found in measured[_name(pair, results)].items():
+            label, top1, change = _label(comparison, pair, results, precision), results.top1, 0.0
+            if precision == INT8:
+                if (pair.name, label) not in integers:
+                    continue
+                change = integers[pair.name, label].change
+            elif results.bit_widths:
+                top1 = results.at_bits(int(precision.removesuffix(" bits")), "top1")
+            yield Candidate(label, results.kind, top1.mean + change, top1.std, found)
+
+
+def pareto_front(candidates: list[Candidate], cost: str) -> list[Candidate]:
+    """Return those that no other one beats, cheapest first: each is more accurate than all that are no dearer."""
+    front: list[Candidate] = []
+    for candidate in sorted(candidates, key=lambda candidate: (getattr(candidate, cost), -candidate.top1)):
+        if not front or candidate.top1 > front[-1].top1:
+            front.append(candidate)
     return front

@@ -179,17 +179,36 @@ def size_table(pair: PairComparison) -> list[dict[str, str]]:
     return rows
 
 
-def cost_table(pair: PairComparison) -> list[dict[str, str]]:
-    """Return what each model costs to run and to train, medians over the seeds."""
+def network_table(pair: PairComparison) -> list[dict[str, str]]:
+    """Return what each network costs to run: the teacher, the student, and what methods have made of it."""
+    networks: dict[str, list[MethodResults]] = {}
+    for results in pair.in_display_order:
+        networks.setdefault(results.models[0].network, []).append(results)
+    rows = [(pair.teacher_name, pair.teacher)]
+    for same in networks.values():
+        of = f" of {', '.join(results.label for results in same)}" if len(networks) > 1 else ""
+        rows.append((f"{pair.student_name}{of}", same[0]))
+    return [
+        {
+            "label": label,
+            "parameters": formatting.whole(results.median("parameters")),
+            "macs": formatting.with_prefix(results.median("macs")),
+            "size": formatting.three_digits(results.median("weight_bytes") / 1e6),
+            "latency": formatting.three_digits(results.median("latency_ms")),
+            "throughput": formatting.whole(results.median("images_per_s")),
+        }
+        for label, results in rows
+    ]
+
+
+def training_table(pair: PairComparison) -> list[dict[str, str]]:
+    """Return what each model cost to train, the median over the seeds, and where its files are."""
     return [
         {
             "label": results.label,
             "kind": results.kind,
-            "parameters": formatting.whole(results.median("parameters")),
-            "macs": formatting.with_prefix(results.median("macs")),
-            "latency": formatting.three_digits(results.median("latency_ms")),
-            "throughput": formatting.whole(results.median("images_per_s")),
             "training": "–" if results.imported_from else formatting.duration(results.training_seconds),
+            "folder": str(results.models[0].folder.parent),
         }
         for results in (pair.teacher, *pair.in_display_order)
     ]

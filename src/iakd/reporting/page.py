@@ -13,7 +13,7 @@ from iakd.config import METHODS, Params
 from iakd.reporting import formatting, key_table, verdict
 from iakd.reporting.exported import Exports
 from iakd.reporting.figures import hints
-from iakd.reporting.results import Comparison, PairComparison, StudyResults
+from iakd.reporting.results import Comparison, ModelResults, PairComparison, StudyResults
 from iakd.reporting.swapping import EQUAL_TIME
 
 MAX_CLASSES = 20  # more do not fit side by side
@@ -59,6 +59,7 @@ def render(
         hints=hints.has_hints(comparison),
         studies=bool(studies),
         exports=exports,
+        device=_distinct(_measured_on(model) for model in comparison.models),
         equal_time=formatting.ratio(EQUAL_TIME),
         swapping=verdict.swapping_summary(comparison),
         data=_data(params.distill.transfer, manifest),
@@ -76,7 +77,8 @@ def _pair(comparison: Comparison, pair: PairComparison, found: verdict.PairVerdi
         "student": pair.student_name,
         "verdict": found,
         "sizes": key_table.size_table(pair),
-        "costs": key_table.cost_table(pair),
+        "networks": key_table.network_table(pair),
+        "trainings": key_table.training_table(pair),
         "bits": key_table.bits_table(comparison, pair),
         "added": key_table.swap_table(comparison, pair),
         "missing": verdict.missing_counterparts(comparison, pair),
@@ -115,7 +117,7 @@ def origin(comparison: Comparison, studies: Sequence[StudyResults], manifest: di
         ("Data", f"{manifest['source']['name']}, SHA-256 of images and labels {manifest['sha256']}"),
         *_imported_teachers(comparison),
         ("Seeds", _seeds(comparison.params)),
-        ("Device", _distinct(record["device"] for record in records)),
+        ("Device", _distinct(_device(record) for record in records)),
         (
             "Trained",
             f"{_minute(min(r['started'] for r in records))} to {_minute(max(r['finished'] for r in records))} UTC",
@@ -137,6 +139,21 @@ def _distinct(values: Iterable[str]) -> str:
         return counts[0][0]
     ordered = sorted(counts, key=lambda c: (-c[1], c[0]))
     return "; ".join(f"{value} ({formatting.plural(n, 'run')})" for value, n in ordered)
+
+
+def _device(record: dict[str, Any]) -> str:
+    """Return what a model was trained on, with the machine around it as far as its record names it."""
+    machine = record.get("machine")
+    if not machine:
+        return str(record["device"])
+    around = f"{machine['processor']} ({formatting.plural(machine['cores'], 'core')}), {machine['system']}"
+    return around if record["device"] == "cpu" else f"{record['device']} in {around}"
+
+
+def _measured_on(model: ModelResults) -> str:
+    """Return what a model's latency was measured on; if it is that of the training, with the machine around it."""
+    device = str(model.evaluation.get("device", "cpu"))
+    return _device(model.record) if device == model.record["device"] else device
 
 
 def _seeds(params: Params) -> str:

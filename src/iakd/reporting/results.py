@@ -17,13 +17,14 @@ from iakd.config import Candidate, Method, Parameter, Params, Recipe, explain
 from iakd.config.methods import GROUP_TITLES
 from iakd.errors import UserError
 from iakd.evaluation.metrics import unpack
-from iakd.evaluation.record import read_evaluation, read_record
+from iakd.evaluation.record import network_key, read_evaluation, read_record
 from iakd.experiment.jobs import Experiment, StudentJob, StudyJob, TeacherJob, as_trained
 from iakd.experiment.run_dir import EVALUATION, HISTORY, METRICS, RUN, Row, damaged_products, read_history
 from iakd.reporting.statistics import Correct, PairedDifference, SeedMean, judge, paired_difference, seed_mean
 from iakd.reporting.swapping import SwapEffect, Trained, interactive, swap_effects
 
 TEACHER = "teacher"  # the method's name in a teacher's evaluation
+SPEEDS = ("latency_ms", "images_per_s")  # of an evaluation
 MAX_UNGROUPED = 12  # methods: more are shown in groups
 
 TrialRow = dict[str, Any]  # a row of trials.csv
@@ -41,6 +42,12 @@ class ModelResults:
     record: dict[str, Any]
     metrics: dict[str, Any]
     command: str
+    network: str = ""  # equal for the same network with other weights
+    speed: Mapping[str, float] = field(default_factory=dict)  # of its network, if other models measured it, too
+
+    def cost(self, name: str) -> float:
+        """Return a number of the evaluation; a time is the median over all models with the same network."""
+        return float(self.speed.get(name, self.evaluation[name]))
 
     @property
     def correct(self) -> Correct:
@@ -136,8 +143,8 @@ class MethodResults:
         return seed_mean([model.evaluation[name] for model in self.models])
 
     def median(self, name: str) -> float:
-        """Return the median over the seeds of a number in the evaluations, for times and sizes."""
-        return statistics.median(model.evaluation[name] for model in self.models)
+        """Return the median over the seeds of a time or size (`ModelResults.cost`)."""
+        return statistics.median(model.cost(name) for model in self.models)
 
     @property
     def bit_widths(self) -> list[int]:
@@ -367,13 +374,14 @@ class StudyResults:
 
 def read_comparison(experiment: Experiment) -> Comparison:
     """Read the evaluations of all models. Raises UserError naming the first that is missing, damaged or outdated."""
+    models = _with_speeds({job.path: _read_model(job) for job in experiment.trained})
     by_teacher: dict[str, list[ModelResults]] = {}
     for taught in experiment.teachers:
-        by_teacher.setdefault(taught.network.name, []).append(_read_model(taught))
+        by_teacher.setdefault(taught.network.name, []).append(models[taught.path])
     by_pair: dict[tuple[str, str], dict[str, MethodResults]] = {}
     for job in experiment.students:
         by_label = by_pair.setdefault((job.teacher.network.name, job.student.name), {})
-        model = _read_model(job)
+        model = models[job.path]
         trained = _trained(job, model)
         results = by_label.setdefault(job.label, MethodResults(job.label, job.method, job.recipe, [], trained))
         results.models.append(model)
@@ -415,7 +423,27 @@ def _read_model(job: TeacherJob | StudentJob) -> ModelResults:
     if evaluation["model_sha256"] != record["model_sha256"]:
         raise UserError(f"{job.folder / EVALUATION} belongs to an older model: {evaluate}")
     metrics = _read_training(job.folder / METRICS, _Metrics, _train_again(job.folder, command), command)
-    return ModelResults(job.folder, job.seed, evaluation, record, metrics, command)
+    network = network_key(job.network if isinstance(job, TeacherJob) else job.student, evaluation)
+    return ModelResults(job.folder, job.seed, evaluation, record, metrics, command, network)
+
+
+def _with_speeds(models: dict[str, ModelResults]) -> dict[str, ModelResults]:
+    """Give all models that are the same network the same speeds: the weights have no influence on them.
+
+    Each was measured when its job had its turn, beside whatever else ran on the machine.
+    """
+    alike: dict[tuple[str, str], list[ModelResults]] = {}
+    for model in models.values():
+        alike.setdefault(_measured_as(model), []).append(model)
+    speeds = {
+        of: {name: statistics.median(model.evaluation[name] for model in same) for name in SPEEDS}
+        for of, same in alike.items()
+    }
+    return {path: replace(model, speed=speeds[_measured_as(model)]) for path, model in models.items()}
+
+
+def _measured_as(model: ModelResults) -> tuple[str, str]:
+    return model.network, str(model.evaluation.get("device"))
 
 
 def _read_training(path: Path, model: type[BaseModel], missing: str, command: str) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from iakd.data.store import PreparedData
 from iakd.errors import RunFailed, UserError
 from iakd.evaluation.record import read_evaluation
 from iakd.experiment import run_dir
-from iakd.experiment.jobs import Experiment, ExportJob, StudentJob, TeacherJob, as_trained
-from iakd.experiment.provenance import provenance
+from iakd.experiment.jobs import SHORT, Experiment, ExportJob, StudentJob, TeacherJob, as_trained
+from iakd.experiment.provenance import provenance, source_sha
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +41,8 @@ def run(experiment: Experiment, job: ExportJob) -> Path:
             shutil.rmtree(left)
         for student in chosen:
             _export(experiment, job, student, found, store)
-        with contextlib.suppress(RunFailed):  # whoever measures it says why it is impossible
-            teacher_graph(job, chosen[0].job.teacher, store)
+        with contextlib.suppress(RunFailed):  # `iakd latency`, which runs alone, says why it is impossible
+            graphs(experiment, chosen[0].job.teacher, store)
         labels = [student.job.label for student in chosen]
         for folder in job.folder.iterdir():
             if folder.name not in labels and (folder / run_dir.EXPORT).exists():
@@ -158,16 +158,24 @@ def _export(
         shutil.rmtree(building, ignore_errors=True)
 
 
-def teacher_graph(job: ExportJob, teacher: TeacherJob, store: PreparedData) -> Path:
-    """Return the teacher as an ONNX file, which is made if it is not there. Raises RunFailed if that is impossible."""
-    content, record = run_dir.read_model(teacher.folder)
-    path = job.state / f"{record['model_sha256'][:16]}-{job.source[:16]}.onnx"
-    if not path.exists():
-        from iakd.export import build, convert  # torch takes seconds to import
+def graphs(experiment: Experiment, job: TeacherJob | StudentJob, store: PreparedData) -> dict[str, Path]:
+    """Return ONNX files of a model that is not exported, named as an export names them; those missing are made.
 
-        graph = convert.to_onnx(build.deployed(teacher, content, store), store.image_shape, {})
-        files.write_bytes(path, graph)
-    return path
+    They are to be measured, not used: nothing is checked. Raises RunFailed if torch cannot make them.
+    """
+    content, record = run_dir.read_model(job.folder)
+    source = source_sha("iakd.export.convert", *job.modules)
+    folder = experiment.graphs / f"{record['model_sha256'][:SHORT]}-{source[:SHORT]}"
+    if not (folder / run_dir.ONNX).exists():
+        from iakd.export import build, convert  # torch takes seconds to import
+        from iakd.models.quantisation import each_bits
+
+        model = build.deployed(as_trained(job, record) if isinstance(job, StudentJob) else job, content, store)
+        made = [(bits, convert.to_onnx(model, store.image_shape, {})) for bits in each_bits(model.network)]
+        for bits, graph in reversed(made):  # the highest bit-width, model.onnx, is written last
+            name = run_dir.ONNX if bits == made[0][0] else run_dir.ONNX_OF_BITS.format(bits)
+            files.write_bytes(folder / name, graph)
+    return {path.name: path for path in sorted(folder.glob("*.onnx"))}
 
 
 def _export_key(folder: Path) -> str:

@@ -1,88 +1,116 @@
-"""Measure how fast exported models run, beside their teacher: reads results/<dataset>/export/<pair>/, writes its
-latency.json."""
+"""Measure how fast all networks of an experiment run: reads the trained and the exported models, writes
+results/<dataset>/export/latency.json."""
 
 import json
 import logging
-import platform
-import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from iakd import files
+from iakd.config import Network
 from iakd.data.store import PreparedData
 from iakd.errors import RunFailed
+from iakd.evaluation.record import network_key, read_evaluation
 from iakd.experiment import run_dir
-from iakd.experiment.jobs import Experiment, ExportJob
-from iakd.processes import cores
-from iakd.stages.export import teacher_graph
+from iakd.experiment.jobs import Experiment, StudentJob, TeacherJob
+from iakd.experiment.provenance import machine
+from iakd.stages.export import graphs
 
 log = logging.getLogger(__name__)
 
 
-def run(experiment: Experiment, job: ExportJob) -> Path:
-    """Measure the exported models of a pair one after the other, unless these very files have been measured already.
+def run(experiment: Experiment) -> Path:
+    """Measure every network once in each precision, one after the other, unless these very files have been measured.
 
-    Nothing else should run on the machine meanwhile. Raises UserError if they are not exported yet.
+    What differs in weights only takes the same time and space, so one model stands for all seeds, methods and pairs
+    with the same network: an exported one, if there is one. Nothing else should run on the machine meanwhile. Raises
+    UserError if a model, its evaluation or an export is missing.
     """
-    path = job.folder / run_dir.LATENCY
-    models = list(_models(job))
+    path = experiment.export_folder / run_dir.LATENCY
+    store = PreparedData.open(experiment.data.folder, settings=experiment.data.settings)
+    exported = _exported(experiment)
+    wanted: list[tuple[dict[str, Any], Path]] = []
+    left_out: list[dict[str, Any]] = []
+    for same in _networks(experiment):
+        about = {"network": same.network.name, "of": same.names}
+        try:
+            found = _files(experiment, same, exported, store)
+        except RunFailed as error:
+            log.warning("%s is not measured: %s", same.network.name, error)
+            left_out.append({**about, "reason": str(error)})
+            continue
+        for file in found:
+            precision = run_dir.precision(file.name, same.network)
+            sha256, size = files.sha256_file(file), file.stat().st_size
+            wanted.append(({**about, "precision": precision, "bytes": size, "sha256": sha256}, file))
     threads = experiment.params.compute.threads
-    of = {"threads": threads, "cpu": _processor(), "files": {model["file"]: model["sha256"] for model in models}}
-    if path.exists() and of.items() <= files.read_object(path, "delete it, then run `iakd latency`").items():
+    of = {"threads": threads, "onnxruntime": version("onnxruntime"), **machine(), "left_out": left_out}
+    if path.exists() and _is_of(files.read_object(path, "delete it, then run `iakd latency`"), of, wanted):
         log.info("%s: already measured", path)
         return path
-    measured = [{**model, **_measure(job.folder / model["file"], threads)} for model in models]
-    measured += _teacher(experiment, job, threads)
-    files.write_json(path, {**of, "cores": cores(), "measured": run_dir.now(), "models": measured})
+    models = [{**about, **_measure(file, threads)} for about, file in wanted]
+    files.write_json(path, {**of, "measured": run_dir.now(), "models": models})
+    _tidy(experiment.graphs, [file for _, file in wanted])
     return path
 
 
-def _models(job: ExportJob) -> Iterator[dict[str, Any]]:
-    """Yield every ONNX file of the pair, with what its export says of it."""
-    again = f"run `iakd export --pair {job.pair}`"
-    for model in files.read_object(job.folder / run_dir.EXPORTED, again, "models")["models"]:
-        folder = job.folder / model["folder"]
-        record = files.read_object(folder / run_dir.EXPORT, again, "files")
-        for name, sha256 in sorted(record["files"].items(), key=lambda file: file[0] != run_dir.ONNX):
-            if not name.endswith(".onnx"):
-                continue
-            evaluation = _evaluation(record, name)
-            yield {
-                "role": "student",
-                "method": model["method"],
-                "seed": model["seed"],
-                "file": f"{model['folder']}/{name}",
-                "sha256": sha256,
-                "bytes": (folder / name).stat().st_size,
-                "top1": evaluation["top1"],
-            }
+@dataclass(frozen=True)
+class SameNetwork:
+    """Trained models that are the same network with other weights; `names`: PAIR/METHOD, or a teacher."""
+
+    network: Network
+    jobs: list[TeacherJob | StudentJob]
+
+    @property
+    def names(self) -> list[str]:
+        """What of the experiment it is."""
+        names = (j.network.name if isinstance(j, TeacherJob) else f"{j.pair}/{j.label}" for j in self.jobs)
+        return list(dict.fromkeys(names))
 
 
-def _evaluation(record: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return the evaluation of one of the ONNX files of an export."""
-    if name == run_dir.INT8:
-        return dict(record["int8"]["evaluation"])
-    bits = re.fullmatch(r"model-(\d+)bit\.onnx", name)
-    return dict(record["evaluation"]["bit_widths"][bits[1]] if bits else record["evaluation"])
+def _networks(experiment: Experiment) -> list[SameNetwork]:
+    found: dict[str, SameNetwork] = {}
+    for job in experiment.trained:
+        evaluation = read_evaluation(job.folder / run_dir.EVALUATION, f"run `iakd evaluate --run {job.folder}`")
+        network = job.network if isinstance(job, TeacherJob) else job.student
+        found.setdefault(network_key(network, evaluation), SameNetwork(network, [])).jobs.append(job)
+    return list(found.values())
 
 
-def _teacher(experiment: Experiment, job: ExportJob, threads: int) -> list[dict[str, Any]]:
-    """Measure the teacher of the first exported model; nothing if it cannot become an ONNX file."""
-    first = files.read_json(job.folder / run_dir.EXPORTED, "export again")["models"][0]
-    student = next(s for s in job.students if (s.label, s.seed) == (first["method"], first["seed"]))
-    teacher = student.teacher
-    store = PreparedData.open(experiment.data.folder, settings=experiment.data.settings)
-    try:
-        path = teacher_graph(job, teacher, store)
-    except RunFailed as error:
-        log.info("the teacher is not measured: %s", error)
-        return []
-    evaluation = files.read_json(teacher.folder / run_dir.EVALUATION, f"run `iakd evaluate --run {teacher.folder}`")
-    about = {"role": "teacher", "method": None, "seed": teacher.seed, "file": None, "bytes": path.stat().st_size}
-    return [{**about, "top1": evaluation["top1"], **_measure(path, threads)}]
+def _exported(experiment: Experiment) -> dict[str, Path]:
+    """Return the folders of the exported models, by the paths of their jobs."""
+    found = {}
+    for job in experiment.exports:
+        again = f"run `iakd export --pair {job.pair}`"
+        models = files.read_object(job.folder / run_dir.EXPORTED, again, "models")["models"]
+        folders = {(model["method"], model["seed"]): job.folder / model["folder"] for model in models}
+        for student in job.students:
+            if (student.label, student.seed) in folders:
+                found[student.path] = folders[student.label, student.seed]
+    return found
+
+
+def _files(experiment: Experiment, same: SameNetwork, exported: dict[str, Path], store: PreparedData) -> list[Path]:
+    """Return ONNX files of a network, one of each precision. Raises RunFailed if torch cannot make them."""
+    found: dict[str, Path] = {}
+    for folder in (exported[job.path] for job in same.jobs if job.path in exported):
+        for path in sorted(folder.glob("*.onnx")):
+            found.setdefault(path.name, path)
+    return list((found or graphs(experiment, same.jobs[0], store)).values())
+
+
+def _is_of(measured: dict[str, Any], of: dict[str, Any], wanted: list[tuple[dict[str, Any], Path]]) -> bool:
+    models = measured.get("models", [])
+    return (
+        of.items() <= measured.items()
+        and len(models) == len(wanted)
+        and all(about.items() <= model.items() for (about, _), model in zip(wanted, models, strict=True))
+    )
 
 
 def _measure(path: Path, threads: int) -> dict[str, Any]:
@@ -95,11 +123,8 @@ def _measure(path: Path, threads: int) -> dict[str, Any]:
     return found
 
 
-def _processor() -> str:
-    """Return the name of the processor, as far as the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+def _tidy(folder: Path, used: list[Path]) -> None:
+    """Remove the graphs of earlier weights."""
+    for old in folder.glob("*"):
+        if not any(file.is_relative_to(old) for file in used):
+            shutil.rmtree(old)

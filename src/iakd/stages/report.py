@@ -62,7 +62,7 @@ def run(experiment: Experiment) -> Path:
             "calibration": mistakes.draw_calibration(comparison),
             "confusion": mistakes.draw_confusion(comparison, manifest["classes"]),
         }
-        exports = read_exports(experiment)
+        exports = read_exports(experiment, comparison)
         if exports:
             drawn["pareto"] = pareto.draw_pareto(exports)
         figures = {name: style.write(figure, folder, name) for name, figure in drawn.items()}

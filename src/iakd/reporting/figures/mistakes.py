@@ -39,7 +39,9 @@ def _draw_reliability(axes: Axes, results: MethodResults) -> None:
     }
     axes.plot([0, 1], [0, 1], color=style.MUTED, linewidth=0.8)
     area = 160 * total[filled] / total.sum() + 4
-    axes.scatter(mean["confidence"], mean["top1"], s=area, color=style.colour(results), alpha=0.8, linewidths=0)
+    axes.scatter(
+        mean["confidence"], mean["top1"], s=area, color=style.colour(results), alpha=0.8, linewidths=0, clip_on=False
+    )
     axes.set_title(f"{style.short(results.label)}\nECE {results.mean('ece').mean:.3f}")
     axes.set_xlim(0, 1.04)
     axes.set_ylim(0, 1.04)

@@ -1,49 +1,85 @@
-"""Accuracy against latency and against size: a dot per exported file, and the models that no other one beats."""
+"""Accuracy against latency and against size: a dot per method and precision, and those that no other one beats."""
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from iakd.reporting.exported import ExportedModel, Exports, pareto_front
+from iakd.reporting.exported import Candidate, Exports, pareto_front
 from iakd.reporting.figures import style
 
-HEIGHT = 3.0  # inches
-LABEL = 36  # characters
-COSTS = (("latency_ms", 1.0, "ms per image in ONNX Runtime, median"), ("bytes", 1024.0, "KiB of the file"))
+HEIGHT, HEIGHT_OF_LABEL = 3.0, 0.12  # inches
+ROOM = 0.15  # for labels above, as a part of the axis
+LABEL = 40  # characters
+COSTS = (("latency_ms", 1.0, "ms per image in ONNX Runtime, median"), ("bytes", 1e6, "MB of the ONNX file"))
 
 
 def draw_pareto(exports: Exports) -> Figure:
-    """Draw a panel for each cost, both with the same accuracies."""
-    figure = Figure(figsize=(style.WIDTH, HEIGHT), layout="constrained")
+    """Draw a panel for each cost, both with the same accuracies.
+
+    Labelled are what no other one beats, with ± std over the seeds, each teacher, and of each other network and
+    precision the best method.
+    """
+    height = HEIGHT + HEIGHT_OF_LABEL * max(0, len(_best(exports.candidates)) - 4)
+    figure = Figure(figsize=(style.WIDTH, height), layout="constrained")
+    means = [candidate.top1 for candidate in exports.candidates]
+    limits = style.fit_axis(means, [], ticks=6)
+    labels = []
     for axes, (cost, unit, title) in zip(figure.subplots(1, 2, sharey=True), COSTS, strict=True):
-        _draw_panel(axes, exports.models, cost, unit)
+        labels.append(_draw_panel(axes, exports.candidates, cost, unit, limits))
         axes.set_xlabel(title)
-    figure.axes[0].set_ylabel("top-1 on the test images (%)")
+    figure.axes[0].set_ylabel("top-1 on the test images, % (mean)")
+    figure.axes[0].set_ylim(limits.low, limits.high + ROOM * (limits.high - limits.low))
+    figure.axes[0].set_yticks(limits.ticks)
+    for axes, of_panel in zip(figure.axes, labels, strict=True):
+        style.place_labels(axes, of_panel)
     return figure
 
 
-def _draw_panel(axes: Axes, models: list[ExportedModel], cost: str, unit: float) -> None:
-    front = pareto_front(models, cost)
+def _best(candidates: list[Candidate]) -> list[Candidate]:
+    """Return the most accurate candidate of each network and precision."""
+    best: dict[int, Candidate] = {}
+    for candidate in candidates:
+        of = id(candidate.measured)
+        if of not in best or candidate.top1 > best[of].top1:
+            best[of] = candidate
+    return list(best.values())
+
+
+def _draw_panel(
+    axes: Axes, candidates: list[Candidate], cost: str, unit: float, limits: style.AxisRange
+) -> list[style.Label]:
+    """Draw the dots and return their labels, those that matter most first."""
+    front = pareto_front(candidates, cost)
     axes.set_xscale("log")
-    axes.step([getattr(m, cost) / unit for m in front], [m.top1 for m in front], where="post", color=style.MUTED, lw=1)
-    by_cost = sorted(models, key=lambda model: getattr(model, cost))
-    for model in models:
-        above = by_cost.index(model) % 2 == 0  # neighbours have their labels on different sides
-        teacher = model.role == "teacher"
-        tint, marker = (style.TEACHER, "D") if teacher else (style.IAKD, "o")
-        x = getattr(model, cost) / unit
-        axes.plot(x, model.top1, marker, color=tint, markerfacecolor=tint if model in front else style.PAPER)
-        axes.annotate(
-            style.short(model.label, LABEL),
-            (x, model.top1),
-            (0, 6 if above else -6),
-            textcoords="offset points",
-            ha="center",
-            va="bottom" if above else "top",
-            fontsize=7,
+    x, y = [getattr(candidate, cost) / unit for candidate in front], [candidate.top1 for candidate in front]
+    axes.plot([*x[:1], *np.repeat(x[1:], 2)], [*np.repeat(y[:-1], 2), *y[-1:]], color=style.MUTED, linewidth=1)
+    for candidate in sorted(candidates, key=lambda candidate: candidate in front):  # the front above the others
+        tint, at = style.VARIABLES[candidate.kind], getattr(candidate, cost) / unit
+        if candidate in front and candidate.std:
+            ends = [candidate.top1 - candidate.std, candidate.top1 + candidate.std]
+            axes.plot([at, at], ends, color=tint, linewidth=1.2)
+        below = candidate.top1 < limits.low  # it failed in training: shown at the edge
+        axes.plot(
+            at,
+            limits.low if below else candidate.top1,
+            "v" if below else style.MARKERS[candidate.kind],
             color=tint,
+            markerfacecolor=tint if candidate in front else style.PAPER,
+            markersize=6 if candidate in front else 4.5,
+            clip_on=False,
         )
-    axes.margins(x=0.5, y=0.25)
+    axes.margins(x=0.3)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
+    shown = {id(candidate): candidate for candidate in [*front, *_best(candidates)]}.values()
+    return [
+        style.Label(
+            getattr(candidate, cost) / unit,
+            candidate.top1,
+            style.short(candidate.label, LABEL),
+            style.VARIABLES[candidate.kind],
+        )
+        for candidate in shown
+    ]

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ VARIABLES = {
     "other": OTHER,
     "teacher": TEACHER,
 }
+MARKERS = {"teacher": "D", "iakd": "o", "other": "s"}
 DEPTH = LinearSegmentedColormap.from_list("depth", ["#e0922f", "#c65f8f", "#2f72c4"])  # first block to last
 
 RC: dict[Any, Any] = {
@@ -69,6 +71,13 @@ RC: dict[Any, Any] = {
 }
 WIDTH = 9.0  # inches
 
+DOT, CHARACTER, LINE = 3.5, 0.6, 1.25  # half a dot, in points; a character and a line, in sizes of the font
+NEAR, FAR = 9, 14  # points between a dot and its label; from `FAR` on, a line joins them
+PLACES = sorted(  # of a label's end or middle, from its dot: the nearest first
+    ((dx, dy) for dx in (0, NEAR, -NEAR, 30, -30, 60, -60) for dy in range(-88, 89, 11) if dx or dy),
+    key=lambda place: (math.hypot(*place), -place[0], -place[1]),
+)
+
 COLUMNS = 4  # of small multiples
 PANEL_HEIGHT, TITLE_HEIGHT = 1.45, 0.34  # inches, of a small panel and of a section's title
 
@@ -87,7 +96,7 @@ def colour(results: MethodResults) -> str:
 
 def marker(results: MethodResults) -> str:
     """Return the marker that goes with the colour."""
-    return {"teacher": "D", "iakd": "o", "other": "s"}[results.kind]
+    return MARKERS[results.kind]
 
 
 def block_colours(n: int) -> list[str]:
@@ -180,6 +189,82 @@ def fit_axis(centres: Sequence[float], ends: Sequence[float], ticks: int = 4) ->
     low, high = low - margin, high + margin
     values = [float(t) for t in MaxNLocator(ticks, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)]
     return AxisRange(float(low), float(high), [t for t in values if low <= t <= high])
+
+
+@dataclass(frozen=True)
+class Label:
+    """The name of a dot at `x`, `y` in the data's units."""
+
+    x: float
+    y: float
+    text: str
+    colour: str
+
+
+Box = tuple[float, float, float, float]  # left, bottom, right, top, in points
+
+
+def place_labels(axes: Axes, labels: Sequence[Label], size: float = 7.0) -> None:
+    """Write labels beside dots, each where it covers neither another label nor a dot, with a line to a dot far away.
+
+    What is drawn with `axes.plot` is kept free, lines as far as they are horizontal or vertical. The first labels have
+    the first choice; where no place is left, a label takes the one where it covers least. The figure must be complete
+    otherwise: its layout is settled here.
+    """
+    figure = axes.get_figure(root=True)
+    assert figure
+    figure.draw_without_rendering()
+    points = 72 / figure.dpi
+    left, bottom, right, top = (value * points for value in axes.get_window_extent().extents)
+    drawn: list[Box] = []
+    for line in axes.get_lines():
+        corners = [tuple(corner) for corner in axes.transData.transform(line.get_xydata()) * points]
+        drawn += [(x - DOT, y - DOT, x + DOT, y + DOT) for x, y in corners]
+        drawn += [(min(x, u) - 1, min(y, v) - 1, max(x, u) + 1, max(y, v) + 1) for (x, y), (u, v) in pairwise(corners)]
+    placed: list[Box] = []
+    for label in labels:
+        x, y = axes.transData.transform((label.x, label.y)) * points
+        wide, high = CHARACTER * size * len(label.text), LINE * size
+        best: tuple[float, list[Box], tuple[int, int]] | None = None
+        for dx, dy in PLACES:
+            start = x + dx - (0 if dx > 0 else wide if dx < 0 else wide / 2)
+            box = (start, y + dy - high / 2, start + wide, y + dy + high / 2)
+            joined = _leader(x, y, dx, dy) if math.hypot(dx, dy) > FAR else []
+            outside = max(left - box[0], 0) + max(box[2] - right, 0) + max(bottom - box[1], 0) + max(box[3] - top, 0)
+            cover = 100 * outside + sum(10 * _shared(mine, other) for mine in (box, *joined) for other in placed)
+            cover += sum(_shared(box, other) for other in drawn)
+            if best is None or cover < best[0]:
+                best = cover, [box, *joined], (dx, dy)
+            if not cover:
+                break
+        assert best
+        _, boxes, (dx, dy) = best
+        placed += boxes
+        leader = {"arrowstyle": "-", "color": label.colour, "lw": 0.5, "shrinkA": 0, "shrinkB": 3}
+        axes.annotate(
+            label.text,
+            (label.x, label.y),
+            (dx, dy),
+            textcoords="offset points",
+            ha="left" if dx > 0 else "right" if dx < 0 else "center",
+            va="center",
+            fontsize=size,
+            color=label.colour,
+            arrowprops=leader if math.hypot(dx, dy) > FAR else None,
+        ).set_in_layout(False)
+
+
+def _leader(x: float, y: float, dx: float, dy: float) -> list[Box]:
+    """Return small boxes along the line from a dot to its label."""
+    ends = ((x + dx * part, y + dy * part) for part in np.linspace(0.3, 0.9, 7))
+    return [(u - 1, v - 1, u + 1, v + 1) for u, v in ends]
+
+
+def _shared(one: Box, other: Box) -> float:
+    """Return the area that two boxes share."""
+    wide = min(one[2], other[2]) - max(one[0], other[0])
+    high = min(one[3], other[3]) - max(one[1], other[1])
+    return max(wide, 0) * max(high, 0)
 
 
 def svg(figure: Figure) -> str:
