@@ -1,5 +1,6 @@
 """What `iakd export` writes, chooses, refuses and leaves alone, on real data and hardly trained networks."""
 
+import errno
 import json
 import re
 import shutil
@@ -269,6 +270,26 @@ def test_a_killed_export_leaves_the_old_one_and_the_next_one_clears_up(here: Pat
     run(plan(), plan().exports[0])
     assert {path.name for path in here.iterdir()} == {"exported.json", "scratch"}
     assert {path.name for path in (here / "scratch").iterdir()} == FILES
+
+
+@pytest.mark.parametrize(("options", "error"), [("size=128k", errno.ENOSPC), ("ro", errno.EROFS)])
+def test_a_full_or_read_only_target_gets_nothing(here: Path, options: str, error: int) -> None:
+    """The command line tells such an error in one line. A real file system in memory, which only root may mount."""
+    shutil.rmtree(here)
+    here.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", here], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a file system needs root")
+    try:
+        with pytest.raises(OSError) as raised:
+            run(plan(), plan().exports[0])
+        assert raised.value.errno == error
+        assert not list(here.iterdir())
+        subprocess.run(["mount", "-o", "remount,rw,size=4m", here], check=True)
+        run(plan(), plan().exports[0])
+        assert {path.name for path in here.iterdir()} == {"exported.json", "scratch"}
+    finally:
+        subprocess.run(["umount", here], check=True)
 
 
 def test_a_target_that_is_a_file_is_told_in_one_line(here: Path, tmp_path: Path) -> None:
