@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
+from iakd import slurm
 from iakd.errors import RunFailed, UserError, is_out_of_memory, of_file_system, one_line
 from iakd.processes import (
     STOP_SIGNALS,
@@ -60,8 +61,8 @@ def _experiment(params: Path, changes: list[str]) -> "Experiment":
 
 
 @contextlib.contextmanager
-def _training(experiment: "Experiment", shared: bool = False) -> Iterator[None]:
-    """Claim GPUs for this command, and have a follower process show its runs in MLflow while they run.
+def _training(experiment: "Experiment", shared: bool = False, follow: bool = True) -> Iterator[None]:
+    """Claim GPUs for this command, and, to `follow` it, have a process show its runs in MLflow while they run.
 
     If its trainings are to be `shared` by several processes, those run the command instead of this process.
     """
@@ -69,7 +70,7 @@ def _training(experiment: "Experiment", shared: bool = False) -> Iterator[None]:
     from iakd.tracking.follower import ensure_follower
 
     rank, count = rank_and_world_size()
-    if rank == 0:
+    if rank == 0 and follow:
         ensure_follower(experiment.params)
     if count > 1:  # the parent process has assigned the GPUs
         yield
@@ -136,16 +137,27 @@ def tune(
     changes: Changes = NONE,
     pair: OnlyPairs = NONE,
     method: Annotated[list[str], typer.Option(help="Only the tuned method with this label; repeatable.")] = NONE,
+    join: Annotated[
+        bool, typer.Option("--join", help="Train trials of studies that another process runs, here or elsewhere.")
+    ] = False,
+    tasks: Annotated[int, typer.Option(min=1, help="In a Slurm job: its tasks, all of which train trials.")] = 1,
 ) -> None:
     """Search for the best settings of each tuned method with Optuna."""
     experiment = _experiment(params, changes)
     from iakd.experiment.jobs import select
 
     jobs = select(experiment.studies, "study", pair=pair, method=method)
-    with _training(experiment):
+    if join and slurm.is_idle_task():
+        return
+    with _training(experiment, follow=not join), contextlib.ExitStack() as stack:
+        workers = None
+        if tasks > 1 and not join:
+            command = [sys.executable, "-m", "iakd", *sys.argv[1:], "--join"]
+            stack.enter_context(slurm.in_tasks(command, tasks, experiment.params.compute.threads))
+            workers = 1
         from iakd.stages.tune import run
 
-        _products([run(experiment, job) for job in jobs])
+        _products([run(experiment, job, workers=workers, join=join) for job in jobs])
 
 
 @app.command()
@@ -439,7 +451,9 @@ def main() -> None:
         _fail(str(error), 2)
     except RunFailed as error:
         _fail(str(error), 1)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        if _signal(error) == signal.SIGUSR1.name and slurm.requeue():
+            _fail("interrupted before the time limit; Slurm runs this job again, which resumes", 1)
         _fail("interrupted; run the same command again to resume", 1)
     except OSError as error:
         line = of_file_system(error)
@@ -450,6 +464,13 @@ def main() -> None:
         if not is_out_of_memory(error):
             raise
         _fail("out of memory; choose smaller batches, networks or images, or run fewer trainings at a time", 1)
+
+
+def _signal(error: BaseException | None) -> str | None:
+    """Return the signal behind an interruption, of which Typer has made other exceptions."""
+    while error and not (isinstance(error, KeyboardInterrupt) and error.args):
+        error = error.__cause__ or error.__context__
+    return str(error.args[0]) if error else None
 
 
 def _fail(line: str, code: int) -> NoReturn:

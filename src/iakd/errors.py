@@ -14,6 +14,10 @@ class UserError(Exception):
     """The user's mistake: one line saying what is wrong, where, and what to do. Exit code 2."""
 
 
+class Busy(UserError):
+    """Another process is at work on the same files."""
+
+
 class UnsuitableSettings(UserError):
     """Settings, networks and images that do not go together. Nothing is broken: with other settings it would work."""
 

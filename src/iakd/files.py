@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from iakd.errors import UserError
+from iakd.errors import Busy, UserError
 
 PATIENCE = 1.0  # seconds; `held` takes a lock for microseconds, which must not look like another holder
 READABLE = 0o644  # less what the user's umask takes away
@@ -188,7 +188,7 @@ def _flock(file: IO[Any], operation: int) -> None:
 def exclusive(path: Path, busy: str, patience: float = 0.0) -> Iterator[None]:
     """Hold the lock file `path` alone while the block runs.
 
-    Raises UserError(busy) if another process holds it for more than `patience` seconds.
+    Raises Busy(busy) if another process holds it for more than `patience` seconds.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     file = try_lock(path, patience=PATIENCE)
@@ -196,7 +196,7 @@ def exclusive(path: Path, busy: str, patience: float = 0.0) -> Iterator[None]:
         log.info("%s (trying for %.0f s)", busy, patience)
         file = try_lock(path, patience=patience)
     if file is None:
-        raise UserError(busy)
+        raise Busy(busy)
     with file:
         yield
 

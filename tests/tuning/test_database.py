@@ -1,11 +1,11 @@
 """Studies in PostgreSQL, on a temporary server that the tests start."""
 
-import os
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,48 +18,47 @@ from iakd.tuning import storage
 from iakd.tuning.results import finished_trials, load_study
 
 pytest.importorskip("psycopg", reason="iakd[postgres] is not installed")
-VERSIONS = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-USER = "postgres"
+SCRIPT = Path(__file__).parents[1] / "services/postgres.sh"
 
 
-def as_user(*command: str | Path) -> None:
-    """Run one of the server's commands, which refuse to run as root."""
-    account: dict[str, Any] = {"user": USER, "group": USER, "extra_groups": []} if os.geteuid() == 0 else {}
-    subprocess.run([*map(str, command)], check=True, capture_output=True, timeout=60, cwd="/", **account)
+class Server:
+    """A PostgreSQL that can crash."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="pg"))  # short: the path of a socket has 107 bytes
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = str(probe.getsockname()[1])
+        self.address = f"postgresql+psycopg://postgres@127.0.0.1:{self.port}/postgres"
+
+    def do(self, what: str) -> None:
+        """Do as the script says: up, kill or down."""
+        subprocess.run([SCRIPT, what, self.folder, self.port], check=True, capture_output=True, timeout=60)
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[str]:
-    """Return the address of a running server."""
-    if not VERSIONS:
+def server() -> Iterator[Server]:
+    """A running server."""
+    if not list(Path("/usr/lib/postgresql").glob("*/bin/initdb")):
         pytest.skip("no PostgreSQL in /usr/lib/postgresql")
-    tools = VERSIONS[-1].parent
-    folder = Path(tempfile.mkdtemp(prefix="pg"))  # short: the path of a socket has 107 bytes
-    if os.geteuid() == 0:
-        shutil.chown(folder, USER)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    as_user(tools / "initdb", "-D", folder / "data", "-A", "trust", "-U", USER, "--no-sync", "-E", "UTF8")
-    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off -c max_connections=50"
-    control = (tools / "pg_ctl", "-D", folder / "data", "-w")
-    as_user(*control, "-l", folder / "log", "-o", options, "start")
+    server = Server()
+    server.do("up")
     try:
-        yield f"postgresql+psycopg://{USER}@127.0.0.1:{port}/postgres"
+        yield server
     finally:
-        as_user(*control, "-m", "immediate", "stop")
-        shutil.rmtree(folder)
+        server.do("down")
+        shutil.rmtree(server.folder)
 
 
 @pytest.fixture
-def database(server: str, tmp_path: Path) -> str:
+def database(server: Server, tmp_path: Path) -> str:
     """Return the address of a new, empty database."""
     import psycopg
 
     name = f"study{abs(hash(tmp_path))}"
-    with psycopg.connect(server.replace("+psycopg", ""), autocommit=True) as connection:
+    with psycopg.connect(server.address.replace("+psycopg", ""), autocommit=True) as connection:
         connection.execute(f"create database {name}")
-    return server.rpartition("/")[0] + f"/{name}"
+    return server.address.rpartition("/")[0] + f"/{name}"
 
 
 def test_a_study_in_a_database_is_the_same_study(study: ToyStudy, database: str, expected: dict[str, Any]) -> None:
@@ -78,6 +77,67 @@ def test_a_study_in_a_database_is_the_same_study(study: ToyStudy, database: str,
     assert [trial.value for trial in load_study(study.results).trials] == [
         row["value"] for row in finished_trials(study.results)
     ]
+
+
+def test_a_crash_of_the_server_loses_nothing(
+    study: ToyStudy, server: Server, database: str, expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is gone for a while, twice; a worker of another process has joined, another one comes meanwhile."""
+    monkeypatch.setenv("EPOCH_SECONDS", "0.05")
+    options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    runs = subprocess.Popen(study.command(storage=database, workers=2), **options)
+    joins = [subprocess.Popen(study.command(join=True, storage=database), **options)]
+    try:
+        for trained in (3, 7):
+            while len(study.trained()) < trained:
+                time.sleep(0.02)
+            server.do("kill")
+            joins.append(subprocess.Popen(study.command(join=True, storage=database), **options))
+            time.sleep(1.5)
+            server.do("up")
+        printed, _ = runs.communicate(timeout=60)
+    finally:
+        server.do("up") if not (server.folder / "data/postmaster.pid").exists() else None
+        for process in (runs, *joins):
+            process.kill()
+    assert runs.returncode == 0 and "trying again for ten minutes" in printed, printed
+    assert study.outcome() == expected
+    assert sorted(study.trained()) == list(range(10)), "no training was lost"
+    assert [trial.number for trial in load_study(study.results).trials] == list(range(10))
+
+
+def test_a_database_that_stays_away_is_one_line(server: Server, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a connection that was cut by the server is not that: the study goes on."""
+    import psycopg
+
+    journal = Path("unused")
+    with storage.open_study(database, journal, "one") as stored:
+        with psycopg.connect(database.replace("+psycopg", ""), autocommit=True) as connection:
+            connection.execute(
+                "select pg_terminate_backend(pid) from pg_stat_activity where pid <> pg_backend_pid() "
+                "and datname = current_database()"
+            )
+        stored.set_attribute("key", "value")
+        with (
+            pytest.raises(UserError, match="another process is running the study one"),
+            monkeypatch.context() as patch,
+        ):
+            patch.setattr(storage, "SECONDS_FOR_LOCK", 0.3)
+            with storage.open_study(database, journal, "one"):
+                pass  # it is locked again
+    monkeypatch.setattr(storage, "SECONDS_OF_OUTAGE", 0.0)
+    monkeypatch.setattr(storage, "SECONDS_FOR_LOCK", 0.3)
+    with (
+        pytest.raises(RunFailed, match=r"tune\.storage: the database failed \(.*\); run again and the study resumes"),
+        storage.open_study(database, journal, "two") as stored,
+    ):
+        with psycopg.connect(server.address.replace("+psycopg", ""), autocommit=True) as connection:
+            connection.execute(f"alter database {database.rpartition('/')[2]} with allow_connections false")
+            connection.execute(
+                "select pg_terminate_backend(pid) from pg_stat_activity where datname = %s",
+                [database.rpartition("/")[2]],
+            )
+        stored.set_attribute("key", "value")
 
 
 def test_a_study_has_one_writer(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

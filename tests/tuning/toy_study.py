@@ -1,4 +1,6 @@
-"""A study whose trainings take milliseconds: `python toy_study.py SETTINGS` runs it in the current folder.
+"""A study whose trainings take milliseconds: `python toy_study.py SETTINGS [--join]` runs or joins it.
+
+It is the study of the current folder.
 
 Each trial trains two seeds.
 
@@ -64,11 +66,11 @@ def prepare() -> None:
     files.write_json(Path("results/toy/teachers/big/seed0/run.json"), {"model_sha256": "t"})
 
 
-def run(params: Params) -> Path:
-    """Run the study of the only pair in the current folder; its keys ignore source files, which may be edited."""
+def run(params: Params, join: bool = False) -> Path:
+    """Run or join the study of the only pair in the current folder; its keys ignore sources, which may be edited."""
     experiment = plan_experiment(params)
     with mock.patch("iakd.experiment.jobs.source_sha", lambda *modules: "source"):
-        return tune.run(experiment, experiment.studies[0], ToyTrainer)
+        return tune.run(experiment, experiment.studies[0], ToyTrainer, join=join)
 
 
 @dataclass(frozen=True)
@@ -87,18 +89,18 @@ class ToyStudy:
         """Where its live files are."""
         return self.folder / ".state/toy/tune/big-small/iakd-tuned"
 
-    def run(self, **tune_changes: Any) -> None:
-        """Run it, with changes to the section `tune` of the settings."""
+    def run(self, join: bool = False, **tune_changes: Any) -> None:
+        """Run or join it, with changes to the section `tune` of the settings."""
         assert Path.cwd() == self.folder
-        run(settings(**tune_changes))
+        run(settings(**tune_changes), join)
 
     def text(self, **tune_changes: Any) -> str:
         """Return the settings as an argument of this script."""
         return yaml.safe_dump(settings(**tune_changes).model_dump(mode="json", exclude_defaults=True))
 
-    def command(self, **tune_changes: Any) -> list[str]:
-        """Return the command that runs it in a process of its own."""
-        return [sys.executable, __file__, self.text(**tune_changes)]
+    def command(self, join: bool = False, **tune_changes: Any) -> list[str]:
+        """Return the command that runs or joins it in a process of its own."""
+        return [sys.executable, __file__, self.text(**tune_changes), *(["--join"] if join else [])]
 
     def started(self) -> list[tuple[int, int]]:
         """Return trial and seed of each training that started or resumed, in that order."""
@@ -244,4 +246,4 @@ if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     prepare()
-    run(parse(yaml.safe_load(sys.argv[1]), "test"))
+    run(parse(yaml.safe_load(sys.argv[1]), "test"), join="--join" in sys.argv)

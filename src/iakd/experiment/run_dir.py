@@ -102,16 +102,16 @@ class Run:
         return not damaged
 
     @contextlib.contextmanager
-    def open(self) -> Iterator["Run"]:
+    def open(self, patience: float = SECONDS_FOR_ORPHANS) -> Iterator["Run"]:
         """Hold the run's lock and announce it as running; record the error if the block fails.
 
-        Raises UserError if another process keeps this run open.
+        Raises Busy if another process keeps this run open for more than `patience` seconds.
         """
         self.live.mkdir(parents=True, exist_ok=True)
         with files.exclusive(
             self.live / LOCK,
             f"{self.live}: another process is working on this run; wait for it to end",
-            SECONDS_FOR_ORPHANS,
+            patience,
         ):
             self.started = self.started or now()
             self._since = time.monotonic()

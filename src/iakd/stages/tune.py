@@ -14,19 +14,31 @@ from iakd.tuning.workers import StudentTrainer, TrialTrainer
 log = logging.getLogger(__name__)
 
 
-def run(experiment: Experiment, job: StudyJob, trainer: type[TrialTrainer] = StudentTrainer) -> Path:
+def run(
+    experiment: Experiment,
+    job: StudyJob,
+    trainer: type[TrialTrainer] = StudentTrainer,
+    workers: int | None = None,
+    join: bool = False,
+) -> Path:
     """Run the study of one method, unless its results are up to date; return the path of best.yaml.
 
-    Every worker process creates a `trainer`, which trains the trials.
+    Every worker process creates a `trainer`, which trains the trials; there are `workers` of them, by default
+    tune.workers. With `join`, only train trials of a study that another process runs.
     """
     tune = experiment.params.tune
     study = _study_run(experiment, job)
     if up_to_date(study, tune.trials):
         log.info("%s: already tuned", job.folder)
         return job.folder / run_dir.BEST
+    if join:
+        from iakd.tuning.joining import join_study  # imports Optuna
+
+        join_study(experiment, job, study, trainer)
+        return job.folder / run_dir.BEST
     from iakd.tuning.study import run_study  # imports Optuna
 
-    return run_study(experiment, job, study, trainer)
+    return run_study(experiment, job, study, trainer, workers or tune.workers)
 
 
 def _study_run(experiment: Experiment, job: StudyJob) -> run_dir.Run:

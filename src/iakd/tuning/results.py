@@ -187,6 +187,12 @@ def study_name(path: str) -> str:
     return path.replace("/tune/", "/")
 
 
+def stored_name(run: run_dir.Run, address: str | None) -> str:
+    """Return the name of a study in its storage: a database at `address` keeps those of other settings."""
+    name = study_name(run.path)
+    return f"{name}@{run.key[:12]}" if address else name
+
+
 def trial_path(number: int) -> str:
     """Return the path of a trial below that of its study."""
     return f"trials/{number:04d}"

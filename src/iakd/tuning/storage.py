@@ -4,13 +4,14 @@ Only the process that runs the study opens its storage; workers report to that p
 """
 
 import contextlib
+import functools
 import json
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
 
 import optuna
 import sqlalchemy
@@ -20,8 +21,8 @@ from optuna.pruners import NopPruner
 from optuna.samplers import RandomSampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import TrialState, create_trial
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 
 from iakd.errors import RunFailed, UserError
 from iakd.seeding import derive
@@ -38,69 +39,93 @@ STATE_NAMES = {
 MAXIMISE: list[Direction] = ["maximize"]
 
 log = logging.getLogger(__name__)
+# decisions.py samples and prunes, so these two are never used
+UNUSED: dict[str, Any] = {"sampler": RandomSampler(seed=0), "pruner": NopPruner()}
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _outlasting(method: Callable[Concatenate["StoredStudy", P], R]) -> Callable[Concatenate["StoredStudy", P], R]:
+    """Call a method again, which must do no harm, when the database is back after an outage."""
+
+    @functools.wraps(method)
+    def patient(self: "StoredStudy", *arguments: P.args, **options: P.kwargs) -> R:
+        while True:
+            try:
+                return method(self, *arguments, **options)
+            except (StorageInternalError, SQLAlchemyError) as error:
+                self.recover(error)
+
+    return patient
+
+
+def _fail(error: Exception) -> NoReturn:
+    raise error
 
 
 class StoredStudy:
-    """The trials of the study `name`, which is created if it does not exist."""
+    """The trials of the study `name`, which is created if it does not exist.
 
-    def __init__(self, storage: BaseStorage, name: str, directions: list[Direction] = MAXIMISE) -> None:
-        # decisions.py samples and prunes, so these two are never used
+    `recover` is called when the storage fails; it returns when the storage works again, or raises the error.
+    """
+
+    def __init__(
+        self,
+        storage: BaseStorage,
+        name: str,
+        directions: list[Direction] = MAXIMISE,
+        recover: Callable[[Exception], None] = _fail,
+    ) -> None:
         self._study = optuna.create_study(
-            study_name=name,
-            storage=storage,
-            directions=directions,
-            sampler=RandomSampler(seed=0),
-            pruner=NopPruner(),
-            load_if_exists=True,
+            study_name=name, storage=storage, directions=directions, load_if_exists=True, **UNUSED
         )
         self.name = name
+        self.recover = recover
         self._storage = storage
         self._id = storage.get_study_id_from_name(name)
 
     @property
+    @_outlasting
     def attributes(self) -> dict[str, Any]:
         """What was stored about the study as a whole."""
         return self._study.user_attrs
 
+    @_outlasting
     def set_attribute(self, name: str, value: Any) -> None:
         """Store something about the study as a whole."""
         self._study.set_user_attr(name, value)
 
+    @_outlasting
     def trials(self) -> list[TrialRecord]:
         """Return all trials in the order of their numbers."""
-        return [
-            TrialRecord(
-                number=trial.number,
-                state=STATE_NAMES[trial.state],
-                params=trial.params,
-                origin=trial.user_attrs["origin"],
-                value=trial.user_attrs.get("value", trial.values and trial.values[0]),
-                intermediate_values=trial.intermediate_values,
-                pruner_state=trial.user_attrs.get("pruner_state", {}),
-                reason=trial.user_attrs.get("reason"),
-                macs=trial.user_attrs.get("macs"),
-            )
-            for trial in self._study.get_trials(deepcopy=False)
-        ]
+        return [_record(trial) for trial in self._study.get_trials(deepcopy=False)]
 
-    def add(self, params: dict[str, Any], distributions: dict[str, BaseDistribution], origin: str) -> None:
-        """Append a waiting trial."""
+    @_outlasting
+    def add(self, number: int, params: dict[str, Any], distributions: dict[str, BaseDistribution], origin: str) -> None:
+        """Append the waiting trial `number`, unless it is there."""
+        if len(self._study.get_trials(deepcopy=False)) > number:
+            return
         self._study.add_trial(
             create_trial(
                 state=TrialState.WAITING, params=params, distributions=distributions, user_attrs={"origin": origin}
             )
         )
 
+    @_outlasting
     def start(self, number: int) -> None:
         """Mark a trial as running; one that an interrupted attempt left running stays so."""
         self._storage.set_trial_state_values(self._trial_id(number), TrialState.RUNNING)
 
+    @_outlasting
     def report(self, number: int, step: int, value: float) -> None:
         """Store the validation accuracy of a running trial at a step."""
         trial_id = self._trial_id(number)
         if step not in self._storage.get_trial(trial_id).intermediate_values:  # stored by an interrupted attempt
             self._storage.set_trial_intermediate_value(trial_id, step, value)
 
+    @_outlasting
     def finish(
         self,
         number: int,
@@ -110,13 +135,16 @@ class StoredStudy:
         pruner_state: dict[str, Any],
         macs: int | None = None,
     ) -> None:
-        """Finish a running trial."""
+        """Finish a running trial, unless it is finished."""
+        if self._storage.get_trial(self._trial_id(number)).state.is_finished():
+            return
         mean = value if state == "pruned" else None  # Optuna's value of a pruned trial is its last intermediate one
         for name, content in (("pruner_state", pruner_state), ("reason", reason), ("value", mean), ("macs", macs)):
             if content:
                 self._storage.set_trial_user_attr(self._trial_id(number), name, content)
         self._study.tell(number, objectives(value, macs) if state == "complete" else None, state=STATES[state])
 
+    @_outlasting
     def copy_to(self, path: Path, name: str) -> None:
         """Copy the whole study to a new journal file, under this name."""
         optuna.copy_study(
@@ -127,6 +155,51 @@ class StoredStudy:
         return self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
 
 
+def _record(trial: FrozenTrial) -> TrialRecord:
+    return TrialRecord(
+        number=trial.number,
+        state=STATE_NAMES[trial.state],
+        params=trial.params,
+        origin=trial.user_attrs["origin"],
+        value=trial.user_attrs.get("value", trial.values and trial.values[0]),
+        intermediate_values=trial.intermediate_values,
+        pruner_state=trial.user_attrs.get("pruner_state", {}),
+        reason=trial.user_attrs.get("reason"),
+        macs=trial.user_attrs.get("macs"),
+    )
+
+
+class StudyReader:
+    """Reads the trials of the study `name` in the database at `address`, or without one in the file `journal`."""
+
+    def __init__(self, address: str | None, journal: Path, name: str) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._address = address
+        self._journal = journal
+        self._name = name
+        self._study: optuna.Study | None = None
+
+    def trials(self) -> list[TrialRecord]:
+        """Return all trials in the order of their numbers; none while there is no such study, or no database."""
+        try:
+            if self._study is None or self._address is None:  # a journal may be another one by now
+                self._study = optuna.load_study(study_name=self._name, storage=self._open(), **UNUSED)
+            return [_record(trial) for trial in self._study.get_trials(deepcopy=False)]
+        except (KeyError, FileNotFoundError, StorageInternalError, SQLAlchemyError):
+            self._study = None
+            return []
+
+    def _open(self) -> BaseStorage:
+        if self._address is None:
+            if not self._journal.exists():  # Optuna would create it
+                raise FileNotFoundError(self._journal)
+            return JournalStorage(JournalFileBackend(str(self._journal), lock_obj=_NoLock()))  # type: ignore[arg-type]
+        with _connect(self._address) as connection:
+            if connection.scalar(sqlalchemy.text("select to_regclass('trials')")) is None:
+                raise FileNotFoundError(self._address)
+        return RDBStorage(self._address, heartbeat_interval=None, skip_table_creation=True)
+
+
 @contextlib.contextmanager
 def open_study(
     address: str | None, journal: Path, name: str, directions: list[Direction] = MAXIMISE
@@ -134,14 +207,14 @@ def open_study(
     """Open the study `name` in the database at `address`, or without one in the file `journal`.
 
     Raises UserError where the address is unusable or another process runs the study, RunFailed where the database
-    fails.
+    fails for more than ten minutes.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if address is None:
         yield _study_in_journal(journal, name, directions)
     else:
-        with _database(address, name) as storage:
-            yield StoredStudy(storage, name, directions)
+        with _database(address, name) as database:
+            yield StoredStudy(database.storage, name, directions, database.recover)
 
 
 class _NoLock:
@@ -211,22 +284,62 @@ def _is_entry(line: bytes) -> bool:
 
 
 TABLES_LOCK = derive("tables of Optuna")  # PostgreSQL's advisory locks have numbers as names
+SECONDS_OF_OUTAGE = 600.0
+SECONDS_BETWEEN_ATTEMPTS = 1.0
 SECONDS_FOR_LOCK = 10.0  # a server takes a while to notice that the process with the lock was killed
 
 
+class _Database:
+    """A study's storage in a database, and the connection that holds the study's lock."""
+
+    def __init__(self, address: str, study: str, connections: contextlib.ExitStack) -> None:
+        self._address = address
+        self._study = study
+        self._connections = connections
+        connection = connections.enter_context(_connect(address))
+        # several studies may start on an empty database at once; only one may create the tables
+        connection.execute(sqlalchemy.text("select pg_advisory_lock(:name)"), {"name": TABLES_LOCK})
+        self.storage = RDBStorage(address, heartbeat_interval=None)
+        connection.execute(sqlalchemy.text("select pg_advisory_unlock(:name)"), {"name": TABLES_LOCK})
+        _lock_study(connection, study)
+
+    def recover(self, error: Exception) -> None:
+        """Return when the database answers again and the study is locked again; raise what is no outage."""
+        cause = error.__cause__ or error
+        if not (
+            isinstance(cause, DBAPIError) and (cause.connection_invalidated or isinstance(cause, OperationalError))
+        ):
+            raise error
+        log.warning("tune.storage: %s; trying again for ten minutes", str(cause.orig).splitlines()[0])
+        deadline = time.monotonic() + SECONDS_OF_OUTAGE
+        while True:
+            self.close()
+            time.sleep(SECONDS_BETWEEN_ATTEMPTS)
+            try:
+                _lock_study(self._connections.enter_context(_connect(self._address)), self._study)
+            except (UserError, SQLAlchemyError):
+                if time.monotonic() > deadline:
+                    raise error from None
+            else:
+                return
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.storage.remove_session()
+        self.storage.engine.dispose()
+        with contextlib.suppress(SQLAlchemyError):
+            self._connections.close()
+
+
 @contextlib.contextmanager
-def _database(address: str, study: str) -> Iterator[RDBStorage]:
+def _database(address: str, study: str) -> Iterator[_Database]:
     try:
-        with contextlib.ExitStack() as stack:
-            connection = stack.enter_context(_connect(address))
-            # several studies may start on an empty database at once; only one may create the tables
-            connection.execute(sqlalchemy.text("select pg_advisory_lock(:name)"), {"name": TABLES_LOCK})
-            storage = RDBStorage(address, heartbeat_interval=None)
-            connection.execute(sqlalchemy.text("select pg_advisory_unlock(:name)"), {"name": TABLES_LOCK})
-            stack.callback(storage.engine.dispose)
-            stack.callback(storage.remove_session)
-            _lock_study(connection, study)
-            yield storage
+        with contextlib.ExitStack() as connections:
+            database = _Database(address, study, connections)
+            try:
+                yield database
+            finally:
+                database.close()
     except (StorageInternalError, SQLAlchemyError) as error:
         cause = str(error.__cause__ or error).splitlines()[0]
         raise RunFailed(f"tune.storage: the database failed ({cause}); run again and the study resumes") from error

@@ -22,8 +22,12 @@ from iakd.tuning.workers import ALIVE, Pool, TrialResult, TrialTrainer, WorkerTa
 log = logging.getLogger(__name__)
 
 
-def run_study(experiment: Experiment, job: StudyJob, run: run_dir.Run, trainer: type[TrialTrainer]) -> Path:
-    """Run all trials of the study and publish its results as `run`; return the path of best.yaml.
+def run_study(
+    experiment: Experiment, job: StudyJob, run: run_dir.Run, trainer: type[TrialTrainer], workers: int
+) -> Path:
+    """Run all trials of the study with `workers` processes, and whoever joins; publish its results as `run`.
+
+    Returns the path of best.yaml.
 
     Every worker process creates a `trainer`, so it must be importable there. Raises RunFailed where no trial is
     complete in the end.
@@ -37,11 +41,13 @@ def run_study(experiment: Experiment, job: StudyJob, run: run_dir.Run, trainer: 
             progress = StudyProgress(run, study, tune.trials)
             for schedule in job.excluded:
                 log.info("%s: tune.space excludes %s: not tried", run.path, schedule)
-            with Pool(WorkerTask(experiment, job, run.key, trainer), study, tune.workers) as pool:
+            with Pool(WorkerTask(experiment, job, run.key, trainer), study, workers) as pool:
                 for start in range(0, tune.trials, tune.generation):
                     # a proposal needs the results of all earlier generations
-                    for number in pool.run(study.propose(start, min(start + tune.generation, tune.trials))):
-                        progress.show(number)
+                    end = min(start + tune.generation, tune.trials)
+                    while unfinished := study.propose(start, end):  # again, if the database forgot what it confirmed
+                        for number in pool.run(unfinished):
+                            progress.show(number)
             return _publish(run, job, stored, tune)
 
 
@@ -61,7 +67,7 @@ class Study:
         """Propose the missing trials of the generation [start, end); return the numbers of its unfinished trials."""
         for number in range(len(self.trials()), end):
             params, origin = propose(self._search, self.trials(), number)
-            self._stored.add(params, distributions(self._search.space, params), origin)
+            self._stored.add(number, params, distributions(self._search.space, params), origin)
         return [trial.number for trial in self.trials()[start:end] if not trial.finished]
 
     def start(self, number: int) -> dict[str, Any]:
@@ -89,11 +95,9 @@ class Study:
 @contextlib.contextmanager
 def _stored_study(run: run_dir.Run, address: str | None, directions: list[Direction]) -> Iterator[StoredStudy]:
     """Open the study that an earlier attempt or a clone of the results left, or a new one for new settings."""
-    name = results.study_name(run.path)
+    name = results.stored_name(run, address)
     journal = run.live / run_dir.JOURNAL
-    if address:
-        name = f"{name}@{run.key[:12]}"  # a database keeps the studies of other settings
-    elif not journal.exists() and (run.folder / run_dir.JOURNAL).exists():
+    if not address and not journal.exists() and (run.folder / run_dir.JOURNAL).exists():
         files.write_bytes(journal, (run.folder / run_dir.JOURNAL).read_bytes())
     with contextlib.ExitStack() as stack:
         study = stack.enter_context(open_study(address, journal, name, directions))

@@ -3,6 +3,9 @@
 A worker opens neither the study's storage nor Optuna. It receives (number, parameters), sends (step, accuracy) after
 each validation and is told whether to prune the trial, and sends the TrialResult at the end, or an exception. The seeds
 of a trial are trained one after the other; each is a run of its own, in the folder of the trial.
+
+Processes on other machines can train trials, too (`tuning.joining`). Whoever trains a trial holds the lock of its run.
+The pool leaves out a trial that is locked; once it has ended, a worker of the pool reads it back from its files.
 """
 
 import contextlib
@@ -31,13 +34,14 @@ from pydantic import ValidationError
 from iakd import files
 from iakd.config import Method, Tune, explain
 from iakd.data.store import PreparedData
-from iakd.errors import Diverged, RunFailed, UnsuitableSettings, UserError, is_out_of_memory
+from iakd.errors import Busy, Diverged, RunFailed, UnsuitableSettings, UserError, is_out_of_memory
 from iakd.experiment import run_dir
 from iakd.experiment.jobs import Experiment, StudyJob
 from iakd.processes import STOP_SIGNALS
 from iakd.tuning.results import step_of, trial_path
 
 MEASURE = "val_top1"
+ELSEWHERE = "elsewhere"  # has not ended: another process is training it
 FIRST_SEED = 2**31  # above params.Seed: no reported student shares its seed with a trial
 # What the settings of a trial can cause; errors of arithmetic, because a formula depends on nothing else.
 SETTINGS_AT_FAULT = (UnsuitableSettings, Diverged, ArithmeticError)
@@ -53,7 +57,7 @@ class TrialPruned(Exception):
 class TrialResult:
     """How a trial, or one of its seeds, ended."""
 
-    state: str  # complete, pruned, failed
+    state: str  # complete, pruned, failed; or ELSEWHERE
     value: float | None
     reason: str | None = None
     macs: int | None = None  # multiply–accumulates of the training of the first seed, where they are an objective
@@ -132,7 +136,10 @@ def concrete(job: StudyJob, params: dict[str, Any]) -> StudyJob:
 def run_trial(
     trainer: TrialTrainer, job: StudyJob, number: int, params: dict[str, Any], seeds: int, report: Report
 ) -> TrialResult:
-    """Train the seeds of trial `number` and publish its files; read back what is published already."""
+    """Train the seeds of trial `number` and publish its files; read back what is published already.
+
+    Returns at once, with the state ELSEWHERE, if another process is training it.
+    """
     try:
         tried = concrete(job, params)
     except UnsuitableSettings as error:
@@ -143,7 +150,11 @@ def run_trial(
         result, _ = _run_seeds(trainer, tried, runs, report)
         own.clear_live()  # left behind if the process died right after publishing
         return result
-    with own.open():
+    with contextlib.ExitStack() as opened:
+        try:
+            opened.enter_context(own.open(patience=0))
+        except Busy:
+            return TrialResult(ELSEWHERE, None)
         result, history = _run_seeds(trainer, tried, runs, report)
         records = [files.read_object(run.folder / run_dir.RUN, "") for run in runs[: len(history)]]
         own.started = records[0]["started"]
@@ -151,6 +162,11 @@ def run_trial(
         values = [value for row in history if (value := row[MEASURE]) is not None]
         own.finish(history, {**vars(result), "seeds": len(values), "std": stdev(values) if len(values) > 1 else None})
     return result
+
+
+def trial_lock(job: StudyJob, number: int) -> Path:
+    """Return the lock that whoever trains a trial holds."""
+    return job.state / trial_path(number) / run_dir.LOCK
 
 
 def _trial_run(seed: run_dir.Run, number: int, job: StudyJob) -> run_dir.Run:
@@ -314,6 +330,7 @@ def _end_with(sentinel: int) -> None:
 MAX_DEATHS = 3  # of workers with the same trial; then the trial is at fault
 SECONDS_TO_END = 2.0  # for saving a checkpoint
 SECONDS_FOR_ORPHANS = 60.0
+SECONDS_BETWEEN_LOOKS = 1.0  # at trials that other processes train
 
 
 class StudyWriter(Protocol):
@@ -381,13 +398,16 @@ class Pool:
         while todo or any(worker.number is not None for worker in self._workers):
             self._hand_out(todo)
             busy = {worker.pipe: worker for worker in self._workers if worker.number is not None}
-            for pipe in wait(list(busy)):
+            for pipe in wait(list(busy), SECONDS_BETWEEN_LOOKS if todo else None):
                 worker = busy[pipe]  # type: ignore[index]  # only pipes were waited for
                 number = worker.number
                 assert number is not None
                 match self._receive(worker):
                     case step, value:
                         worker.send(self._study.should_prune(number, step, value))
+                    case TrialResult(state=state) if state == ELSEWHERE:
+                        worker.number = None
+                        todo.append(number)
                     case TrialResult() as result:
                         self._study.finish(number, result)
                         worker.number = None
@@ -404,10 +424,15 @@ class Pool:
 
     def _hand_out(self, todo: deque[int]) -> None:
         idle = [worker for worker in self._workers if worker.number is None]
-        while todo and (idle or len(self._workers) < self._size):
+        for number in list(todo):
+            if not idle and len(self._workers) == self._size:
+                break
+            if files.held(trial_lock(self._task.job, number)):
+                continue
+            todo.remove(number)
             worker = idle.pop() if idle else self._start()
-            worker.number = todo.popleft()
-            worker.send((worker.number, self._study.start(worker.number)))
+            worker.number = number
+            worker.send((number, self._study.start(number)))
 
     def _start(self) -> Worker:
         context = multiprocessing.get_context("spawn")  # a fork would share the parent's threads and connections
