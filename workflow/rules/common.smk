@@ -1,12 +1,14 @@
 """What all rules share: the experiment made from the settings, and all functions."""
 
 import atexit
+import os
 import re
 import shlex
 import sys
 from functools import cache, partial
 from pathlib import Path
 
+from iakd import slurm
 from iakd.data.store import MANIFEST
 from iakd.errors import UserError
 from iakd.experiment import gpus
@@ -16,7 +18,7 @@ from iakd.experiment.provenance import source_sha
 from iakd.experiment.run_dir import BEST, EVALUATION, HISTORY, METRICS, MODEL, RUN, TRIALS
 from iakd.orchestration import fork_server, run_view, stale_results
 from iakd.orchestration import snakemake_hooks as hooks
-from iakd.tracking.follower import wait_for_follower
+from iakd.tracking.follower import ensure_follower, wait_for_follower
 
 hooks.ignore_damaged_records()
 IN_MODULE = workflow.modifier.parent_modifier is not None  # of another workflow, which hands over the settings
@@ -27,6 +29,7 @@ try:
         [] if IN_MODULE else workflow.overwrite_configfiles or [Path("params.yaml")],
         config if IN_MODULE else workflow.config_settings.config,
         workflow.is_main_process,
+        workflow.remote_exec,
     )
 except (UserError, OSError) as error:
     hooks.stop(error)
@@ -39,10 +42,41 @@ FIGURES = ("accuracy", "added", "curves", "swaps", "hints", "tuning", "calibrati
 FIGURES += ("pareto",) if EXPERIMENT.exports else ()
 REPORT = EXPERIMENT.report / names.REPORT
 LATENCY = EXPERIMENT.export_folder / names.LATENCY
-GPU = int(EXPERIMENT.params.compute.device == "cuda" or bool(gpus.gpus(EXPERIMENT.params.compute)))
 THREADS = EXPERIMENT.params.compute.threads
 PROCESSES = EXPERIMENT.params.compute.processes  # per training
 ALL_CORES = workflow.cores or THREADS  # of this machine; None on a cluster
+
+
+def elsewhere():
+    """Whether jobs run on other machines than the one that reads the rules, or this is such a job itself."""
+    return workflow.remote_exec or workflow.non_local_exec
+
+
+def on_slurm():
+    """Whether Slurm runs the jobs. Only known once the rules are read."""
+    if workflow.is_main_process:
+        return workflow.non_local_exec and workflow.executor_plugin.name == "slurm"
+    return workflow.remote_exec and slurm.JOB in os.environ
+
+
+def tasks_of_study(wildcards):
+    """Slurm's tasks of a study: one for each worker, on as many nodes as that takes."""
+    return EXPERIMENT.params.tune.workers if on_slurm() else 1
+
+
+def threads_of_study(wildcards):
+    """Of a task."""
+    return THREADS * EXPERIMENT.params.tune.workers // tasks_of_study(wildcards)
+
+
+def gpu(wildcards):
+    """The GPUs of a process that trains. A machine that only submits jobs knows nothing about those of the others."""
+    compute = EXPERIMENT.params.compute
+    return int(compute.device == "cuda" or not elsewhere() and bool(gpus.gpus(compute)))
+
+
+def gpus_of_training(wildcards):
+    return gpu(wildcards) * PROCESSES
 
 
 def one_of(jobs):
@@ -176,11 +210,21 @@ def start():
         hooks.take_lock()
         if workflow.touch:
             stale_results.refuse(stale_results.other_settings(EXPERIMENT))
+        elif elsewhere():
+            if on_slurm():
+                cancel_jobs_of_killed_workflow()
+            ensure_follower(EXPERIMENT.params)  # here, since jobs on other machines start none
         elif sum(job.rule.name.split("_")[0] in fork_server.COMMANDS for job in workflow.dag.needrun_jobs()) > 1:
             fork_server.start(STATE / "fork_server.socket")
         run_view.plan()
     except (UserError, OSError) as error:
         hooks.stop(error)
+
+
+def cancel_jobs_of_killed_workflow():
+    """Jobs that were submitted and are to run again would write the same files; they resume from their checkpoints."""
+    submitted = {id for job in workflow.dag.needrun_jobs() for id in workflow.persistence.external_jobids(job)}
+    slurm.cancel(submitted)
 
 
 def finish(succeeded):

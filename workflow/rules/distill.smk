@@ -23,7 +23,7 @@ for number, folders in enumerate(folders_of_students()):
             "../../environment.yml"
         threads: THREADS * PROCESSES
         resources:
-            gpu=GPU * PROCESSES,
+            gpu=gpus_of_training,
             mem_mb=4000,
             runtime=1440,
         params:

@@ -14,7 +14,7 @@ rule evaluate:
         "../../environment.yml"
     threads: THREADS
     resources:
-        gpu=GPU,
+        gpu=gpu,
         mem_mb=4000,
         runtime=120,
     params:

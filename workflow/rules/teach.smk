@@ -17,7 +17,7 @@ rule teach:
         "../../environment.yml"
     threads: THREADS * PROCESSES
     resources:
-        gpu=GPU * PROCESSES,
+        gpu=gpus_of_training,
         mem_mb=4000,
         runtime=1440,
     params:

@@ -17,10 +17,12 @@ rule tune:
     priority: 1  # the tuned students wait for it
     conda:
         "../../environment.yml"
-    threads: EXPERIMENT.params.tune.workers * THREADS
+    threads: threads_of_study
     resources:
-        gpu=GPU,
+        gpu=gpu,
+        tasks=tasks_of_study,
         mem_mb=4000 * EXPERIMENT.params.tune.workers,
+        mem_mb_per_cpu=lambda wildcards: 4000 // THREADS if on_slurm() else 0,  # instead of mem_mb, for tasks on several nodes
         runtime=4320,
     params:
         *settings_of(EXPERIMENT.studies, "{study}"),
@@ -29,7 +31,7 @@ rule tune:
     message:
         "Searching for the best settings: {wildcards.study}"
     shell:
-        'exec iakd tune --params "$IAKD_PARAMS" {params.options} > {log} 2>&1'
+        'exec iakd tune --params "$IAKD_PARAMS" {params.options} --tasks {resources.tasks} > {log} 2>&1'
 
 
 rule studies:

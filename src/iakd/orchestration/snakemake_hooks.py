@@ -3,9 +3,11 @@
 import contextlib
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import IO, Any, NoReturn, cast
 
 from iakd import files
@@ -17,6 +19,7 @@ from iakd.errors import UserError, of_file_system, one_line
 from iakd.experiment.jobs import STATE, Experiment, plan_experiment
 from iakd.orchestration import stale_results
 from iakd.processes import WITH_PARENT, saying_what_takes_long
+from iakd.tracking.follower import FOLLOWED
 
 LOCK = STATE / "workflow.lock"
 log = logging.getLogger(__name__)
@@ -32,12 +35,13 @@ def stop(error: UserError | OSError) -> NoReturn:
     sys.exit(2)
 
 
-def set_up(paths: Sequence[Path], changes: dict[str, Any], main: bool) -> Experiment:
+def set_up(paths: Sequence[Path], changes: dict[str, Any], main: bool, remote: bool = False) -> Experiment:
     """Read the settings, check them and pass them to the jobs: $IAKD_PARAMS names them, `iakd` is this environment's.
 
     `paths` are the settings files, of which a later one changes the earlier ones, and `changes` is what `--config`
     says; without a file, all settings, from a workflow that uses this one as a module. `main` is true in the process
-    that decides what is out of date. Snakemake reads such files, too, but of two equal keys it takes the last one.
+    that decides what is out of date, and `remote` in a job that an executor such as Slurm runs. Snakemake reads such
+    files, too, but of two equal keys it takes the last one.
 
     Raises UserError for a mistake in the settings, and for results that only seem to be made with them.
     """
@@ -59,6 +63,9 @@ def set_up(paths: Sequence[Path], changes: dict[str, Any], main: bool) -> Experi
             job.check_file()  # before Snakemake, which would need many lines to say it
     os.environ["IAKD_PARAMS"] = str(_settings_file(settings))
     os.environ[WITH_PARENT] = "1"
+    if remote:
+        os.environ[FOLLOWED] = "1"
+        signal.signal(signal.SIGUSR1, _leave_to_child)
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     return experiment
 
@@ -74,6 +81,10 @@ def _say_what_is_merged(experiment: Experiment, changes: Any) -> None:
             f"[{', '.join(given)}]}}",
             file=sys.stderr,
         )
+
+
+def _leave_to_child(number: int, frame: FrameType | None) -> None:
+    """Go on when Slurm warns all processes of a job: the command that Snakemake waits for saves its state and ends."""
 
 
 class _Records:

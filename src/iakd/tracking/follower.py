@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 FOLLOWER_LOCK, USERS_LOCK, FLUSH_LOCK = "follower", "users", "flush"
+FOLLOWED = "IAKD_FOLLOWED"  # set in the environment of jobs that a follower on another machine looks after
 LOG, MAX_LOG_BYTES = "follow.log", 1_000_000
 POLL, FLUSH_POLL = 1.0, 0.2  # seconds between two looks at the files, and at the flush lock
 LINGER = 5.0  # seconds without a training before the follower ends: the next one of a series finds it running
@@ -59,7 +60,7 @@ def ensure_follower(params: Params) -> None:
     """
     try:
         address = tracking_address(params)
-        if address is None:
+        if address is None or FOLLOWED in os.environ:
             return
         address.folder.mkdir(parents=True, exist_ok=True)
         if not files.can_lock(address.folder / USERS_LOCK):

@@ -36,7 +36,8 @@ def join_study(experiment: Experiment, job: StudyJob, run: run_dir.Run, trainer:
     if not files.can_lock(run.live / run_dir.LOCK):
         raise UserError(f"{run.live}: this file system has no locks, which joining a study needs")
     search = Search(tune, job.space, job.first)
-    reader = StudyReader(tune.storage, run.live / run_dir.JOURNAL, results.stored_name(run, tune.storage))
+    name = results.stored_name(run, tune.storage)
+    reader = StudyReader(tune.storage, run.live / run_dir.JOURNAL, name, run.key)
     training = trainer(experiment, job, run.key)
     tried: set[int] = set()
     seen = time.monotonic()

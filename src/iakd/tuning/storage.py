@@ -170,10 +170,14 @@ def _record(trial: FrozenTrial) -> TrialRecord:
 
 
 class StudyReader:
-    """Reads the trials of the study `name` in the database at `address`, or without one in the file `journal`."""
+    """Reads the trials of the study `name` in the database at `address`, or without one in the file `journal`.
 
-    def __init__(self, address: str | None, journal: Path, name: str) -> None:
+    `key` is that of the study's run: a journal may still be that of other settings.
+    """
+
+    def __init__(self, address: str | None, journal: Path, name: str, key: str) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._key = key
         self._address = address
         self._journal = journal
         self._name = name
@@ -184,6 +188,8 @@ class StudyReader:
         try:
             if self._study is None or self._address is None:  # a journal may be another one by now
                 self._study = optuna.load_study(study_name=self._name, storage=self._open(), **UNUSED)
+            if self._study.user_attrs.get("key") != self._key:
+                return []
             return [_record(trial) for trial in self._study.get_trials(deepcopy=False)]
         except (KeyError, FileNotFoundError, StorageInternalError, SQLAlchemyError):
             self._study = None

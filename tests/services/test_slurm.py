@@ -1,0 +1,281 @@
+"""A real Slurm of two nodes on this machine: a chain of jobs, and a study whose workers are its tasks.
+
+The chain loses its submitting process, a node and a training that Slurm requeues, and ends with what one machine makes.
+"""
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+SCRIPT = HERE / "slurm.sh"
+TIMES = {"latency_ms", "images_per_s"}
+TRIALS = int(os.environ.get("STUDY_TRIALS", 16))
+PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged")
+SETTINGS: dict[str, Any] = {
+    "dataset": {"name": "toy", "source": "digits", "val": 60, "test": 200},
+    "teachers": [{"arch": "resnet8", "width": 4, "name": "big"}],
+    "students": [{"arch": "resnet8", "width": 4, "name": "small"}],
+    "methods": {"kd": {}, "kd-tuned": {"method": "kd", "tune": {"recipe.lr": [0.01, 0.1]}}},
+    "teach": {"recipe": {"epochs": 20, "batch_size": 128, "validate_every": 5}},
+    "distill": {"seeds": [0, 1], "transfer": 60, "recipe": {"epochs": 30, "batch_size": 32, "validate_every": 10}},
+    "tune": {
+        "trials": 8,
+        "seeds": 1,
+        "workers": 4,
+        "generation": 4,
+        "sampler": {"startup": 4},
+        "recipe": {"epochs": 10},
+    },
+    "evaluate": {"latency_runs": 2},
+    "tracking": {"enabled": False},
+    "compute": {"device": "cpu", "checkpoint_seconds": 0},
+}
+SNAKEMAKE = (
+    *("snakemake", "--workflow-profile", "workflow/profiles/slurm", "--configfile", "toy.yaml", "--cores", "2"),
+    *("--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "1", "--latency-wait", "20"),
+)
+
+pytestmark = pytest.mark.services
+if Path("/etc/slurm/slurm.conf").exists():
+    pytest.skip("this machine belongs to a Slurm cluster", allow_module_level=True)
+if missing := [program for program in PROGRAMS if not shutil.which(program)]:
+    pytest.skip(f"Slurm is not installed ({', '.join(missing)})", allow_module_level=True)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """A cluster that all commands use, of two nodes with four pretend cores."""
+    folder = tempfile.mkdtemp(prefix="slurm")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("SLURM_PORT", str(port))
+        try:
+            subprocess.run([SCRIPT, "up", folder, "4"], check=True, timeout=60)
+            yield
+        finally:
+            subprocess.run([SCRIPT, "down", folder], check=True, timeout=60)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def project(cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of what runs a workflow, with settings for very short trainings."""
+    for name in ("src", "workflow", "Snakefile", "environment.yml"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(SETTINGS))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "src"), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    return tmp_path
+
+
+def postgres(what: str) -> None:
+    subprocess.run([HERE / "postgres.sh", what, *os.environ["POSTGRES"].split()], check=True, capture_output=True)
+
+
+@pytest.fixture
+def database(monkeypatch: pytest.MonkeyPatch) -> Iterator[str | None]:
+    """A database for studies; None where PostgreSQL is not installed: the study then has its journal."""
+    if not list(Path("/usr/lib/postgresql").glob("*/bin/initdb")) or not importlib.util.find_spec("psycopg"):
+        yield None
+        return
+    folder = tempfile.mkdtemp(prefix="pg")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    monkeypatch.setenv("POSTGRES", f"{folder} {port}")
+    postgres("up")
+    try:
+        yield f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"
+    finally:
+        postgres("down")
+        shutil.rmtree(folder)
+
+
+def output(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def wait_for(what: Callable[[], Any], seconds: float = 240) -> Any:
+    end = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+    return found
+
+
+def running(rule: str) -> str:
+    """The id of a job of `rule` (or of a group with it) that is running; empty without one."""
+    listed = output("squeue", "--noheader", "--states=running", "--format=%i %k")
+    return next((line.split()[0] for line in listed.splitlines() if rule in line), "")
+
+
+def evaluations() -> dict[str, Any]:
+    found = sorted(Path("results").glob("**/evaluation.json"))
+    return {str(path): {k: v for k, v in json.loads(path.read_text()).items() if k not in TIMES} for path in found}
+
+
+def release() -> None:
+    """Let requeued jobs start now, and not after the two minutes that Slurm has them wait."""
+    for job in output("squeue", "--noheader", "--states=pending", "--format=%i").split():
+        subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=False, capture_output=True)
+
+
+@pytest.mark.skipif(
+    not importlib.util.find_spec("snakemake_executor_plugin_slurm"), reason="iakd[slurm] is not installed"
+)
+def test_a_chain_with_mishaps_ends_with_what_one_machine_makes(project: Path) -> None:
+    for stage in ("prepare", "teach", "tune", "distill", "evaluate"):
+        subprocess.run(["iakd", stage, "--params", "toy.yaml"], check=True, capture_output=True)
+    expected = evaluations()
+    assert len(expected) == 1 + 2 * 2
+    shutil.rmtree("results")
+    shutil.rmtree(".state")
+
+    def start(log: str) -> "subprocess.Popen[bytes]":
+        with Path(log).open("wb") as out:
+            return subprocess.Popen([*SNAKEMAKE, "--", "evaluation"], stdout=out, stderr=out, start_new_session=True)
+
+    main = start("first.log")
+    try:
+        wait_for(lambda: Path(".state/toy/teachers/big/seed0/checkpoint.pt").exists())
+        subprocess.run(["scontrol", "requeue", running("teach")], check=True)
+        wait_for(lambda: release() or Path("results/toy/teachers/big/seed0/run.json").exists())
+        assert "resuming at step" in Path("logs/toy/teachers/big/seed0.log").read_text()
+
+        wait_for(lambda: next(Path(".state").glob("toy/students/*/kd/seed*/checkpoint.pt"), None))
+        abandoned = running("student")
+        main.kill()
+        main.wait()
+        main = start("second.log")
+        wait_for(lambda: running("student") not in ("", abandoned))
+        assert abandoned not in output("squeue", "--noheader", "--format=%i").split()
+
+        node = output("squeue", "--noheader", "--states=running", "--format=%N", "--jobs", running("student"))
+        subprocess.run(["scontrol", "update", f"NodeName={node}", "State=down", "Reason=test"], check=True)
+        subprocess.run(["scontrol", "update", f"NodeName={node}", "State=resume"], check=True)
+        wait_for(lambda: release() or main.poll() is not None)
+    finally:
+        main.kill()
+        subprocess.run(["scancel", "--me"], check=False)
+    assert main.returncode == 0, Path("second.log").read_text()
+    assert evaluations() == expected
+    assert not list(Path(".state").glob("fork_server*"))
+    assert len(re.findall("SLURM jobid", Path("first.log").read_text())) > 2
+
+
+def test_a_warning_saves_a_checkpoint_and_requeues(project: Path) -> None:
+    """As Slurm does before a time limit, it is sent to all processes that srun has started."""
+    settings = {**SETTINGS, "teach": {"recipe": {"epochs": 4000, "batch_size": 64, "validate_every": 2000}}}
+    settings["compute"] = {"device": "cpu", "checkpoint_seconds": 1000}
+    Path("toy.yaml").write_text(yaml.safe_dump(settings))
+    subprocess.run(["iakd", "prepare", "--params", "toy.yaml"], check=True, capture_output=True)
+    command = "srun iakd teach --params toy.yaml >> teach.log 2>&1"
+    job = output("sbatch", "--parsable", "--requeue", "--output=job.log", "--open-mode=append", "--wrap", command)
+    live = Path(".state/toy/teachers/big/seed0")
+    try:
+        wait_for((live / "history.csv").exists)
+        assert not (live / "checkpoint.pt").exists()
+        subprocess.run(["scancel", "--signal=USR1", job], check=True)
+        wait_for(lambda: "Restarts=1" in output("scontrol", "show", "job", job))
+        assert (live / "checkpoint.pt").exists()
+        wait_for(lambda: release() or "resuming at step" in Path("teach.log").read_text())
+    finally:
+        subprocess.run(["scancel", job], check=True)
+    assert "Slurm runs this job again, which resumes\n" in Path("teach.log").read_text()
+
+
+def test_processes_of_a_job_use_the_gpus_that_slurm_has_assigned(project: Path) -> None:
+    code = (
+        "import os, sys, time\nfrom iakd.config import Compute\nfrom iakd.experiment import gpus\n"
+        "with gpus.claim(Compute(device='auto')) as name:\n print(name, flush=True); time.sleep(3)\n"
+    )
+    Path("claim.py").write_text(code)
+    assert output("srun", "--gpus=2", "sh", "-c", "python claim.py & python claim.py & wait").split() in (
+        ["0", "1"],
+        ["1", "0"],
+    )
+    assert sorted(output("srun", "--ntasks=2", "--gpus=2", "python", "claim.py").split()) == ["0", "1"]
+
+
+def test_workers_of_a_study_are_tasks_on_both_nodes(project: Path, database: str | None) -> None:
+    """More than a node has cores; two of them are killed, and so is the study's database."""
+    for stage in ("prepare", "teach"):
+        subprocess.run(["iakd", stage, "--params", "toy.yaml"], check=True, capture_output=True)
+    study = Path("results/toy/tune/big-small/kd-tuned")
+    options = f"--params toy.yaml --set tune.trials={TRIALS} --set tune.generation=8"
+    seconds = time.monotonic()
+    subprocess.run(["iakd", "tune", *options.split(), "--set", "tune.workers=1"], check=True, capture_output=True)
+    alone, seconds_alone = outcome(study), time.monotonic() - seconds
+    shutil.rmtree(study)
+    shutil.rmtree(".state/toy/tune")
+
+    options += f" --set tune.storage={database}" if database else ""
+    run = f"srun -n1 --cpus-per-task=1 iakd tune {options} --tasks 8"
+    seconds = time.monotonic()
+    job = output("sbatch", "--parsable", "--ntasks=8", "--cpus-per-task=1", "--output=job.log", "--wrap", run)
+    try:
+        nodes = wait_for(lambda: output("squeue", "--noheader", "--states=running", "--jobs", job, "--format=%D"))
+        assert nodes == "2"
+        wait_for(lambda: len(joined()) == 7 and len(list(study.glob("trials/*/run.json"))) >= 4)
+        for process in joined()[:2]:
+            os.kill(process, signal.SIGKILL)
+        if database:
+            postgres("kill")
+            time.sleep(2)
+            postgres("up")
+        wait_for((study / "run.json").exists, 60 + 10 * TRIALS)
+        seconds = time.monotonic() - seconds
+        wait_for(lambda: not joined())
+    finally:
+        subprocess.run(["scancel", job], check=True)
+    print(f"{TRIALS} trials: {seconds_alone:.0f} s with one worker, {seconds:.0f} s with eight and the mishaps")
+    printed = Path("job.log").read_text()
+    assert outcome(study) == alone
+    assert len(set(re.findall(r"trial (\d+) (?:complete|pruned)$", printed, re.MULTILINE))) > 1, "others have helped"
+    assert ("trying again for ten minutes" in printed) == bool(database)
+
+
+def joined() -> list[int]:
+    """The processes that join a study in this folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            arguments = path.read_bytes().split(b"\0")
+            here = (path.parent / "cwd").readlink() == Path.cwd()
+        except OSError:
+            continue
+        if here and b"--join" in arguments and b"iakd" in arguments and b"srun" not in arguments[0]:
+            found.append(int(path.parent.name))
+    return found
+
+
+def outcome(study: Path) -> dict[str, Any]:
+    """All results of a study except times."""
+    trials = [line.split(",") for line in (study / "trials.csv").read_text().splitlines()]
+    kept = [i for i, name in enumerate(trials[0]) if name not in ("seconds", "started", "finished")]
+    keys = {str(path): json.loads(path.read_text())["key"] for path in sorted(study.glob("**/run.json"))}
+    return {
+        "trials": [[row[i] for i in kept] for row in trials],
+        "best": (study / "best.yaml").read_text(),
+        "keys": keys,
+    }
