@@ -18,6 +18,7 @@ from iakd.orchestration.snakemake_hooks import (
     set_up,
     stop,
 )
+from iakd.tracking.address import mlflow_address
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,6 +34,8 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for name in ("IAKD_PARAMS", "IAKD_WITH_PARENT", "PATH"):
         monkeypatch.setenv(name, "before")
+    for name in ("DVC_STAGE", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(SETTINGS))
     return tmp_path / "params.yaml"
 
@@ -207,6 +210,32 @@ def test_the_methods_that_are_left_can_be_reported(file: Path) -> None:
     assert report_on_the_others(experiment, [scratch, study]) is None
     assert report_on_the_others(experiment, ["results/digits/teachers/resnet14/seed0/run.json", scratch]) is None
     assert report_on_the_others(experiment, []) is None
+
+
+@pytest.mark.parametrize(("below", "left"), [(".dvc/tmp/exps/standalone/tmp1", True), ("exps", False)])
+def test_an_experiment_in_a_folder_of_dvc_has_its_own_results_only(
+    file: Path, monkeypatch: pytest.MonkeyPatch, below: str, left: bool
+) -> None:
+    """Those of other seeds came with a checkout, and stay in the cache; elsewhere nothing is deleted."""
+    folder = file.parent / below
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    pair = Path("results/digits/students/resnet14-resnet8")
+    own, others = [pair / "kd/seed0"], [pair / "kd/seed9", pair / "dkd/seed0", Path("results/digits/teachers/x/seed0")]
+    for path in (*own, *others):
+        path.mkdir(parents=True)
+    set_up([file], {}, main=True)
+    assert own[0].exists()
+    assert [path.exists() for path in others] == [not left] * 3
+    assert (pair / "dkd").exists() is not left
+    tracking = mlflow_address(load(file))
+    home = file.parent if left else Path()
+    assert tracking.database == home / "mlflow.db"
+    assert tracking.artifact_location() == (home.resolve() / "mlartifacts/iakd-digits").as_uri()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////elsewhere/x.db")
+    assert mlflow_address(load(file)).uri == "sqlite:////elsewhere/x.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
+    assert mlflow_address(load(file)).uri == "http://server:5000"
 
 
 @pytest.mark.parametrize("content", ["[1]", '{"params": 7}', '"text"', "{", "\udcff"])

@@ -68,6 +68,13 @@ def _read(path: Path, module: str) -> tuple[str, list[str]]:
     return sha256_file(path), names
 
 
+def repository_of_experiment() -> Path | None:
+    """Return the user's repository if this folder is one that `dvc exp run --temp` or `--queue` deletes afterwards."""
+    parts, inside = Path.cwd().parts, (".dvc", "tmp", "exps")
+    starts = [i for i in range(len(parts) - len(inside)) if parts[i : i + len(inside)] == inside]
+    return Path(*parts[: starts[0]]) if starts else None
+
+
 def _git(*arguments: str) -> str | None:
     try:
         done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=True)

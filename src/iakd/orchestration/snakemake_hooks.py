@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterable, Sequence
@@ -17,6 +18,7 @@ from iakd.data.sources.download import fingerprint
 from iakd.data.store import KINDS, MANIFEST, SPLITS, file_name
 from iakd.errors import UserError, of_file_system, one_line
 from iakd.experiment.jobs import STATE, Experiment, plan_experiment
+from iakd.experiment.provenance import repository_of_experiment
 from iakd.orchestration import stale_results
 from iakd.processes import WITH_PARENT, saying_what_takes_long
 from iakd.tracking.follower import FOLLOWED
@@ -57,6 +59,8 @@ def set_up(paths: Sequence[Path], changes: dict[str, Any], main: bool, remote: b
         for stage in ("tune", "export") if "DVC_STAGE" in os.environ else ():
             # which DVC wants even if nothing is tuned or exported; in its shell, a name would be a command line
             (experiment.report.parent / stage).mkdir(parents=True, exist_ok=True)
+        if repository_of_experiment():
+            _remove_others(experiment)
         refuse_other_data(experiment)  # before Snakemake deletes what it would make again
         stale_results.check(experiment, _Records())
         for job in experiment.teachers:
@@ -85,6 +89,20 @@ def _say_what_is_merged(experiment: Experiment, changes: Any) -> None:
 
 def _leave_to_child(number: int, frame: FrameType | None) -> None:
     """Go on when Slurm warns all processes of a job: the command that Snakemake waits for saves its state and ends."""
+
+
+def _remove_others(experiment: Experiment) -> None:
+    """Delete the results of other pairs, methods and seeds, which DVC would record as those of its experiment.
+
+    Only in a folder of `dvc exp run --temp` or `--queue`, to which DVC has copied them.
+    """
+    own = {job.folder for job in (*experiment.trained, *experiment.studies, *experiment.exports)}
+    for pattern in ("teachers/*/seed*", "students/*/*/seed*", "tune/*/*", "export/*"):
+        for folder in experiment.report.parent.glob(pattern):
+            if folder.is_dir() and folder not in own:
+                shutil.rmtree(folder)
+                with contextlib.suppress(OSError):  # others are left in it
+                    folder.parent.rmdir()
 
 
 class _Records:

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from iakd.config import Params
 from iakd.errors import RunFailed
 from iakd.experiment.jobs import STATE
+from iakd.experiment.provenance import repository_of_experiment
 from iakd.files import digest
 
 TRACKING_STATE = STATE / "tracking"
@@ -127,13 +128,22 @@ def tracking_address(params: Params) -> MlflowAddress | None:
 
 
 def mlflow_address(params: Params) -> MlflowAddress:
-    """Return the MLflow in the settings, whether tracking is on or off. MLFLOW_TRACKING_URI takes precedence."""
+    """Return the MLflow in the settings, whether tracking is on or off. MLFLOW_TRACKING_URI takes precedence.
+
+    In a folder that DVC deletes after an experiment, relative paths start from the user's repository.
+    """
     tracking = params.tracking
+    uri, artifacts = os.environ.get("MLFLOW_TRACKING_URI") or tracking.uri, tracking.artifacts
+    home = repository_of_experiment()
+    if home:
+        scheme, separator, path = uri.partition(":///")
+        uri = f"{scheme}:///{home / path}" if separator and scheme.partition("+")[0] == "sqlite" else uri
+        artifacts = artifacts if "://" in artifacts else str(home / artifacts)
     return MlflowAddress(
-        uri=os.environ.get("MLFLOW_TRACKING_URI") or tracking.uri,
+        uri=uri,
         experiment=tracking.experiment or f"iakd-{params.dataset.name}",
         dataset=params.dataset.name,
-        artifacts=tracking.artifacts,
+        artifacts=artifacts,
     )
 
 
