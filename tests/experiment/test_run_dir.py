@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -48,6 +49,29 @@ def test_a_finished_run_is_whole_and_leaves_only_its_lock() -> None:
     contract = "key stage params seed git_commit data_sha256 lock_sha256 versions device started finished wall_seconds"
     assert set(contract.split()) <= set(record)
     assert run_dir.read_history(run.folder / "history.csv") == [{**ROWS[0], "val_top1": None}, ROWS[1]]
+
+
+@pytest.mark.parametrize(("seconds", "written"), [(0.001, [0, 1, 2, 3, 4, 5]), (0.05, [0, 2, 5]), (10, [0])])
+def test_the_live_history_is_written_once_a_second_and_seldom_on_a_slow_disk(
+    seconds: float, written: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tenth of a second passes between two epochs, and `seconds` with each write."""
+
+    def write(path: Path, text: str) -> None:
+        moments.append(int(clock))
+        pass_time(seconds)
+
+    def pass_time(more: float) -> None:
+        nonlocal clock
+        clock += more
+
+    clock, moments, run = 0.0, list[int](), make()
+    monkeypatch.setattr(files, "write_text", write)
+    monkeypatch.setattr(run_dir, "time", SimpleNamespace(monotonic=lambda: clock))
+    while clock < 6:
+        run.log(ROWS)
+        pass_time(0.1)
+    assert moments == written
 
 
 def test_a_peer_is_kept_beside_the_model_until_a_run_without_one_follows() -> None:

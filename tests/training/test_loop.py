@@ -32,6 +32,7 @@ def stripped(history: list[dict[str, float | int | None]]) -> list[dict[str, flo
 def first_epoch(training: Trainer) -> None:
     for _ in training.epoch(Interrupt()):
         pass
+    training.checkpoints.wait()
 
 
 def test_the_loop_is_plain_sgd_written_out(make_training: Make) -> None:

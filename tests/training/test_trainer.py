@@ -1,17 +1,20 @@
 """What a training records, when it saves, what it restores, and how it ends when numbers are no longer finite."""
 
+import errno
 import math
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from iakd import models
+from iakd import files, models
 from iakd.errors import RunFailed
 from iakd.models.cifar.resnet import BasicBlock
 from iakd.models.network import Network, initialise
@@ -26,8 +29,10 @@ FitUntil = Callable[[Trainer, int], None]
 def saved_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Steps at which checkpoints are written."""
     steps: list[int] = []
-    save = checkpoint.save
-    monkeypatch.setattr(checkpoint, "save", lambda folder, state: steps.append(state["step"]) or save(folder, state))
+    save = checkpoint.Writer.save
+    monkeypatch.setattr(
+        checkpoint.Writer, "save", lambda writer, state: steps.append(state["step"]) or save(writer, state)
+    )
     return steps
 
 
@@ -72,6 +77,63 @@ def test_checkpoints_are_saved_when_their_time_has_come(
     assert steps == expected
 
 
+class SlowDisk:
+    """Writes of checkpoints wait until `open` is set; the other files are written at once."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.open = threading.Event()
+        self.written = 0
+        self._write = files.write_bytes
+        monkeypatch.setattr(files, "write_bytes", self.write_bytes)
+
+    def write_bytes(self, path: Path, content: bytes) -> None:
+        if path.name == checkpoint.NAME:
+            assert self.open.wait(60)
+            self.written += 1
+        self._write(path, content)
+
+
+def test_a_slow_disk_does_not_hold_up_a_training(make_training: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a checkpoint is being written, which takes nearly as long as the training, steps are taken."""
+    expected = make_training(path="quick").fit()[0]
+    disk, steps = SlowDisk(monkeypatch), saved_steps(monkeypatch)
+    training = make_training(path="slow", compute={"checkpoint_seconds": 1e-9})
+    works = training.steps(Interrupt())
+    for _ in range(training.timeline.total):
+        next(works)
+    assert (steps, disk.written) == ([1], 0)
+    disk.open.set()
+    with pytest.raises(StopIteration) as end:
+        while True:
+            next(works)
+    assert disk.written == len(steps) >= 1, "all are written before the results are published"
+    assert [row["loss"] for row in end.value.value[0]] == [row["loss"] for row in expected]
+
+
+def test_a_signal_waits_for_the_last_checkpoint(
+    make_training: Make, monkeypatch: pytest.MonkeyPatch, fit_until: FitUntil
+) -> None:
+    disk = SlowDisk(monkeypatch)
+    threading.Timer(0.5, disk.open.set).start()
+    part = make_training(path="part", compute={"checkpoint_seconds": 1e-9})
+    fit_until(part, 4)
+    state = checkpoint.load(part.run.live, "key")
+    assert state is not None and state["step"] == 4
+
+
+def test_a_full_disk_in_the_background_ends_the_training(make_training: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = files.write_bytes
+
+    def full(path: Path, content: bytes) -> None:
+        if path.name == checkpoint.NAME:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write(path, content)
+
+    monkeypatch.setattr(files, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        make_training(compute={"checkpoint_seconds": 0}).fit()
+
+
 def test_a_signal_saves_once_and_ends_the_training(
     make_training: Make, monkeypatch: pytest.MonkeyPatch, fit_until: FitUntil
 ) -> None:
@@ -91,7 +153,7 @@ def test_times_go_on_where_a_checkpoint_left_them(make_training: Make, fit_until
     assert state["epoch_cpu_seconds"] > 0
     state |= {"epoch_seconds": 1000.0, "wall_seconds": 5000.0, "started": "2020-01-01T00:00:00+00:00"}
     state["epoch_cpu_seconds"] = 800.0
-    checkpoint.save(part.run.live, state)
+    checkpoint.Writer(part.run.live).save(state)
     resumed = make_training(path="part")
     history, _ = resumed.fit()
     assert 1000 < history[0]["seconds"] < 1100 and history[1]["seconds"] < 100

@@ -25,6 +25,7 @@ from iakd.seeding import derive
 
 Row = dict[str, float | int | None]
 SECONDS_BETWEEN_LOGS = 1.0
+LOG_SHARE = 0.02  # of a training's time, at most, for its live history
 SECONDS_FOR_ORPHANS = 60.0  # for the jobs of a killed workflow, which end by themselves, with a checkpoint
 
 log = logging.getLogger(__name__)
@@ -148,10 +149,12 @@ class Run:
         files.write_json(self.live / RUN, {**self._record(), "pid": os.getpid(), **more})
 
     def log(self, history: list[Row]) -> None:
-        """Write the live history, once a second at most: short epochs must not wait for disks."""
-        if time.monotonic() >= self._next_log:
+        """Write the live history, once a second at most, and seldom on a slow disk: epochs must not wait for disks."""
+        began = time.monotonic()
+        if began >= self._next_log:
             files.write_text(self.live / HISTORY, history_text(history))
-            self._next_log = time.monotonic() + SECONDS_BETWEEN_LOGS
+            ended = time.monotonic()
+            self._next_log = ended + max(SECONDS_BETWEEN_LOGS, (ended - began) / LOG_SHARE)
 
     def finish(
         self, history: list[Row], metrics: dict[str, Any], model: bytes | None = None, written: tuple[str, ...] = ()

@@ -178,6 +178,7 @@ class Trainer:
         self.validation = validation
         self.recipe = recipe
         self.checkpoint_seconds = compute.checkpoint_seconds
+        self.checkpoints = checkpoint.Writer(run.live)
         self.on_validation = on_validation or (lambda epoch, row: None)
         self.processes = processes
         self.data_parallel: DataParallel | None = None  # with several processes
@@ -218,6 +219,7 @@ class Trainer:
             for images in (self.data, self.validation):
                 if images is not None:
                     stack.enter_context(contextlib.closing(images))
+            stack.callback(self.checkpoints.wait)  # before the run's results are published, or another training saves
             torch.manual_seed(derive("global", self.run.seed))
             if not self._restore() and self.warm_start:
                 yield from self._run_warm_start(self.warm_start, interrupt)
@@ -302,17 +304,21 @@ class Trainer:
     def _checkpoint_if_due(self, interrupt: Interrupt) -> None:
         """Save the state every `checkpoint_seconds`, and at a signal, which then ends the training.
 
-        All processes of a training do so after the same step.
+        One that is still being written puts off the next, unless one is wanted after every step. All processes of a
+        training save after the same step; the first one, which writes, decides when.
         """
         moment = time.monotonic()
         due, ending = 1, 2
-        wanted = ending if interrupt.name else due * (moment - self._saved > self.checkpoint_seconds)
+        put_off = self.checkpoint_seconds > 0 and self.checkpoints.busy
+        is_due = self.processes.is_main and moment - self._saved > self.checkpoint_seconds and not put_off
+        wanted = ending if interrupt.name else due * is_due
         wanted = self.processes.maximum(wanted)
         if wanted:
             self.epoch_seconds += moment - self._resumed
             self._save()
             self._resumed = self._saved = time.monotonic()
         if wanted == ending:
+            self.processes.on_main(self.checkpoints.wait)  # no process ends before it exists
             raise KeyboardInterrupt(interrupt.name)
 
     def train_step(self, batch: Batch) -> None:
@@ -379,7 +385,7 @@ class Trainer:
 
     def _save(self) -> None:
         self._check_finite()
-        self.processes.on_main(self._write)  # no process continues or ends before it exists
+        self.processes.on_main(self._write)
 
     def _write(self) -> None:
         state = {
@@ -398,7 +404,7 @@ class Trainer:
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
-        checkpoint.save(self.run.live, state)
+        self.checkpoints.save(state)
 
     def _restore(self) -> bool:
         """Continue from the checkpoint; return whether there is one."""
