@@ -129,6 +129,11 @@ def running(rule: str) -> str:
     return next((line.split()[0] for line in listed.splitlines() if rule in line), "")
 
 
+def where(job: str) -> str:
+    """The node on which a job is running; empty if it is not."""
+    return job and output("squeue", "--noheader", "--states=running", "--format=%N", "--jobs", job)
+
+
 def evaluations() -> dict[str, Any]:
     found = sorted(Path("results").glob("**/evaluation.json"))
     return {str(path): {k: v for k, v in json.loads(path.read_text()).items() if k not in TIMES} for path in found}
@@ -170,9 +175,9 @@ def test_a_chain_with_mishaps_ends_with_what_one_machine_makes(project: Path) ->
         wait_for(lambda: running("student") not in ("", abandoned))
         assert abandoned not in output("squeue", "--noheader", "--format=%i").split()
 
-        node = output("squeue", "--noheader", "--states=running", "--format=%N", "--jobs", running("student"))
+        node = where(running("student"))
         subprocess.run(["scontrol", "update", f"NodeName={node}", "State=down", "Reason=test"], check=True)
-        subprocess.run(["scontrol", "update", f"NodeName={node}", "State=resume"], check=True)
+        wait_for(lambda: release() or where(running("student")) not in ("", node))
         wait_for(lambda: release() or main.poll() is not None)
     finally:
         main.kill()
