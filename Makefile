@@ -15,6 +15,8 @@ V ?=
 # The settings files in ARGS, which make then asks for: Snakemake would answer a missing one with a traceback.
 SETTINGS = $(shell printf '%s\n' $(ARGS) | sed -nE 's/^--configfiles?=//p; /^--configfiles?$$/{n;p;}')
 PORT ?= 5000
+# Snakemake ends with a traceback where it cannot make this folder.
+export XDG_CACHE_HOME ?= $(shell mkdir -p ~/.cache 2>/dev/null && [ -w ~/.cache ] && echo ~/.cache || echo $(CURDIR)/.cache/home)
 
 # Always: dates do not tell whether .venv was copied or moved. Where nothing is to be done, this takes no time.
 .venv/ready: FORCE

@@ -171,6 +171,17 @@ def test_a_venv_that_was_copied_or_moved_is_noticed(tmp_path: Path, monkeypatch:
     assert made_elsewhere()
 
 
+def test_make_works_where_the_home_folder_cannot_be_written(tmp_path: Path) -> None:
+    text = f"include {ROOT / 'Makefile'}\ncache: ; @echo $$XDG_CACHE_HOME\n"
+    home = tmp_path / "home"
+    home.touch()
+    for place, expected in ((home, tmp_path / ".cache/home"), (tmp_path, tmp_path / ".cache")):
+        own = {"PATH": os.environ["PATH"], "HOME": str(place)}
+        command = ["make", "--file=-", "--assume-old=.venv/ready", "cache"]
+        done = subprocess.run(command, cwd=tmp_path, env=own, input=text, capture_output=True, text=True, check=True)
+        assert done.stdout == f"{expected}\n"
+
+
 def test_make_looks_at_the_environment_each_time() -> None:
     done = subprocess.run(["make", "--dry-run", "schema"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[0].endswith("tools/environment.py")

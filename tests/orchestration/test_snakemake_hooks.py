@@ -12,6 +12,7 @@ import yaml
 from iakd.config import Params, load
 from iakd.errors import UserError
 from iakd.orchestration.snakemake_hooks import (
+    check_folders,
     ignore_damaged_records,
     last_line,
     report_on_the_others,
@@ -167,6 +168,23 @@ def test_a_folder_that_cannot_be_written_is_one_line(file: Path, capsys: pytest.
     assert line.startswith("iakd: .state") and line.endswith(
         "move the file that is where a folder should be, then run again"
     )
+
+
+@pytest.mark.parametrize("name", ["logs", "results"])
+def test_folders_that_cannot_be_written_are_named_before_a_job_starts(
+    file: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    check_folders()
+    Path(name).rmdir()
+    Path(name).touch()
+    with pytest.raises(FileExistsError) as raised:
+        check_folders()
+    assert raised.value.filename == name
+    Path(name).unlink()
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path) != name)  # root may write anywhere
+    with pytest.raises(PermissionError) as raised:
+        check_folders()
+    assert raised.value.filename == name
 
 
 def test_folders_that_dvc_expects_are_made_without_a_shell(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -208,6 +208,7 @@ def start():
     hooks.limit_no_rate(workflow)
     try:
         hooks.take_lock()
+        hooks.check_folders()
         if workflow.touch:
             stale_results.refuse(stale_results.other_settings(EXPERIMENT))
         elif elsewhere():

@@ -4,6 +4,7 @@ import difflib
 import re
 import types
 from functools import cache
+from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
@@ -18,6 +19,17 @@ LONGEST_NAME = 100  # two of them and a seed are one folder, and file systems al
 Name = Annotated[str, Field(pattern=r"^\.*[A-Za-z0-9_][A-Za-z0-9_.]*$", max_length=LONGEST_NAME)]  # '-' joins two names
 Label = Annotated[str, Field(pattern=r"^\.*[A-Za-z0-9_+-][A-Za-z0-9_.+-]*$", max_length=LONGEST_NAME)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+def _known_home(text: str) -> str:
+    try:
+        Path(text).expanduser()
+    except RuntimeError:
+        raise ValueError(f"{cut(text)!r}: this machine has no such user") from None
+    return text
+
+
+FilePath = Annotated[str, Field(min_length=1), AfterValidator(_known_home)]  # `~` and `~user` are home folders
 
 
 def _distinct(values: list[Any]) -> list[Any]:

@@ -11,7 +11,7 @@ from pydantic import (
     model_validator,
 )
 
-from iakd.config.base import Amount, Name, Seed, Strict, did_you_mean
+from iakd.config.base import Amount, FilePath, Name, Seed, Strict, did_you_mean
 from iakd.plugins import SourceSpec, discover
 
 MAX_SIDE = 4096
@@ -144,7 +144,7 @@ class Dataset(Strict):
     classes: int | list[str] | None = Field(
         None, description="classes to keep: names, or a number for the first so many of the source; default: all"
     )
-    path: str | None = Field(None, min_length=1, description="folder or archive; default: downloaded where possible")
+    path: FilePath | None = Field(None, description="folder or archive; default: downloaded where possible")
     size: Side | tuple[Side, Side] | None = Field(
         None, description="size in pixels, one number or [height, width], to which images are scaled and cropped"
     )

@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from iakd.config.base import Name, Strict, did_you_mean
+from iakd.config.base import FilePath, Name, Strict, did_you_mean
 from iakd.plugins import NetworkFamily, discover
 
 REGISTRY, TORCHVISION = "models:/", "torchvision:"
@@ -151,9 +151,8 @@ USUAL = {
 class Teacher(Network):
     """A network that students learn from: imported if it has a `checkpoint`, else trained."""
 
-    checkpoint: str | None = Field(
+    checkpoint: FilePath | None = Field(
         None,
-        min_length=1,
         description="weights of a trained teacher: a file; models:/NAME/VERSION or models:/NAME@ALIAS in MLflow's "
         "model registry; torchvision:IMAGENET1K_V2 or other weights of torchvision; default: train the teacher",
     )

@@ -1,6 +1,7 @@
 """What the Snakefile needs: the experiment of its settings, a lock, and the reason for a failure."""
 
 import contextlib
+import errno
 import logging
 import os
 import shutil
@@ -17,7 +18,7 @@ from iakd.data.earlier_results import refuse_other_data
 from iakd.data.sources.download import fingerprint
 from iakd.data.store import KINDS, MANIFEST, SPLITS, file_name
 from iakd.errors import UserError, of_file_system, one_line
-from iakd.experiment.jobs import STATE, Experiment, plan_experiment
+from iakd.experiment.jobs import RESULTS, STATE, Experiment, plan_experiment
 from iakd.experiment.provenance import repository_of_experiment
 from iakd.orchestration import stale_results
 from iakd.processes import WITH_PARENT, saying_what_takes_long
@@ -207,6 +208,14 @@ def take_lock() -> None:
 
 
 TRACEBACK = "Traceback (most recent call last):"
+
+
+def check_folders() -> None:
+    """Raise OSError where the workflow cannot write its results or logs; Snakemake would print a traceback per job."""
+    for folder in (RESULTS, stale_results.LOGS):
+        folder.mkdir(exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
 
 
 def last_line(logs: list[str]) -> str:
