@@ -187,6 +187,14 @@ def test_folders_that_cannot_be_written_are_named_before_a_job_starts(
     assert raised.value.filename == name
 
 
+def test_a_folder_with_braces_is_named_as_the_reason(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = file.parent / "br{a}ce"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    with pytest.raises(UserError, match=r"/br\{a\}ce: Snakemake takes braces in the name of a folder for wildcards"):
+        set_up([file], {}, main=True)
+
+
 def test_folders_that_dvc_expects_are_made_without_a_shell(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     set_up([file], {}, main=True)
     assert not Path("results").exists()

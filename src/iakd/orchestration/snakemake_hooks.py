@@ -46,8 +46,13 @@ def set_up(paths: Sequence[Path], changes: dict[str, Any], main: bool, remote: b
     that decides what is out of date, and `remote` in a job that an executor such as Slurm runs. Snakemake reads such
     files, too, but of two equal keys it takes the last one.
 
-    Raises UserError for a mistake in the settings, and for results that only seem to be made with them.
+    Raises UserError for a mistake in the settings, for results that only seem to be made with them, and in a folder
+    that Snakemake cannot use.
     """
+    if set("{}") & set(str(Path.cwd())):
+        raise UserError(
+            f"{Path.cwd()}: Snakemake takes braces in the name of a folder for wildcards: rename the folder"
+        )
     origin = ", ".join(os.path.relpath(path) for path in paths) + (" with --config" if changes else "")
     origin = origin if paths else "config of the module"
     with saying_what_takes_long("reading the settings"):
