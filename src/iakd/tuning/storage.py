@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
@@ -17,7 +16,7 @@ from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
 import optuna
 import sqlalchemy
 from optuna.distributions import BaseDistribution
-from optuna.exceptions import ExperimentalWarning, StorageInternalError
+from optuna.exceptions import StorageInternalError
 from optuna.pruners import NopPruner
 from optuna.samplers import RandomSampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
@@ -38,7 +37,6 @@ STATE_NAMES = {
 
 
 MAXIMISE: list[Direction] = ["maximize"]
-METRIC_NAMES = ["validation accuracy (%)", "multiply-adds of a training"]  # of the objectives, in their order
 
 log = logging.getLogger(__name__)
 # decisions.py samples and prunes, so these two are never used
@@ -83,10 +81,6 @@ class StoredStudy:
         self._study = optuna.create_study(
             study_name=name, storage=storage, directions=directions, load_if_exists=True, **UNUSED
         )
-        if self._study.metric_names is None:  # what Optuna's dashboard writes at the axes
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ExperimentalWarning)
-                self._study.set_metric_names(METRIC_NAMES[: len(directions)])
         self.name = name
         self.recover = recover
         self._storage = storage

@@ -13,7 +13,6 @@ from iakd.config import Tune
 from iakd.errors import RunFailed, UserError
 from iakd.experiment import run_dir
 from iakd.experiment.jobs import Experiment, StudyJob
-from iakd.experiment.provenance import provenance
 from iakd.tuning import results
 from iakd.tuning.decisions import Direction, Search, TrialPruner, distributions, propose
 from iakd.tuning.results import TrialRecord
@@ -116,8 +115,6 @@ def _stored_study(run: run_dir.Run, address: str | None, directions: list[Direct
             )
             study = stack.enter_context(open_study(address, journal, name, directions))
         if "key" not in study.attributes:
-            for about, value in {**run.about, "git_commit": provenance()["git_commit"]}.items():  # for its readers
-                study.set_attribute(about, value)
             study.set_attribute("started", run.started)
             study.set_attribute("key", run.key)
         run.started = study.attributes.get("started", run.started)
