@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
@@ -16,7 +17,7 @@ from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
 import optuna
 import sqlalchemy
 from optuna.distributions import BaseDistribution
-from optuna.exceptions import StorageInternalError
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.pruners import NopPruner
 from optuna.samplers import RandomSampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
@@ -37,6 +38,7 @@ STATE_NAMES = {
 
 
 MAXIMISE: list[Direction] = ["maximize"]
+OBJECTIVES = ("top-1 on validation images (%)", "multiply–adds of a training")  # in the order of Search.directions
 
 log = logging.getLogger(__name__)
 # decisions.py samples and prunes, so these two are never used
@@ -96,6 +98,15 @@ class StoredStudy:
     def set_attribute(self, name: str, value: Any) -> None:
         """Store something about the study as a whole."""
         self._study.set_user_attr(name, value)
+
+    @_outlasting
+    def describe(self, **about: Any) -> None:
+        """Say what the study is of, and what its objectives are called: for Optuna's dashboard and plots."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            self._study.set_metric_names(list(OBJECTIVES[: len(self._study.directions)]))
+        for name, value in about.items():
+            self.set_attribute(name, value)
 
     @_outlasting
     def trials(self) -> list[TrialRecord]:

@@ -13,6 +13,7 @@ from iakd.config import Tune
 from iakd.errors import RunFailed, UserError
 from iakd.experiment import run_dir
 from iakd.experiment.jobs import Experiment, StudyJob
+from iakd.experiment.provenance import provenance
 from iakd.tuning import results
 from iakd.tuning.decisions import Direction, Search, TrialPruner, distributions, propose
 from iakd.tuning.results import TrialRecord
@@ -116,6 +117,9 @@ def _stored_study(run: run_dir.Run, address: str | None, directions: list[Direct
             study = stack.enter_context(open_study(address, journal, name, directions))
         if "key" not in study.attributes:
             study.set_attribute("started", run.started)
+            pair = f"{run.about['teacher']}-{run.about['student']}"
+            commit = provenance()["git_commit"]
+            study.describe(dataset=run.about["dataset"], pair=pair, method=run.about["method"], git_commit=commit)
             study.set_attribute("key", run.key)
         run.started = study.attributes.get("started", run.started)
         run.seconds = study.attributes.get("wall_seconds", 0.0)
