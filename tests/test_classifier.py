@@ -27,6 +27,7 @@ from iakd import cli, config, models
 from iakd.config import Normalisation
 from iakd.data.decoding import decode_all, from_file
 from iakd.data.loader import DeviceLoader
+from iakd.errors import UserError
 from iakd.evaluation.metrics import classification_metrics
 from iakd.export.convert import Deployed, to_onnx
 from iakd.export.folder import Model, Preprocessing, labels_text, weights_file
@@ -348,7 +349,8 @@ def test_predict_ends_quietly_when_nobody_reads_on(
 def test_mistakes_in_a_call_of_predict(exported: Path, photos: Path, run: Iakd, tmp_path: Path) -> None:
     image = photos / "ant" / "grey.png"
     mistake(run("predict", tmp_path / "gone", image), "gone does not exist")
-    mistake(run("predict", photos, image), "preprocessing.json does not exist")
+    mistake(run("predict", photos, image), "all is not an exported model: it has no preprocessing.json; `iakd export`")
+    mistake(run("predict", exported.parent, image), f"is not an exported model; give {exported}")
     mistake(run("predict", exported, image, tmp_path / "no.png"), "no.png does not exist")
     mistake(run("predict", exported, tmp_path / "*.png"), "*.png matches no file")
     (tmp_path / "bare").mkdir()
@@ -357,6 +359,30 @@ def test_mistakes_in_a_call_of_predict(exported: Path, photos: Path, run: Iakd, 
     if not torch.cuda.is_available():
         mistake(run("predict", exported, image, "--device", "cuda"), "torch sees no GPU")
     assert [path.name for path in tmp_path.iterdir()] == ["bare"]
+
+
+def test_the_folder_of_a_training_is_no_exported_model(photos: Path, run: Iakd, tmp_path: Path) -> None:
+    folder = tmp_path / "results/photos/students/big-small/kd/seed3"
+    folder.mkdir(parents=True)
+    (folder / "run.json").touch()
+    (folder / "model.safetensors").touch()
+    words = ["seed3 is not an exported model, but a training's folder", "'export.models=[big-small/kd/seed3]'"]
+    mistake(run("predict", folder, photos), *words)
+    mistake(run("evaluate", "--model", folder, "--data", photos), *words)
+
+
+def test_mistakes_in_a_call_of_the_interface(exported: Path, photos: Path) -> None:
+    with pytest.raises(UserError, match=r"^device 'tpu': unknown; known: auto, cpu, cuda$"):
+        iakd.load(exported, device="tpu")  # type: ignore[arg-type]
+    model, image = iakd.load(exported), files_below(photos)[0]
+    with pytest.raises(UserError, match=r"^top 0: at least one class"):
+        model.predict(image, top=0)
+    with pytest.raises(UserError, match=r"^batch_size 0: at least one image at a time"):
+        model.predict(image, batch_size=0)
+    for wrong in (3, None, [image, 3]):
+        with pytest.raises(UserError, match=r"^image [12] is (int|NoneType), not a file, an image of Pillow"):
+            model.predict(wrong)  # type: ignore[arg-type]
+    assert model.predict([]) == []
 
 
 def damage(folder: Path, name: str) -> None:
@@ -397,6 +423,7 @@ def test_files_of_other_kinds_are_refused(exported: Path, photos: Path, run: Iak
     mistake(run("predict", folder / "model.onnx", photos), "not a usable ONNX file")
     (folder / "model.pt2").write_bytes(b"PK")
     mistake(run("predict", folder / "model.pt2", photos), "can hold code, which is not run")
+    mistake(run("predict", folder / "labels.txt", photos), "labels.txt is not a model; load the folder")
 
 
 def test_a_grey_model_takes_coloured_photos(photos: Path, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from iakd.data.decoding import BadImage, EncodedImage, decode, decode_each, deco
 from iakd.data.geometry import centre_crop
 from iakd.devices import choose_device
 from iakd.errors import UserError
-from iakd.experiment.run_dir import LABELS, MODEL, ONNX, PREPROCESSING
+from iakd.experiment.run_dir import LABELS, MODEL, ONNX, PREPROCESSING, RUN
 from iakd.export.folder import read_labels, read_network, read_preprocessing
 from iakd.files import printable
 from iakd.models import Network
@@ -72,6 +72,8 @@ class Preprocess(v2.Transform):
         crop = centre_crop(self.size, self.crop_pct)
         if isinstance(image, str | Path):
             return np.array(decode(from_file(Path(image)), self.channels, self.size, crop)[0])
+        if not isinstance(image, Image.Image | np.ndarray | Tensor):
+            raise BadImage(f"is {type(image).__name__}, not a file, an image of Pillow, an array or a tensor")
         pixels: Any = image.numpy(force=True).transpose(1, 2, 0) if isinstance(image, Tensor) else image
         if isinstance(pixels, np.ndarray):
             if pixels.dtype != np.uint8:
@@ -108,6 +110,8 @@ class Classifier:
         self.labels = list(labels)
         self.size = (size, size) if isinstance(size, int) else size
         self.channels = channels
+        if device not in get_args(Device):
+            raise UserError(f"device {device!r}: unknown; known: {', '.join(get_args(Device))}")
         self.device = choose_device(device)
         self.module = module.eval().to(self.device)
         self.transform = Preprocess(self.size, channels, crop_pct)
@@ -119,6 +123,8 @@ class Classifier:
 
         A file is decoded exactly as in the training. Raises UserError, naming the first image that cannot be read.
         """
+        if top < 1:
+            raise UserError(f"top {top}: at least one class")
         found = []
         for name, result in self.each(images, batch_size):
             if isinstance(result, BadImage):
@@ -139,6 +145,8 @@ class Classifier:
         self, images: AnyImage | Iterable[AnyImage], batch_size: int = BATCH
     ) -> Iterator[tuple[str, Tensor | BadImage]]:
         """Yield the name of each image, and its logits (classes,) or what is wrong with it, as batches are computed."""
+        if batch_size < 1:
+            raise UserError(f"batch_size {batch_size}: at least one image at a time")
         decoded = self._decoded(_as_many(images), batch_size)
         while batch := list(islice(decoded, batch_size)):
             usable = [result for _, result in batch if not isinstance(result, BadImage)]
@@ -197,7 +205,8 @@ class Classifier:
 
 
 def _as_many(images: Any) -> Iterable[AnyImage]:
-    return [images] if isinstance(images, str | Path | Image.Image | np.ndarray | Tensor) else images
+    one = isinstance(images, str | Path | Image.Image | np.ndarray | Tensor) or not isinstance(images, Iterable)
+    return [images] if one else images
 
 
 def _counted(paths: Iterable[Any]) -> Iterator[EncodedImage]:
@@ -255,6 +264,8 @@ def load(path: str | Path, device: Device = "auto") -> Classifier:
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path} does not exist")
+    if not is_exported(path):
+        raise UserError(f"{path} is not an exported model{export_hint(path)}")
     folder = path if path.is_dir() else path.parent
     file = folder / MODEL if path.is_dir() else path
     about = read_preprocessing(folder / PREPROCESSING)
@@ -267,8 +278,10 @@ def load(path: str | Path, device: Device = "auto") -> Classifier:
             module = _for_unit_range(read_network(file))
         case ".onnx":
             module = OnnxModel(file)
-        case _:
+        case ".pt2" | ".pt" | ".pth" | ".ckpt" | ".bin":
             raise UserError(f"{file} can hold code, which is not run; load the folder, {MODEL} or {ONNX}")
+        case _:
+            raise UserError(f"{file} is not a model; load the folder, {MODEL} or {ONNX}")
     return Classifier(
         module, labels, about.size, channels=about.channels, crop_pct=about.crop, device=device, name=str(path)
     )
@@ -327,6 +340,19 @@ def load_foreign(
         network.normalisation = wanted
         module = _for_unit_range(network)
     return Classifier(module, labels, size, channels=channels, crop_pct=crop_pct, device=device, name=str(path))
+
+
+def export_hint(path: Path) -> str:
+    """Return what to do with a path that is not an exported model: name one below, or export the training in it."""
+    folder = path if path.is_dir() else path.parent
+    below = sorted(found.parent for pattern in ("*", "*/*") for found in folder.glob(f"{pattern}/{PREPROCESSING}"))
+    if below:
+        more = f" or one of {len(below) - 1} others below" if len(below) > 1 else ""
+        return f"; give {below[0]}{more}"
+    if (folder / RUN).is_file() and folder.resolve().parts[-4:-3] == ("students",):
+        model = "/".join(folder.resolve().parts[-3:])
+        return f", but a training's folder; export it by `iakd export --set 'export.models=[{model}]'`"
+    return f": it has no {PREPROCESSING}; `iakd export` makes one"
 
 
 def is_exported(path: Path) -> bool:

@@ -284,6 +284,7 @@ def test_a_full_or_read_only_target_gets_nothing(here: Path, options: str, error
         with pytest.raises(OSError) as raised:
             run(plan(), plan().exports[0])
         assert raised.value.errno == error
+        assert raised.value.filename == str(here.relative_to(Path.cwd())), "as the user knows it"
         assert not list(here.iterdir())
         subprocess.run(["mount", "-o", "remount,rw,size=4m", here], check=True)
         run(plan(), plan().exports[0])

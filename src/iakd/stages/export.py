@@ -21,7 +21,7 @@ from iakd.experiment.provenance import provenance, source_sha
 
 log = logging.getLogger(__name__)
 
-KEPT_APART = "other"  # start of the names of folders that are being built or removed, after a dot
+KEPT_APART = ".other."  # start of the names of folders that are being built or removed
 
 
 def run(experiment: Experiment, job: ExportJob) -> Path:
@@ -37,7 +37,7 @@ def run(experiment: Experiment, job: ExportJob) -> Path:
     chosen = choose(found, each_method=job.named)
     with files.exclusive(job.state / run_dir.LOCK, f"{job.folder}: another process is exporting; wait for it to end"):
         job.folder.mkdir(parents=True, exist_ok=True)
-        for left in job.folder.glob(f".{KEPT_APART}*"):  # by a killed export
+        for left in job.folder.glob(f"{KEPT_APART}*"):  # by a killed export
             shutil.rmtree(left)
         for student in chosen:
             _export(experiment, job, student, found, store)
@@ -145,8 +145,9 @@ def _export(
         return
     from iakd.export.build import build  # torch and the exporters take seconds to import
 
-    building = Path(tempfile.mkdtemp(prefix=f".{KEPT_APART}.", dir=job.folder))
+    building: Path | None = None
     try:
+        building = Path(tempfile.mkdtemp(prefix=KEPT_APART, dir=job.folder))
         results = build(building, experiment, student.job, content, record, store, _for_the_card(student, candidates))
         hashes = {path.name: files.sha256_file(path) for path in sorted(building.iterdir())}
         files.write_json(
@@ -154,8 +155,13 @@ def _export(
             {**about, **results, "files": hashes, "params": student.record["params"], **provenance()},
         )
         _publish(building, folder)
+    except OSError as error:  # a full disk: of which a message should name the folder that the user knows
+        if error.filename is None or KEPT_APART in str(error.filename):
+            error.filename, error.filename2 = str(job.folder), None
+        raise
     finally:
-        shutil.rmtree(building, ignore_errors=True)
+        if building:
+            shutil.rmtree(building, ignore_errors=True)
 
 
 def graphs(experiment: Experiment, job: TeacherJob | StudentJob, store: PreparedData) -> dict[str, Path]:
@@ -202,9 +208,9 @@ def _publish(building: Path, folder: Path) -> None:
             os.fsync(file.fileno())
     building.chmod(0o755)
     if folder.exists():
-        folder.replace(Path(tempfile.mkdtemp(prefix=f".{KEPT_APART}.", dir=folder.parent)) / "old")
+        folder.replace(Path(tempfile.mkdtemp(prefix=KEPT_APART, dir=folder.parent)) / "old")
     building.replace(folder)
-    for old in folder.parent.glob(f".{KEPT_APART}*"):
+    for old in folder.parent.glob(f"{KEPT_APART}*"):
         shutil.rmtree(old)
 
 

@@ -23,6 +23,7 @@ from iakd.classifier import (
     BATCH,
     Classifier,
     Prediction,
+    export_hint,
     is_exported,
     load,
     load_foreign,
@@ -35,7 +36,6 @@ from iakd.data.sources.folders import find_images
 from iakd.errors import RunFailed, UserError
 from iakd.evaluation.metrics import classification_metrics
 from iakd.evaluation.plausibility import required_accuracy
-from iakd.experiment.run_dir import PREPROCESSING
 from iakd.models import Network
 from iakd.models.flops import model_cost
 
@@ -233,7 +233,7 @@ def measure_file(
             )
         classifier = load(model, device)
     elif model.is_dir():
-        raise UserError(f"{model} has no {PREPROCESSING}, so it is not an exported model; name a file")
+        raise UserError(f"{model} is not an exported model{export_hint(model)}")
     else:
         if "normalisation" not in elsewhere:
             raise UserError(
