@@ -1,14 +1,16 @@
 """What MLflow shows of a run, from its files alone."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import fake_runs
 import pytest
 
 from iakd import files
+from iakd.config import Params
 from iakd.errors import UserError
-from iakd.experiment.jobs import RESULTS, STATE
+from iakd.experiment.jobs import RESULTS, STATE, plan_experiment
 from iakd.tracking import content
 from iakd.tracking.scan import scan, signature
 
@@ -27,12 +29,19 @@ def test_names_say_what_a_run_is(tree: Path) -> None:
     ):
         fake_runs.train(run)
     assert [run.name for run in read_all()] == [
-        "iakd-linear seed 3",
-        "resnet20w8 seed 0",
-        "study T-S iakd-tuned",
-        "trial 7",
-        "trial 7, seed 1",
+        "iakd-linear seed 3, T-S",
+        "teacher resnet20w8 seed 0",
+        "study iakd-tuned, T-S",
+        "iakd-tuned trial 7, T-S",
+        "iakd-tuned trial 7 seed 1, T-S",
     ]
+
+
+def test_trainings_of_other_lengths_have_other_names(tree: Path) -> None:
+    run = fake_runs.student()
+    run.params = {"recipe": {"epochs": 20}}
+    fake_runs.train(run)
+    assert [run.name for run in read_all()] == ["iakd-linear seed 0, T-S, 20 epochs"]
 
 
 def test_studies_come_before_their_trials(tree: Path) -> None:
@@ -62,7 +71,7 @@ def test_values_that_were_not_measured_are_left_out(tree: Path) -> None:
     fake_runs.train(fake_runs.student(), epochs=4)
     (run,) = read_all()
     assert [point.step for point in run.history if point.name == "val_top1"] == [2, 4]
-    assert "epoch" not in {point.name for point in run.history}
+    assert {"epoch", "step"}.isdisjoint({point.name for point in run.history})
 
 
 def test_final_numbers_are_shown_once(tree: Path) -> None:
@@ -70,7 +79,7 @@ def test_final_numbers_are_shown_once(tree: Path) -> None:
     fake_runs.evaluate(fake_runs.student(), 91.5)
     (run,) = read_all()
     final = {point.name: (point.value, point.step) for point in run.results["metrics.json"]}
-    assert final == {"val_nll": (0.25, 0), "epochs": (4, 0)}  # val_top1 is the last epoch's: the history has it
+    assert final == {"val_nll": (0.25, 0)}  # val_top1 is the last epoch's: the history has it; epochs are a setting
     test = {point.name: (point.value, point.step) for point in run.results["evaluation.json"]}
     assert test == {"test_top1": (91.5, 0), "test_nll": (0.5, 0), "test_n": (100, 0)}
 
@@ -96,6 +105,64 @@ def test_settings_become_flat_parameters_within_limits() -> None:
         "iakd_kd": "true",
         "n": "x" * 500,
     }
+
+
+def test_a_student_shows_the_settings_by_which_it_differs(settings: Callable[..., Params]) -> None:
+    params = settings()
+    jobs = {job.label: job for job in plan_experiment(params).students if job.seed == 0}
+    shown = {label: content.shown_params(job.settings, "distill") for label, job in jobs.items()}
+    recipe = {f"recipe.{name}" for name in ("epochs", "batch_size", "optimizer", "lr", "weight_decay")}
+    student = {"network.arch", "network.width", "network.shortcut"}
+    kd = {"method", "init", "kd.temperature", "kd.ce_weight", "kd.kd_weight"}
+    assert set(shown["scratch"]) == {*recipe, *student, "method", "init"}
+    assert set(shown["kd-hot"]) == {*recipe, *student, *kd}
+    assert (shown["kd-hot"]["kd.temperature"], shown["kd-hot"]["method"]) == ("8.0", "kd")
+    assert shown["kd"]["recipe.lr"] == str(params.distill.recipe.lr)
+
+
+def test_a_schedule_shows_what_its_kind_uses() -> None:
+    schedule = {"kind": "uniform", "p0": 0.5, "p1": 1.0, "t_end": 0.8, "slope": 0.0, "student_only": 0.2, "steps": 4}
+    settings = {"method": {"method": "iakd", "iakd": {"schedule": schedule}}, "recipe": {"epochs": 9, "ema": 0.9}}
+    assert content.shown_params(settings, "distill") == {
+        "method": "iakd",
+        "iakd.schedule.kind": "uniform",
+        "iakd.schedule.p0": "0.5",
+        "iakd.schedule.slope": "0.0",
+        "iakd.schedule.student_only": "0.2",
+        "recipe.epochs": "9",
+        "recipe.ema": "0.9",
+    }
+
+
+def test_a_study_shows_what_it_searches() -> None:
+    space = {"recipe.lr": {"low": 0.01, "high": 0.2, "log": True, "choices": None, "when": {}}}
+    settings = {"method": {"method": "kd", "tune": space}, "tune": {"seeds": 3}}
+    assert content.shown_params(settings, "tune") == {
+        "method": "kd",
+        "tune.seeds": "3",
+        "space.recipe.lr": '{"low": 0.01, "high": 0.2, "log": true}',
+    }
+    assert content.shown_params(settings, "trial") == {"method": "kd"}
+
+
+def test_a_run_names_its_data(tree: Path) -> None:
+    fake_runs.train(fake_runs.student())
+    (run,) = read_all()
+    assert [(data.name, data.digest, data.context, data.profile) for data in run.data] == [
+        ("toy", "d" * 12, "training", {})
+    ]
+    fake_runs.manifest(sha256="other data")
+    assert read_all()[0].data == run.data
+    fake_runs.manifest()
+    fake_runs.evaluate(fake_runs.student(), 90.0)
+    train, test = read_all()[0].data
+    assert (train.name, train.digest, train.profile["num_rows"], train.profile["num_elements"]) == (
+        "toy",
+        "d" * 12,
+        90,
+        90 * 24,
+    )
+    assert (test.name, test.digest, test.context, test.profile["num_rows"]) == ("toy test", "test" * 3, "testing", 10)
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from iakd.tracking import follower, mirror
 from iakd.tracking.address import TRACKING_STATE, MlflowAddress, tracking_address
 from iakd.tracking.follower import FLUSH_LOCK, FOLLOWER_LOCK, USERS_LOCK
 from iakd.tracking.mirror import MirrorSummary, sync
+from iakd.tracking.plan import Plan
 from iakd.tracking.scan import RunFiles
 
 TRAINING = """
@@ -272,10 +273,12 @@ class Idle:
     """A mirror without MLflow."""
 
     store = None
+    runs = None
     calls = 0
 
-    def __init__(self, address: MlflowAddress) -> None:
+    def __init__(self, address: MlflowAddress, plan: Plan) -> None:
         self.address = address
+        self.plan = plan
 
     def update(self, found: list[Any], timeout: float) -> MirrorSummary:
         type(self).calls += 1

@@ -1,9 +1,12 @@
 """MLflow as a mirror of the files: exactly one complete run for each, whatever happens."""
 
+import base64
+import json
 import logging
 import shutil
 import sqlite3
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,10 +20,12 @@ from mlflow_view import MlflowView
 from iakd import files
 from iakd.config import Params
 from iakd.errors import RunFailed, UserError
-from iakd.experiment.jobs import RESULTS, STATE
+from iakd.experiment.jobs import RESULTS, STATE, StudentJob, plan_experiment
+from iakd.experiment.run_dir import Run
 from iakd.tracking.address import MlflowAddress, tracking_address
 from iakd.tracking.mirror import DatabaseReplaced, Mirror, sync
 from iakd.tracking.mlflow_client import RunStore
+from iakd.tracking.plan import planned
 from iakd.tracking.scan import scan
 
 
@@ -30,7 +35,7 @@ def mirror(params: Params) -> Callable[[], None]:
     address = tracking_address(params)
     assert address
     address.folder.mkdir(parents=True)
-    inner = Mirror(address)
+    inner = Mirror(address, planned(params))
 
     def update() -> None:
         assert inner.update(scan(address.dataset), timeout=1).complete
@@ -44,7 +49,7 @@ def test_a_finished_run_is_shown_completely(params: Params, view: MlflowView) ->
     assert sync(params) == f"MLflow {params.tracking.uri}, experiment iakd-toy: 1 run, 1 new"
     run = view.only_run()
     record = files.read_json(RESULTS / fake_runs.student(3).path / "run.json", "")
-    assert (run.info.run_name, run.info.status) == ("iakd-linear seed 3", "FINISHED")
+    assert (run.info.run_name, run.info.status) == ("iakd-linear seed 3, T-S", "FINISHED")
     assert run.info.end_time >= run.info.start_time > 0
     assert run.data.params["recipe.lr"] == "0.1"
     assert len(run.data.params["note"]) == 500
@@ -240,7 +245,7 @@ def test_the_report_is_a_run_with_its_figures(params: Params, view: MlflowView) 
     files.write_bytes(RESULTS / "toy" / "report" / "figures" / "gain.svg", b"<svg/>")
     sync(params)
     run = view.runs()["report:toy"]
-    assert (run.info.run_name, run.info.status) == ("report", "FINISHED")
+    assert (run.info.run_name, run.info.status) == ("report toy", "FINISHED")
     assert view.artifacts(run) == {"report.html", "figures"}
     files.write_bytes(RESULTS / "toy" / "report" / "figures" / "curves.svg", b"<svg/>")
     sync(params)
@@ -368,6 +373,83 @@ def test_a_deleted_experiment_is_left_to_the_user_to_restore(params: Params, vie
     mlflow.delete_experiment(mlflow.get_experiment_by_name("iakd-toy").experiment_id)
     with pytest.raises(UserError, match=r"iakd-toy is deleted; .*restore"):
         sync(params)
+
+
+def test_runs_of_earlier_settings_are_marked(
+    params: Params, view: MlflowView, settings: Callable[..., Params], mirror: Callable[[], None]
+) -> None:
+    def marks() -> dict[str, str]:
+        return {run.data.tags["iakd.path"]: run.data.tags["iakd.settings"] for run in view.runs().values()}
+
+    def train(job: StudentJob) -> None:
+        about = {"dataset": "toy", "teacher": job.teacher.network.name, "student": "S", "method": job.label}
+        fake_runs.train(Run(job.path, "distill", f"{job.key}", job.settings, job.seed, about, {"data": "d" * 64}))
+
+    first = plan_experiment(params).students
+    for job in first:
+        train(job)
+    mirror()
+    assert marks() == {job.path: "current" for job in first}
+    recipe = params.distill.recipe.model_copy(update={"epochs": 7})
+    longer = params.model_copy(update={"distill": params.distill.model_copy(update={"recipe": recipe})})
+    second = [job for job in plan_experiment(longer).students if job.label == "kd"]
+    for job in second:
+        train(job)
+    sync(longer)
+    # "kd" was trained again in the same folders; the folders of the other methods hold results of earlier settings
+    of_names = {(run.info.run_name, run.data.tags["iakd.settings"]) for run in view.runs().values()}
+    assert {name for name, mark in of_names if mark == "current"} == {
+        f"kd seed {job.seed}, resnet20w8-S, 7 epochs" for job in second
+    }
+    assert len(of_names) == len(first) + len(second)
+    sync(params)  # back to the first settings
+    assert [run.data.tags["iakd.method"] for run in view.runs().values() if run.data.tags["iakd.settings"] == "current"]
+    assert {
+        run.data.tags["iakd.path"] for run in view.runs().values() if run.data.tags["iakd.settings"] == "current"
+    } == {job.path for job in first if job.label != "kd"}
+
+
+def test_a_study_and_its_trials_are_marked_together(params: Params, view: MlflowView) -> None:
+    for run in (fake_runs.study(), fake_runs.trial(0)):
+        fake_runs.train(run)
+    sync(params)
+    assert {run.data.tags["iakd.settings"] for run in view.runs().values()} == {"earlier"}  # not in the settings
+
+
+def test_the_experiment_is_one_of_model_training_with_views_of_its_own(params: Params, view: MlflowView) -> None:
+    fake_runs.train(fake_runs.student())
+    sync(params)
+    experiment = view.client.get_experiment_by_name("iakd-toy")
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+    saved = json.loads(experiment.tags["mlflow.sharedViewState.iakd-students"])
+    assert isinstance(saved["createdAt"], int)
+    assert saved["name"] == "Students by method"
+    state = json.loads(zlib.decompress(base64.b64decode(saved["state"].removeprefix("deflate;"))))
+    view.client.search_runs([experiment.experiment_id], state["searchFilter"])  # is valid
+    columns = set(state["selectedColumns"])
+    assert {"tags.`iakd.method`", "tags.`iakd.pair`", "tags.`iakd.seed`", "metrics.`test_top1`"} <= columns
+    assert all(len(value) <= 5000 for value in experiment.tags.values())
+    view.client.set_experiment_tag(experiment.experiment_id, "mlflow.sharedViewState.iakd-students", "of a user")
+    fake_runs.train(fake_runs.teacher())
+    sync(params)
+    kept = view.client.get_experiment_by_name("iakd-toy").tags
+    assert kept["mlflow.sharedViewState.iakd-students"] == "of a user"
+
+
+def test_a_run_shows_its_data(params: Params, view: MlflowView) -> None:
+    fake_runs.manifest()
+    fake_runs.train(fake_runs.student())
+    sync(params)
+    fake_runs.evaluate(fake_runs.student(), 90.0)
+    for _ in range(2):
+        sync(params)
+    inputs = view.only_run().inputs.dataset_inputs
+    assert {(found.dataset.name, found.dataset.digest, found.tags[0].value) for found in inputs} == {
+        ("toy", "d" * 12, "training"),
+        ("toy test", "test" * 3, "testing"),
+    }
+    assert len(inputs) == 2
+    assert json.loads(inputs[0].dataset.profile)["classes"] == 2
 
 
 def test_a_locked_database_fails_soon_and_loses_nothing(params: Params) -> None:

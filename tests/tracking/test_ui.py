@@ -68,7 +68,8 @@ def test_the_page_of_a_server_is_printed(
     tree: Path, settings: Callable[..., Params], capsys: pytest.CaptureFixture[str]
 ) -> None:
     ui.serve(settings(uri="http://me:secret@tracking:80/"), 5000)
-    assert capsys.readouterr().out == "http://me:…@tracking:80/#/experiments/7/runs?compareRunsMode=CHART\n"
+    page = "/#/experiments/7/runs?viewStateShareKey=iakd-students&workflowType=machine_learning"
+    assert capsys.readouterr().out == f"http://me:…@tracking:80{page}\n"
 
 
 def test_a_taken_port_is_named(tree: Path, settings: Callable[..., Params]) -> None:

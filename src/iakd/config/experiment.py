@@ -1,5 +1,6 @@
 """The settings of an experiment: all sections, and the checks across sections."""
 
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
@@ -84,6 +85,10 @@ class Report(Strict):
     confidence: float = Field(0.95, gt=0, lt=1, description="confidence level of the intervals")
 
 
+# Every class has a method of this name, for abstract base classes, which nothing here uses.
+warnings.filterwarnings("ignore", 'Field name "register" in "Tracking" shadows')
+
+
 class Tracking(Strict):
     """MLflow, which mirrors the results; the environment variable MLFLOW_TRACKING_URI overrides `uri`."""
 
@@ -94,6 +99,14 @@ class Tracking(Strict):
     )
     experiment: str | None = Field(
         None, min_length=1, max_length=250, description="name of MLflow's experiment; default: iakd-<dataset>"
+    )
+    register: str | None = Field(
+        None,
+        pattern=r"^[^/:'\"%]+$",
+        max_length=50,
+        description="name in MLflow's model registry under which exported models are registered, the best one on the "
+        "validation images as champion; with several pairs, each has a name of its own, <register>-<pair>; default: "
+        "not registered",
     )
 
 

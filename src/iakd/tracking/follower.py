@@ -25,13 +25,12 @@ import time
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-import yaml
-
 from iakd import files
 from iakd.config import Params
 from iakd.errors import RunFailed, UserError
 from iakd.processes import SHARED_TRAINING, WITH_PARENT
 from iakd.tracking.address import TRACKING_STATE, MlflowAddress, tracking_address
+from iakd.tracking.plan import SavedPlan, planned, save_settings
 from iakd.tracking.scan import RunFiles, scan, signature
 
 if TYPE_CHECKING:
@@ -63,6 +62,7 @@ def ensure_follower(params: Params) -> None:
         if address is None or FOLLOWED in os.environ:
             return
         address.folder.mkdir(parents=True, exist_ok=True)
+        save_settings(address, params)
         if not files.can_lock(address.folder / USERS_LOCK):
             raise RunFailed(NO_LOCKS)
         users = files.try_lock(address.folder / USERS_LOCK, shared=True, patience=1.0)
@@ -76,10 +76,7 @@ def ensure_follower(params: Params) -> None:
 
 def start_follower(address: MlflowAddress, params: Params) -> subprocess.Popen[bytes]:
     """Start a follower that outlives this process; if another one is running, it ends at once."""
-    settings = address.folder / "params.yaml"
-    text = yaml.safe_dump(params.model_dump(mode="json", exclude_unset=True), sort_keys=False)
-    if not settings.exists() or settings.read_text() != text:
-        files.write_text(settings, text)
+    settings = save_settings(address, params)
     command = [sys.executable, "-m", "iakd", "track", "follow", "--params", str(settings)]
     environment = {name: value for name, value in os.environ.items() if name not in (WITH_PARENT, *SHARED_TRAINING)}
     with _rotated(TRACKING_STATE / LOG).open("ab") as errors:
@@ -117,10 +114,13 @@ def wait_for_follower(params: Params, timeout: float = 60) -> None:
 
 def _wait(address: MlflowAddress, params: Params, deadline: float) -> None:
     follower = address.folder / FOLLOWER_LOCK
-    if address.mirrored_signature() == signature(scan(address.dataset)) and not files.held(follower):
+    up_to_date = address.mirrored_signature() == signature(scan(address.dataset), planned(params).digest)
+    if up_to_date and not files.held(follower):
         return
     address.check_reachable()
     address.folder.mkdir(parents=True, exist_ok=True)
+    save_settings(address, params)
+    plan = SavedPlan(address, params)  # another command may replace it meanwhile
     if not files.can_lock(address.folder / USERS_LOCK):
         raise RunFailed(NO_LOCKS)
     child: subprocess.Popen[bytes] | None = None
@@ -128,7 +128,7 @@ def _wait(address: MlflowAddress, params: Params, deadline: float) -> None:
     try:
         while time.monotonic() < deadline:
             began = time.monotonic()
-            up_to_date = address.mirrored_signature() == signature(scan(address.dataset))
+            up_to_date = address.mirrored_signature() == signature(scan(address.dataset), plan.get().digest)
             alive = files.held(follower) or (child is not None and child.poll() is None)
             if up_to_date and (not alive or files.in_use(address.folder / USERS_LOCK)):
                 return
@@ -162,10 +162,11 @@ def follow(params: Params) -> None:
     try:
         with files.exclusive(address.folder / FOLLOWER_LOCK, "another follower is running"):
             try:
-                users = Follower(address, Mirror(address)).run()
+                plan = SavedPlan(address, params)
+                users = Follower(address, Mirror(address, plan.get()), plan).run()
             except DatabaseReplaced:
                 replaced = True
-    except UserError:
+    except (UserError, FileNotFoundError):  # another follower, or the tree was deleted
         return
     finally:
         if users:
@@ -177,9 +178,10 @@ def follow(params: Params) -> None:
 class Follower:
     """Looks at the files again and again, and mirrors what changed."""
 
-    def __init__(self, address: MlflowAddress, mirror: "Mirror") -> None:
+    def __init__(self, address: MlflowAddress, mirror: "Mirror", plan: SavedPlan) -> None:
         self.address = address
         self.mirror = mirror
+        self.plan = plan
         self.mirrored: list[RunFiles] | None = None  # what was mirrored completely
         self.failures = 0
         self.retry_at = 0.0
@@ -219,6 +221,9 @@ class Follower:
 
     def _update(self, found: list[RunFiles], busy: bool) -> bool:
         """Mirror what changed, unless it is too early for a retry; return False if the follower should end."""
+        plan = self.plan.get()
+        if plan != self.mirror.plan:
+            self.mirror.plan, self.mirror.runs, self.mirrored = plan, None, None
         too_early = time.monotonic() < self.retry_at and busy and not self._flush_requested()
         if found == self.mirrored or too_early:
             return True
@@ -245,4 +250,4 @@ class Follower:
         """Whether an earlier process has mirrored all of it, so that mlflow need not be imported."""
         if self.mirror.store is not None or any(run.locked for run in found):
             return False
-        return self.address.mirrored_signature() == signature(found)
+        return self.address.mirrored_signature() == signature(found, self.mirror.plan.digest)

@@ -4,26 +4,53 @@
 """
 
 import contextlib
+import functools
 import json
 import logging
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from iakd import files
 from iakd.config import Params
 from iakd.errors import RunFailed, UserError
 from iakd.experiment.jobs import RESULTS
-from iakd.experiment.run_dir import HISTORY, RUN
+from iakd.experiment.run_dir import EVALUATION, HISTORY, RUN
 from iakd.tracking.address import NOTE, MlflowAddress, tracking_address
-from iakd.tracking.content import FINISHED, KILLED, RUNNING, MetricValue, RunContent, read_content
-from iakd.tracking.mlflow_client import FILES, PARENT, TREE, MlflowRun, RunStore, first_line
+from iakd.tracking.content import (
+    FINISHED,
+    KILLED,
+    REPORT_KEY,
+    RUNNING,
+    MetricValue,
+    ModelContent,
+    RunContent,
+    read_content,
+    read_model,
+)
+from iakd.tracking.mlflow_client import (
+    CURRENT,
+    EARLIER,
+    FILES,
+    PARENT,
+    SETTINGS,
+    TREE,
+    MlflowRun,
+    RunStore,
+    first_line,
+)
+from iakd.tracking.plan import Plan, planned, save_settings
 from iakd.tracking.scan import RunFiles, RunLocation, scan, signature
 
+if TYPE_CHECKING:
+    from iakd.tracking.models import ModelStore
+
 log = logging.getLogger(__name__)
+Content = TypeVar("Content", RunContent, ModelContent)
 MAX_ATTEMPTS = 3  # at one run, before it is left out until its files change
 MAX_REFUSED = 3  # runs refused by MLflow, before the fault is taken to be MLflow's
 TURN_LOCK = "turn"  # held during one mirroring; contains the id of the process that mirrored last
@@ -44,16 +71,28 @@ class MirrorSummary:
     complete: bool
 
 
+@dataclass(frozen=True)
+class FoundRun:
+    """What is remembered of a run on disk."""
+
+    key: str
+    status: str
+    settings: dict[str, Any]
+    study: str | None  # the key of the study that it is part of
+
+
 class Mirror:
     """Mirrors runs to one MLflow experiment; connects to MLflow only when there is something to send."""
 
-    def __init__(self, address: MlflowAddress) -> None:
+    def __init__(self, address: MlflowAddress, plan: Plan) -> None:
         self.address = address
+        self.plan = plan
         self.process_id = uuid.uuid4().hex
         self.store: RunStore | None = None
+        self.models: ModelStore | None = None
         self.runs: dict[str, MlflowRun] | None = None  # what MLflow has, by key; None: unknown
         self.mirrored: dict[RunLocation, RunFiles] = {}
-        self.current: dict[RunLocation, tuple[str, str]] = {}  # key and status read from the files
+        self.current: dict[RunLocation, FoundRun] = {}  # read from the files
         self.damaged: dict[RunLocation, str] = {}
         self.attempts: Counter[RunLocation] = Counter()
         self.refused: dict[RunLocation, str] = {}
@@ -83,32 +122,79 @@ class Mirror:
                 raise RunFailed(f"MLflow {self.address.display}: {first_line(error)}") from error
             if complete:
                 self._write_note(found)
-        keys = {key for key, _ in self.current.values()}
+        keys = {run.key for run in self.current.values()}
         return MirrorSummary(len(keys), self.new, len(self.damaged), complete)
 
     def _update(self, store: RunStore, found: list[RunFiles]) -> bool:
         if self.runs is None:
             self.runs = store.load()
+            self.models = None
             self.mirrored = {where: run for where, run in self.mirrored.items() if where in self.refused}
         present = {run.location for run in found}
         for table in (self.mirrored, self.current, self.damaged, self.refused):
             for gone in table.keys() - present:
                 del table[gone]
         changed = [run for run in found if self.mirrored.get(run.location) != run]
-        contents = [(run, content) for run in changed if (content := self._read(run))]
+        contents = [(run, content) for run in changed if not run.is_export and (content := self._read(run))]
         for run, content in contents:
-            self.current[run.location] = (content.key, content.status)
+            self.current[run.location] = FoundRun(content.key, content.status, content.settings, content.study)
         for run, content in contents:
             if not self._update_run(store, self.runs, run, content):
                 self.runs = None
                 return False
             self.mirrored[run.location] = run
+        if not self._update_models(store, self.runs, found):
+            self.runs = None
+            return False
         self._end_abandoned(store, self.runs)
+        self._mark(store, self.runs)
         return all(self.mirrored.get(run.location) == run for run in found)
 
+    def _update_models(self, store: RunStore, runs: dict[str, MlflowRun], found: list[RunFiles]) -> bool:
+        """Send the exported models, after the runs that trained them; return False if that failed."""
+        for run in found:
+            if not run.is_export or self.mirrored.get(run.location) == run:
+                continue
+            content = self._reading(run, read_model)
+            if content is None:
+                continue
+            if not self._attempt(run, functools.partial(self._send_model, store, runs, content, found)):
+                return False
+            self.mirrored[run.location] = run
+        return True
+
+    def _send_model(
+        self, store: RunStore, runs: dict[str, MlflowRun], content: ModelContent, found: list[RunFiles]
+    ) -> None:
+        """Send one exported model, with the results of the run that trained it, and register it if that is asked."""
+        from iakd.tracking.models import ModelStore
+
+        if self.models is None:
+            self.models = ModelStore(store)
+        trained = [run for run in found if run.path == content.student and not run.live]
+        student = read_content(trained[0]) if trained else None
+        run = runs.get(student.key) if student else None
+        if student is None or run is None or student.tags.get("iakd.model_sha256") != content.model_sha256:
+            return  # its student is gone, or was trained again and will be exported again
+        final = [
+            value for value in student.history if value.step == student.last_epoch and value.name.startswith("val_")
+        ]
+        metrics = final + student.results.get(EVALUATION, [])
+        model = self.models.log(content, run, student.params, metrics, student.data)
+        name = self.plan.registered.get(content.pair)
+        if name:
+            self.models.register(content, model, run, name)
+
     def _read(self, run: RunFiles) -> RunContent | None:
+        content = self._reading(run, read_content)
+        if content is None:
+            self.current.pop(run.location, None)
+        return content
+
+    def _reading(self, run: RunFiles, read: Callable[[RunFiles], Content]) -> Content | None:
+        """Read files; return None if they are damaged, which is remembered, or are changing."""
         try:
-            content = read_content(run)
+            content = read(run)
         except UserError as error:
             log.warning("%s; skipped", error)
             self.damaged[run.location] = str(error)
@@ -121,27 +207,34 @@ class Mirror:
         else:
             self.damaged.pop(run.location, None)
             return content
-        self.current.pop(run.location, None)
         self.mirrored[run.location] = run
         return None
 
     def _update_run(self, store: RunStore, runs: dict[str, MlflowRun], run: RunFiles, content: RunContent) -> bool:
         """Send one run; return False if that failed."""
-        where = run.location
-        twin = self.current.get((run.path, not run.live))  # key and status of the other of the finished and live files
-        same_run = twin is not None and twin[0] == content.key
+        twin = self.current.get((run.path, not run.live))  # the other of the finished and live files
+        same_run = twin is not None and twin.key == content.key
         if same_run and run.live and not run.locked:
             return True  # left behind by a process that was killed after it had written the results
-        try:
+
+        def send() -> None:
             if content.key not in runs:
                 runs[content.key] = store.create(content)
                 self.new += 1
-            still_running = same_run and twin is not None and twin[1] == RUNNING
+            still_running = same_run and twin is not None and twin.status == RUNNING
             self._send(store, runs, content, with_status=not still_running)
+
+        return self._attempt(run, send)
+
+    def _attempt(self, run: RunFiles, send: Callable[[], None]) -> bool:
+        """Send something; return False if that failed and should be tried again."""
+        where = run.location
+        try:
+            send()
         except Exception as error:  # see `update`
             self.address.check_reachable()
             self.attempts[where] += 1
-            log.warning("%s: refused by MLflow: %s", content.path, first_line(error))
+            log.warning("%s: refused by MLflow: %s", run.path, first_line(error))
             if self.attempts[where] >= MAX_ATTEMPTS:
                 self.mirrored[where] = run
                 self.refused[where] = first_line(error)
@@ -157,8 +250,8 @@ class Mirror:
         tags = {**content.tags, TREE: store.tree}
         if content.parent:
             study = self.current.get((content.parent, True)) or self.current.get((content.parent, False))
-            if study and study[0] in runs:
-                tags[PARENT] = runs[study[0]].run_id
+            if study and study.key in runs:
+                tags[PARENT] = runs[study.key].run_id
         changed = [name for name, digest in content.artifacts.items() if run.uploaded.get(name) != digest]
         history: list[MetricValue] = []
         if content.history and (not content.artifacts or HISTORY in changed):
@@ -167,6 +260,7 @@ class Mirror:
             history = [value for value in content.history if value.step > (run.last_epoch or 0)]
         results = [value for name in changed for value in content.results.get(name, [])]
         store.log(run, history + results, content.params, tags)
+        store.log_data(run, content.data)
         run.last_epoch = history[-1].step if history else run.last_epoch
         for name in changed:
             path = RESULTS / content.path / name
@@ -178,18 +272,45 @@ class Mirror:
 
     def _end_abandoned(self, store: RunStore, runs: dict[str, MlflowRun]) -> None:
         """End the runs of this tree that MLflow shows as running although no process is working on them."""
-        running = {key for key, status in self.current.values() if status == RUNNING}
-        finished = {key for key, status in self.current.values() if status == FINISHED}
-        for key, run in runs.items():
-            own = run.tags.get(TREE) == store.tree
-            own = own and run.tags.get("iakd.path", "").startswith(f"{self.address.dataset}/")
-            if own and run.status == RUNNING and key not in running:
+        running = {run.key for run in self.current.values() if run.status == RUNNING}
+        finished = {run.key for run in self.current.values() if run.status == FINISHED}
+        for key, run in self._own(store, runs).items():
+            if run.status == RUNNING and key not in running:
                 store.set_status(run, FINISHED if key in finished else KILLED, round(1000 * time.time()))
+
+    def _mark(self, store: RunStore, runs: dict[str, MlflowRun]) -> None:
+        """Mark this tree's runs and models as of the current settings, or of earlier ones.
+
+        Only runs on disk can be current: another run has taken over the folder of one with other settings.
+        """
+        current = {run.key for (path, _), run in self.current.items() if self._is_planned(path, run)}
+        refused = {self.current[where].key for where in self.refused if where in self.current}
+        for key, run in self._own(store, runs).items():
+            if key not in refused:
+                store.log(run, [], {}, {SETTINGS: CURRENT if key in current else EARLIER})
+        if self.models:
+            weights = {runs[key].tags.get("iakd.model_sha256") for key in current if key in runs}
+            self.models.mark(weights)
+
+    def _is_planned(self, path: str, run: FoundRun) -> bool:
+        study_path, _, trial = path.partition("/trials/")
+        if not trial:
+            return self.plan.has(path, run.settings) or run.key.startswith(REPORT_KEY)
+        study = self.current.get((study_path, True)) or self.current.get((study_path, False))
+        return study is not None and study.key == run.study and self.plan.has(study_path, study.settings)
+
+    def _own(self, store: RunStore, runs: dict[str, MlflowRun]) -> dict[str, MlflowRun]:
+        """Return the runs of this tree and data set."""
+        return {
+            key: run
+            for key, run in runs.items()
+            if run.tags.get(TREE) == store.tree and run.tags.get("iakd.path", "").startswith(f"{self.address.dataset}/")
+        }
 
     def _write_note(self, found: list[RunFiles]) -> None:
         assert self.store is not None
         value = {
-            "signature": signature(found),
+            "signature": signature(found, self.plan.digest),
             "identity": self.address.database_id,
             "experiment_id": self.store.experiment_id,
         }
@@ -226,7 +347,8 @@ def sync(params: Params) -> str:
     if address is None:
         return "MLflow: nothing to do, tracking is off (tracking.enabled: false)"
     address.folder.mkdir(parents=True, exist_ok=True)
-    mirror = Mirror(address)
+    save_settings(address, params)
+    mirror = Mirror(address, planned(params))
     while not (summary := mirror.update(scan(address.dataset), SYNC_TIMEOUT)).complete:
         time.sleep(0.5)
     if mirror.refused:

@@ -1,14 +1,17 @@
-"""Step 5 of mirroring: MLflow through its client. The only module that imports mlflow, and only when it is used.
+"""Step 5 of mirroring: MLflow through its client. It imports mlflow, which takes seconds, only when it is used.
 
-`RunStore` holds the runs of one experiment; `download_weights` reads the model registry.
+`RunStore` holds the runs of one experiment (and `models.ModelStore` its models); `download_weights` reads the model
+registry; `prepare_database` makes an SQLite database.
 """
 
 import contextlib
 import gc
+import glob
 import itertools
 import json
 import logging
 import os
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,7 +22,8 @@ from iakd import files
 from iakd.config import Params
 from iakd.errors import RunFailed, UserError
 from iakd.tracking.address import PORTS, TRACKING_STATE, MlflowAddress, mlflow_address
-from iakd.tracking.content import RUNNING, MetricValue, RunContent
+from iakd.tracking.content import RUNNING, DataSet, MetricValue, RunContent
+from iakd.tracking.views import view_tags
 
 ENVIRONMENT = {  # defaults: what the user has set takes precedence
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -35,8 +39,12 @@ ENVIRONMENT = {  # defaults: what the user has set takes precedence
 MAX_METRICS, MAX_PARAMS = 800, 100  # per request; MLflow accepts 100 parameters, 100 tags and 1000 items in all
 PAGE_SIZE = 1000
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's pages for training, not for chat
+STILL = 5.0  # seconds without a change of a half-made database, after which nobody is making it any more
+CONTENT = ("experiments", "runs", "registered_models", "trace_info")  # tables that show that a database is in use
 OPENING_TIMEOUT = 120.0  # seconds to wait for another process that creates or migrates the database
 KEY, TREE, FILES, PARENT = "iakd.key", "iakd.tree", "iakd.files", "mlflow.parentRunId"
+SETTINGS, CURRENT, EARLIER = "iakd.settings", "current", "earlier"  # a tag of runs and models, and its values
+log = logging.getLogger(__name__)
 WEIGHT_FILES = (".safetensors", ".pt2", ".pth", ".pt", ".bin", ".ckpt")  # in order of preference
 
 
@@ -49,6 +57,7 @@ class MlflowRun:
     tags: dict[str, str] = field(default_factory=dict)
     params: set[str] = field(default_factory=set)
     last_epoch: int | None = None  # the last one in MLflow; None: not asked yet
+    data: set[tuple[str, str]] = field(default_factory=set)  # names and digests
 
     @property
     def uploaded(self) -> dict[str, str]:
@@ -73,18 +82,14 @@ class RunStore:
         logging.getLogger("urllib3").setLevel(logging.ERROR)  # it warns at each attempt
         _connect(address)
         import mlflow
-        from mlflow.exceptions import MlflowException
 
-        try:
+        with _one_line_errors(address):
             mlflow.set_tracking_uri(address.uri)
             with _opening(address.opening_lock):
+                _make_database(address)
                 self.client = mlflow.MlflowClient(tracking_uri=address.uri)
                 self.experiment_id = self._experiment()
                 self.tree = _tree_id()
-        except (UserError, RunFailed):
-            raise
-        except (MlflowException, OSError, ImportError) as error:
-            raise RunFailed(f"MLflow {address.display}: {first_line(error)}") from None
         self.database_id = address.database_id
         gc.freeze()  # keeps the garbage collector from scanning all of mlflow again and again
 
@@ -93,12 +98,16 @@ class RunStore:
         experiment = self.client.get_experiment_by_name(name)
         if experiment is None:
             location = self.address.artifact_location()
-            return str(self.client.create_experiment(name, location, EXPERIMENT_TAGS))
+            created = round(1000 * time.time())
+            return str(self.client.create_experiment(name, location, {**EXPERIMENT_TAGS, **view_tags(created)}))
         if experiment.lifecycle_stage == "deleted":
             raise UserError(
                 f"MLflow {self.address.display}: experiment {name} is deleted; restore it (mlflow experiments "
                 f"restore --experiment-id {experiment.experiment_id}) or change tracking.experiment"
             )
+        for tag, value in {**EXPERIMENT_TAGS, **view_tags(experiment.creation_time or 0)}.items():
+            if tag not in experiment.tags:  # of an older version; what the user has changed stays
+                self.client.set_experiment_tag(experiment.experiment_id, tag, value)
         return str(experiment.experiment_id)
 
     def load(self) -> dict[str, MlflowRun]:
@@ -117,7 +126,13 @@ class RunStore:
                 if key in runs:
                     self.client.delete_run(run.info.run_id)
                 else:
-                    runs[key] = MlflowRun(run.info.run_id, run.info.status, dict(run.data.tags), set(run.data.params))
+                    runs[key] = MlflowRun(
+                        run.info.run_id,
+                        run.info.status,
+                        dict(run.data.tags),
+                        set(run.data.params),
+                        data={(data.dataset.name, data.dataset.digest) for data in run.inputs.dataset_inputs},
+                    )
             token = page.token
             if not token:
                 return runs
@@ -148,6 +163,29 @@ class RunStore:
             new_tags = []
         run.params |= set(names)
         run.tags |= changed
+
+    def log_data(self, run: MlflowRun, data: list[DataSet]) -> None:
+        """Log the data sets that MLflow does not have yet as inputs of a run."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        missing = [dataset for dataset in data if (dataset.name, dataset.digest) not in run.data]
+        inputs = [
+            DatasetInput(
+                Dataset(
+                    dataset.name,
+                    dataset.digest,
+                    "local",
+                    json.dumps({"uri": dataset.source}),
+                    json.dumps(dataset.schema) if dataset.schema else None,
+                    json.dumps(dataset.profile) if dataset.profile else None,
+                ),
+                [InputTag("mlflow.data.context", dataset.context)],
+            )
+            for dataset in missing
+        ]
+        if inputs:
+            self.client.log_inputs(run.run_id, inputs)
+        run.data |= {(dataset.name, dataset.digest) for dataset in missing}
 
     def last_step(self, run: MlflowRun, metric: str) -> int:
         """Return the highest step of a metric; 0 if it was never logged."""
@@ -183,11 +221,12 @@ def download_weights(uri: str, params: Params, folder: Path) -> Path:
     _set_environment()
     import mlflow
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     mlflow.set_tracking_uri(address.uri)
     try:
         model = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder)))
-    except (MlflowException, OSError, ImportError) as error:
+    except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
         raise UserError(f"{uri}: error from MLflow {address.display}: {first_line(error)}") from None
     return model if model.is_file() else _weight_file(uri, model)
 
@@ -207,6 +246,80 @@ def _weight_file(uri: str, folder: Path) -> Path:
 def _set_environment() -> None:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+
+
+def prepare_database(address: MlflowAddress) -> None:
+    """Make the SQLite database if it does not exist, so that whoever opens it finds it complete.
+
+    Raises RunFailed with one line if that is impossible.
+    """
+    if address.database and not (address.database.exists() and _rows(address.database)):
+        address.check_reachable()
+        _set_environment()
+        with _one_line_errors(address), _opening(address.opening_lock):
+            _make_database(address)
+
+
+def _make_database(address: MlflowAddress) -> None:
+    """Make the SQLite database beside its place, and rename it when it is complete.
+
+    MLflow makes one in many steps, and cannot open what is left if it is killed in between. A half-made one, which an
+    earlier version or `mlflow server` can have left, holds nothing yet, not even the default experiment; it is moved
+    aside before MLflow has opened it, since MLflow never closes a database.
+    """
+    database = address.database
+    if database is None:
+        return
+    if database.exists() and database.stat().st_size:
+        rows = _rows(database)
+        if rows is None:
+            raise RunFailed(
+                f"MLflow {address.display}: a database of another program; set tracking.uri to another file"
+            )
+        if rows or not _left_alone(database):
+            return
+        aside = database.with_name(f"{database.name}.half-made")
+        log.warning("%s was left half-made by a process that was killed: renamed to %s, made again", database, aside)
+        database.replace(aside)
+    for left in database.parent.glob(f".{glob.escape(database.name)}.????????-journal"):  # of a killed process
+        left.unlink(missing_ok=True)
+    from mlflow import MlflowClient
+
+    with files.atomic_path(database) as temporary:
+        MlflowClient(tracking_uri=f"sqlite:///{temporary.resolve()}").search_experiments(max_results=1)
+
+
+def _rows(database: Path) -> bool | None:
+    """Whether an MLflow database holds anything; None if an SQLite file is not one. Raises sqlite3.Error."""
+    import sqlite3
+
+    with contextlib.closing(sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if tables and not tables.intersection(("experiments", "alembic_version")):
+            return None
+        used = sorted(tables.intersection(CONTENT))
+        return any(connection.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone() for table in used)
+
+
+def _left_alone(database: Path) -> bool:
+    """Whether a file has not changed for some seconds, so that no other program is making the database any more."""
+    before = database.stat().st_mtime_ns
+    time.sleep(max(0.0, STILL - (time.time() - before / 1e9)))
+    return database.stat().st_mtime_ns == before
+
+
+@contextlib.contextmanager
+def _one_line_errors(address: MlflowAddress) -> Iterator[None]:
+    """Raise RunFailed with one line for what MLflow, its database and the file system raise."""
+    import sqlite3
+
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError) as error:
+        raise RunFailed(f"MLflow {address.display}: {first_line(error)}") from None
 
 
 def _connect(address: MlflowAddress) -> None:

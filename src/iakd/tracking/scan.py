@@ -1,4 +1,4 @@
-"""Step 2 of mirroring: list the files of all runs, finished and live, and of the report.
+"""Step 2 of mirroring: list the files of all runs, finished and live, of exported models, and of the report.
 
 A finished run has its files in results/<path>/, a live one in .state/<path>/ until its end.
 """
@@ -12,14 +12,21 @@ from iakd import files
 from iakd.experiment.jobs import RESULTS, STATE
 from iakd.experiment.run_dir import (
     BEST,
+    CARD,
     EVALUATION,
+    EXPORT,
     FIGURES,
     HISTORY,
+    INT8,
     JOURNAL,
+    LABELS,
     LOCK,
     METRICS,
     MODEL,
+    ONNX,
     PEER,
+    PREPROCESSING,
+    PT2,
     REPORT,
     RUN,
     TABLES,
@@ -29,6 +36,7 @@ from iakd.experiment.run_dir import (
 
 RUN_FILES = (RUN, HISTORY, METRICS, EVALUATION, MODEL, PEER, BEST, TRIALS, JOURNAL)
 REPORT_FILES = (REPORT, TABLES, TABLES_TEXT)
+EXPORT_FILES = (EXPORT, ONNX, INT8, PT2, MODEL, LABELS, PREPROCESSING, CARD)
 MAX_DEPTH = 6  # below results/<dataset>/; trials/0007/seed0 of a study is at 6
 
 FileStamp = tuple[str, int, int]  # name, modification time in ns, size in bytes
@@ -37,7 +45,7 @@ RunLocation = tuple[str, bool]  # path, live
 
 @dataclass(frozen=True)
 class RunFiles:
-    """The files of one run, or of the report, in one folder. Two are equal if no file has changed in between."""
+    """The files of one run, exported model or report, in one folder. Two are equal if no file changed in between."""
 
     path: str
     stamps: tuple[FileStamp, ...]
@@ -59,6 +67,11 @@ class RunFiles:
         """Whether this is the report rather than a run."""
         return any(name == REPORT for name, *_ in self.stamps)
 
+    @property
+    def is_export(self) -> bool:
+        """Whether this is an exported model rather than a run."""
+        return self.stamps[0][0] == EXPORT
+
     def names(self) -> list[str]:
         """Return the files' names, relative to the folder."""
         return [name for name, *_ in self.stamps]
@@ -69,24 +82,29 @@ class RunFiles:
 
 
 def scan(dataset: str) -> list[RunFiles]:
-    """Return all runs of a data set, each study before its trials, and the report; skip what vanishes meanwhile."""
+    """Return all runs of a data set, each study before its trials, then the report and exported models.
+
+    Skips what vanishes meanwhile.
+    """
     # live runs first: a run that ends at this moment is then seen twice rather than missed
-    live = [run for path in _run_folders(STATE, dataset) if (run := _live_run(path))]
-    finished = [_finished(path, RUN_FILES) for path in _run_folders(RESULTS, dataset)]
+    live = [run for path in _folders(STATE, dataset, RUN) if (run := _live_run(path))]
+    finished = [_finished(path, RUN_FILES) for path in _folders(RESULTS, dataset, RUN)]
     report = _finished(f"{dataset}/report", REPORT_FILES)
+    exports = [_finished(path, EXPORT_FILES) for path in _folders(RESULTS, f"{dataset}/export", EXPORT)]
     complete = [run for run in finished if run.stamps and run.stamps[0][0] == RUN]
+    models = [export for export in exports if export.stamps and export.is_export]
     runs = sorted([*complete, *live], key=lambda run: run.location)
-    return [*runs, report] if report.is_report else runs
+    return [*runs, *([report] if report.is_report else []), *sorted(models, key=lambda model: model.location)]
 
 
-def signature(runs: list[RunFiles]) -> str:
-    """Return a digest of all runs that no process is working on."""
-    return files.digest([[run.path, run.live, run.stamps] for run in runs if not run.locked])
+def signature(runs: list[RunFiles], plan: str = "") -> str:
+    """Return a digest of all runs that no process is working on, and of the settings of the experiment, `plan`."""
+    return files.digest([plan, *([run.path, run.live, run.stamps] for run in runs if not run.locked)])
 
 
-def _run_folders(root: Path, dataset: str) -> Iterator[str]:
-    """Yield the paths below `root` that have a run.json."""
-    pending = [(dataset, 0)]
+def _folders(root: Path, top: str, name: str) -> Iterator[str]:
+    """Yield the paths in and below `top` in `root` that have a file `name`."""
+    pending = [(top, 0)]
     while pending:
         path, depth = pending.pop()
         try:
@@ -94,10 +112,10 @@ def _run_folders(root: Path, dataset: str) -> Iterator[str]:
                 present = {e.name: e.is_dir() for e in entries if not e.name.startswith(".")}
         except OSError:
             continue
-        if RUN in present:
+        if name in present:
             yield path
         if depth < MAX_DEPTH:
-            pending += [(f"{path}/{name}", depth + 1) for name, is_folder in present.items() if is_folder]
+            pending += [(f"{path}/{inner}", depth + 1) for inner, is_folder in present.items() if is_folder]
 
 
 def _finished(path: str, names: tuple[str, ...]) -> RunFiles:

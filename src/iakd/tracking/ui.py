@@ -12,6 +12,7 @@ from iakd.config import Params
 from iakd.errors import UserError
 from iakd.tracking.address import tracking_address
 from iakd.tracking.follower import wait_for_follower
+from iakd.tracking.views import STUDENTS
 
 HOST = "127.0.0.1"
 START_TIMEOUT = 120.0  # seconds
@@ -27,7 +28,11 @@ def serve(params: Params, port: int) -> None:
         raise UserError("nothing to show: tracking is off (tracking.enabled: false)")
     wait_for_follower(params)
     experiment = address.last_note().get("experiment_id")
-    page = f"/#/experiments/{experiment}/runs?compareRunsMode=CHART" if experiment else ""
+    page = (
+        f"/#/experiments/{experiment}/runs?viewStateShareKey={STUDENTS}&workflowType=machine_learning"
+        if experiment
+        else ""
+    )
     if address.is_server:
         print(f"{address.display.rstrip('/')}{page}")
         return
@@ -37,6 +42,11 @@ def serve(params: Params, port: int) -> None:
             probe.bind((HOST, port))
         except OSError as error:
             raise UserError(f"port {port}: {error.strerror}; choose another one with --port") from None
+    address.check_reachable()
+    if not (experiment or address.database is None or address.database.exists()):
+        from iakd.tracking.mlflow_client import prepare_database  # which takes seconds to import mlflow
+
+        prepare_database(address)
     sys.stdout.flush()
     server = os.getpid()
     if os.fork() == 0:
