@@ -117,7 +117,7 @@ def test_optunas_command_line_reads_the_study(finished_study: ToyStudy) -> None:
     assert done.returncode == 0, done.stderr
     shown = json.loads(done.stdout)
     rows = finished_trials(finished_study.results)
-    assert [(trial["number"], trial["state"].lower(), trial["value"]) for trial in shown] == [
+    assert [(trial["number"], trial["state"].lower(), *trial["value"].values()) for trial in shown] == [
         (row["number"], row["state"], row["value"]) for row in rows
     ]
     assert shown[1]["params"]["iakd.schedule.kind"] == "linear"
