@@ -1,5 +1,6 @@
 """What `make run` shows, with a workflow that only pretends."""
 
+import json
 import logging
 import os
 import pty
@@ -292,6 +293,9 @@ def test_a_dry_run_shows_the_state(
     Path(pretend.job("evaluate", "kd/seed2").output[0]).unlink()
     pretend.needed[:] = [pretend.job("distill", f"kd/seed{n}") for n in range(3)]
     pretend.needed += [pretend.job("evaluate", "kd/seed2"), pretend.job("report")]
+    for seed, error in ((0, "KeyboardInterrupt: SIGINT"), (1, "RunFailed: the loss is nan")):
+        pretend.live(f"{KD}/seed{seed}", [])
+        Path(f".state/{KD}/seed{seed}/run.json").write_text(json.dumps({"error": error}))
     benchmark("tiny/teachers/big/seed0", 20.0)  # 10 epochs of what is taken for 1,000 images
     pretend.log(LogEvent.WORKFLOW_STARTED)
     pretend.log(None, "Building DAG of jobs...")
@@ -304,6 +308,9 @@ def test_a_dry_run_shows_the_state(
         "students                                 3          ",
         "evaluations          3                             1",
         "report                                   1          ",
+        "",
+        "Failed:",
+        "  student kd seed 1: the loss is nan",
         "",
         "Outdated:",
         "  recipe.lr: 0.05 → 0.02: student kd seed 0 and 2 more",

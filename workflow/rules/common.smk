@@ -239,4 +239,5 @@ def finish(succeeded):
     others = hooks.report_on_the_others(EXPERIMENT, (path for job in failed for path in job.output))
     if others:
         lines.append(f"For a report on the other methods, add {others}")
-    atexit.register(print, *lines, sep="\n", file=sys.stderr)  # after Snakemake's own output
+    # After Snakemake's own output, when stderr is no longer that of the view.
+    atexit.register(lambda: print(*lines, sep="\n", file=sys.stderr))

@@ -20,7 +20,17 @@ from snakemake_interface_logger_plugins.common import LogEvent
 
 from iakd.experiment.jobs import RESULTS, Experiment
 from iakd.experiment.run_dir import METRICS, REPORT, VERDICT
-from iakd.orchestration.workload import STAGES, Piece, Running, Workload, live_seconds, name_of, piece_of, stage_of
+from iakd.orchestration.workload import (
+    STAGES,
+    TRAININGS,
+    Piece,
+    Running,
+    Workload,
+    live_seconds,
+    name_of,
+    piece_of,
+    stage_of,
+)
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -418,7 +428,7 @@ def _tail(log: Path) -> list[str]:
 def _accuracy(piece: Piece) -> str:
     """Return the validation accuracy of a training that has ended, or of a study's best trial."""
     name, word = ("best_value", "best") if piece.rule == "tune" else ("val_top1", "val")
-    if piece.rule not in ("teach", "tune", "distill"):
+    if piece.rule not in TRAININGS:
         return ""
     with suppress(OSError, ValueError, KeyError, TypeError):
         found = [json.loads((RESULTS / path / METRICS).read_text())[name] for path in piece.paths]

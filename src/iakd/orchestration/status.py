@@ -4,13 +4,26 @@ Snakemake decides (a dry run), and this module reads its decision.
 """
 
 from collections import Counter, defaultdict
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from iakd.experiment.jobs import Experiment
+from iakd import files
+from iakd.errors import UserError
+from iakd.experiment.jobs import STATE, Experiment
+from iakd.experiment.run_dir import RUN
 from iakd.orchestration import run_view
 from iakd.orchestration.run_view import PLURALS, outcome, workload
-from iakd.orchestration.workload import STAGES, Running, live_seconds, live_trainings, name_of, piece_of
+from iakd.orchestration.workload import (
+    STAGES,
+    TRAININGS,
+    Piece,
+    Running,
+    live_seconds,
+    live_trainings,
+    name_of,
+    piece_of,
+)
 from iakd.reporting.formatting import duration
 
 NAMES = {  # Snakemake's reasons, by their own names, in fewer words
@@ -63,6 +76,12 @@ def status(workflow: Any, experiment: Experiment) -> str:
             parts = [*name_of(one.piece, several), one.progress.text, one.progress.accuracy]
             lines.append("  " + "  ".join(filter(None, parts)))
         lines += [f"  … and {len(running) - SHOWN} more"] * (len(running) > SHOWN)
+    failed = [(piece, why) for piece in work.pieces for path in piece.paths if (why := _failure(piece, path))]
+    failed = [(piece, why) for piece, why in failed if (piece.rule, piece.paths[0]) not in at_work]
+    if failed:
+        lines += ["", "Failed:"]
+        lines += [f"  {' '.join(name_of(piece, several))}: {why}" for piece, why in failed[:SHOWN]]
+        lines += [f"  … and {len(failed) - SHOWN} more"] * (len(failed) > SHOWN)
     if reasons:
         lines += ["", "Outdated:"]
         derived = NAMES["input files updated by another job"]
@@ -76,6 +95,16 @@ def status(workflow: Any, experiment: Experiment) -> str:
         return "\n".join([*lines, "", "Everything is up to date.", *outcome(experiment)])
     left = work.left(waiting, running)
     return "\n".join([*lines, "", _time(left)])
+
+
+def _failure(piece: Piece, path: str) -> str:
+    """Return why the last attempt of a training failed; nothing if it did not, or was interrupted."""
+    with suppress(OSError, UserError):
+        if piece.rule not in TRAININGS:
+            return ""
+        error = str(files.read_object(STATE / path / RUN, "").get("error", ""))
+        return "" if error.startswith("KeyboardInterrupt") else error.partition(": ")[2].removeprefix(f"{path}: ")
+    return ""
 
 
 def _line(name: str, *cells: Any) -> str:

@@ -29,6 +29,7 @@ NAMES = {  # rule: what its job is called
     "evaluate": "evaluation",
     "evaluation": "comparison",
 }
+TRAININGS = ("teach", "tune", "distill")
 STAGES = ("prepare", "teach", "tune", "distill", "evaluate", "evaluation", "export", "latency", "report")
 
 
@@ -142,7 +143,7 @@ class Workload:
 
     def units(self, piece: Piece) -> float:
         """Return the images that its trainings see; 0 for other jobs."""
-        if piece.rule not in ("teach", "tune", "distill"):
+        if piece.rule not in TRAININGS:
             return 0.0
         return sum(self._images_of(self._jobs[path]) for path in piece.paths if path in self._jobs)
 
