@@ -14,7 +14,12 @@ rule report:
             labels={"result": "tables"},
         ),
         numbers=EXPERIMENT.report / names.TABLES,
-        verdict=EXPERIMENT.report / names.VERDICT,
+        verdict=report(
+            EXPERIMENT.report / names.VERDICT,
+            caption="../report/verdict.rst",
+            category="Results",
+            labels={"result": "verdict"},
+        ),
         figures=[
             report(
                 EXPERIMENT.report / names.FIGURES / f"{name}.svg",
