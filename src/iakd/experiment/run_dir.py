@@ -103,16 +103,17 @@ class Run:
         return not damaged
 
     @contextlib.contextmanager
-    def open(self, patience: float = SECONDS_FOR_ORPHANS) -> Iterator["Run"]:
+    def open(self, patience: float | None = None) -> Iterator["Run"]:
         """Hold the run's lock and announce it as running; record the error if the block fails.
 
-        Raises Busy if another process keeps this run open for more than `patience` seconds.
+        Raises Busy if another process keeps this run open for more than `patience` seconds; default: as long as the
+        jobs of a killed workflow may take to end.
         """
         self.live.mkdir(parents=True, exist_ok=True)
         with files.exclusive(
             self.live / LOCK,
             f"{self.live}: another process is working on this run; wait for it to end",
-            patience,
+            SECONDS_FOR_ORPHANS if patience is None else patience,
         ):
             self.started = self.started or now()
             self._since = time.monotonic()
