@@ -15,6 +15,7 @@ from iakd import slurm
 from iakd.errors import RunFailed, UserError, is_out_of_memory, of_file_system, one_line
 from iakd.processes import (
     STOP_SIGNALS,
+    UNDER_TORCHRUN,
     WITH_PARENT,
     end_with_parent,
     launch_processes,
@@ -75,7 +76,7 @@ def _training(experiment: "Experiment", shared: bool = False, follow: bool = Tru
     if count > 1:  # the parent process has assigned the GPUs
         yield
         return
-    wanted = experiment.params.compute.processes if shared else 1
+    wanted = experiment.params.compute.processes if shared and UNDER_TORCHRUN not in os.environ else 1
     with gpus.claim(experiment.params.compute, wanted):
         if wanted > 1:
             sys.exit(launch_processes([sys.executable, "-m", "iakd", *sys.argv[1:]], wanted))
@@ -442,7 +443,8 @@ def main() -> None:
     for number in STOP_SIGNALS:
         if number != signal.SIGINT:  # Python's own handler raises KeyboardInterrupt
             signal.signal(number, _stop)
-    if os.environ.pop(WITH_PARENT, None):  # set by the Snakefile; child processes must not inherit it
+    # The first is set by the Snakefile, and child processes must not inherit it; the other by torchrun
+    if os.environ.pop(WITH_PARENT, None) or UNDER_TORCHRUN in os.environ:
         end_with_parent()
     try:
         with _joined():

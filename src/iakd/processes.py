@@ -15,7 +15,9 @@ from typing import Any
 PR_SET_PDEATHSIG = 1
 WITH_PARENT = "IAKD_WITH_PARENT"  # set in the environment of a process that ends with its parent
 RENDEZVOUS = "IAKD_RENDEZVOUS"  # address where processes that share a training meet; default: torchrun's
-SHARED_TRAINING = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", RENDEZVOUS)  # environment of such processes
+UNDER_TORCHRUN = "TORCHELASTIC_RUN_ID"  # set in the environment of the processes of torchrun, even if there is only one
+# The environment of such processes
+SHARED_TRAINING = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", RENDEZVOUS, UNDER_TORCHRUN)
 POLL_SECONDS = 0.05
 SECONDS_OF_SILENCE = 2.0
 SECONDS_TO_END = 15.0  # after another process has failed, and again after a signal
