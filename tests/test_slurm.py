@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from iakd import cli, slurm
-from iakd.errors import UserError
+from iakd.errors import RunFailed, UserError
 from iakd.orchestration.snakemake_hooks import set_up
 from iakd.tracking.follower import FOLLOWED
 from iakd.training.trainer import Trainer
@@ -25,6 +25,7 @@ teach: {recipe: {epochs: 2, augment: {pad: 1}}}
 tracking: {enabled: false}
 compute: {device: cpu, checkpoint_seconds: 1000}
 """
+SECONDS = 86413  # like no other process sleeps
 Program = Callable[[str, str], None]
 
 
@@ -118,13 +119,15 @@ def test_the_other_tasks_of_a_job_run_beside_this_process_and_end_with_it(
     program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What Slurm says about the step of this process must not hold for theirs."""
-    program("srun", "env > environment; exec sleep 60")
+    program("srun", f"env > environment; exec sleep {SECONDS}")
     for name, value in {slurm.JOB: "17", "SLURM_NNODES": "1", "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}.items():
         monkeypatch.setenv(name, value)
     assert not slurm.is_idle_task()
-    with slurm.in_tasks(["iakd", "tune", "--join"], tasks=8, threads=2):
+    with pytest.raises(RunFailed), slurm.in_tasks(["iakd", "tune", "--join"], tasks=8, threads=2):
         while not Path("environment").exists() or "PATH" not in Path("environment").read_text():
             pass
+        raise RunFailed("the study")
+    assert subprocess.run(["pgrep", "-f", f"sleep {SECONDS}"], capture_output=True).returncode == 1
     assert called() == ["srun --overlap --ntasks=8 --cpus-per-task=2 --kill-on-bad-exit=0 iakd tune --join"]
     told = dict(line.split("=", 1) for line in Path("environment").read_text().splitlines() if "=" in line)
     assert {name: value for name, value in told.items() if name.startswith("SLURM_")} == {slurm.JOB: "17"}
@@ -132,6 +135,14 @@ def test_the_other_tasks_of_a_job_run_beside_this_process_and_end_with_it(
     assert slurm.is_idle_task()
     monkeypatch.setenv("SLURM_PROCID", "1")
     assert not slurm.is_idle_task()
+
+
+def test_tasks_that_end_by_themselves_are_waited_for(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    program("srun", "sleep 0.5; touch ended")
+    monkeypatch.setenv(slurm.JOB, "17")
+    with slurm.in_tasks(["true"], tasks=2, threads=1):
+        pass
+    assert Path("ended").exists()
 
 
 def test_tasks_need_a_job(program: Program) -> None:

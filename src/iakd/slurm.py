@@ -66,13 +66,17 @@ def in_tasks(command: list[str], tasks: int, threads: int) -> Iterator[None]:
     child = subprocess.Popen([*srun, *command], env=environment, stdin=subprocess.DEVNULL)
     try:
         yield
-    finally:
+    except BaseException:
         child.terminate()
-        try:
-            child.wait(SECONDS_TO_END)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+        raise
+    finally:
+        for stop in (child.terminate, child.kill):  # otherwise they end by themselves
+            try:
+                child.wait(SECONDS_TO_END)
+                break
+            except subprocess.TimeoutExpired:
+                stop()
+        child.wait()
 
 
 def is_idle_task() -> bool:
