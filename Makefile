@@ -69,7 +69,7 @@ plots: .venv/ready ## show DVC's plots on a page that works offline; ARGS="diff 
 experiments: .venv/ready ## compare DVC's experiments: which settings changed, the best method, how far swapping leads
 	@dvc exp show --only-changed --drop '.*:' --drop 'results/|src/|workflow/' $(ARGS)
 
-mlflow: .venv/ready ## start the MLflow UI on http://127.0.0.1:5000 (PORT=… for another port)
+mlflow: .venv/ready ## start the MLflow UI on http://mlflow.localhost:5000 (PORT=… for another port)
 	@iakd track ui --port $(PORT) $(ARGS)
 
 clean: ## delete all results, logs and caches without asking; keeps the data, MLflow's runs and .venv

@@ -155,6 +155,7 @@ def test_whatever_is_interrupted_is_done_once(
     (version,) = view.client.search_model_versions("name='toys'")
     assert (version.source, version.run_id) == (f"models:/{model.model_id}", view.only_run().info.run_id)
     assert view.client.get_registered_model("toys").aliases == {"champion": version.version}
+    assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": "toys", "version": version.version}]
 
 
 def test_the_champion_is_the_best_on_the_validation_images(

@@ -29,6 +29,9 @@ def test_the_server_gets_the_database_of_the_settings(
     monkeypatch.setattr(os, "fork", lambda: 1)
     monkeypatch.setenv("PYTHONWARNINGS", "")
     monkeypatch.setenv("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "")
+    for name in ("MLFLOW_SERVER_ALLOWED_HOSTS", "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"):
+        monkeypatch.setenv(name, "")  # so that what is set here ends with the test
+        monkeypatch.delenv(name)
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     ui.serve(settings(uri="sqlite:///here.db", artifacts="there"), port)
@@ -38,6 +41,8 @@ def test_the_server_gets_the_database_of_the_settings(
     assert options["--backend-store-uri"] == "sqlite:///here.db"
     assert options["--artifacts-destination"] == "there"
     assert (options["--host"], options["--port"]) == ("127.0.0.1", str(port))
+    assert "mlflow.localhost:*" in os.environ["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
+    assert os.environ["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"] == f"http://mlflow.localhost:{port}"
 
 
 def test_the_address_is_announced_once_the_server_answers(
@@ -50,7 +55,7 @@ def test_the_address_is_announced_once_the_server_answers(
     answers: list[Any] = [ConnectionRefusedError(), Answer()]
 
     def ask(url: str, timeout: float) -> Any:
-        assert url == "http://here/health"
+        assert url == "http://127.0.0.1:5005/health"
         answer = answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
@@ -59,8 +64,8 @@ def test_the_address_is_announced_once_the_server_answers(
     monkeypatch.setattr(ui.urllib.request, "urlopen", ask)
     monkeypatch.setattr(os, "_exit", sys.exit)
     with pytest.raises(SystemExit):
-        ui.announce(os.getppid(), "http://here", "/#/page")
-    assert "http://here/#/page" in capsys.readouterr().out
+        ui.announce(os.getppid(), 5005, "/#/page")
+    assert "MLflow: http://mlflow.localhost:5005/#/page\n" in capsys.readouterr().out
     assert not answers
 
 

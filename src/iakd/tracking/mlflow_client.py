@@ -253,8 +253,16 @@ def prepare_database(address: MlflowAddress) -> None:
 
     Raises RunFailed with one line if that is impossible.
     """
-    if address.database and not (address.database.exists() and _rows(address.database)):
-        address.check_reachable()
+    if address.database is None:
+        return
+    address.check_reachable()
+    import sqlite3
+
+    try:
+        complete = address.database.exists() and _rows(address.database)
+    except sqlite3.Error as error:
+        raise RunFailed(f"MLflow {address.display}: {first_line(error)}") from None
+    if not complete:
         _set_environment()
         with _one_line_errors(address), _opening(address.opening_lock):
             _make_database(address)

@@ -8,6 +8,7 @@ import ast
 import importlib.metadata
 import importlib.resources
 import io
+import json
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ SHORT_HASH = 8  # characters
 FOLDER = "export"  # of the exported files in a logged model
 READY = "READY"
 CHAMPION, CHALLENGER = "champion", "challenger"
+VERSIONS_TAG = "mlflow.modelVersions"  # by which the page of a logged model names its registered versions
 COMPARED = "iakd.compared"  # tag of the versions for which the aliases were set
 
 
@@ -187,7 +189,7 @@ class ModelStore:
         from mlflow.exceptions import MlflowException
 
         versions = self._versions(name)
-        if not any(version.tags.get(KEY) == content.key for version in versions):
+        if not any(version.tags[KEY] == content.key for version in versions):
             try:
                 self.client.create_registered_model(name)
             except MlflowException as error:
@@ -197,11 +199,17 @@ class ModelStore:
                 name,
                 f"models:/{model.model_id}",
                 run.run_id,
-                content.tags,
+                {tag: value for tag, value in content.tags.items() if tag != "iakd.path"},
                 description=f"{content.name}: {float(content.tags['iakd.val_top1']):.2f} % of the validation images",
                 model_id=model.model_id,
             )
             versions = self._versions(name)
+        own = [version.version for version in versions if version.tags[KEY] == content.key]
+        shown = json.loads(model.tags.get(VERSIONS_TAG, "[]"))
+        missing = [entry for entry in ({"name": name, "version": version} for version in own) if entry not in shown]
+        if missing:  # a server does this, a database does not
+            model.tags[VERSIONS_TAG] = json.dumps([*shown, *missing])
+            self.client.set_logged_model_tags(model.model_id, {VERSIONS_TAG: model.tags[VERSIONS_TAG]})
         new = [version for version in versions if COMPARED not in version.tags]
         if not new:
             return

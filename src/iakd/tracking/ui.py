@@ -12,9 +12,11 @@ from iakd.config import Params
 from iakd.errors import UserError
 from iakd.tracking.address import tracking_address
 from iakd.tracking.follower import wait_for_follower
+from iakd.tracking.mlflow_client import prepare_database
 from iakd.tracking.views import STUDENTS
 
 HOST = "127.0.0.1"
+NAME = "mlflow.localhost"  # this machine, to browsers; at 127.0.0.1, MLflow opens an assistant over its pages
 START_TIMEOUT = 120.0  # seconds
 
 
@@ -43,15 +45,15 @@ def serve(params: Params, port: int) -> None:
         except OSError as error:
             raise UserError(f"port {port}: {error.strerror}; choose another one with --port") from None
     address.check_reachable()
-    if not (experiment or address.database is None or address.database.exists()):
-        from iakd.tracking.mlflow_client import prepare_database  # which takes seconds to import mlflow
-
+    if not experiment:
         prepare_database(address)
     sys.stdout.flush()
     server = os.getpid()
     if os.fork() == 0:
-        announce(server, f"http://{HOST}:{port}", page)
+        announce(server, port, page)
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    os.environ.setdefault("MLFLOW_SERVER_ALLOWED_HOSTS", f"{NAME}:*,localhost:*,{HOST}:*")
+    os.environ.setdefault("MLFLOW_SERVER_CORS_ALLOWED_ORIGINS", f"http://{NAME}:{port}")
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # it starts nine more processes, which nothing here uses
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", address.uri]
     command += ["--artifacts-destination", address.artifacts, "--host", HOST, "--port", str(port)]
@@ -59,13 +61,14 @@ def serve(params: Params, port: int) -> None:
     os.execv(sys.executable, command)
 
 
-def announce(server: int, url: str, page: str) -> NoReturn:
+def announce(server: int, port: int, page: str) -> NoReturn:
     """Wait until the server answers, print the address of its page, and exit this process."""
     deadline = time.monotonic() + START_TIMEOUT
     while time.monotonic() < deadline and os.getppid() == server:
         try:
-            with urllib.request.urlopen(f"{url}/health", timeout=5):
-                print(f"\nMLflow: {url}{page} (stop with Ctrl-C)\n", flush=True)
+            with urllib.request.urlopen(f"http://{HOST}:{port}/health", timeout=5):
+                print(f"\nMLflow: http://{NAME}:{port}{page}")
+                print(f"(http://{HOST}:{port} where a browser does not find it; stop with Ctrl-C)\n", flush=True)
                 break
         except (urllib.error.URLError, OSError):
             time.sleep(0.3)
