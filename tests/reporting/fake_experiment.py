@@ -155,7 +155,8 @@ def measured(experiment: Experiment) -> None:
     for export in experiment.exports:
         student = export.students[0]
         files.write_json(
-            export.folder / run_dir.EXPORTED, {"models": [{"method": student.label, "folder": student.label}]}
+            export.folder / run_dir.EXPORTED,
+            {"models": [{"method": student.label, "seed": student.seed, "folder": student.label}]},
         )
         names = [run_dir.ONNX, *(run_dir.ONNX_OF_BITS.format(bits) for bits in student.student.bit_widths[1:])]
         evaluation = files.read_json(student.folder / run_dir.EVALUATION, "")

@@ -141,6 +141,24 @@ def test_outdated_and_damaged_measurements(here: None, change: dict, message: st
         read_exports(experiment, read_comparison(experiment))
 
 
+@pytest.mark.parametrize("name", ["exported.json", "export.json"])
+@pytest.mark.parametrize("wrong", [None, [], {}, "x", 7, True, [None], [{"method": "no", "seed": 0, "folder": "kd"}]])
+def test_damaged_records_of_exports_are_one_line(here: None, name: str, wrong: object) -> None:
+    experiment = written(fake_experiment.plan({"kd": {}}))
+    (path,) = experiment.export_folder.glob(f"**/{name}")
+    record = json.loads(path.read_text())
+    names = ["models"] if name == "exported.json" else ["files", "evaluation", "int8"]
+    for damaged in (wrong, *({**record, one: wrong} for one in names)):
+        path.write_text(json.dumps(damaged))
+        try:
+            read_exports(experiment, read_comparison(experiment))
+        except UserError as error:
+            assert str(path) in str(error) and "run `iakd export" in str(error)
+        else:
+            harmless = {"models": ([],), "files": ({},)}
+            assert any(damaged == {**record, one: value} for one, values in harmless.items() for value in values)
+
+
 def test_labels_of_many_methods_and_pairs_cover_neither_each_other_nor_a_dot(here: None) -> None:
     """13 methods, four pairs, one of them with two precisions, and three with int8; one method failed to train."""
     pairs = [("resnet110", "resnet20"), ("resnet56", "resnet20"), ("resnet56", "resnet8"), ("resnet110", "few")]

@@ -9,6 +9,7 @@ from iakd import files
 from iakd.config import Network, explain
 from iakd.errors import UserError
 from iakd.evaluation.metrics import unpack
+from iakd.experiment.run_dir import INT8
 
 Percent = Annotated[FiniteFloat, Field(ge=0, le=100)]
 Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
@@ -80,6 +81,37 @@ class _Evaluation(_Record):
         return self
 
 
+class _ExportedModel(_Record):
+    method: str
+    seed: int
+    folder: Annotated[str, Field(min_length=1)]
+
+
+class _Exported(_Record):
+    models: list[_ExportedModel]
+
+
+class _OfFile(_Record):
+    top1: Percent
+    bit_widths: dict[str, _Peer] = {}
+
+
+class _Int8(_Record):
+    evaluation: _OfFile | None = None
+
+
+class _Export(_Record):
+    files: dict[str, str]
+    evaluation: _OfFile
+    int8: _Int8 | None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "_Export":
+        if INT8 in self.files and not (self.int8 and self.int8.evaluation):
+            raise ValueError(f"int8: no evaluation of {INT8}")
+        return self
+
+
 def read_record(path: Path, model: type[BaseModel], hint: str, fault: str = "damaged") -> dict[str, Any]:
     """Return a JSON object as `model` describes it.
 
@@ -122,3 +154,14 @@ def read_evaluation(path: Path, hint: str) -> dict[str, Any]:
     if found.get(HASH, _hash(found)) != _hash(found):
         raise UserError(f"{path} is damaged (its entries do not fit their SHA-256): {hint}")
     return found
+
+
+def read_exported(path: Path, hint: str) -> list[dict[str, Any]]:
+    """Return the models of a pair's exported.json. Raises UserError as `read_record` does."""
+    models: list[dict[str, Any]] = read_record(path, _Exported, hint)["models"]
+    return models
+
+
+def read_export(path: Path, hint: str) -> dict[str, Any]:
+    """Return an export.json. Raises UserError as `read_record` does."""
+    return read_record(path, _Export, hint)

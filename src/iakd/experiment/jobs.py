@@ -109,6 +109,8 @@ class TrainingJob(Job):
 
         `data` is the folder of the prepared data, `data_sha256` their hash.
         """
+        if not isinstance(record["params"], dict):
+            raise UserError(f"{self.folder / 'run.json'} is damaged (its params are no object): run `{self.command}`")
         if not record["params"].items() >= self.settings.items():
             raise UserError(f"{self.folder} was trained with other settings: run `{self.command}`")
         if record["data_sha256"] != data_sha256:

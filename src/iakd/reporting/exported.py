@@ -7,9 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from iakd import files
 from iakd.errors import UserError
-from iakd.evaluation.record import read_record
+from iakd.evaluation.record import read_export, read_exported, read_record
 from iakd.experiment import run_dir
 from iakd.experiment.jobs import Experiment
 from iakd.reporting import formatting
@@ -169,10 +168,13 @@ def _exported(experiment: Experiment, comparison: Comparison, measured: Times) -
     for job in experiment.exports:
         again = f"run `iakd export --pair {job.pair}`"
         pair, network = pairs[job.pair], job.students[0].student
-        for model in files.read_object(job.folder / run_dir.EXPORTED, again, "models")["models"]:
+        index = job.folder / run_dir.EXPORTED
+        for model in read_exported(index, again):
             folder = job.folder / model["folder"]
-            record = files.read_object(folder / run_dir.EXPORT, again, "files", "evaluation", "int8")
-            results = next(results for results in pair.methods if results.label == model["method"])
+            record = read_export(folder / run_dir.EXPORT, again)
+            results = next((results for results in pair.methods if results.label == model["method"]), None)
+            if results is None:
+                raise UserError(f"{index} names {model['method']}, which is not in the settings: {again}")
             names = [name for name in record["files"] if name.endswith(".onnx")]
             for name in sorted(names, key=lambda name: (name != run_dir.ONNX, name)):
                 precision = run_dir.precision(name, network)

@@ -14,7 +14,7 @@ from iakd import files
 from iakd.config import Network
 from iakd.data.store import PreparedData
 from iakd.errors import RunFailed, UserError
-from iakd.evaluation.record import read_evaluation
+from iakd.evaluation.record import read_evaluation, read_export
 from iakd.experiment import run_dir
 from iakd.experiment.jobs import SHORT, Experiment, ExportJob, StudentJob, TeacherJob, as_trained
 from iakd.experiment.provenance import provenance, source_sha
@@ -87,6 +87,9 @@ class Student:
         if evaluation.get("model_sha256") != record["model_sha256"]:
             raise UserError(f"{job.folder / run_dir.EVALUATION} is of another model: {evaluate}")
         metrics = files.read_object(job.folder / run_dir.METRICS, train, "val_top1")
+        if run_dir.damaged_products(job.folder, record, only=(run_dir.METRICS,)):
+            what = f"{job.folder / run_dir.METRICS} is damaged (its SHA-256 is not the one in {run_dir.RUN})"
+            raise UserError(f"{what}: delete {job.folder}, then {train}")
         return cls(as_trained(job, record), record, metrics, evaluation)
 
     @property
@@ -193,7 +196,7 @@ def _is_whole(folder: Path, about: dict[str, Any]) -> bool:
     path = folder / run_dir.EXPORT
     if not path.exists():
         return False
-    record = files.read_object(path, f"delete {folder}, then run `iakd export`", "files")
+    record = read_export(path, f"delete {folder}, then run `iakd export`")
     return about.items() <= record.items() and all(
         (folder / name).is_file() and files.sha256_file(folder / name) == sha256
         for name, sha256 in record["files"].items()

@@ -80,7 +80,8 @@ def _recorded(job: TeacherJob) -> str | None:
         record = files.read_object(job.folder / run_dir.RUN, "", "inputs", "params")
     except UserError:
         return None
-    return record["inputs"].get("checkpoint") if record["params"] == job.settings else None
+    inputs = record["inputs"] if isinstance(record["inputs"], dict) else {}
+    return inputs.get("checkpoint") if record["params"] == job.settings else None
 
 
 def _origin(job: TeacherJob) -> str:

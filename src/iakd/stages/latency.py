@@ -15,7 +15,7 @@ from iakd import files
 from iakd.config import Network
 from iakd.data.store import PreparedData
 from iakd.errors import RunFailed
-from iakd.evaluation.record import network_key, read_evaluation
+from iakd.evaluation.record import network_key, read_evaluation, read_exported
 from iakd.experiment import run_dir
 from iakd.experiment.jobs import Experiment, StudentJob, TeacherJob
 from iakd.experiment.provenance import machine
@@ -87,7 +87,7 @@ def _exported(experiment: Experiment) -> dict[str, Path]:
     found = {}
     for job in experiment.exports:
         again = f"run `iakd export --pair {job.pair}`"
-        models = files.read_object(job.folder / run_dir.EXPORTED, again, "models")["models"]
+        models = read_exported(job.folder / run_dir.EXPORTED, again)
         folders = {(model["method"], model["seed"]): job.folder / model["folder"] for model in models}
         for student in job.students:
             if (student.label, student.seed) in folders:
