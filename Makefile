@@ -53,9 +53,13 @@ format: .venv/ready ## format sources and rules
 	ruff check --fix
 	snakefmt workflow/Snakefile workflow
 
-lock: .venv/ready ## update requirements.lock from pyproject.toml
+lock: .venv/ready ## update the lock files from pyproject.toml
 	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate --no-header \
 		--python-version 3.11 --extra dev --extra postgres pyproject.toml -o requirements.lock
+	printf '%s\n' snakemake-storage-plugin-s3 uv | uv pip compile --quiet --universal --generate-hashes --no-emit-index-url \
+		--no-annotate --no-header --python-version 3.12 --constraints requirements.lock - -o requirements-image.lock
+	sed -i "s/[0-9a-f]*  requirements.lock/$$(sha256sum < requirements.lock | cut -c1-64)  requirements.lock/" \
+		workflow/envs/iakd.post-deploy.sh
 
 schema: .venv/ready ## update the JSON schema of params.yaml
 	iakd schema > workflow/schemas/params.schema.json
