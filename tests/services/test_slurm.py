@@ -54,6 +54,8 @@ SNAKEMAKE = (
 pytestmark = pytest.mark.services
 if Path("/etc/slurm/slurm.conf").exists():
     pytest.skip("this machine belongs to a Slurm cluster", allow_module_level=True)
+if os.geteuid() != 0:
+    pytest.skip("only root can give this machine a configuration of Slurm", allow_module_level=True)
 if missing := [program for program in PROGRAMS if not shutil.which(program)]:
     pytest.skip(f"Slurm is not installed ({', '.join(missing)})", allow_module_level=True)
 
