@@ -79,7 +79,8 @@ def test_final_numbers_are_shown_once(tree: Path) -> None:
     fake_runs.evaluate(fake_runs.student(), 91.5)
     (run,) = read_all()
     final = {point.name: (point.value, point.step) for point in run.results["metrics.json"]}
-    assert final == {"val_nll": (0.25, 0)}  # val_top1 is the last epoch's: the history has it; epochs are a setting
+    assert final == {"val_nll": (0.25, 0)}  # val_top1 is the last epoch's: the history has it
+    assert run.tags["iakd.epochs"] == "4"
     test = {point.name: (point.value, point.step) for point in run.results["evaluation.json"]}
     assert test == {"test_top1": (91.5, 0), "test_nll": (0.5, 0), "test_n": (100, 0)}
 

@@ -42,7 +42,7 @@ OTHER_RUNS = ("teacher", "study", "recipe_before_tuning", "first")  # settings, 
 SHOWN_ELSEWHERE = ("data", "seed")  # as a data set, as a tag
 ALWAYS_SHOWN = ("epochs", "batch_size", "optimizer", "lr", "weight_decay")  # of a recipe; others where not the default
 COUNTERS = ("epoch", "step", "trial", "seed", "cpu_seconds")  # columns of histories that say where, not what
-COUNTS = ("epochs", "steps")  # in metrics.json, and among the settings
+COUNTS = ("epochs", "steps", "seeds", "trials", "best_trial", "complete", "pruned", "failed")  # tags: not to be drawn
 OF_THE_NETWORK = ("parameters", "weight_bytes", "macs", "latency_ms")  # in evaluation.json; the rest is of the test set
 
 
@@ -255,6 +255,7 @@ def _add_results(content: RunContent, run: RunFiles, times: dict[str, int]) -> N
             content.tags["iakd.state"] = metrics["state"]
             if metrics["state"] == "failed":
                 content.status = FAILED
+        content.tags |= {f"iakd.{name}": str(metrics[name]) for name in COUNTS if metrics.get(name) is not None}
         content.results[METRICS] = [
             MetricValue(name, value, content.ended or times[METRICS], last_epoch if name in curves else NO_STEP)
             for name, value in flat_numbers(metrics).items()

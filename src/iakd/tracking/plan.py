@@ -17,6 +17,7 @@ from iakd.experiment.jobs import plan_experiment
 from iakd.tracking.address import MlflowAddress
 
 SETTINGS_FILE = "params.yaml"
+DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # every training writes the settings, and the first is faster
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def planned(params: Params) -> Plan:
 def save_settings(address: MlflowAddress, params: Params) -> Path:
     """Write the settings where the follower reads them, and return the file."""
     path = address.folder / SETTINGS_FILE
-    text = yaml.safe_dump(params.model_dump(mode="json", exclude_unset=True), sort_keys=False)
+    text = yaml.dump(params.model_dump(mode="json", exclude_unset=True), Dumper=DUMPER, sort_keys=False)
     if not path.exists() or path.read_text() != text:
         files.write_text(path, text)
     return path
