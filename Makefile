@@ -44,14 +44,14 @@ lint: .venv/ready ## check style, types, layers, workflow and schema
 	ruff format --check
 	mypy
 	lint-imports
-	snakefmt --check workflow/Snakefile workflow
+	snakefmt --check Snakefile workflow/Snakefile workflow
 	snakemake --lint
 	iakd schema | diff - workflow/schemas/params.schema.json
 
 format: .venv/ready ## format sources and rules
 	ruff format
 	ruff check --fix
-	snakefmt workflow/Snakefile workflow
+	snakefmt Snakefile workflow/Snakefile workflow
 
 lock: .venv/ready ## update the lock files from pyproject.toml
 	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate --no-header \
