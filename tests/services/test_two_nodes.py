@@ -151,4 +151,5 @@ def test_a_host_that_is_lost_is_not_needed(project: Path, hosts: list[Host]) -> 
     second.kill()
     wait_for(lambda: orphan not in workers(rank=1))
     assert first.wait(SECONDS) == 0, Path("iakd-1.log").read_text()
+    assert "resuming at step" in Path("iakd-1.log").read_text(), "what is left of the other host has finished it"
     assert_close(load_file(FOLDER / "model.safetensors"), expected, rtol=1e-2, atol=1e-2)
