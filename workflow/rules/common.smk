@@ -8,6 +8,8 @@ import sys
 from functools import cache, partial
 from pathlib import Path
 
+from snakemake.settings.types import DeploymentMethod
+
 from iakd import slurm
 from iakd.data.store import MANIFEST
 from iakd.errors import UserError
@@ -28,13 +30,26 @@ try:
     EXPERIMENT = hooks.set_up(
         [] if IN_MODULE else workflow.overwrite_configfiles or [Path("params.yaml")],
         config if IN_MODULE else workflow.config_settings.config,
-        workflow.is_main_process,
+        workflow.is_main_process and not workflow.storage_settings.default_storage_provider,
         workflow.remote_exec,
     )
 except (UserError, OSError) as error:
     hooks.stop(error)
 hooks.accept_clocks_set_back()
 run_view.connect(workflow, EXPERIMENT)
+
+STORAGE = workflow.storage_settings.default_storage_provider is not None  # results are kept there, not in this folder
+DEPLOYMENT = workflow.deployment_settings.deployment_method  # of --sdm
+IMAGE = "iakd.sif"
+TRIAL_FOLDERS = "trials"
+FILES_OF_STUDY = (names.JOURNAL, TRIAL_FOLDERS) if STORAGE else ()  # that a report reads, besides its declared ones
+FOLDER_OF_MODEL = f"{RESULTS}/{{wildcards.model}}" if STORAGE else "$(dirname {input.model})"
+try:
+    COPIES = hooks.link_results(workflow.storage_settings, workflow.storage_registry.default_storage_provider)
+    if DeploymentMethod.APPTAINER in DEPLOYMENT:
+        hooks.check_image(Path(IMAGE))
+except UserError as error:
+    hooks.stop(error)
 
 JOBS = {job.path: job for job in (EXPERIMENT.data, *EXPERIMENT.studies, *EXPERIMENT.trained, *EXPERIMENT.exports)}
 COMPARISON = (METRICS, names.HEADLINE, names.SUMMARY, names.RUNS, names.ACCURACY, names.CURVES, names.SWAPPING)
@@ -94,6 +109,16 @@ def files_of(jobs, *names):
     return [job.folder / name for job in jobs for name in names]
 
 
+def trained(jobs):
+    """What a job needs of the models that `jobs` have trained. In this folder, their records are beside them."""
+    return files_of(jobs, *((MODEL, RUN) if STORAGE else (MODEL,)))
+
+
+def prepared():
+    """What a job needs of the prepared data, likewise."""
+    return rules.prepare.output if STORAGE else rules.prepare.output.manifest
+
+
 def settings(section, module):
     """The parameters of rules without jobs of their own: the settings of a section, and the sources of a module."""
     values = getattr(EXPERIMENT.params, section).model_dump(mode="json")
@@ -147,7 +172,7 @@ def teacher_options(wildcards):
 
 def study_teacher(wildcards):
     job = JOBS[wildcards.study]
-    return files_of([job.teacher] if job.method.needs_teacher else [], MODEL)
+    return trained([job.teacher] if job.method.needs_teacher else [])
 
 
 def study_options(wildcards):
@@ -179,12 +204,12 @@ def student_inputs(folders, wildcards):
     jobs = students_in(folders, wildcards)
     teachers = {job.teacher.path: job.teacher for job in jobs if job.method.needs_teacher}
     studies = {job.study.path: job.study for job in jobs if job.study}
-    return {"teacher": files_of(teachers.values(), MODEL), "best": files_of(studies.values(), BEST)}
+    return {"teacher": trained(teachers.values()), "best": files_of(studies.values(), BEST)}
 
 
 def student_options(wildcards, output):
     """Made from `output`, so that to Snakemake another grouping of seeds is not a change."""
-    jobs = [JOBS[str(Path(path).parent.relative_to(RESULTS))] for path in output.model]
+    jobs = [JOBS[str(Path(path).parent.relative_to(COPIES))] for path in output.model]
     pair = f"{jobs[0].teacher.network.name}-{jobs[0].student.name}"
     seeds = " ".join(f"--seed {job.seed}" for job in jobs)
     return f"--pair {pair} --method {shlex.quote(jobs[0].label)} {seeds}"
@@ -209,13 +234,18 @@ def start():
     try:
         hooks.take_lock()
         hooks.check_folders()
+        if STORAGE:
+            hooks.refuse_unrecorded(workflow.dag, workflow.persistence)
         if workflow.touch:
             stale_results.refuse(stale_results.other_settings(EXPERIMENT))
         elif elsewhere():
             if on_slurm():
                 cancel_jobs_of_killed_workflow()
             ensure_follower(EXPERIMENT.params)  # here, since jobs on other machines start none
-        elif sum(job.rule.name.split("_")[0] in fork_server.COMMANDS for job in workflow.dag.needrun_jobs()) > 1:
+        elif (
+            not DEPLOYMENT
+            and sum(job.rule.name.split("_")[0] in fork_server.COMMANDS for job in workflow.dag.needrun_jobs()) > 1
+        ):
             fork_server.start(STATE / "fork_server.socket")
         run_view.plan()
     except (UserError, OSError) as error:

@@ -6,7 +6,7 @@ for number, folders in enumerate(folders_of_students()):
             f"distill_{number + 1}" if number else "distill"
         input:
             unpack(partial(student_inputs, folders)),
-            data=rules.prepare.output.manifest,
+            data=prepared(),
         output:
             model=student_files(folders, MODEL),
             history=student_files(folders, HISTORY),
@@ -20,7 +20,7 @@ for number, folders in enumerate(folders_of_students()):
             student=one_of_students(),
             seed=r"\d+",
         conda:
-            "../../environment.yml"
+            "../envs/iakd.yaml"
         threads: THREADS * PROCESSES
         resources:
             gpu=gpus_of_training,

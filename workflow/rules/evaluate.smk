@@ -1,7 +1,8 @@
 rule evaluate:
     input:
-        data=rules.prepare.output.manifest,
+        data=prepared(),
         model=RESULTS / "{model}" / MODEL,
+        record=[RESULTS / "{model}" / RUN] if STORAGE else [],
     output:
         evaluation=RESULTS / "{model}" / EVALUATION,
     log:
@@ -11,7 +12,7 @@ rule evaluate:
     wildcard_constraints:
         model=one_of(EXPERIMENT.trained),
     conda:
-        "../../environment.yml"
+        "../envs/iakd.yaml"
     threads: THREADS
     resources:
         gpu=gpu,
@@ -22,20 +23,21 @@ rule evaluate:
     message:
         "Evaluating {wildcards.model}"
     shell:
-        'exec iakd evaluate --params "$IAKD_PARAMS" --run $(dirname {input.model}) > {log} 2>&1'
+        f'exec iakd evaluate --params "$IAKD_PARAMS" --run {FOLDER_OF_MODEL} > {{log}} 2>&1'
 
 
 rule evaluation:
     input:
         evaluations=files_of(EXPERIMENT.trained, EVALUATION),
         histories=files_of(EXPERIMENT.trained, HISTORY),
+        records=[*files_of(EXPERIMENT.trained, RUN, METRICS), *prepared()] if STORAGE else [],
     output:
         *[EXPERIMENT.evaluation / name for name in COMPARISON],
         directory(EXPERIMENT.evaluation / names.ROWS),
     log:
         f"logs/{EXPERIMENT.evaluation.relative_to(RESULTS)}.log",
     conda:
-        "../../environment.yml"
+        "../envs/iakd.yaml"
     resources:
         mem_mb=2000,
         runtime=60,

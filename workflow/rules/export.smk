@@ -1,6 +1,6 @@
 rule export:
     input:
-        data=rules.prepare.output.manifest,
+        data=prepared(),
         students=export_students,
         teachers=export_teachers,
     output:
@@ -12,7 +12,7 @@ rule export:
     wildcard_constraints:
         export=one_of(EXPERIMENT.exports),
     conda:
-        "../../environment.yml"
+        "../envs/iakd.yaml"
     threads: THREADS
     resources:
         mem_mb=4000,
@@ -28,7 +28,7 @@ rule export:
 
 rule latency:
     input:
-        data=rules.prepare.output.manifest,
+        data=prepared(),
         models=files_of(EXPERIMENT.trained, MODEL, RUN, EVALUATION),
         exports=files_of(EXPERIMENT.exports, names.EXPORTED),
     output:
@@ -39,7 +39,7 @@ rule latency:
         f"logs/{LATENCY.relative_to(RESULTS).with_suffix('.tsv')}"
     priority: -1  # when little else is left to do
     conda:
-        "../../environment.yml"
+        "../envs/iakd.yaml"
     threads: ALL_CORES  # so that nothing runs beside it
     resources:
         mem_mb=4000,

@@ -7,7 +7,7 @@ rule prepare:
     benchmark:
         f"logs/{EXPERIMENT.data.path}.tsv"
     conda:
-        "../../environment.yml"
+        "../envs/iakd.yaml"
     resources:
         mem_mb=4000,
         runtime=120,

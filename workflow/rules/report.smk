@@ -4,7 +4,8 @@ rule report:
         evaluations=files_of(EXPERIMENT.trained, EVALUATION),
         runs=files_of(EXPERIMENT.trained, RUN, HISTORY),
         exports=rules.exports.input,
-        studies=files_of(EXPERIMENT.studies, BEST, TRIALS, METRICS),
+        studies=files_of(EXPERIMENT.studies, BEST, TRIALS, METRICS, *FILES_OF_STUDY),
+        records=[*files_of(EXPERIMENT.trained, METRICS), *prepared()] if STORAGE else [],
     output:
         page=report(REPORT, caption="../report/page.rst", category="Results", labels={"result": "report"}),
         tables=report(
@@ -33,7 +34,7 @@ rule report:
     log:
         f"logs/{EXPERIMENT.report.relative_to(RESULTS)}.log",
     conda:
-        "../../environment.yml"
+        "../envs/iakd.yaml"
     resources:
         mem_mb=2000,
         runtime=60,

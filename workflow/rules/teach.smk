@@ -1,6 +1,6 @@
 rule teach:
     input:
-        data=rules.prepare.output.manifest,
+        data=prepared(),
     output:
         model=RESULTS / "{teacher}" / MODEL,
         history=RESULTS / "{teacher}" / HISTORY,
@@ -14,7 +14,7 @@ rule teach:
         teacher=one_of(EXPERIMENT.teachers),
     priority: 2  # nearly everything else waits for it
     conda:
-        "../../environment.yml"
+        "../envs/iakd.yaml"
     threads: THREADS * PROCESSES
     resources:
         gpu=gpus_of_training,

@@ -1,6 +1,6 @@
 rule tune:
     input:
-        data=rules.prepare.output.manifest,
+        data=prepared(),
         teacher=study_teacher,
     output:
         best=RESULTS / "{study}" / BEST,
@@ -8,6 +8,10 @@ rule tune:
         history=RESULTS / "{study}" / HISTORY,
         metrics=RESULTS / "{study}" / METRICS,
         run=RESULTS / "{study}" / RUN,  # but not its journal, so that a study asked for more trials continues
+        files=[
+            directory(RESULTS / "{study}" / name) if name == TRIAL_FOLDERS else RESULTS / "{study}" / name
+            for name in FILES_OF_STUDY
+        ],
     log:
         "logs/{study}.log",
     benchmark:
@@ -16,7 +20,7 @@ rule tune:
         study=one_of(EXPERIMENT.studies),
     priority: 1  # the tuned students wait for it
     conda:
-        "../../environment.yml"
+        "../envs/iakd.yaml"
     threads: threads_of_study
     resources:
         gpu=gpu,

@@ -200,6 +200,47 @@ def _settings_file(settings: dict[str, Any]) -> Path:
     return path
 
 
+def link_results(settings: Any, provider: Any) -> Path:
+    """Return where jobs find and leave results: RESULTS, or Snakemake's local copies of those in a default storage.
+
+    RESULTS is then a link to the copies, since it is the only name that `iakd` knows. `settings` and `provider` are
+    Snakemake's, of the storage. Raises UserError if RESULTS is a folder in spite of a storage.
+    """
+    if provider is None:
+        return RESULTS
+    prefix = str(settings.default_storage_prefix or "").rstrip("/")
+    copies = Path(provider.object(f"{prefix}/{RESULTS}").local_path())
+    if RESULTS.exists() and not RESULTS.is_symlink():
+        raise UserError(f"{RESULTS}/ has results of this machine, not of {prefix}; rename it, or run in another folder")
+    copies.mkdir(parents=True, exist_ok=True)
+    RESULTS.unlink(missing_ok=True)
+    RESULTS.symlink_to(copies)
+    return copies
+
+
+def refuse_unrecorded(dag: Any, records: Any) -> None:
+    """Raise UserError for results in a storage that Snakemake would call current, but knows nothing about.
+
+    Another folder has made them, with whatever settings.
+    """
+    unknown = [job for job in dag.jobs if job.output and not dag.needrun(job) and not records.has_metadata(job)]
+    if unknown:
+        more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
+        raise UserError(
+            f"{unknown[0].output[0].storage_object.query}{more}: made from another folder, with settings that are not "
+            "known here; run there, or choose another --default-storage-prefix"
+        )
+
+
+def check_image(image: Path) -> None:
+    """Raise UserError if the container that jobs are to run in does not exist."""
+    if not image.exists():
+        raise UserError(
+            f"{image} does not exist, in which --sdm apptainer runs the jobs: build it with "
+            f"`apptainer build {image} apptainer.def`, or run without --sdm"
+        )
+
+
 def take_lock() -> None:
     """Lock this folder until the process ends. Raises UserError if another workflow is running in it.
 
