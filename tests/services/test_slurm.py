@@ -114,7 +114,13 @@ def database(monkeypatch: pytest.MonkeyPatch) -> Iterator[str | None]:
 
 
 def output(*command: str) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    """What a command prints. On a busy machine, Slurm's controller does not always answer in time."""
+    for _ in range(5):
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode == 0:
+            return done.stdout.strip()
+        time.sleep(1)
+    raise AssertionError(f"{' '.join(command)}: {done.stderr}")
 
 
 def wait_for(what: Callable[[], Any], seconds: float = 240) -> Any:
@@ -190,20 +196,20 @@ def test_a_chain_with_mishaps_ends_with_what_one_machine_makes(project: Path) ->
     main = start("first.log")
     try:
         wait_for(lambda: Path(".state/toy/teachers/big/seed0/checkpoint.pt").exists())
-        subprocess.run(["scontrol", "requeue", running("teach")], check=True)
+        output("scontrol", "requeue", wait_for(lambda: running("teach")))
         wait_for(lambda: release() or Path("results/toy/teachers/big/seed0/run.json").exists())
         assert "resuming at step" in Path("logs/toy/teachers/big/seed0.log").read_text()
 
         wait_for(lambda: next(Path(".state").glob("toy/students/*/kd/seed*/checkpoint.pt"), None))
-        abandoned = running("student")
+        abandoned = wait_for(lambda: running("student"))
         main.kill()
         main.wait()
         main = start("second.log")
         wait_for(lambda: running("student") not in ("", abandoned))
         assert abandoned not in output("squeue", "--noheader", "--format=%i").split()
 
-        node = where(running("student"))
-        subprocess.run(["scontrol", "update", f"NodeName={node}", "State=down", "Reason=test"], check=True)
+        node = wait_for(lambda: where(running("student")))
+        output("scontrol", "update", f"NodeName={node}", "State=down", "Reason=test")
         wait_for(lambda: release() or where(running("student")) not in ("", node))
         wait_for(lambda: release() or main.poll() is not None)
     finally:
