@@ -29,7 +29,7 @@ help: ## list all targets
 run: .venv/ready $(SETTINGS) ## run the experiment in params.yaml, from the images to the report and the exported model; resumes after an interruption
 	@snakemake --cores all $(if $(V),--quiet host reason,--logger iakd) $(ARGS)
 
-adopt: .venv/ready $(SETTINGS) ## after `dvc pull` or `dvc checkout`: accept the results on disk as made with the current settings
+adopt: .venv/ready $(SETTINGS) ## accept the results on disk although they were made by another version of the source code
 	@snakemake --cores 1 --quiet all --touch --forceall $(ARGS) && echo "adopted: the next run starts from these results"
 
 test: .venv/ready ## run all tests (about twelve minutes on two cores)

@@ -82,9 +82,8 @@ def test_complete_self_contained_and_repeatable(example):
     assert len(page.ids) == len(set(page.ids))
     assert page.targets <= set(page.ids)
     assert len(text.encode()) < 2_000_000
-    assert set(first) == {"report.html", "tables.csv", "tables.md", "verdict.txt", "figures/accuracy.png"} | {
-        f"figures/{name}.svg" for name in FIGURES
-    }
+    texts = {"report.html", "tables.csv", "tables.md", "verdict.txt", "made_from.json"}
+    assert set(first) == texts | {"figures/accuracy.png"} | {f"figures/{name}.svg" for name in FIGURES}
 
 
 def test_another_process_writes_the_same_bytes_without_torch(example, tmp_path):

@@ -21,7 +21,9 @@ ROW = "results/tiny/evaluation/metrics/big-small/kd.json"
 
 
 def snakemake_has_nothing_to_do(project: "Project") -> bool:
-    return "Nothing to be done" in project.run("snakemake", "-n")
+    printed = project.run("snakemake", "-n")
+    print(printed)  # why not
+    return "Nothing to be done" in printed
 
 
 ASKED = ("prepare", "teach")  # of which only Snakemake knows whether the files that they read have changed
@@ -83,11 +85,15 @@ def test_a_clone_starts_from_the_pulled_results(project: "Project") -> None:
     project.run("git", "clone", "--quiet", ".", str(clone.path))
     shutil.copy(project.path / ".dvc/config.local", clone.path / ".dvc")
     clone.run("dvc", "pull", "--quiet")
-    clone.run("make", "--assume-old=.venv/ready", "adopt")  # without making an environment first
     assert snakemake_has_nothing_to_do(clone)
+    assert "missing provenance" not in clone.run("snakemake", "-n")
+    changed = clone.run("snakemake", "-n", "--config", "distill={recipe: {epochs: 31}}")
+    assert "Params have changed since last execution" in changed  # the results have a record now
+    assert re.search(r"^distill +1$", changed, re.MULTILINE) and not re.search(r"^teach +", changed, re.MULTILINE)
     assert dvc_has_nothing_to_do(clone)
     assert sorted(path.name for path in (clone.path / "results/tiny/report").iterdir()) == [
         "figures",
+        "made_from.json",
         "report.html",
         "tables.csv",
         "tables.md",
@@ -117,13 +123,39 @@ def test_an_experiment_elsewhere_trains_students_only_and_can_be_applied(project
     assert json.loads(student.read_text())["params"]["recipe"]["epochs"] == 2
     assert teacher.read_bytes() == before  # the very record, so it was not trained again
     assert (project.path / "params.yaml").read_text().startswith("# a comment\n")
-    project.run("make", "--assume-old=.venv/ready", "adopt")
     assert snakemake_has_nothing_to_do(project)
     assert dvc_has_nothing_to_do(project)
     assert ROW in project.run("dvc", "metrics", "diff", "--all", "HEAD")
     compared = project.run("make", "--assume-old=.venv/ready", "experiments", "ARGS=--all-branches --no-pager")
     assert re.search(r"best_top1 .*distill\.recipe\.epochs", compared)
     assert max(map(len, compared.splitlines())) < 160
+
+
+def test_another_commit_is_checked_out_with_its_results(project: "Project") -> None:
+    """There and back: each commit has results of other settings in the same places."""
+    project.run("git", "commit", "--quiet", "--all", "--message", "fewer epochs")
+    for commit, epochs in (("HEAD~1", 30), ("-", 2)):
+        project.run("git", "checkout", "--quiet", commit)
+        project.run("dvc", "checkout", "--quiet")
+        student = project.path / "results/tiny/students/big-small/kd/seed0/run.json"
+        assert json.loads(student.read_text())["params"]["recipe"]["epochs"] == epochs
+        assert snakemake_has_nothing_to_do(project)
+        assert dvc_has_nothing_to_do(project)
+
+
+def test_results_of_other_sources_are_made_again_by_dvc_and_snakemake(project: "Project") -> None:
+    """Without a record of Snakemake's, as in a clone: it would take them for current."""
+    source = project.path / "src/iakd/stages/distill.py"
+    text = source.read_bytes()
+    shutil.rmtree(project.path / ".snakemake")
+    try:
+        source.write_bytes(text + b"# changed\n")
+        printed = project.run("snakemake", "-n")
+        assert re.search(r"^distill +1$", printed, re.MULTILINE) and not re.search(r"^teach +", printed, re.MULTILINE)
+        assert "the results of 1 job do not fit these settings, sources and inputs" in printed
+    finally:
+        source.write_bytes(text)
+    assert snakemake_has_nothing_to_do(project)
 
 
 def test_what_snakemake_did_alone_is_adopted_by_commit(project: "Project") -> None:

@@ -13,9 +13,10 @@ from snakemake.settings.types import DeploymentMethod
 from iakd import slurm
 from iakd.data.store import MANIFEST
 from iakd.errors import UserError
+from iakd.evaluation import made_from
 from iakd.experiment import gpus
 from iakd.experiment import run_dir as names
-from iakd.experiment.jobs import RESULTS, STATE, in_the_clear
+from iakd.experiment.jobs import RESULTS, STATE
 from iakd.experiment.provenance import source_sha
 from iakd.experiment.run_dir import BEST, EVALUATION, HISTORY, METRICS, MODEL, RUN, TRIALS
 from iakd.orchestration import fork_server, run_view, stale_results
@@ -36,6 +37,7 @@ try:
 except (UserError, OSError) as error:
     hooks.stop(error)
 hooks.accept_clocks_set_back()
+hooks.accept_by_content(EXPERIMENT)
 run_view.connect(workflow, EXPERIMENT)
 
 STORAGE = workflow.storage_settings.default_storage_provider is not None  # results are kept there, not in this folder
@@ -121,8 +123,7 @@ def prepared():
 
 def settings(section, module):
     """The parameters of rules without jobs of their own: the settings of a section, and the sources of a module."""
-    values = getattr(EXPERIMENT.params, section).model_dump(mode="json")
-    texts = in_the_clear({section: values}, source_sha(f"iakd.{module}"))
+    texts = made_from.watched(EXPERIMENT, section, module)
     return [literally(text) if "{" in text else text for text in texts]
 
 

@@ -87,13 +87,12 @@ def student_run(
     inputs = {"data": store.sha256}
     if job.method.needs_teacher:
         inputs["teacher"] = run_dir.read_model(job.teacher.folder)[1]["model_sha256"]
-    used = {"method": job.method.settings(), "recipe": job.recipe.model_dump(mode="json")}
     seen = None if isinstance(job, StudyJob) else transfer_set(experiment, store)
     return run_dir.Run(
         path=path,
         stage="trial_seed" if isinstance(job, StudyJob) else job.stage,
-        key=digest([job.key, inputs, used, seed, path]),
-        params={**job.settings, **used},
+        key=job.training_key(inputs, seed, path),
+        params={**job.settings, **job.used},
         seed=seed,
         about={
             "dataset": experiment.params.dataset.name,

@@ -157,6 +157,7 @@ class PairJob(Job):
     student: Network
     label: str
     method: Method  # as it stands, with all that a study searches
+    recipe: Recipe  # as it stands
 
     @property
     def pair(self) -> str:
@@ -181,6 +182,15 @@ class PairJob(Job):
         return self.teacher.normalisation if takes_stem else None
 
     @property
+    def used(self) -> dict[str, Any]:
+        """The settings of its trainings that a study may have found."""
+        return {"method": self.method.settings(), "recipe": self.recipe.model_dump(mode="json")}
+
+    def training_key(self, inputs: dict[str, str], seed: int, path: str) -> str:
+        """Return the identity of one of its trainings, made from `inputs`."""
+        return digest([self.key, inputs, self.used, seed, path])
+
+    @property
     def _by_section(self) -> dict[str, Any]:
         return {**super()._by_section, "teacher": _without_data(self.settings["teacher"])}
 
@@ -189,7 +199,6 @@ class PairJob(Job):
 class StudyJob(PairJob):
     """A search for the best settings of one method, for one pair."""
 
-    recipe: Recipe  # of its trials, as it stands
     space: SearchSpace = field(compare=False)  # made from method, recipe and the settings
     first: list[dict[str, Any]]  # parameters of its first trials
     excluded: list[dict[str, Any]]  # schedules in the settings that the space excludes
@@ -200,7 +209,6 @@ class StudentJob(PairJob, TrainingJob):
     """A student to be trained."""
 
     seed: int
-    recipe: Recipe
     study: StudyJob | None  # which finds the settings that are tuned; until then, method and recipe are as they stand
 
     @property
@@ -232,6 +240,10 @@ class ExportJob(Job):
     def modules(self) -> list[str]:
         """The modules that build the networks, and those of methods that may have changed them."""
         return sorted({module for job in self.students for module in job.modules})
+
+    def model_key(self, trained: dict[str, Any]) -> str:
+        """Return the identity of the export of one model, given its run.json."""
+        return digest([self.settings["export"], self.source, trained["key"], trained["model_sha256"]])
 
 
 @dataclass(frozen=True)
@@ -320,7 +332,7 @@ def plan_experiment(params: Params) -> Experiment:
                 settings |= {"seed": seed, "study": study.settings if study else None}
                 path = f"{name}/students/{pair.teacher}-{pair.student}/{label}/seed{seed}"
                 students.append(
-                    StudentJob(path, "distill", settings, teacher, network, label, method, seed, recipe, study)
+                    StudentJob(path, "distill", settings, teacher, network, label, method, recipe, seed, study)
                 )
     taught = list(chain.from_iterable(teachers.values()))
     if params.only != Only():  # the whole is planned first: a seed's teacher and a study's first trials depend on it

@@ -301,7 +301,14 @@ def damaged_products(folder: Path, record: dict[str, Any], only: tuple[str, ...]
     others = record.get("sha256") or {}
     if not isinstance(others, dict):
         return [RUN]
-    hashes |= others
+    return damaged_files(folder, hashes | others, only)
+
+
+def damaged_files(folder: Path, hashes: dict[str, Any], only: tuple[str, ...] = ()) -> list[str]:
+    """Return the files in `folder` that are missing or not those that the SHA-256 `hashes` are of.
+
+    `only`: look at no others.
+    """
     return [
         name
         for name, sha256 in hashes.items()

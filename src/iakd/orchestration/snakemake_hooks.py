@@ -25,6 +25,7 @@ from iakd.processes import WITH_PARENT, saying_what_takes_long
 from iakd.tracking.follower import FOLLOWED
 
 LOCK = STATE / "workflow.lock"
+ROUNDING = 1e-3  # seconds by which a date may be rounded
 log = logging.getLogger(__name__)
 _held: list[IO[str]] = []  # the open lock file: it must live as long as the process
 
@@ -124,6 +125,9 @@ class _Records:
 
         return cast("list[str] | None", self._persistence.params(IOFile(str(path))))
 
+    def is_incomplete(self, path: Path) -> bool:
+        return bool(self._persistence._filter_incomplete_keys([str(path)]))
+
     def forget(self, path: Path) -> None:
         from snakemake.io import IOFile
 
@@ -174,6 +178,93 @@ def limit_no_rate(workflow: Any) -> None:
     another such series: after a few hundred jobs that is a large part of a core. No option turns it off.
     """
     workflow.scheduler.job_rate_limiter = None
+
+
+def accept_by_content(experiment: Experiment) -> None:
+    """Have Snakemake, when it has planned its jobs, decide by content about results that it did not see being made.
+
+    What fits the settings, sources and inputs of a job is recorded and dated as if the job had just made it; what does
+    not, and would be taken for current without a record, is made again.
+    """
+    from snakemake.dag import DAG
+
+    plan = DAG.init
+
+    async def init(dag: Any, *arguments: Any, **options: Any) -> None:
+        asked_for = set(dag.forcefiles)
+        await plan(dag, *arguments, **options)
+        if dag.workflow.is_main_process and not dag.workflow.touch:
+            await _Acceptance(dag, asked_for, stale_results.OnDisk(experiment)).run()
+
+    DAG.init = init
+
+
+class _Acceptance:
+    """Goes through the jobs of a plan; `asked_for` are files that the user wants to be made again in any case."""
+
+    def __init__(self, dag: Any, asked_for: set[str], on_disk: stale_results.OnDisk) -> None:
+        self.dag = dag
+        self.records = dag.workflow.persistence
+        self.asked_for = asked_for
+        self.on_disk = on_disk
+        self.accepted: set[Any] = set()
+        self.refused: set[Any] = set()
+
+    async def run(self) -> None:
+        """Accept what fits until nothing is left to be decided, and say so in a line."""
+        while await self._accept():
+            for job in self.dag.jobs:
+                self.dag.reason(job).clear()
+            self.dag.workflow.iocache.mtime.clear()
+            self.records.deactivate_cache()  # which has what was there before
+            await self.dag.update_needrun(create_inventory=True)
+            self.records.drop_iocache()  # a dry run has saved the old dates
+        for jobs, what in (
+            (self.accepted, "fit these settings: accepted, although this workflow did not make them"),
+            (self.refused, "do not fit these settings, sources and inputs, and have no record of this workflow"),
+        ):
+            if jobs:
+                print(f"iakd: the results of {len(jobs)} {'job' if len(jobs) == 1 else 'jobs'} {what}", file=sys.stderr)
+
+    async def _accept(self) -> bool:
+        """Decide about all jobs that are to run or have no record; return whether the plan has to be made again."""
+        before = len(self.accepted) + len(self.refused)
+        for level in list(self.dag.toposorted()):  # a job after those that it depends on, since dates follow
+            for job in level:
+                if job not in self.accepted and job not in self.refused and await self._is_undecided(job):
+                    if self.on_disk.fit([Path(path) for path in job.output]):
+                        await self._record(job)
+                        self.accepted.add(job)
+                    elif not self.dag.needrun(job):
+                        self.dag.forcefiles.update(job.output)
+                        self.refused.add(job)
+        return len(self.accepted) + len(self.refused) > before
+
+    async def _is_undecided(self, job: Any) -> bool:
+        """Whether a job's inputs and products are there, and Snakemake does not know that it has made the products."""
+        if not job.output or not (self.dag.needrun(job) or self.dag.reason(job).no_metadata):
+            return False
+        if job.rule in self.dag.forcerules or not self.asked_for.isdisjoint(job.output):
+            return False
+        if not all(Path(path).exists() for path in (*job.output, *job.input)):
+            return False
+        return job.rule.name != "latency" or not self.records.params_changed(job)  # its sources are in no other record
+
+    async def _record(self, job: Any) -> None:
+        """Record that Snakemake has made the products, and date them no earlier than what they were made from."""
+        dates = [(await path.mtime_uncached()).local_or_storage(follow_symlinks=True) for path in job.input]
+        made = max(dates, default=0.0)
+        for path in (*job.output, *([job.benchmark] if job.benchmark else [])):
+            if Path(path).exists() and (await path.mtime_uncached()).local_or_storage() < made:
+                times = (made + ROUNDING,) * 2
+                if path.is_directory:
+                    path.touch(times)  # a file in it has the date
+                else:
+                    os.utime(path, times)
+                    os.utime(path, times, follow_symlinks=False)
+        self.records.cleanup(job)
+        await self.records.finished(job)
+        self.dag.forcefiles.difference_update(job.output)
 
 
 def data_products(experiment: Experiment) -> list[str]:

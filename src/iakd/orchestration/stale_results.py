@@ -1,27 +1,46 @@
-"""Find results that Snakemake did not see being made: pulled by DVC, made by plain commands, or by another checkout.
+"""Decide by content which results are current, where Snakemake did not see them being made.
+
+They may have been pulled or checked out by DVC, made by plain commands, or by a workflow that was killed meanwhile.
 
 Snakemake notices changed settings by its own records only. Where these are missing, or describe other results than
-those on disk, it would take whatever it finds for current. The run's own record (run.json) knows better.
+those on disk, it would take whatever it finds for current, or make again what is there. The results' own records (such
+as run.json) know better.
 
-It notices changed inputs by modification times, which mean nothing after the clock was wrong. Again the run's own
-record decides: it has the hashes of what the run was made from.
+It notices changed inputs by modification times, which mean nothing after a checkout, or after the clock was wrong.
+Again the results' own records decide: they have the hashes of what the results were made from.
 """
 
 import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from iakd import files
-from iakd.data.store import MANIFEST
+from iakd.data.sources.download import fingerprint
+from iakd.data.store import MANIFEST, PreparedData
 from iakd.errors import UserError
-from iakd.experiment.jobs import RESULTS, STATE, Experiment, Job, StudentJob, StudyJob, TeacherJob
-from iakd.experiment.run_dir import EVALUATION, EXPORTED, LATENCY, METRICS, RUN
-from iakd.tuning.results import with_found_settings
+from iakd.evaluation import made_from
+from iakd.evaluation.record import read_evaluation
+from iakd.experiment.jobs import RESULTS, STATE, Experiment, ExportJob, Job, StudentJob, StudyJob, TeacherJob
+from iakd.experiment.run_dir import (
+    EVALUATION,
+    EXPORT,
+    EXPORTED,
+    LATENCY,
+    METRICS,
+    REPORT,
+    RUN,
+    damaged_files,
+    damaged_products,
+)
+from iakd.stages import latency
+from iakd.tuning.results import is_complete, with_found_settings
 
 LOGS = Path("logs")  # of the workflow's jobs, with a benchmark of each, which Snakemake counts among its outputs
 LONG_AGO = 1.0  # seconds since 1970; to Snakemake, 0 would mean that there is no such file
@@ -36,32 +55,200 @@ class Records(Protocol):
         """Return the parameters recorded for a file, each as its repr(); None without a record."""
         ...
 
+    def is_incomplete(self, path: Path) -> bool:
+        """Whether a job that makes the file was started, and never seen to end; Snakemake then runs it again."""
+        ...
+
     def forget(self, path: Path) -> None:
         """Delete the record of a file."""
         ...
+
+
+class OnDisk:
+    """The results that are there, and what they were made from, by their own records. Each record is read once."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+        self._read: dict[Path, dict[str, Any]] = {}
+        self._found: dict[str, StudentJob | None] = {}  # by a study's path: one of its students as it is to be trained
+        self._checks: dict[Path, Callable[[], bool]] = {
+            experiment.data.folder / MANIFEST: self._data_fit,
+            **{job.folder / RUN: partial(self._study_fits, job) for job in experiment.studies},
+            **{job.folder / RUN: partial(self._run_fits, job) for job in experiment.trained},
+            **{job.folder / EVALUATION: partial(self._evaluation_fits, job) for job in experiment.trained},
+            **{job.folder / EXPORTED: partial(self._export_fits, job) for job in experiment.exports},
+            experiment.export_folder / LATENCY: self._latency_fits,
+            experiment.evaluation / METRICS: lambda: made_from.comparison(experiment).is_there,
+            experiment.report / REPORT: lambda: made_from.report(experiment).is_there,
+        }
+
+    def record(self, path: Path) -> dict[str, Any]:
+        """Return the JSON object in a file; empty if there is none."""
+        if path not in self._read:
+            self._read[path] = {}
+            with suppress(OSError, UserError):
+                self._read[path] = files.read_object(path, "")
+        return self._read[path]
+
+    def of(self, job: Job) -> dict[str, Any]:
+        """Return the record of a job's results; empty if there is none."""
+        return self.record(_record_of(job))
+
+    def made_with(self, job: Job) -> Any:
+        """Return the settings behind the results of `job`, as far as `job.settings` names them; None if unknown."""
+        record = self.of(job)
+        if job.stage == "prepare":
+            return record.get("settings")
+        params = record.get("params")
+        return {name: params.get(name) for name in job.settings} if isinstance(params, dict) else None
+
+    def inputs(self, job: Job) -> dict[str, str | None]:
+        """Return the hashes of what is there for `job` to be made from; None: unknown."""
+        inputs = {"data": self._data}
+        if isinstance(job, TeacherJob) and job.network.checkpoint is not None:
+            inputs["checkpoint"] = self._checkpoints[job.path]
+        elif isinstance(job, StudyJob | StudentJob) and job.method.needs_teacher:
+            inputs["teacher"] = self.of(job.teacher).get("model_sha256")
+        return inputs
+
+    def as_found(self, job: StudentJob) -> StudentJob | None:
+        """Return a student with the settings that its study has found; None if they are unknown."""
+        if job.study is None:
+            return job
+        if job.study.path not in self._found:
+            self._found[job.study.path] = None
+            with suppress(UserError, OSError):
+                self._found[job.study.path] = with_found_settings(job)
+        found = self._found[job.study.path]
+        return found and replace(job, method=found.method, recipe=found.recipe)
+
+    def fit(self, products: list[Path]) -> bool:
+        """Whether the products of one of Snakemake's jobs are what it would make now, complete and undamaged.
+
+        They must name the very settings, sources and inputs, and fit their own hashes.
+        """
+        checks = [self._checks[path] for path in products if path in self._checks]
+        try:
+            return bool(checks) and all(check() for check in checks)
+        except (UserError, OSError, KeyError, TypeError, ValueError, AttributeError):  # a damaged record
+            return False
+
+    def _data_fit(self) -> bool:
+        job = self.experiment.data
+        manifest = PreparedData.open(job.folder, settings=job.settings).manifest
+        read = fingerprint(self.experiment.params.dataset)
+        return manifest["key"] == job.key and read in (None, manifest.get("fingerprint"))
+
+    def _study_fits(self, job: StudyJob) -> bool:
+        key = files.digest([job.key, self.of(job)["inputs"]])
+        return self._trained(job, key) and is_complete(job.folder, self.experiment.params.tune.trials)
+
+    def _run_fits(self, job: TeacherJob | StudentJob) -> bool:
+        inputs = self.of(job)["inputs"]
+        if isinstance(job, TeacherJob):
+            return self._trained(job, files.digest([job.key, inputs]))
+        found = self.as_found(job)
+        return found is not None and self._trained(job, found.training_key(inputs, job.seed, job.path))
+
+    def _trained(self, job: Job, key: str) -> bool:
+        record, present = self.of(job), self.inputs(job)
+        if present.get("checkpoint", "") is None:  # is no file: its name says what it is
+            present["checkpoint"] = record["inputs"]["checkpoint"]
+        return record["key"] == key and record["inputs"] == present and not damaged_products(job.folder, record)
+
+    def _evaluation_fits(self, job: TeacherJob | StudentJob) -> bool:
+        evaluation = read_evaluation(job.folder / EVALUATION, "")
+        key = made_from.evaluation_key(self.experiment, self.of(job)["model_sha256"], str(self._data))
+        return bool(evaluation["key"] == key)
+
+    def _export_fits(self, job: ExportJob) -> bool:
+        index = self.of(job)
+        present = [
+            {"method": one.label, "seed": one.seed, "val_top1": self.record(one.folder / METRICS)["val_top1"]}
+            for one in job.students
+        ]
+        return (
+            index["params"] == job.settings
+            and index["candidates"] == present
+            and all(self._model_fits(job, model) for model in index["models"])
+        )
+
+    def _model_fits(self, job: ExportJob, model: dict[str, Any]) -> bool:
+        (student,) = [one for one in job.students if (one.label, one.seed) == (model["method"], model["seed"])]
+        trained, folder = self.of(student), job.folder / model["folder"]
+        key = job.model_key(trained)
+        evaluation = files.digest(self.record(student.folder / EVALUATION))
+        record = self.record(folder / EXPORT)
+        return (
+            (record["key"], record["evaluation_sha256"]) == (key, evaluation)
+            and model["key"] == key
+            and not damaged_files(folder, record["files"])
+        )
+
+    def _latency_fits(self) -> bool:
+        measured = self.record(self.experiment.export_folder / LATENCY)
+        return bool(measured["networks"] == latency.networks_sha256(self.experiment))
+
+    def made_from_others(self, others: list[Job]) -> Iterator[Path]:
+        """Yield the results that, by their own records, were made from other inputs than those on disk.
+
+        Except those of the jobs `others`, which are made again anyway.
+        """
+        experiment, paths = self.experiment, {job.path for job in others}
+        for job in (*experiment.studies, *experiment.trained):
+            record = self.of(job)
+            fits = _same(record.get("inputs"), self.inputs(job))
+            if isinstance(job, StudentJob) and job.study:
+                found = self.as_found(job)
+                fits = fits and _same(record.get("params"), found.used if found else {})
+            if not fits and job.path not in paths:
+                yield job.folder / RUN
+            measured = {"data_sha256": self._data, "model_sha256": record.get("model_sha256")}
+            if isinstance(job, TeacherJob | StudentJob) and not _same(self.record(job.folder / EVALUATION), measured):
+                yield job.folder / EVALUATION
+        for export in experiment.exports:
+            models = self.of(export).get("models")
+            for student in export.students:
+                this = {"method": student.label, "seed": student.seed}
+                present = {"model_sha256": self.of(student).get("model_sha256")}
+                for model in models if isinstance(models, list) else []:
+                    if isinstance(model, dict) and this.items() <= model.items() and not _same(model, present):
+                        yield export.folder / EXPORTED
+        for product, summary in (
+            (experiment.evaluation / METRICS, made_from.comparison),
+            (experiment.report / REPORT, made_from.report),
+        ):
+            if product.with_name(made_from.RECORD).exists() and summary(experiment).is_of_others:
+                yield product
+
+    @cached_property
+    def _data(self) -> str | None:
+        return self.of(self.experiment.data).get("sha256")
+
+    @cached_property
+    def _checkpoints(self) -> dict[str, str | None]:
+        """The hashes of the teachers' checkpoints, where they are files; None where they are not."""
+        paths = {job.path: job.network.path for job in self.experiment.teachers}
+        return {name: files.sha256_file(path) if path and path.is_file() else None for name, path in paths.items()}
 
 
 def check(experiment: Experiment, records: Records) -> None:
     """Raise UserError where results of other settings would be taken for current; have Snakemake see all other changes.
 
     In a DVC stage such results are marked as missing instead: DVC can restore them, and is about to rebuild them.
-    DVC has also just checked the results of the stages before, so where Snakemake has no record of any result, their
-    modification times are set to say so.
     """
-    others = other_settings(experiment)
+    on_disk = OnDisk(experiment)
+    others = other_settings(experiment, on_disk)
     unseen = [job for job in others if not _change_is_seen(job, records)]
     if "DVC_STAGE" in os.environ:
         for job in unseen:
-            _record(job).unlink()
-        if all(records.params(_record(job)) is None for job in _jobs(experiment)):
-            _date(experiment)
+            _record_of(job).unlink()
     else:
         refuse(unseen)
-    outdated = list(_made_from_others(experiment, others))
+    outdated = list(on_disk.made_from_others(others))
     if _in_future(experiment):
         log.warning("some results are dated in the future (was the clock wrong?): their contents decide")
         _date(experiment)
-        outdated.append(experiment.evaluation / METRICS)  # it has no record of what it was made from
     for path in outdated:
         if path.exists():
             records.forget(path)
@@ -77,94 +264,33 @@ def refuse(jobs: list[Job]) -> None:
         )
 
 
-def other_settings(experiment: Experiment) -> list[Job]:
+def other_settings(experiment: Experiment, on_disk: OnDisk | None = None) -> list[Job]:
     """Return the jobs whose results exist but, by their own record, were made with other settings."""
-    jobs = _jobs(experiment)
-    return [job for job in jobs if _made_with(job) not in (None, json.loads(json.dumps(job.settings)))]
+    on_disk = on_disk or OnDisk(experiment)
+    jobs = [experiment.data, *experiment.studies, *experiment.trained, *experiment.exports]
+    return [job for job in jobs if on_disk.made_with(job) not in (None, json.loads(json.dumps(job.settings)))]
 
 
-def _jobs(experiment: Experiment) -> list[Job]:
-    return [experiment.data, *experiment.studies, *experiment.trained, *experiment.exports]
-
-
-def _record(job: Job) -> Path:
+def _record_of(job: Job) -> Path:
     return job.folder / {"prepare": MANIFEST, "export": EXPORTED}.get(job.stage, RUN)
 
 
-def _made_with(job: Job) -> Any:
-    """Return the settings behind the results of `job`, as far as `job.settings` names them; None if unknown."""
-    record = _read(_record(job))
-    if job.stage == "prepare":
-        return record.get("settings")
-    params = record.get("params")
-    return {name: params.get(name) for name in job.settings} if isinstance(params, dict) else None
-
-
 def _change_is_seen(job: Job, records: Records) -> bool:
-    """Whether Snakemake recorded other parameters for the results of `job` than it now compares them with."""
-    recorded = records.params(_record(job))
-    return recorded is not None and not {repr(text) for text in job.watched} <= set(recorded)
+    """Whether Snakemake will make the results of `job` again.
 
-
-def _made_from_others(experiment: Experiment, others: list[Job]) -> Iterator[Path]:
-    """Yield the results that, by their own records, were made from other inputs than those on disk.
-
-    Except those of the jobs `others`, which are made again anyway.
+    Because it recorded other parameters for them than it now compares them with, or never saw their job end.
     """
-    data = _read(experiment.data.folder / MANIFEST).get("sha256")
-    teachers = {job.path: _read(job.folder / RUN).get("model_sha256") for job in experiment.teachers}
-    found: dict[str, dict[str, Any]] = {}  # by the path of a study
-    paths = {job.path for job in others}
-    for job in (*experiment.studies, *experiment.trained):
-        record = _read(job.folder / RUN)
-        fits = _same(record.get("inputs"), {"data": data, **_origin(job, teachers)})
-        if isinstance(job, StudentJob) and job.study:
-            if job.study.path not in found:
-                found[job.study.path] = _found_for(job)
-            fits = fits and _same(record.get("params"), found[job.study.path])
-        if not fits and job.path not in paths:
-            yield job.folder / RUN
-        measured = {"data_sha256": data, "model_sha256": record.get("model_sha256")}
-        if isinstance(job, TeacherJob | StudentJob) and not _same(_read(job.folder / EVALUATION), measured):
-            yield job.folder / EVALUATION
-    for export in experiment.exports:
-        models = _read(export.folder / EXPORTED).get("models")
-        for job in export.students:
-            present = {"model_sha256": _read(job.folder / RUN).get("model_sha256")}
-            for model in models if isinstance(models, list) else []:
-                is_this = isinstance(model, dict) and (model.get("method"), model.get("seed")) == (job.label, job.seed)
-                if is_this and not _same(model, present):
-                    yield export.folder / EXPORTED
-
-
-def _origin(job: Job, teachers: dict[str, str | None]) -> dict[str, str | None]:
-    """Return the hash of what is there for `job` to be made from, besides the data; None: unknown."""
-    if isinstance(job, TeacherJob):
-        path = job.network.path
-        return {"checkpoint": files.sha256_file(path) if path and path.is_file() else None}
-    assert isinstance(job, StudyJob | StudentJob)
-    return {"teacher": teachers[job.teacher.path]}
-
-
-def _found_for(job: StudentJob) -> dict[str, Any]:
-    """Return the settings that a study has found for a student and its other seeds; empty if unknown."""
-    with suppress(UserError, OSError):
-        found = with_found_settings(job)
-        return {"method": found.method.settings(), "recipe": found.recipe.model_dump(mode="json")}
-    return {}
+    path = _record_of(job)
+    if records.is_incomplete(path):
+        return True
+    recorded = records.params(path)
+    return recorded is not None and not {repr(text) for text in job.watched} <= set(recorded)
 
 
 def _same(recorded: Any, present: dict[str, Any]) -> bool:
     """Whether a record has what is present, as far as both are known."""
     known = recorded if isinstance(recorded, dict) else {}
     return all(known.get(name) is None or value is None or known[name] == value for name, value in present.items())
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file; empty if there is none."""
-    with suppress(OSError, UserError):
-        return files.read_object(path, "")
-    return {}
 
 
 def _now() -> float:

@@ -11,6 +11,7 @@ from iakd import files
 from iakd.config import did_you_mean
 from iakd.data.store import PreparedData
 from iakd.errors import UserError
+from iakd.evaluation import made_from
 from iakd.evaluation.record import read_evaluation, with_hash
 from iakd.experiment import run_dir
 from iakd.experiment.jobs import Experiment, StudentJob, TeacherJob, as_trained
@@ -51,6 +52,7 @@ def run(experiment: Experiment) -> Path:
     store = PreparedData.open(experiment.data.folder, settings=experiment.data.settings)
     for job in experiment.trained:
         _evaluate(experiment, job, store)
+    made = made_from.comparison(experiment)
     comparison = read_comparison(experiment)
     for name, rows in (
         (run_dir.RUNS, tables.runs(comparison)),
@@ -63,6 +65,7 @@ def run(experiment: Experiment) -> Path:
     files.write_json(experiment.evaluation / run_dir.SWAPPING, tables.swap_effects(comparison))
     files.write_json(experiment.evaluation / run_dir.HEADLINE, tables.headline(comparison))
     _write_rows(experiment.evaluation / run_dir.ROWS, tables.metric_files(comparison))
+    made.record()
     return experiment.evaluation
 
 
@@ -106,7 +109,8 @@ def _evaluate(experiment: Experiment, job: TeacherJob | StudentJob, store: Prepa
         content, weights = _read_peer(job, record["peer_sha256"]), str(job.folder / run_dir.PEER)
         test = load_for_test(experiment.params, peer, own, content, weights, store)
         measured["peer"] = evaluate_peer(experiment.params, peer, test)
-    files.write_json(path, with_hash({**about, **measured}))
+    key = made_from.evaluation_key(experiment, record["model_sha256"], store.sha256)
+    files.write_json(path, with_hash({**about, "key": key, **measured}))
     return path
 
 

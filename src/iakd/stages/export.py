@@ -133,7 +133,7 @@ def _export(
     folder = job.folder / student.job.label
     content, record = run_dir.read_model(student.job.folder)
     about = {
-        "key": files.digest([job.settings["export"], job.source, record["key"], record["model_sha256"]]),
+        "key": job.model_key(record),
         "dataset": experiment.params.dataset.name,
         "pair": job.pair,
         "method": student.job.label,

@@ -36,7 +36,8 @@ def run(experiment: Experiment) -> Path:
     exported = _exported(experiment)
     wanted: list[tuple[dict[str, Any], Path]] = []
     left_out: list[dict[str, Any]] = []
-    for same in _networks(experiment):
+    networks = _networks(experiment)
+    for same in networks:
         about = {"network": same.network.name, "of": same.names}
         try:
             found = _files(experiment, same, exported, store)
@@ -50,6 +51,7 @@ def run(experiment: Experiment) -> Path:
             wanted.append(({**about, "precision": precision, "bytes": size, "sha256": sha256}, file))
     threads = experiment.params.compute.threads
     of = {"threads": threads, "onnxruntime": version("onnxruntime"), **machine(), "left_out": left_out}
+    of["networks"] = _hash(networks)
     if path.exists() and _is_of(files.read_object(path, "delete it, then run `iakd latency`"), of, wanted):
         log.info("%s: already measured", path)
         return path
@@ -63,6 +65,7 @@ def run(experiment: Experiment) -> Path:
 class SameNetwork:
     """Trained models that are the same network with other weights; `names`: PAIR/METHOD, or a teacher."""
 
+    key: str
     network: Network
     jobs: list[TeacherJob | StudentJob]
 
@@ -78,8 +81,21 @@ def _networks(experiment: Experiment) -> list[SameNetwork]:
     for job in experiment.trained:
         evaluation = read_evaluation(job.folder / run_dir.EVALUATION, f"run `iakd evaluate --run {job.folder}`")
         network = job.network if isinstance(job, TeacherJob) else job.student
-        found.setdefault(network_key(network, evaluation), SameNetwork(network, [])).jobs.append(job)
+        key = network_key(network, evaluation)
+        found.setdefault(key, SameNetwork(key, network, [])).jobs.append(job)
     return list(found.values())
+
+
+def _hash(networks: list[SameNetwork]) -> str:
+    return files.digest([[same.key, same.names] for same in networks])
+
+
+def networks_sha256(experiment: Experiment) -> str:
+    """Return the hash that a latency.json of the present networks has, whatever their weights.
+
+    Raises UserError if an evaluation is missing.
+    """
+    return _hash(_networks(experiment))
 
 
 def _exported(experiment: Experiment) -> dict[str, Path]:

@@ -7,6 +7,7 @@ from pydantic import BaseModel
 
 from iakd import files
 from iakd.data.store import MANIFEST
+from iakd.evaluation import made_from
 from iakd.evaluation.record import read_record
 from iakd.experiment import run_dir
 from iakd.experiment.jobs import Experiment, StudyJob
@@ -47,6 +48,7 @@ def run(experiment: Experiment) -> Path:
 
     Raises UserError if an evaluation, a history or a study is missing.
     """
+    made = made_from.report(experiment)
     comparison = read_comparison(experiment)
     manifest = _manifest(experiment)
     studies = [_study(job, experiment.params.tune.seeds) for job in experiment.studies]
@@ -71,6 +73,7 @@ def run(experiment: Experiment) -> Path:
     files.write_text(experiment.report / run_dir.TABLES_TEXT, tables.markdown(comparison))
     files.write_text(experiment.report / run_dir.VERDICT, verdict_lines(comparison))
     files.write_text(experiment.report / run_dir.REPORT, page.render(comparison, studies, manifest, figures, exports))
+    made.record()
     return experiment.report / run_dir.REPORT
 
 

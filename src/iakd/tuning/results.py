@@ -176,10 +176,15 @@ def write_trials(folder: Path, trials: list[TrialRecord], settings: list[str]) -
 def up_to_date(run: run_dir.Run, trials: int) -> bool:
     """Return whether the complete results of this study, with this number of trials, are published."""
     try:
-        counted = files.read_object(run.folder / run_dir.METRICS, "").get("trials") if run.finished else None
+        return run.finished and is_complete(run.folder, trials)
     except UserError:
         return False
-    return counted == trials and all((run.folder / name).exists() for name in (BEST, TRIALS, JOURNAL))
+
+
+def is_complete(folder: Path, trials: int) -> bool:
+    """Return whether a study's folder has the results of this number of trials. Raises UserError if it is damaged."""
+    counted = files.read_object(folder / run_dir.METRICS, "run `iakd tune` again").get("trials")
+    return counted == trials and all((folder / name).exists() for name in (BEST, TRIALS, JOURNAL))
 
 
 def study_name(path: str) -> str:
