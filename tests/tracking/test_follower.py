@@ -454,7 +454,9 @@ def test_a_failing_mlflow_is_retried_while_anything_is_training(
     class Failing(Idle):
         def update(self, found: list[Any], timeout: float) -> MirrorSummary:
             attempts.append(time.monotonic())
-            raise RunFailed("MLflow is down")
+            if len(attempts) <= 6:  # for longer than all delays
+                raise RunFailed("MLflow is down")
+            return super().update(found, timeout)
 
     attempts: list[float] = []
     monkeypatch.setattr(mirror, "Mirror", Failing)
@@ -467,8 +469,13 @@ def test_a_failing_mlflow_is_retried_while_anything_is_training(
             users = files.try_lock(address.folder / USERS_LOCK, shared=True, patience=1.0)
             assert users
             stack.enter_context(users)
-        follower.follow(params)
-    assert len(attempts) == (1 if work == "nothing" else 3)
+        thread = threading.Thread(target=follower.follow, args=[params])
+        thread.start()
+        if work != "nothing":
+            until(lambda: len(attempts) == 7)
+    thread.join(5)
+    assert not thread.is_alive()
+    assert (len(attempts) == 1) == (work == "nothing")
     assert [record.message for record in caplog.records] == ["MLflow is down"]
 
 

@@ -334,6 +334,41 @@ def test_a_request_that_was_repeated_leaves_one_run(params: Params, view: Mlflow
     assert view.only_run().info.run_id == run.info.run_id
 
 
+def test_two_checkouts_with_the_same_results_create_one_run(
+    params: Params, view: MlflowView, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each finds nothing in MLflow and creates the run; the one that is kept is the same for both."""
+    fake_runs.train(fake_runs.student())
+    create = RunStore.create
+
+    def create_after_another(store: RunStore, content: Any) -> Any:
+        monkeypatch.setattr(RunStore, "create", create)
+        create(store, content)  # complete when its checkout sends the rest, as this one does
+        return create(store, content)
+
+    monkeypatch.setattr(RunStore, "create", create_after_another)
+    monkeypatch.setattr(MlflowAddress, "database", None)  # others can reach this MLflow, too
+    assert sync(params).endswith(("1 run, 0 new", "1 run, 1 new"))
+    run = view.only_run()
+    assert run.info.status == "FINISHED"
+    assert [step for step, _ in view.values(run, "loss")] == [1, 2, 3, 4]
+    assert "model.safetensors" in view.artifacts(run)
+
+
+def test_what_another_checkout_trains_is_left_to_it_until_it_is_finished_here(params: Params, view: MlflowView) -> None:
+    with fake_runs.student().open() as run:
+        fake_runs.write_history(run, 3)
+        sync(params)
+        shutil.rmtree(STATE / "tracking")  # as if it were another tree
+        fake_runs.write_history(run, 5)
+        sync(params)
+        assert [step for step, _ in view.values(view.only_run(), "loss")] == [1, 2, 3]
+    fake_runs.train(fake_runs.student(), epochs=6)
+    sync(params)
+    assert view.only_run().info.status == "FINISHED"
+    assert [step for step, _ in view.values(view.only_run(), "loss")] == [1, 2, 3, 4, 5, 6]
+
+
 def test_other_trees_and_data_sets_in_one_experiment_are_left_alone(
     params: Params, settings: Callable[..., Params]
 ) -> None:

@@ -43,7 +43,7 @@ LOG, MAX_LOG_BYTES = "follow.log", 1_000_000
 POLL, FLUSH_POLL = 1.0, 0.2  # seconds between two looks at the files, and at the flush lock
 LINGER = 5.0  # seconds without a training before the follower ends: the next one of a series finds it running
 CPU_SHARE = 0.02  # of one core, at most, unless that would delay anything by more than LINGER
-RETRY_DELAYS = (2.0, 5.0, 15.0, 30.0, 60.0)  # seconds between attempts while MLflow fails
+RETRY_DELAYS = (2.0, 5.0, 15.0, 30.0, 60.0)  # seconds between attempts while MLflow fails; the last one again and again
 TURN_TIMEOUT = 60.0  # seconds for a `track sync` that is mirroring
 NO_LOCKS = "this file system has no locks, which following needs"
 NOT_UPDATED = "MLflow is not up to date ({}); run `iakd track sync` at any time to update it"
@@ -241,9 +241,9 @@ class Follower:
             self.failures += 1
             if self.failures == 1:
                 log.warning("%s", error)
-            if not busy or self.failures > len(RETRY_DELAYS):
+            if not busy:
                 return False
-            self.retry_at = time.monotonic() + RETRY_DELAYS[self.failures - 1]
+            self.retry_at = time.monotonic() + RETRY_DELAYS[min(self.failures, len(RETRY_DELAYS)) - 1]
         return True
 
     def _already_mirrored(self, found: list[RunFiles]) -> bool:

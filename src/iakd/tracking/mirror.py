@@ -138,17 +138,37 @@ class Mirror:
         contents = [(run, content) for run in changed if not run.is_export and (content := self._read(run))]
         for run, content in contents:
             self.current[run.location] = FoundRun(content.key, content.status, content.settings, content.study)
+        created = self.new
         for run, content in contents:
             if not self._update_run(store, self.runs, run, content):
                 self.runs = None
                 return False
             self.mirrored[run.location] = run
+        if self.new > created and self.address.database is None and self._remove_twins(store, self.runs, contents):
+            self.runs = None
+            return False
         if not self._update_models(store, self.runs, found):
             self.runs = None
             return False
         self._end_abandoned(store, self.runs)
         self._mark(store, self.runs)
         return all(self.mirrored.get(run.location) == run for run in found)
+
+    def _remove_twins(
+        self, store: RunStore, runs: dict[str, MlflowRun], contents: list[tuple[RunFiles, RunContent]]
+    ) -> bool:
+        """Leave one run of each key, as all others do who create runs in this MLflow; return whether others' are left.
+
+        Turns are for the processes of one checkout: another one that has the same results, pulled by DVC for example,
+        may have created the same runs at the same moment.
+        """
+        present = {key: run.run_id for key, run in store.load().items()}
+        gone = {key for key, run in runs.items() if present.get(key) != run.run_id}
+        lost = [run for run, content in contents if content.key in gone]
+        for run in lost:
+            del self.mirrored[run.location]
+        self.new -= len(lost)
+        return bool(lost)
 
     def _update_models(self, store: RunStore, runs: dict[str, MlflowRun], found: list[RunFiles]) -> bool:
         """Send the exported models, after the runs that trained them; return False if that failed."""
@@ -216,6 +236,8 @@ class Mirror:
         same_run = twin is not None and twin.key == content.key
         if same_run and run.live and not run.locked:
             return True  # left behind by a process that was killed after it had written the results
+        if run.live and content.key in runs and runs[content.key].is_of_others(store.tree):
+            return True  # another checkout trains the same, or has done so
 
         def send() -> None:
             if content.key not in runs:
@@ -226,6 +248,12 @@ class Mirror:
 
         return self._attempt(run, send)
 
+    def _is_gone(self, where: RunLocation) -> bool:
+        """Whether a run was deleted: by a user, or by another checkout that had created the same run."""
+        found = self.current.get(where)
+        known = self.runs.get(found.key) if found and self.runs else None
+        return known is not None and self.store is not None and self.store.is_deleted(known)
+
     def _attempt(self, run: RunFiles, send: Callable[[], None]) -> bool:
         """Send something; return False if that failed and should be tried again."""
         where = run.location
@@ -233,6 +261,8 @@ class Mirror:
             send()
         except Exception as error:  # see `update`
             self.address.check_reachable()
+            if self._is_gone(where):
+                return False
             self.attempts[where] += 1
             log.warning("%s: refused by MLflow: %s", run.path, first_line(error))
             if self.attempts[where] >= MAX_ATTEMPTS:

@@ -22,12 +22,12 @@ from iakd import files
 from iakd.config import Params
 from iakd.errors import RunFailed, UserError
 from iakd.tracking.address import PORTS, TRACKING_STATE, MlflowAddress, mlflow_address
-from iakd.tracking.content import RUNNING, DataSet, MetricValue, RunContent
+from iakd.tracking.content import FINISHED, RUNNING, DataSet, MetricValue, RunContent
 from iakd.tracking.views import view_tags
 
 ENVIRONMENT = {  # defaults: what the user has set takes precedence
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # a repetition whose first answer was lost makes a second run
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",  # of a server that answers, but has much to do
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -68,6 +68,10 @@ class MlflowRun:
             return {}
         return value if isinstance(value, dict) else {}
 
+    def is_of_others(self, tree: str) -> bool:
+        """Whether another results tree than this one is showing it as running, or has finished it."""
+        return self.tags.get(TREE) != tree and self.status in (RUNNING, FINISHED)
+
 
 class RunStore:
     """The runs of one MLflow experiment, which is created if it does not exist yet.
@@ -97,9 +101,17 @@ class RunStore:
         name = self.address.experiment
         experiment = self.client.get_experiment_by_name(name)
         if experiment is None:
+            from mlflow.exceptions import MlflowException
+
             location = self.address.artifact_location()
             created = round(1000 * time.time())
-            return str(self.client.create_experiment(name, location, {**EXPERIMENT_TAGS, **view_tags(created)}))
+            tags = {**EXPERIMENT_TAGS, **view_tags(created)}
+            try:
+                return str(self.client.create_experiment(name, location, tags))
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            experiment = self.client.get_experiment_by_name(name)  # another checkout was faster
         if experiment.lifecycle_stage == "deleted":
             raise UserError(
                 f"MLflow {self.address.display}: experiment {name} is deleted; restore it (mlflow experiments "
@@ -113,8 +125,11 @@ class RunStore:
     def load(self) -> dict[str, MlflowRun]:
         """Return all runs of the experiment that carry a key, by key; of several with the same key, the first.
 
-        Later duplicates, which a request leaves that was sent again because its answer was lost, are deleted.
+        Later duplicates are deleted, as far as this user may. They come from requests whose answers were lost, and from
+        checkouts with the same results that were mirrored at the same moment.
         """
+        from mlflow.exceptions import MlflowException
+
         runs: dict[str, MlflowRun] = {}
         token: str | None = None
         while True:
@@ -124,7 +139,8 @@ class RunStore:
             for run in page:
                 key = run.data.tags[KEY]
                 if key in runs:
-                    self.client.delete_run(run.info.run_id)
+                    with contextlib.suppress(MlflowException):
+                        self.client.delete_run(run.info.run_id)
                 else:
                     runs[key] = MlflowRun(
                         run.info.run_id,
@@ -186,6 +202,10 @@ class RunStore:
         if inputs:
             self.client.log_inputs(run.run_id, inputs)
         run.data |= {(dataset.name, dataset.digest) for dataset in missing}
+
+    def is_deleted(self, run: MlflowRun) -> bool:
+        """Whether a run has been deleted since it was loaded."""
+        return bool(self.client.get_run(run.run_id).info.lifecycle_stage == "deleted")
 
     def last_step(self, run: MlflowRun, metric: str) -> int:
         """Return the highest step of a metric; 0 if it was never logged."""
