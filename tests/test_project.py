@@ -22,7 +22,7 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parent.parent
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-NOT_LOCKED = {"hub", "kubernetes", "timm"}  # extras that are installed beside the lock
+NOT_LOCKED = {"hub", "kubernetes", "s3", "slurm", "timm"}  # extras that are installed beside the lock
 DIRECT = [
     Requirement(text)
     for text in [
