@@ -126,7 +126,8 @@ def test_an_experiment_elsewhere_trains_students_only_and_can_be_applied(project
     assert snakemake_has_nothing_to_do(project)
     assert dvc_has_nothing_to_do(project)
     assert ROW in project.run("dvc", "metrics", "diff", "--all", "HEAD")
-    compared = project.run("make", "--assume-old=.venv/ready", "experiments", "ARGS=--all-branches --no-pager")
+    make = ("make", "--assume-old=.venv/ready", "experiments", "ARGS=--all-branches --no-pager")
+    compared = project.run("env", "COLUMNS=160", *make)
     assert re.search(r"best_top1 .*distill\.recipe\.epochs", compared)
     assert max(map(len, compared.splitlines())) < 160
 
