@@ -21,6 +21,7 @@ from iakd.data.decoding import from_file
 from iakd.data.store import PreparedData
 from iakd.distillation.assembly import network_of
 from iakd.errors import UserError
+from iakd.evaluation.record import with_hash
 from iakd.experiment import run_dir
 from iakd.experiment.jobs import Experiment, StudentJob, TeacherJob, plan_experiment
 from iakd.export.folder import Preprocessing, read_labels, read_preprocessing
@@ -248,7 +249,7 @@ def test_a_missing_record_is_told_and_nothing_changes(here: Path, name: str) -> 
 
 def test_an_evaluation_of_other_weights_is_refused(here: Path) -> None:
     path = Path("results/digits/students/big-small/kd/seed1/evaluation.json")
-    path.write_text(json.dumps({**read(path), "model_sha256": "0"}))
+    path.write_text(json.dumps(with_hash({**read(path), "model_sha256": "0"})))
     with pytest.raises(UserError, match=r"evaluation\.json is of another model: run `iakd evaluate --run "):
         run(plan(), plan().exports[0])
 
