@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from iakd import files, models
 from iakd.config import parse
-from iakd.data.store import PreparedData
+from iakd.data.store import PreparedData, with_hash
 from iakd.errors import RunFailed, UserError
 from iakd.experiment.jobs import Experiment, plan_experiment
 from iakd.models.external import torchvision
@@ -144,7 +144,7 @@ def test_a_teacher_with_its_own_normalisation(here: Path) -> None:
     expected = json.loads((reference.teachers[0].folder / "metrics.json").read_text())
     manifest = reference.data.folder / "manifest.json"
     changed = json.loads(manifest.read_text())
-    manifest.write_text(json.dumps({**changed, "mean": [0.0], "std": [0.5]}))
+    manifest.write_text(json.dumps(with_hash({**changed, "mean": [0.0], "std": [0.5]})))
     experiment = plan_of({**MINE, "name": "own_way", "normalisation": told})
     folder = import_teacher.run(experiment, experiment.teachers[0])
     found = json.loads((folder / "metrics.json").read_text())
