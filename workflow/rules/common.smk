@@ -116,6 +116,11 @@ def trained(jobs):
     return files_of(jobs, *((MODEL, RUN) if STORAGE else (MODEL,)))
 
 
+def compared(jobs):
+    """What a job that compares models reads of them besides its declared inputs: in a storage, all is declared."""
+    return [*files_of(jobs, MODEL, HISTORY, METRICS, RUN), *prepared()] if STORAGE else []
+
+
 def prepared():
     """What a job needs of the prepared data, likewise."""
     return rules.prepare.output if STORAGE else rules.prepare.output.manifest
@@ -217,12 +222,13 @@ def student_options(wildcards, output):
 
 
 def export_students(wildcards):
-    return files_of(JOBS[wildcards.export].students, MODEL, METRICS, RUN, EVALUATION)
+    students = JOBS[wildcards.export].students
+    return files_of(students, MODEL, METRICS, RUN, EVALUATION) + compared(students)
 
 
 def export_teachers(wildcards):
     teachers = {job.teacher.path: job.teacher for job in JOBS[wildcards.export].students}
-    return files_of(teachers.values(), EVALUATION)
+    return files_of(teachers.values(), EVALUATION) + compared(teachers.values())
 
 
 def export_options(wildcards):

@@ -30,7 +30,7 @@ rule evaluation:
     input:
         evaluations=files_of(EXPERIMENT.trained, EVALUATION),
         histories=files_of(EXPERIMENT.trained, HISTORY),
-        records=[*files_of(EXPERIMENT.trained, RUN, METRICS), *prepared()] if STORAGE else [],
+        records=compared(EXPERIMENT.trained),
     output:
         *[EXPERIMENT.evaluation / name for name in COMPARISON],
         directory(EXPERIMENT.evaluation / names.ROWS),

@@ -5,7 +5,7 @@ rule report:
         runs=files_of(EXPERIMENT.trained, RUN, HISTORY),
         exports=rules.exports.input,
         studies=files_of(EXPERIMENT.studies, BEST, TRIALS, METRICS, *FILES_OF_STUDY),
-        records=[*files_of(EXPERIMENT.trained, METRICS), *prepared()] if STORAGE else [],
+        records=compared(EXPERIMENT.trained),
     output:
         page=report(REPORT, caption="../report/page.rst", category="Results", labels={"result": "report"}),
         tables=report(
