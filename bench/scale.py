@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 import yaml
 
-import common
 from iakd import files
 from iakd.config import parse
 from iakd.evaluation import made_from
@@ -35,6 +34,7 @@ from iakd.experiment.jobs import Experiment, StudentJob, TeacherJob, plan_experi
 from iakd.stages import prepare
 
 BIN = Path(sys.executable).parent
+ROOT = Path(__file__).parent.parent
 EPOCHS, VALIDATED, BLOCKS = 40, 10, 3
 SNAKEMAKE = (
     "snakemake",
@@ -43,7 +43,7 @@ SNAKEMAKE = (
     "--cores",
     "2",
     "--snakefile",
-    str(common.ROOT / "workflow/Snakefile"),
+    str(ROOT / "workflow/Snakefile"),
     "--configfile",
 )
 WEIGHTS = 80_000  # bytes
@@ -61,6 +61,8 @@ def main() -> None:
     ratio = many["runs"][0] / few["runs"][0]
     numbers |= {f"{name}_growth": many[name][0] / few[name][0] / ratio for name in many if name != "runs"}
     if arguments.only is None:
+        import common  # not before: a process that is started counts the memory of the one that starts it
+
         common.record("scale", {"runs": many["runs"][0], **numbers})
     else:
         print(*(f"{name} {value:.4g}" for name, value in {"runs": many["runs"][0], **numbers}.items()), sep="\n")
@@ -68,7 +70,7 @@ def main() -> None:
 
 def measure(runs: int, only: list[str] | None) -> dict[str, tuple[float, float]]:
     """Return processor seconds and the largest memory (MiB) of each step, and the number of `runs`."""
-    settings: dict[str, Any] = yaml.safe_load((common.ROOT / "params.yaml").read_text())
+    settings: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
     methods = {name: entry for name, entry in settings["methods"].items() if "tuned" not in str(entry) + name}
     settings |= {"methods": methods, "export": {"models": []}}
     settings["distill"]["seeds"] = list(range(max(1, round(runs / len(methods)))))
@@ -93,7 +95,7 @@ def measure(runs: int, only: list[str] | None) -> dict[str, tuple[float, float]]
                 invent(experiment)
             elif only is None or name in only:
                 found[name] = cost(*command)
-        os.chdir(common.ROOT)
+        os.chdir(ROOT)
     return found
 
 
