@@ -184,7 +184,8 @@ def test_make_works_where_the_home_folder_cannot_be_written(tmp_path: Path) -> N
 
 
 def test_make_looks_at_the_environment_each_time() -> None:
-    done = subprocess.run(["make", "--dry-run", "schema"], cwd=ROOT, capture_output=True, text=True, check=True)
+    command = ["make", "--dry-run", "--no-print-directory", "schema"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[0].endswith("tools/environment.py")
     text = (ROOT / "tools/environment.py").read_text()
     assert re.search(r'"uv==[0-9.]+"', text) and not re.search(r'"uv"[,)]', text)

@@ -64,7 +64,7 @@ def test_the_settings_have_the_name_that_deployed_workflows_expect() -> None:
 def test_the_test_case_of_the_catalog_is_planned(tmp_path: Path, copy_project: "Copy") -> None:
     project = copy_project(tmp_path / "project")
     printed = project.run("snakemake", "-n", "--directory", ".test", "--workflow-profile", "gpu", "--quiet", "rules")
-    assert "workflow specific profile workflow/profiles/gpu" in printed  # by its name
+    assert "workflow specific profile profiles/gpu" in printed  # by its name
     assert re.search(r"^distill +4$", printed, re.MULTILINE)
 
 

@@ -193,7 +193,8 @@ def accept_by_content(experiment: Experiment) -> None:
     async def init(dag: Any, *arguments: Any, **options: Any) -> None:
         asked_for = set(dag.forcefiles)
         await plan(dag, *arguments, **options)
-        if dag.workflow.is_main_process and not dag.workflow.touch:
+        nothing_runs = dag.workflow.execution_settings is None  # only environments are made, or the like
+        if dag.workflow.is_main_process and not dag.workflow.touch and not nothing_runs:
             await _Acceptance(dag, asked_for, stale_results.OnDisk(experiment)).run()
 
     DAG.init = init
