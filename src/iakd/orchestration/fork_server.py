@@ -51,8 +51,9 @@ def run_in_server(arguments: list[str]) -> int | None:
             end_with_parent()
         request = {"arguments": arguments, "folder": str(Path.cwd()), "environment": dict(os.environ)}
         message = json.dumps(request).encode()
-        socket.send_fds(connection, [_number(len(message))], [0, 1, 2])
-        connection.sendall(message)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it refuses this process, or has just ended
+            socket.send_fds(connection, [_number(len(message))], [0, 1, 2])
+            connection.sendall(message)
         worker = int.from_bytes(_receive(connection), "big")
 
         def forward(number: int, frame: Any) -> None:
