@@ -26,12 +26,17 @@ def picture(path: Path, seed: int) -> None:
     Image.fromarray(np.random.default_rng(seed).integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(path)
 
 
+def take_pictures(folder: Path) -> None:
+    """Ten of each class."""
+    for name in ("cups", "plates"):
+        for i in range(10):
+            picture(folder / name / f"{i}.png", i + 100 * (name == "cups"))
+
+
 def test_new_images_are_noticed_and_missing_ones_not_needed(tmp_path: Path, copy_project: "Copy") -> None:
     project = copy_project(tmp_path / "project")
     (project.path / "own.yaml").write_text(SETTINGS)
-    for name in ("cups", "plates"):
-        for i in range(10):
-            picture(project.path / "pictures" / name / f"{i}.png", i + 100 * (name == "cups"))
+    take_pictures(project.path / "pictures")
     prepare = ("snakemake", "--cores", "1", "--configfile", "own.yaml")
     project.run(*prepare, "--", "data")
     assert "Nothing to be done" in project.run(*prepare, "--", "data")
@@ -45,9 +50,7 @@ def test_new_images_are_noticed_and_missing_ones_not_needed(tmp_path: Path, copy
 def test_dvc_notices_new_images(tmp_path: Path, copy_project: "Copy") -> None:
     project = copy_project(tmp_path / "project")
     (project.path / "params.yaml").write_text(SETTINGS.replace("dataset: {", "dataset: {name: image_folder, "))
-    for name in ("cups", "plates"):
-        for i in range(10):
-            picture(project.path / "pictures" / name / f"{i}.png", i + 100 * (name == "cups"))
+    take_pictures(project.path / "pictures")
     project.run("git", "init", "--quiet")
     project.run("dvc", "repro", "prepare")
     first = (project.path / "dvc.lock").read_text()
@@ -62,9 +65,7 @@ def test_dvc_notices_new_images(tmp_path: Path, copy_project: "Copy") -> None:
 def test_images_that_stay_in_their_files(tmp_path: Path, copy_project: "Copy") -> None:
     project = copy_project(tmp_path / "project")
     (project.path / "own.yaml").write_text(SETTINGS.replace("size: 16", "size: 16, storage: files"))
-    for name in ("cups", "plates"):
-        for i in range(10):
-            picture(project.path / "pictures" / name / f"{i}.png", i + 100 * (name == "cups"))
+    take_pictures(project.path / "pictures")
     prepare = ("snakemake", "--cores", "1", "--configfile", "own.yaml", "--", "data")
     project.run(*prepare)
     assert (project.path / "results/image_folder/data/train.files.npy").exists()

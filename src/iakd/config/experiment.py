@@ -67,6 +67,11 @@ class Pair(Strict):
             return {"teacher": value[0], "student": value[1]}
         return value
 
+    @property
+    def name(self) -> str:
+        """TEACHER-STUDENT."""
+        return f"{self.teacher}-{self.student}"
+
 
 class Evaluate(Strict):
     """The evaluation on the test set; read by `iakd evaluate`."""
@@ -277,7 +282,7 @@ class Params(Strict):
                 )
 
     def _check_method(self, pair: Pair, label: str) -> None:
-        name = f"pairs: {pair.teacher}-{pair.student}"
+        name = f"pairs: {pair.name}"
         try:
             method = self.method(pair, label)
         except ValidationError as error:
@@ -309,12 +314,12 @@ class Params(Strict):
                     SearchSpace(*studied, self.tune).check()
                 except ValueError as error:
                     own = pair.recipe or label in pair.methods
-                    where = f"pairs: {pair.teacher}-{pair.student}: " if own else ""
+                    where = f"pairs: {pair.name}: " if own else ""
                     raise ValueError(f"{where}methods.{label}.{error}") from None
                 checked.append(studied)
 
     def _check_exports(self) -> None:
-        pairs = [f"{pair.teacher}-{pair.student}" for pair in self.paired]
+        pairs = [pair.name for pair in self.paired]
         found: set[tuple[str, str]] = set()
         for model in self.export.named or []:
             for what, name, known in (
@@ -335,7 +340,7 @@ class Params(Strict):
     def _check_part(self) -> None:
         known_by_setting: dict[str, list[Any]] = {
             "methods": list(self.methods),
-            "pairs": [f"{pair.teacher}-{pair.student}" for pair in self.paired],
+            "pairs": [pair.name for pair in self.paired],
             "seeds": self.distill.seeds,
         }
         for setting, known in known_by_setting.items():
@@ -349,7 +354,7 @@ class Params(Strict):
     def part(self) -> "Params":
         """Return these settings with the methods, pairs and seeds of `only`, and no others."""
         only = self.only
-        pairs = [pair for pair in self.paired if only.pairs is None or f"{pair.teacher}-{pair.student}" in only.pairs]
+        pairs = [pair for pair in self.paired if only.pairs is None or pair.name in only.pairs]
         methods = {label: method for label, method in self.methods.items() if label in (only.methods or self.methods)}
         seeds = [seed for seed in self.distill.seeds if seed in (only.seeds or self.distill.seeds)]
         distill = self.distill.model_copy(update={"seeds": seeds})

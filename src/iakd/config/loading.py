@@ -52,6 +52,13 @@ def yaml_text(settings: dict[str, Any]) -> str:
     return yaml.dump(settings, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
+def params_text(params: Params) -> str:
+    """Return checked settings as the text of a settings file, without those that have their defaults."""
+    # every training writes its settings, and the C dumper is faster
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    return yaml.dump(params.model_dump(mode="json", exclude_unset=True), Dumper=dumper, sort_keys=False)
+
+
 def read_yaml(text: str, origin: str) -> Any:
     """Return the content of YAML text. Raises UserError, naming `origin`, for what is not valid or has a key twice."""
     try:

@@ -34,6 +34,8 @@ from iakd.files import digest
 RESULTS = Path("results")
 SHORT = 16  # characters of a digest that people see
 STATE = Path(".state")  # checkpoints, live histories, locks: outside what workflow engines delete
+WORKFLOW_LOCK = STATE / "workflow.lock"  # held while a workflow runs in this folder
+LOGS = Path("logs")  # of the workflow's jobs, with a benchmark of each, which Snakemake counts among its outputs
 
 
 @dataclass(frozen=True)
@@ -330,7 +332,7 @@ def plan_experiment(params: Params) -> Experiment:
                     settings = {name: value for name, value in settings.items() if name not in ("method", "recipe")}
                     settings["recipe_before_tuning"] = recipe.model_dump(mode="json")
                 settings |= {"seed": seed, "study": study.settings if study else None}
-                path = f"{name}/students/{pair.teacher}-{pair.student}/{label}/seed{seed}"
+                path = f"{name}/students/{pair.name}/{label}/seed{seed}"
                 students.append(
                     StudentJob(path, "distill", settings, teacher, network, label, method, recipe, seed, study)
                 )

@@ -18,13 +18,12 @@ from iakd.data.earlier_results import refuse_other_data
 from iakd.data.sources.download import fingerprint
 from iakd.data.store import KINDS, MANIFEST, SPLITS, file_name
 from iakd.errors import UserError, of_file_system, one_line
-from iakd.experiment.jobs import RESULTS, STATE, Experiment, plan_experiment
+from iakd.experiment.jobs import LOGS, RESULTS, STATE, WORKFLOW_LOCK, Experiment, plan_experiment
 from iakd.experiment.provenance import repository_of_experiment
 from iakd.orchestration import stale_results
 from iakd.processes import WITH_PARENT, saying_what_takes_long
 from iakd.tracking.follower import FOLLOWED
 
-LOCK = STATE / "workflow.lock"
 ROUNDING = 1e-3  # seconds by which a date may be rounded
 log = logging.getLogger(__name__)
 _held: list[IO[str]] = []  # the open lock file: it must live as long as the process
@@ -338,8 +337,8 @@ def take_lock() -> None:
 
     Unlike Snakemake's own lock, this one cannot outlive a killed process.
     """
-    LOCK.parent.mkdir(parents=True, exist_ok=True)
-    file = files.try_lock(LOCK)
+    WORKFLOW_LOCK.parent.mkdir(parents=True, exist_ok=True)
+    file = files.try_lock(WORKFLOW_LOCK)
     if file is None:
         raise UserError(f"another workflow is running in {Path.cwd()}; wait for it to end")
     _held.append(file)
@@ -350,7 +349,7 @@ TRACEBACK = "Traceback (most recent call last):"
 
 def check_folders() -> None:
     """Raise OSError where the workflow cannot write its results or logs; Snakemake would print a traceback per job."""
-    for folder in (RESULTS, stale_results.LOGS):
+    for folder in (RESULTS, LOGS):
         folder.mkdir(exist_ok=True)
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))

@@ -27,7 +27,7 @@ from iakd.data.store import MANIFEST, PreparedData
 from iakd.errors import UserError
 from iakd.evaluation import made_from
 from iakd.evaluation.record import read_evaluation
-from iakd.experiment.jobs import RESULTS, STATE, Experiment, ExportJob, Job, StudentJob, StudyJob, TeacherJob
+from iakd.experiment.jobs import LOGS, RESULTS, STATE, Experiment, ExportJob, Job, StudentJob, StudyJob, TeacherJob
 from iakd.experiment.run_dir import (
     EVALUATION,
     EXPORT,
@@ -42,7 +42,6 @@ from iakd.experiment.run_dir import (
 from iakd.stages import latency
 from iakd.tuning.results import is_complete, with_found_settings
 
-LOGS = Path("logs")  # of the workflow's jobs, with a benchmark of each, which Snakemake counts among its outputs
 LONG_AGO = 1.0  # seconds since 1970; to Snakemake, 0 would mean that there is no such file
 
 log = logging.getLogger(__name__)

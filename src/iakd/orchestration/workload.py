@@ -13,11 +13,10 @@ from typing import Any
 from iakd import files
 from iakd.data.store import MANIFEST
 from iakd.errors import UserError
-from iakd.experiment.jobs import RESULTS, STATE, Experiment, StudentJob, StudyJob, TeacherJob
+from iakd.experiment.jobs import LOGS, RESULTS, STATE, Experiment, StudentJob, StudyJob, TeacherJob
 from iakd.experiment.run_dir import HISTORY, LOCK, RUN
 from iakd.tuning.results import trial_path
 
-LOGS = Path("logs")  # of the workflow's jobs, with a benchmark of each
 SHORT_JOB = 3.0  # seconds that a job without a training takes, until one was measured
 MANY = 50  # benchmarks are enough to learn from
 HEAD, TAIL = 4096, 16384  # bytes of a history that are read
@@ -29,7 +28,8 @@ NAMES = {  # rule: what its job is called
     "evaluate": "evaluation",
     "evaluation": "comparison",
 }
-TRAININGS = ("teach", "tune", "distill")
+RULES = {TeacherJob: "teach", StudyJob: "tune", StudentJob: "distill"}  # of the jobs that train
+TRAININGS = tuple(RULES.values())
 STAGES = ("prepare", "teach", "tune", "distill", "evaluate", "evaluation", "export", "latency", "report")
 
 
@@ -128,9 +128,8 @@ class Workload:
 
     def _all_trainings(self) -> Iterable[Piece]:
         for job in self._jobs.values():
-            rule = {TeacherJob: "teach", StudyJob: "tune", StudentJob: "distill"}[type(job)]
-            yield Piece(rule, (job.path,))
-            if rule != "tune":
+            yield Piece(RULES[type(job)], (job.path,))
+            if not isinstance(job, StudyJob):
                 yield Piece("evaluate", (job.path,))
 
     def _seconds(self, piece: Piece) -> list[float]:
@@ -288,12 +287,9 @@ def name_of(piece: Piece, several_pairs: bool) -> tuple[str, str]:
 
 def live_trainings(experiment: Experiment) -> list[Piece]:
     """Return the trainings and studies that a process is working on now."""
-    found = []
-    for job in (*experiment.studies, *experiment.trained):
-        rule = {TeacherJob: "teach", StudyJob: "tune", StudentJob: "distill"}[type(job)]
-        if (STATE / job.path / RUN).exists() and files.held(STATE / job.path / LOCK):
-            found.append(Piece(rule, (job.path,)))
-    return found
+    jobs = [*experiment.studies, *experiment.trained]
+    live = [job for job in jobs if (STATE / job.path / RUN).exists() and files.held(STATE / job.path / LOCK)]
+    return [Piece(RULES[type(job)], (job.path,)) for job in live]
 
 
 def live_seconds(piece: Piece) -> float | None:

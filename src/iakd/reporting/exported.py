@@ -141,7 +141,7 @@ def read_exports(experiment: Experiment, comparison: Comparison) -> Exports | No
             if _name(pair, results) not in measured:
                 raise UserError(f"{path} has no times of {_name(pair, results)}: run `iakd latency`")
     exported = list(_exported(experiment, comparison, measured))
-    on = f"{latency.processor} ({formatting.plural(latency.cores, 'core')}), {latency.system}"
+    on = formatting.machine(latency.processor, latency.cores, latency.system)
     return Exports(
         exported,
         list(_candidates(comparison, measured, exported)),

@@ -124,6 +124,11 @@ def conditions(names: Sequence[Condition]) -> str:
     return f"equal {what}{', both tuned' if names[0].startswith('tuned') else ''}"
 
 
+def machine(processor: str, cores: int, system: str) -> str:
+    """Return what something ran on, as `provenance.machine` knows it."""
+    return f"{processor} ({plural(cores, 'core')}), {system}"
+
+
 def plural(n: int, noun: str, many: str = "") -> str:
     """Return '1 seed', '3 seeds'."""
     return f"{n} {noun if n == 1 else many or noun + 's'}"

@@ -146,7 +146,7 @@ def _device(record: dict[str, Any]) -> str:
     machine = record.get("machine")
     if not machine:
         return str(record["device"])
-    around = f"{machine['processor']} ({formatting.plural(machine['cores'], 'core')}), {machine['system']}"
+    around = formatting.machine(machine["processor"], machine["cores"], machine["system"])
     return around if record["device"] == "cpu" else f"{record['device']} in {around}"
 
 

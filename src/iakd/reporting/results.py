@@ -17,14 +17,13 @@ from iakd.config import Candidate, Method, Parameter, Params, Recipe, explain
 from iakd.config.methods import GROUP_TITLES
 from iakd.errors import UserError
 from iakd.evaluation.metrics import unpack
-from iakd.evaluation.record import network_key, read_evaluation, read_record
+from iakd.evaluation.record import MEASURED, network_key, read_evaluation, read_record
 from iakd.experiment.jobs import Experiment, StudentJob, StudyJob, TeacherJob, as_trained
 from iakd.experiment.run_dir import EVALUATION, HISTORY, METRICS, RUN, Row, damaged_products, read_history
 from iakd.reporting.statistics import Correct, PairedDifference, SeedMean, judge, paired_difference, seed_mean
 from iakd.reporting.swapping import SwapEffect, Trained, interactive, swap_effects
 
 TEACHER = "teacher"  # the method's name in a teacher's evaluation
-SPEEDS = ("latency_ms", "images_per_s")  # of an evaluation
 MAX_UNGROUPED = 12  # methods: more are shown in groups
 
 TrialRow = dict[str, Any]  # a row of trials.csv
@@ -436,7 +435,7 @@ def _with_speeds(models: dict[str, ModelResults]) -> dict[str, ModelResults]:
     for model in models.values():
         alike.setdefault(_measured_as(model), []).append(model)
     speeds = {
-        of: {name: statistics.median(model.evaluation[name] for model in same) for name in SPEEDS}
+        of: {name: statistics.median(model.evaluation[name] for model in same) for name in MEASURED}
         for of, same in alike.items()
     }
     return {path: replace(model, speed=speeds[_measured_as(model)]) for path, model in models.items()}

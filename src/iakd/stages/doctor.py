@@ -18,7 +18,7 @@ from iakd import __version__, files
 from iakd.config import Params, load
 from iakd.errors import RunFailed, UserError, one_line
 from iakd.experiment import gpus
-from iakd.experiment.jobs import STATE
+from iakd.experiment.jobs import STATE, WORKFLOW_LOCK
 from iakd.processes import cores
 from iakd.tracking.address import MlflowAddress, tracking_address
 
@@ -72,7 +72,7 @@ def _findings(params: Path, changes: list[str]) -> Iterator[Finding]:
         return
     yield Finding("settings", "good", f"{params}: {settings.dataset.name}, {len(settings.methods)} methods")
     yield from _services(settings)
-    if files.held(STATE / "workflow.lock"):
+    if files.held(WORKFLOW_LOCK):
         yield Finding("workflow", "note", "one is running in this folder", "`iakd status` shows how far it is")
 
 

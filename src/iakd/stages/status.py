@@ -5,9 +5,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-import yaml
-
-from iakd.config import Params
+from iakd.config import Params, params_text
 from iakd.errors import RunFailed, UserError
 
 SNAKEFILES = ("Snakefile", "workflow/Snakefile")  # where Snakemake looks
@@ -24,7 +22,7 @@ def show(params: Params | None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         if params is not None:
             settings = Path(folder) / "params.yaml"
-            settings.write_text(yaml.safe_dump(params.model_dump(mode="json", exclude_unset=True), sort_keys=False))
+            settings.write_text(params_text(params))
             command += ["--configfile", str(settings)]
         done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
     if done.returncode:

@@ -9,15 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from iakd import files
-from iakd.config import Params, load
+from iakd.config import Params, load, params_text
 from iakd.experiment.jobs import plan_experiment
 from iakd.tracking.address import MlflowAddress
 
 SETTINGS_FILE = "params.yaml"
-DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # every training writes the settings, and the first is faster
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,7 @@ def planned(params: Params) -> Plan:
     """Return the plan of an experiment."""
     experiment = plan_experiment(params)
     name = params.tracking.register
-    pairs = [f"{pair.teacher}-{pair.student}" for pair in params.paired]
+    pairs = [pair.name for pair in params.paired]
     registered = {pair: f"{name}-{pair}" if len(pairs) > 1 else name for pair in pairs} if name else {}
     return Plan({job.path: job.settings for job in (*experiment.studies, *experiment.trained)}, registered)
 
@@ -50,7 +47,7 @@ def planned(params: Params) -> Plan:
 def save_settings(address: MlflowAddress, params: Params) -> Path:
     """Write the settings where the follower reads them, and return the file."""
     path = address.folder / SETTINGS_FILE
-    text = yaml.dump(params.model_dump(mode="json", exclude_unset=True), Dumper=DUMPER, sort_keys=False)
+    text = params_text(params)
     if not path.exists() or path.read_text() != text:
         files.write_text(path, text)
     return path
