@@ -26,6 +26,7 @@ from iakd.models.features import FeatureSpec
 from iakd.models.network import initialise
 from iakd.training.trainer import Trainer
 
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
 BOTH = FeatureSpec(logits=True, pooled=True)
 AUGMENT = Augment(pad=1, flip=True)
 BATCH = 32
@@ -350,13 +351,16 @@ def test_hidden_features_or_another_precision_share_no_cache() -> None:
 
 def test_auto_depends_on_the_expected_reuse() -> None:
     assert expected_share(*experiment()) == pytest.approx(1 - 162 * (1 - (161 / 162) ** 20) / 20)
-    assert cache_dir_for(*experiment(), "hash") is None  # 6 %
+    assert cache_dir_for(*experiment(), "hash", CPU) is None  # 6 %
     twice = experiment(methods={"kd": {}, "kd-cold": {"method": "kd", "kd": {"temperature": 1}}})
     assert expected_share(*twice) == pytest.approx(1 - 162 * (1 - (161 / 162) ** 20) / 40)
-    found = cache_dir_for(*twice, "hash")
+    found = cache_dir_for(*twice, "hash", CPU)
+    assert cache_dir_for(*twice, "hash", GPU) is None, "recorded steps save more than a cache, which they cannot read"
     assert found == CacheDir(Path(".state/digits/teacher-views"), "hash", Augment(pad=4, flip=True), 8 * 2**30)
-    assert cache_dir_for(*experiment(methods={"scratch": {}}), "hash") is None
-    assert cache_dir_for(*experiment(compute={"teacher_cache": "on", "teacher_cache_gib": 0.5}), "hash") is not None
+    assert cache_dir_for(*experiment(methods={"scratch": {}}), "hash", CPU) is None
+    assert (
+        cache_dir_for(*experiment(compute={"teacher_cache": "on", "teacher_cache_gib": 0.5}), "hash", CPU) is not None
+    )
     off, job = experiment(methods=twice[0].params.methods, compute={"teacher_cache": False})  # a plain off in YAML
-    assert cache_dir_for(off, job, "hash") is None
+    assert cache_dir_for(off, job, "hash", CPU) is None
     assert job.key == twice[1].key  # no part of a run's identity

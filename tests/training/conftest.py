@@ -20,14 +20,14 @@ from iakd.training.trainer import OnValidation, Trainer
 CLASSES = 4
 
 
-def images(n: int, seed: int) -> DeviceLoader:
+def images(n: int, seed: int, device: str = "cpu") -> DeviceLoader:
     """Random images whose mean brightness in a quadrant tells the class."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, CLASSES, n)
     pixels = rng.integers(0, 120, (n, 1, 8, 8), dtype=np.uint8)
     for image, label in zip(pixels, labels, strict=True):
         image[0, 4 * (label // 2) :][:4, 4 * (label % 2) :][:, :4] += 100
-    return DeviceLoader(pixels, labels, [0.25], [0.2], "cpu")
+    return DeviceLoader(pixels, labels, [0.25], [0.2], device)
 
 
 def network(arch: str, seed: int) -> models.Network:
@@ -55,6 +55,7 @@ def make_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[.
         n: int = 70,
         options: dict[str, Any] | None = None,
         networks: tuple[models.Network, models.Network] | None = None,
+        device: str = "cpu",
         **recipe: Any,
     ) -> Trainer:
         settings = {"epochs": 4, "batch_size": 16, "lr": 0.05, "validate_every": 2, "augment": {"pad": 1}, **recipe}
@@ -64,8 +65,8 @@ def make_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[.
             used = schedule or Schedule(p0=0.3, student_only=0.25)
             options = merged({"iakd": {"schedule": used.model_dump()}}, options)
         method = config.Method(method=expression, **options)
-        student, teacher = networks or (network("resnet8", 1), network("resnet14", 2))
-        train = images(n, 1)
+        student, teacher = (net.to(device) for net in networks or (network("resnet8", 1), network("resnet14", 2)))
+        train = images(n, 1, device)
         timeline = timeline_of(chosen, method, len(train))
         distillation = make_distiller(
             student,
@@ -77,7 +78,7 @@ def make_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[.
             label_smoothing=chosen.label_smoothing,
         )
         run = Run(path, "distill", "key", {}, seed, {}, {})
-        machine = Compute.model_validate({"device": "cpu", "checkpoint_seconds": 1e9, **(compute or {})})
-        return Trainer(run, distillation, train, images(40, 2), chosen, machine, on_validation)
+        machine = Compute.model_validate({"device": device, "checkpoint_seconds": 1e9, **(compute or {})})
+        return Trainer(run, distillation, train, images(40, 2, device), chosen, machine, on_validation)
 
     return make

@@ -156,7 +156,7 @@ class Compute(Strict):
         1, gt=0, description="seeds of a student that one process trains side by side, with the same results"
     )
     engine: Literal["auto", "eager", "graphs"] = Field(
-        "auto", description="graphs: whole steps as CUDA graphs; auto: eager"
+        "auto", description="graphs: whole steps as CUDA graphs; auto: graphs on a GPU"
     )
     channels_last: Literal["auto"] | bool = Field(
         "auto",
@@ -172,7 +172,8 @@ class Compute(Strict):
     checkpoint_seconds: float = Field(30.0, ge=0, description="seconds between two checkpoints of a training")
     teacher_cache: AutoOnOff = Field(
         "auto",
-        description="cache the teacher's outputs on disk for other trainings; auto: if they would be reused",
+        description="cache the teacher's outputs on disk for other trainings; auto: if they would be reused, and steps "
+        "are not recorded as CUDA graphs",
     )
     teacher_cache_gib: float = Field(8.0, gt=0, description="maximum size of the teacher cache per data set, in GiB")
 

@@ -216,7 +216,7 @@ def _student_trainers(
                 timeline=timeline_of(job.recipe, job.method, len(train)),
                 seed=run.seed,
                 label_smoothing=job.recipe.label_smoothing,
-                cache_dir=cache_dir_for(experiment, job, images) if several.count == 1 else None,
+                cache_dir=cache_dir_for(experiment, job, images, device) if several.count == 1 else None,
                 processes=several.count,
             )
         )

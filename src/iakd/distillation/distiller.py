@@ -66,6 +66,7 @@ class Distiller(Objective):
         if hybrid and sampler:
             hybrid.require(_features_of(self._with_terms)[0])
         self._outputs = teacher_outputs
+        self._begun = -1  # the step that the losses are prepared for
 
     @property
     def student(self) -> Network:
@@ -102,10 +103,15 @@ class Distiller(Objective):
             next((data.second_view for data in asked if data.second_view), None),
         )
 
+    def begin_step(self, step: int) -> None:
+        if step != self._begun:
+            self._begun = step
+            for loss in self._losses():
+                loss.begin_step(step)
+
     def forward(self, batch: Batch, step: int) -> tuple[LossTerms, Tensor]:
         """The weighted cross-entropy and all terms, and the logits (B, classes) that the cross-entropy sees."""
-        for loss in self._losses():
-            loss.begin_step(step)
+        self.begin_step(step)
         counting = [loss for loss in self._losses() if loss.alone_at(step)] or list(self._losses())
         active = [loss for loss in self._with_terms if loss in counting and loss.active(step)]
         student_spec, teacher_spec = _features_of(active)

@@ -181,7 +181,10 @@ class DistillationLoss(nn.Module):
         return () if self.graph_safe else None
 
     def begin_step(self, step: int) -> None:
-        """What it does before the forward passes of a step."""
+        """What it does before the forward passes of a step, and outside a recorded one.
+
+        Here numbers that differ from step to step are brought to the device, into memory that stays the same.
+        """
 
     def finish(self) -> None:
         """What it does to the student after the last step."""

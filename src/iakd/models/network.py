@@ -133,15 +133,19 @@ def initialise(module: nn.Module, generator: torch.Generator) -> None:
     Convolutions as in He et al. 2015 (fan-out per group, ReLU), linear layers uniform in ±1/√fan-in, normalisation
     layers as the identity with reset statistics. Parameters of other layers (class tokens, positions, layer scales)
     keep a constant value that they were built with; otherwise they are normal with σ = 0.02, as is usual in
-    transformers. A network's `draw` comes first.
+    transformers. A network's `draw` comes first. Weights are drawn on the CPU, so that they do not depend on the
+    device that the module is on.
     """
     own = module.draw if isinstance(module, Network) else {}
+    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+    module.cpu()
     for layer in module.modules():
         draw = next((draw for kind, draw in own.items() if isinstance(layer, kind)), None)
         if draw:
             draw(layer, generator)
         else:
             _draw_layer(layer, generator)
+    module.to(device)
 
 
 def _draw_layer(layer: nn.Module, generator: torch.Generator) -> None:

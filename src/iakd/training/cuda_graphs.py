@@ -51,34 +51,45 @@ class CudaRecorder:
         current.wait_stream(self.stream)
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Return the replay of a graph of `work`.
+        """Return the replay of a graph of `work`; raises RuntimeError where `work` does what a graph cannot.
 
         The context manager `torch.cuda.graph` would synchronise and empty the memory cache before each of hundreds.
         """
         graph = torch.cuda.CUDAGraph()
+        generator = torch.cuda.default_generators[self.device.index or 0]
+        random_state = generator.clone_state()
         with torch.cuda.stream(self.stream):
             # Other threads, which pin the memory of coming batches, may use the device meanwhile.
             graph.capture_begin(self.pool, capture_error_mode="thread_local")
             try:
-                work()
-            finally:
-                graph.capture_end()
+                try:
+                    work()
+                finally:
+                    graph.capture_end()
+            except RuntimeError:  # the generator still believes that it is recorded, and would refuse to draw
+                generator.graphsafe_set_state(random_state)
+                raise
         return graph.replay
 
 
 class StepGraphs:
-    """Runs `work` on batches: the first batch of a key eagerly, the later ones by its graph."""
+    """Runs `work` on batches: the first batch of a key eagerly, the later ones by its graph.
+
+    If one step cannot be recorded, all are run eagerly from then on: what torch keeps for graphs (its random states,
+    their memory) is then no longer to be relied on.
+    """
 
     def __init__(self, work: Work, recorder: Recorder) -> None:
         self.work = work
         self.recorder = recorder
+        self._failed = False
         self._seen: set[Hashable] = set()
         self._recorded: dict[Hashable, tuple[Batch, Callable[[], None]]] = {}
         self._inputs: dict[Hashable, Batch] = {}  # by batch layout: all graphs of a layout read the same memory
 
     def __call__(self, batch: Batch, graph_key: Hashable | None) -> None:
         """Run the work on a batch. `graph_key` is None for a step that no other step repeats."""
-        if graph_key is None:
+        if graph_key is None or self._failed:
             self.work(batch)
             return
         key = (graph_key, _layout(batch))
@@ -99,8 +110,9 @@ class StepGraphs:
         try:
             self._recorded[key] = inputs, self.recorder.record(lambda: self.work(inputs))
         except RuntimeError as error:
-            log.warning("a step cannot be recorded (%s); steps like it run without graphs", str(error).split("\n")[0])
-            self._seen.discard(key)
+            log.warning("a step cannot be recorded (%s); training without graphs", str(error).split("\n")[0])
+            self._failed = True
+            self._recorded.clear()
         if len(self._recorded) == MAX_GRAPHS:
             log.info("%d graphs are recorded; other swap patterns run without", MAX_GRAPHS)
 
@@ -138,18 +150,20 @@ class Engine:
             self.work(batch)
 
 
-def make_engine(compute: Compute, device: torch.device, work: Work, several: bool = False) -> Engine:
-    """Return the engine that the settings ask for, or the eager one with a line in the log.
+def records_steps(compute: Compute, device: torch.device, processes: int = 1) -> bool:
+    """Whether the steps of a training are recorded: on a GPU, unless the settings say otherwise (docs/performance.md).
 
-    `auto` is eager; docs/performance.md gives the reasons. `several` processes train eagerly: they communicate within
-    a step.
+    Several processes train eagerly: they communicate within a step.
     """
-    graphs = None
-    if compute.engine == "graphs":
-        if several:
-            log.warning("compute.engine: graphs is for one process; several train without")
-        elif device.type != "cuda":
-            log.warning("compute.engine: graphs need a GPU; training without")
-        else:
-            graphs = StepGraphs(work, CudaRecorder(device))
-    return Engine(work, graphs, device)
+    return compute.engine != "eager" and device.type == "cuda" and processes == 1
+
+
+def make_engine(compute: Compute, device: torch.device, work: Work, processes: int = 1) -> Engine:
+    """Return the engine that the settings ask for, or the eager one with a line in the log."""
+    if records_steps(compute, device, processes):
+        return Engine(work, StepGraphs(work, CudaRecorder(device)), device)
+    if compute.engine == "graphs" and processes > 1:
+        log.warning("compute.engine: graphs is for one process; several train without")
+    elif compute.engine == "graphs":
+        log.warning("compute.engine: graphs need a GPU; training without")
+    return Engine(work, None, device)

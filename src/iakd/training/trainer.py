@@ -135,6 +135,9 @@ class Objective(nn.Module):
         """
         return EpochData()
 
+    def begin_step(self, step: int) -> None:
+        """Prepare for `forward` at a step, outside a recorded one; `forward` does it itself where nobody has."""
+
     def graph_key(self, step: int) -> Hashable | None:
         """Equal for two steps that do the same to the tensors they are given, so that one can replay the other.
 
@@ -184,9 +187,9 @@ class Trainer:
         self.data_parallel: DataParallel | None = None  # with several processes
         self.timeline = objective.timeline
         self.device = next(objective.parameters()).device
-        self.channels_last = use_channels_last(compute, recipe, self.device, objective)
+        self.channels_last = use_channels_last(compute, self.device, objective)
         set_memory_format(objective, self.channels_last)
-        self.engine = make_engine(compute, self.device, self.update, several=processes.count > 1)
+        self.engine = make_engine(compute, self.device, self.update, processes.count)
         self.parameters = objective.trained_parameters()
         capturable = bool(self.engine.graphs)
         self.optimizer = make_optimizer(self.parameters, recipe, capturable, objective.lr_factors())
@@ -326,6 +329,7 @@ class Trainer:
         if batch.shard:  # each process draws for its own images
             torch.manual_seed(derive("step", self.run.seed, self.step, batch.shard.rank if batch.shard.divided else 0))
         set_lr(self.optimizer, self.timeline.lr(self.step), self.engine.lr)
+        self.objective.begin_step(self.step)
         self.engine.step(batch, lambda: self.objective.graph_key(self.step))
         self.sums.images += batch.whole_size
 

@@ -18,6 +18,7 @@ class CCLoss(DistillationLoss):
     student_features = POOLED
     teacher_features = POOLED
     cross_sample = True
+    graph_safe = True
 
     def __init__(self, context: LossContext) -> None:
         super().__init__(context)

@@ -1,6 +1,7 @@
 """Curriculum temperature: distillation with a temperature that is learned against the student."""
 
 import math
+from collections.abc import Hashable
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,9 @@ class CTKDLoss(DistillationLoss):
         """Return the factor of θ's gradient in an epoch (from 0): half a cosine from 0 to −strength."""
         progress = min((epoch + 1) / self.options.epochs, 1.0)  # the authors count epochs from 1
         return self.options.strength * (math.cos(math.pi * progress) - 1) / 2
+
+    def graph_key(self, step: int) -> Hashable:
+        return self.factor(self.timeline.locate(step)[0])
 
     def forward(self, outputs: ForwardOutputs) -> dict[str, Tensor]:
         factor = self.factor(self.timeline.locate(outputs.step)[0])

@@ -1,5 +1,7 @@
 """Decoupled knowledge distillation: separate weights for the target class and the other classes."""
 
+from collections.abc import Hashable
+
 import torch
 from torch import Tensor
 
@@ -23,11 +25,17 @@ class DKDLoss(DistillationLoss):
         self.ce_weight = self.options.ce_weight
         self.timeline = context.timeline
 
+    def graph_key(self, step: int) -> Hashable:
+        return self._warmup(step)
+
     def forward(self, outputs: ForwardOutputs) -> dict[str, Tensor]:
         o = self.options
         target, others = decoupled(outputs.student_logits, outputs.teacher_logits, outputs.batch.labels, o.temperature)
-        warmup = self.timeline.warmup(outputs.step, o.warmup_epochs)
+        warmup = self._warmup(outputs.step)
         return {"dkd_target": warmup * o.alpha * target, "dkd_others": warmup * o.beta * others}
+
+    def _warmup(self, step: int) -> float:
+        return self.timeline.warmup(step, self.options.warmup_epochs)
 
 
 def decoupled(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -87,8 +87,8 @@ class FCFDLoss(DistillationLoss):
             self._epoch, self._drawn = epoch, np.sort(uniform.argsort(axis=1)[:, :PATHS_PER_STEP], axis=1)
         return [self.candidates[number] for number in self._drawn[position]]
 
-    def graph_key(self, step: int) -> Hashable | None:
-        return tuple(self.hybrid_paths(step)) if self._ramp(step) == 1 else None
+    def graph_key(self, step: int) -> Hashable:
+        return (self._ramp(step), *self.hybrid_paths(step))
 
     def forward(self, outputs: ForwardOutputs) -> dict[str, Tensor]:
         o = self.options

@@ -18,6 +18,7 @@ class FitNetLoss(DistillationLoss):
     """
 
     uses_hidden_features = True
+    graph_safe = True
 
     def __init__(self, context: LossContext) -> None:
         super().__init__(context)

@@ -1,5 +1,6 @@
 """Factor transfer: the teacher's last maps, paraphrased in fewer channels."""
 
+from collections.abc import Hashable
 from itertools import pairwise
 
 import torch
@@ -43,6 +44,9 @@ class FTLoss(DistillationLoss):
         self.paraphraser = _layers([teacher, teacher, factors, factors], nn.Conv2d, normalised=False)
         self.rebuilder = _layers([factors, factors, teacher, teacher], nn.ConvTranspose2d, normalised=False)
         self.translator = _layers([student, student, factors, factors], nn.Conv2d, normalised=True)
+
+    def graph_key(self, step: int) -> Hashable:
+        return step < self.first_phase
 
     def forward(self, outputs: ForwardOutputs) -> dict[str, Tensor]:
         teacher = as_maps(outputs.teacher.blocks[self.teacher_block])

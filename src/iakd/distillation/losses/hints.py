@@ -81,6 +81,7 @@ class HintLoss(PointsLoss):
     """
 
     uses_hidden_features = True
+    graph_safe = True
 
     def __init__(self, context: LossContext) -> None:
         super().__init__(context, "hints")

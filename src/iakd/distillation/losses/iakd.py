@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Mapping
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -27,11 +28,14 @@ class IakdLoss(DistillationLoss):
     the student has the weight that the other methods give it. The single-path form adds no term.
     """
 
+    ramp: Tensor  # γ(t)/weight, a scalar
+
     def __init__(self, context: LossContext) -> None:
         super().__init__(context)
         self.options: IakdOptions = context.options
         self.timeline = context.timeline
         self.two_path = self.options.form == "two_path"
+        self.register_buffer("ramp", torch.ones((), dtype=torch.float64), persistent=False)
         self.sampler: PathSampler | None = None
         self.bridges = nn.ModuleList()
         if not self.two_path:
@@ -61,37 +65,41 @@ class IakdLoss(DistillationLoss):
     def active(self, step: int) -> bool:
         return bool(self.paths(step) or self.bridges)
 
-    def graph_key(self, step: int) -> Hashable | None:
-        if not self.active(step):
-            return ()
-        return tuple(self.paths(step).items()) if self._ramp(step) == 1 else None
+    def begin_step(self, step: int) -> None:
+        if self.two_path and self.share_of_weights(step) < 1:
+            self.ramp.fill_(self.share_of_weights(step))
+
+    def graph_key(self, step: int) -> Hashable:
+        return (self.share_of_weights(step) < 1, *self.paths(step).items()) if self.active(step) else ()
 
     def epoch_record(self, epoch: int) -> dict[str, float]:
         """The share of the student in each slot of all paths, planned and drawn, also of those that are no hybrids."""
         return self.sampler.record(epoch) if self.sampler else {}
 
     def forward(self, outputs: ForwardOutputs) -> dict[str, Tensor]:
-        o, ramp = self.options, self._ramp(outputs.step)
+        o = self.options
+        ramp: float | Tensor = self.ramp if self.share_of_weights(outputs.step) < 1 else 1.0
         terms: dict[str, Tensor] = {}
         for path, count in self.paths(outputs.step).items():
             weight = ramp * o.weight * count / o.paths_per_step
             logits = outputs.hybrid_logits[path]
             if o.label_weight:
-                _add(terms, "iakd_labels", weight * o.label_weight * outputs.cross_entropy(logits))
+                _add(terms, "iakd_labels", weight * o.label_weight, outputs.cross_entropy(logits))
             if o.teacher_weight:
                 divergence = kd_divergence(outputs.transform_logits(logits), outputs.teacher_logits, o.temperature)
-                _add(terms, "iakd_teacher", weight * o.teacher_weight * divergence)
+                _add(terms, "iakd_teacher", weight * o.teacher_weight, divergence)
         for pair, bridge in zip(self.pairs if self.bridges else (), self.bridges, strict=True):
             student = bridge(as_maps(outputs.student.blocks[pair.student.last]))
             teacher = as_maps(outputs.teacher.blocks[pair.teacher.last])
-            _add(terms, "iakd_seams", ramp * o.seam_weight * F.mse_loss(*match_sizes(student, teacher)))
+            _add(terms, "iakd_seams", ramp * o.seam_weight, F.mse_loss(*match_sizes(student, teacher)))
         return terms
 
-    def _ramp(self, step: int) -> float:
-        """The share of the final weights at a step."""
+    def share_of_weights(self, step: int) -> float:
+        """The share of the final weights at a step, between 0 and 1; while it grows, `ramp` has it on the device."""
         warmup = round(self.options.warmup * self.timeline.total)
         return min(1.0, (step + 1) / warmup) if warmup else 1.0
 
 
-def _add(terms: dict[str, Tensor], name: str, value: Tensor) -> None:
+def _add(terms: dict[str, Tensor], name: str, weight: float | Tensor, value: Tensor) -> None:
+    value = (weight.float() if isinstance(weight, Tensor) else weight) * value
     terms[name] = terms[name] + value if name in terms else value

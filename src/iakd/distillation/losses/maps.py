@@ -24,6 +24,7 @@ class LevelLoss(DistillationLoss):
     """
 
     uses_hidden_features = True
+    graph_safe = True
 
     def __init__(self, context: LossContext, name: str, weight: float) -> None:
         super().__init__(context)

@@ -32,6 +32,7 @@ class OTLoss(DistillationLoss):
     """
 
     uses_hidden_features = True
+    graph_safe = True
 
     def __init__(self, context: LossContext) -> None:
         super().__init__(context)

@@ -4,6 +4,8 @@ Here it is the first part of the same training, so that all methods have the sam
 schedule and one checkpoint.
 """
 
+from collections.abc import Hashable
+
 from iakd.distillation.loss import DistillationLoss, LossContext
 
 
@@ -24,3 +26,6 @@ class FirstPhaseLoss(DistillationLoss):
 
     def active(self, step: int) -> bool:
         return step < self.first_phase
+
+    def graph_key(self, step: int) -> Hashable:
+        return self.active(step)

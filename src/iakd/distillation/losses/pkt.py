@@ -21,6 +21,7 @@ class PKTLoss(DistillationLoss):
     student_features = POOLED
     teacher_features = POOLED
     cross_sample = True
+    graph_safe = True
 
     def __init__(self, context: LossContext) -> None:
         super().__init__(context)

@@ -74,10 +74,16 @@ class RCNLoss(DistillationLoss):
         for _, norm in self._layers:
             assert isinstance(norm, BranchedBatchNorm2d)
             drawn = torch.from_numpy(rng.integers(0, len(SHARES), norm.num_features))
-            norm.share = to_device(SHARES[drawn], norm.weight.device) if step < self.swapped_steps else None
+            share = to_device(SHARES[drawn], norm.weight.device)
+            if step >= self.swapped_steps:
+                norm.share = None
+            elif norm.share is None:
+                norm.share = share
+            else:
+                norm.share.copy_(share)  # in place: recorded steps read this memory
 
-    def graph_key(self, step: int) -> Hashable | None:
-        return None if step < self.swapped_steps else ()
+    def graph_key(self, step: int) -> Hashable:
+        return step < self.swapped_steps
 
     def finish(self) -> None:
         """Merge the branches."""

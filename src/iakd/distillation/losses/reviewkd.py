@@ -1,5 +1,7 @@
 """Knowledge review: features fused from the last level to the first."""
 
+from collections.abc import Hashable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -48,16 +50,21 @@ class ReviewKDLoss(DistillationLoss):
             for position, (student, teacher) in enumerate(shapes)
         )
 
+    def graph_key(self, step: int) -> Hashable:
+        return self._warmup(step)
+
     def forward(self, outputs: ForwardOutputs) -> dict[str, Tensor]:
         assert outputs.student.pooled is not None and outputs.teacher.pooled is not None
         student = [outputs.student.blocks[block].float() for block, _ in self.block_positions]
         teacher = [outputs.teacher.preactivations[block].float() for _, block in self.block_positions]
         student.append(outputs.student.pooled.float()[:, :, None, None])
         teacher.append(outputs.teacher.pooled.float()[:, :, None, None])
-        epoch, _ = self.timeline.locate(outputs.step)
-        warmup = min(epoch / self.options.warmup_epochs, 1.0) if self.options.warmup_epochs else 1.0
         losses = [context_loss(*maps) for maps in zip(self.fused(student), teacher, strict=True)]
-        return {"reviewkd": warmup * self.options.weight * sum(losses[1:], losses[0])}
+        return {"reviewkd": self._warmup(outputs.step) * self.options.weight * sum(losses[1:], losses[0])}
+
+    def _warmup(self, step: int) -> float:
+        epoch, _ = self.timeline.locate(step)
+        return min(epoch / self.options.warmup_epochs, 1.0) if self.options.warmup_epochs else 1.0
 
     def fused(self, student: list[Tensor]) -> list[Tensor]:
         """Return the student's fused features of all levels, first to last, with the teacher's shapes."""

@@ -32,6 +32,7 @@ class SimKDLoss(DistillationLoss):
     student_features = UNPOOLED
     teacher_features = UNPOOLED
     uses_hidden_features = True
+    graph_safe = True
 
     def __init__(self, context: LossContext) -> None:
         super().__init__(context)

@@ -16,6 +16,7 @@ class SPLoss(DistillationLoss):
 
     uses_hidden_features = True
     cross_sample = True
+    graph_safe = True
 
     def __init__(self, context: LossContext) -> None:
         super().__init__(context)

@@ -23,6 +23,7 @@ class SRRLLoss(DistillationLoss):
 
     student_features = FeatureSpec(unpooled=True)
     teacher_features = POOLED | LOGITS
+    graph_safe = True
 
     def __init__(self, context: LossContext) -> None:
         super().__init__(context)

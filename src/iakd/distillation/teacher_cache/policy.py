@@ -1,21 +1,30 @@
 """Whether a training uses the teacher cache: if that is possible, and if enough outputs would be reused."""
 
+import torch
+
 from iakd.config import Method
 from iakd.distillation.registry import loss_class
 from iakd.distillation.teacher_cache.cache_dir import CacheDir
 from iakd.experiment.jobs import STATE, Experiment, StudentJob, StudyJob
 from iakd.models.features import FeatureSpec
+from iakd.training.cuda_graphs import records_steps
 
 FOLDER = "teacher-views"
 MIN_SHARE = 0.1  # of the outputs that have to be reused; a miss costs 1 to 2 % of a step
 
 
-def cache_dir_for(experiment: Experiment, job: StudentJob | StudyJob, data: str) -> CacheDir | None:
-    """Return the teacher cache of a training, None if it uses none; `data` is a hash of its images."""
+def cache_dir_for(
+    experiment: Experiment, job: StudentJob | StudyJob, data: str, device: torch.device
+) -> CacheDir | None:
+    """Return the teacher cache of a training, None if it uses none; `data` is a hash of its images.
+
+    Steps that read a cache cannot be recorded as CUDA graphs, which save more.
+    """
     compute, augment = experiment.params.compute, job.recipe.augment
     if compute.teacher_cache == "off" or augment.views is None:
         return None
-    if compute.teacher_cache == "auto" and expected_share(experiment, job) < MIN_SHARE:
+    useful = not records_steps(compute, device) and expected_share(experiment, job) >= MIN_SHARE
+    if compute.teacher_cache == "auto" and not useful:
         return None
     folder = STATE / experiment.params.dataset.name / FOLDER
     return CacheDir(folder, data, augment, int(compute.teacher_cache_gib * 2**30))
