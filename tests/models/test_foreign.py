@@ -217,7 +217,9 @@ def test_another_architecture_is_shown_as_a_table(tmp_path: Path, caplog: pytest
     assert rows == [["stem.0.weight", "16×3×3×3", "stem.0.weight", "16×3×5×5"], ["head.2.bias", "10", "–"]]
     with caplog.at_level(logging.ERROR):
         refusal(tmp_path, nn.Sequential(*(nn.Linear(5, 5) for _ in range(50))).state_dict(), arch="resnet8")
-    assert len(caplog.messages[-1].splitlines()) == 14
+    lines = caplog.messages[-1].splitlines()
+    assert len(lines) == 14
+    assert [line.startswith("–") for line in lines[1:7]] == [False, True] * 3, "the first rows show both sides"
 
 
 class PreActivation(nn.Module):

@@ -5,8 +5,9 @@ The networks of this project are in `iakd.models`. Other packages add theirs und
 """
 
 import re
+from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -27,8 +28,8 @@ FAMILIES, _UNUSABLE = discover(
     "iakd.networks",
     NetworkFamily,
     {
-        "torchvision": NetworkFamily("iakd.models.external.torchvision:build"),
-        "timm": NetworkFamily("iakd.models.external.timm:build"),
+        "torchvision": NetworkFamily("iakd.models.external.torchvision:build", settings=frozenset({"variant"})),
+        "timm": NetworkFamily("iakd.models.external.timm:build", settings=frozenset({"variant"})),
     },
 )
 
@@ -81,6 +82,30 @@ _Width = Annotated[int, Field(ge=MIN_BITS, le=MAX_BITS)]
 Bits = Annotated[_Width | Annotated[list[_Width], Field(min_length=2)], BeforeValidator(_bits)]
 
 
+Activation = Literal["leaky_relu", "leaky_relu_0.1", "relu6", "elu", "silu", "gelu"]  # instead of ReLU
+Variant = (
+    Literal["other_stride", "relu_before_addition", "no_last_relu", "average_pooling", "averaged_shortcut"]
+    | Literal["raw_shortcut", "pool_every_group"]
+    | Activation
+)
+VARIANTS: tuple[str, ...] = tuple(name for kind in get_args(Variant) for name in get_args(kind))
+ALTERNATIVES = (frozenset(get_args(Activation)), frozenset({"relu_before_addition", "no_last_relu"}))
+
+
+def excludes(variant: str, other: str) -> bool:
+    """Return whether a network cannot have both forms."""
+    return variant != other and any({variant, other} <= group for group in ALTERNATIVES)
+
+
+def _variants(names: list[str]) -> list[str]:
+    for name, other in combinations(names, 2):
+        if name == other:
+            raise ValueError(f"names {name!r} twice")
+        if excludes(name, other):
+            raise ValueError(f"{name} and {other} exclude each other")
+    return sorted(names, key=VARIANTS.index)
+
+
 class Network(Strict):
     """A network of the model zoo; docs/networks.md lists them."""
 
@@ -91,8 +116,15 @@ class Network(Strict):
     width: int | None = Field(
         None, gt=0, le=4096, description="channels of the first stage; default: the architecture's own"
     )
-    shortcut: Literal["A", "B"] = Field(
-        "B", description="resnet8 … resnet110x4; A: zero-padded identity; B: 1×1 convolution"
+    shortcut: Literal["A", "A_end", "B"] = Field(
+        "B",
+        description="resnet8 … resnet110x4; A: identity, new channels zero, half before and half behind the old ones; "
+        "A_end: all behind; B: 1×1 convolution",
+    )
+    variant: Annotated[list[Variant], AfterValidator(_variants)] = Field(
+        [],
+        description="where other code computes something else with the same weights: docs/networks.md; an import "
+        "says which form fits",
     )
     bits: Bits | None = Field(
         None,
@@ -112,6 +144,17 @@ class Network(Strict):
             name += (f"w{width}" if width else "") + (f"_{widths}bit" if bits else "")
             data = {**data, "name": name}
         return data
+
+    @model_serializer(mode="wrap")
+    def _used(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out settings that are unused: they are not part of a network's identity."""
+        unused = [name for name in self._optional if not getattr(self, name)]
+        return {name: value for name, value in serialise(self).items() if name not in unused}
+
+    @property
+    def _optional(self) -> tuple[str, ...]:
+        """Settings that are left out where they are not set."""
+        return ("variant",)
 
     @property
     def bit_widths(self) -> list[int]:
@@ -184,11 +227,9 @@ class Teacher(Network):
             raise ValueError(f"{self.checkpoint} is for an arch torchvision/…, not for {self.arch}")
         return self
 
-    @model_serializer(mode="wrap")
-    def _used(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out unused settings of imported teachers: they are not part of a trained teacher's identity."""
-        unused = [name for name in ("checkpoint", "normalisation") if getattr(self, name) is None]
-        return {name: value for name, value in serialise(self).items() if name not in unused}
+    @property
+    def _optional(self) -> tuple[str, ...]:
+        return (*super()._optional, "checkpoint", "normalisation")
 
     @property
     def path(self) -> Path | None:

@@ -1,24 +1,42 @@
 """Check whether an imported network works on a data set, and if not, find a likely reason."""
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from iakd import config
 from iakd.config import Normalisation
 from iakd.config.networks import USUAL
 from iakd.data.file_loader import make_loader
+from iakd.data.loader import ImageLoader
 from iakd.data.store import PreparedData
+from iakd.errors import UserError
 from iakd.models import Network
 from iakd.models.normalisation import Renormalise
+from iakd.models.variants import describe, twins
 from iakd.training.validation import predict
 
 MIN_GAIN = 0.05  # of the way from chance to 100 %
 SIGMAS = 3.0  # standard deviations above chance
 TRIED_IMAGES = 1000  # enough to see what is wrong
+SCREENED = 100  # enough to see which forms of a network are not worse
 CONVINCING = 0.5  # accuracy with a change for it to be named as the likely reason
+LEAST_GAIN = 0.02  # accuracy that another form of the network must add for it to be named
+GAIN_SIGMAS = 4.0  # its gain in standard deviations, on the same images
+SMALL = 64  # pixels, up to which two changes of the form are tried together
+
+
+class Form(NamedTuple):
+    """Another form of a network, by what would have to be set, and its accuracy, 0–1."""
+
+    change: str
+    accuracy: float
 
 
 def chance_accuracy(labels: NDArray[np.int64], classes: int) -> float:
@@ -37,11 +55,14 @@ def required_accuracy(labels: NDArray[np.int64], classes: int) -> float:
     return chance + max(MIN_GAIN * (1 - chance), SIGMAS * (chance * (1 - chance) / len(labels)) ** 0.5)
 
 
-def likely_cause(network: Network, store: PreparedData, device: torch.device, workers: int | None = None) -> str:
-    """Return what to check first, in one line, from trying changes of the input on validation images."""
-    labels = store.labels("val")
-    chosen = np.unique(np.linspace(0, len(labels) - 1, min(TRIED_IMAGES, len(labels))).astype(np.int64))
-    data = make_loader(store, "val", device, chosen, workers)
+def likely_cause(
+    network: Network, store: PreparedData, device: torch.device, workers: int | None = None, form: Form | None = None
+) -> str:
+    """Return what to check first, in one line, from trying changes of the input on validation images.
+
+    `form` is the result of `fitting_form`.
+    """
+    data = _some_images(store, TRIED_IMAGES, device, workers)
     logits, truth = predict(network, data, TRIED_IMAGES)
     accuracy = {"with its classes in another order": _best_order(logits, truth, len(store.classes))}
     original = network.input
@@ -50,10 +71,82 @@ def likely_cause(network: Network, store: PreparedData, device: torch.device, wo
         logits, _ = predict(network, data, TRIED_IMAGES)
         accuracy[change] = float((logits.argmax(1) == truth).double().mean())
     network.input = original
+    if form and form.accuracy >= max(accuracy.values()):
+        return f"with {form.change} it would be {100 * form.accuracy:.1f} %"
     best = max(accuracy, key=lambda change: accuracy[change])
     if accuracy[best] >= max(CONVINCING, required_accuracy(truth.cpu().numpy(), len(store.classes))):
         return f"{best} it would be {100 * accuracy[best]:.1f} %"
     return "check normalisation, class order, channels (RGB or BGR) and image size"
+
+
+def _some_images(store: PreparedData, count: int, device: torch.device, workers: int | None) -> ImageLoader:
+    """Validation images, evenly spaced."""
+    n = len(store.labels("val"))
+    chosen = np.unique(np.linspace(0, n - 1, min(count, n)).astype(np.int64))
+    return make_loader(store, "val", device, chosen, workers)
+
+
+def fitting_form(
+    network: Network,
+    settings: config.Network,
+    load: Callable[[config.Network], Network | None],
+    store: PreparedData,
+    device: torch.device,
+    workers: int | None = None,
+) -> Form | None:
+    """Return the form of the network, other than that of `settings`, that the weights were trained in; None if none.
+
+    `load` returns the network of other settings with the same weights; None, or a UserError, if they do not fit. They
+    are tried in every form, one change after the other as long as that helps. Weights of one form are clearly worse in
+    another, so a change counts if it adds two points, and four standard deviations, on the same validation images. Of
+    networks near chance on small images, pairs of changes are tried, too. A form near chance is none.
+    """
+
+    def forms(start: config.Network) -> Iterator[tuple[config.Network, Network]]:
+        for form in twins(start):
+            with contextlib.suppress(UserError):  # the architecture has nothing that would change
+                twin = load(form)
+                if twin is not None:
+                    twin.input, twin.normalisation = network.input, network.normalisation
+                    yield form, twin
+
+    with contextlib.ExitStack() as stack:
+        few, many = (
+            stack.enter_context(contextlib.closing(_some_images(store, count, device, workers)))
+            for count in (SCREENED, TRIED_IMAGES)
+        )
+        form, best = settings, network
+        found = _better(forms(form), best, few, many)
+        least = required_accuracy(store.labels("val"), len(store.classes))
+        if found is None and _right(best, few).double().mean() < least and max(store.image_shape[1:]) <= SMALL:
+            found = _better(chain.from_iterable(map(forms, twins(form))), best, few, many)
+        while found is not None:
+            form, best = found
+            found = _better(forms(form), best, few, many)
+        accuracy = float(_right(best, many).double().mean())
+        return Form(describe(form, settings), accuracy) if best is not network and accuracy >= least else None
+
+
+def _better(
+    forms: Iterable[tuple[config.Network, Network]], than: Network, few: ImageLoader, many: ImageLoader
+) -> tuple[config.Network, Network] | None:
+    """Return the form that is right for most of a few images, if it is right for clearly more of many."""
+    best, most = None, int(_right(than, few).sum())
+    for form, network in forms:  # one at a time in memory, besides the best
+        right = int(_right(network, few).sum())
+        if right > most:
+            best, most = (form, network), right
+    if best is None:
+        return None
+    other, own = _right(best[1], many), _right(than, many)
+    gained, lost = int((other & ~own).sum()), int((own & ~other).sum())
+    return best if gained - lost >= max(LEAST_GAIN * len(own), GAIN_SIGMAS * (gained + lost) ** 0.5) else None
+
+
+def _right(network: Network, data: ImageLoader) -> Tensor:
+    """Whether the network is right, for each image; bool (B,), on the CPU."""
+    logits, truth = predict(network.to(data.labels.device), data, TRIED_IMAGES)
+    return (logits.argmax(1) == truth).cpu()
 
 
 class _ReverseChannels(nn.Module):

@@ -16,6 +16,7 @@ from iakd.models.cifar import mobilenetv2, resnet, shufflenet, vgg, wrn
 from iakd.models.external import torchvision
 from iakd.models.network import Network
 from iakd.models.quantisation import quantise
+from iakd.models.variants import apply_variants
 from iakd.plugins import NetworkFamily, import_object
 
 __all__ = ["ARCHITECTURES", "Network", "build", "load_weights", "save_weights"]
@@ -28,11 +29,11 @@ def _family(module: ModuleType, architectures: list[str], *settings: str, builde
 
 
 OWN_FAMILIES = (  # those of other packages: config.networks
-    _family(resnet, resnet.ARCHITECTURES, "width", "shortcut"),
-    _family(resnet, resnet.BOTTLENECK_ARCHITECTURES, "width", builder="build_bottleneck"),
-    _family(wrn, wrn.ARCHITECTURES, "width"),
-    _family(vgg, vgg.ARCHITECTURES, "width"),
-    _family(mobilenetv2, mobilenetv2.ARCHITECTURES),
+    _family(resnet, resnet.ARCHITECTURES, "width", "shortcut", "variant"),
+    _family(resnet, resnet.BOTTLENECK_ARCHITECTURES, "width", "variant", builder="build_bottleneck"),
+    _family(wrn, wrn.ARCHITECTURES, "width", "variant"),
+    _family(vgg, vgg.ARCHITECTURES, "width", "variant"),
+    _family(mobilenetv2, mobilenetv2.ARCHITECTURES, "variant"),
     _family(shufflenet, shufflenet.ARCHITECTURES),
 )
 ARCHITECTURES = [arch for family in OWN_FAMILIES for arch in family.architectures] + torchvision.ARCHITECTURES
@@ -44,13 +45,16 @@ def build(network: config.Network, channels: int, classes: int) -> Network:
     Raises UserError for an unknown architecture, and for a setting that the architecture does not use.
     """
     family = family_of(network.arch) or _own_family(network)
-    for name, default in (("width", None), ("shortcut", "B")):
+    if "pool_every_group" in network.variant and not network.arch.startswith("vgg"):
+        raise UserError(f"network {network.name}: variant pool_every_group is a form of VGG; leave it out")
+    for name, default in (("width", None), ("shortcut", "B"), ("variant", [])):
         if name not in family.settings and getattr(network, name) != default:
             raise UserError(f"network {network.name}: {network.arch} comes with one {name} only; leave it out")
     builder = cast(Builder, import_object(family.builder))
     built = builder(network, channels, classes)
     if not isinstance(built, Network):
         raise UserError(f"network {network.name}: {family.builder} returned a {type(built).__name__}, not a Network")
+    apply_variants(built, network)
     if network.bits:
         quantise(built, network.bits)
     return built

@@ -92,8 +92,39 @@ def match(network: Shapes, checkpoint: Shapes, original_names: NameMap, ordered:
     """Return the checkpoint's name for each tensor of the network; None if they do not fit.
 
     `original_names` maps names in the library that the network comes from to the network's. `ordered`: the checkpoint's
-    tensors are in the order of definition. Batch counters may be missing in the checkpoint. Raises Ambiguous.
+    tensors are in the order of definition. Batch counters may be missing in the checkpoint. A convolution may have a
+    bias on one side only, which is not in the result then: `iakd.models.external_weights` folds it into a BatchNorm, or
+    sets it to zero where no convolution in the checkpoint has one. Raises Ambiguous.
     """
+    found = _match(network, checkpoint, original_names, ordered)
+    plain = _without_biases(network), _without_biases(checkpoint)
+    if found is None and plain != (network, checkpoint):
+        found = _match(*plain, original_names, ordered)
+        return found and _with_biases(found, network, checkpoint)
+    return found
+
+
+def bias_of(weight: str, shapes: Shapes) -> str | None:
+    """Return the name of the bias of a two-dimensional convolution, given that of its weight; None if it has none."""
+    bias = f"{weight.removesuffix('weight')}bias"
+    return bias if weight.rpartition(".")[2] == "weight" and len(shapes[weight]) == 4 and bias in shapes else None
+
+
+def _without_biases(shapes: Shapes) -> Shapes:
+    """Return the shapes without the biases of convolutions."""
+    biases = {bias_of(name, shapes) for name in shapes}
+    return {name: shape for name, shape in shapes.items() if name not in biases}
+
+
+def _with_biases(found: NameMap, network: Shapes, checkpoint: Shapes) -> NameMap | None:
+    """Return the names with those of biases on both sides; None if the checkpoint lacks some, but not all."""
+    pairs = [(bias_of(name, network), bias_of(other, checkpoint)) for name, other in found.items()]
+    both = {bias: other for bias, other in pairs if bias and other}
+    some_lack = any(bias and not other for bias, other in pairs)
+    return None if some_lack and any(other for _, other in pairs) else {**found, **both}
+
+
+def _match(network: Shapes, checkpoint: Shapes, original_names: NameMap, ordered: bool) -> NameMap | None:
     found = by_name(network, checkpoint, original_names)
     same_shapes = all(network[name] == checkpoint[other] for name, other in found.items())
     if same_shapes and _complete(found, network, checkpoint):

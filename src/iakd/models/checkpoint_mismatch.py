@@ -3,6 +3,8 @@
 import logging
 from collections import Counter
 from collections.abc import Iterator
+from itertools import chain, zip_longest
+from typing import Any
 
 import torch
 
@@ -53,12 +55,13 @@ def _near(settings: config.Network, theirs: Shapes) -> Iterator[config.Network]:
     yield settings
     widths = sorted({shape[0] for shape in theirs.values() if len(shape) == 4})[:2]
     for width in (settings.width, None, *widths):
-        for shortcut in ("B", "A"):
+        for shortcut in ("B", settings.shortcut if settings.shortcut != "B" else "A"):
             yield settings.model_copy(update={"width": width, "shortcut": shortcut})
     for arch in models.ARCHITECTURES:
         if "/" not in arch:
-            yield settings.model_copy(update={"arch": arch, "width": None, "shortcut": "B"})
-            yield settings.model_copy(update={"arch": arch, "width": None, "shortcut": "A"})
+            for shortcut in ("B", "A"):
+                other: dict[str, Any] = {"arch": arch, "width": None, "shortcut": shortcut, "variant": []}
+                yield settings.model_copy(update=other)
 
 
 def _fits(settings: config.Network, channels: int, classes: int, theirs: Shapes, ordered: bool) -> bool:
@@ -84,7 +87,7 @@ def _difference(
     ]
     reasons = []
     if other.arch == settings.arch and other.shortcut != settings.shortcut:
-        has = "no convolutions" if other.shortcut == "A" else "convolutions"
+        has = "convolutions" if other.shortcut == "B" else "no convolutions"
         reasons.append(f"this checkpoint has {has} in its shortcuts")
     if changes:
         reasons.append(f"it fits a teacher {', '.join(changes)}")
@@ -111,8 +114,10 @@ def _rows(ours: Shapes, theirs: Shapes, original_names: NameMap) -> list[Mismatc
         rows = []
         here = _unpaired(layers(ours), layers(theirs))
         there = _unpaired(layers(theirs), layers(ours))
-    rows += [(name, _text(ours[name]), NOTHING, "") for name in here]
-    return rows + [(NOTHING, "", name, _text(theirs[name])) for name in there]
+    only_here = [(name, _text(ours[name]), NOTHING, "") for name in here]
+    only_there = [(NOTHING, "", name, _text(theirs[name])) for name in there]
+    in_turns = chain.from_iterable(zip_longest(only_here, only_there))  # so that the first rows show both sides
+    return rows + [row for row in in_turns if row]
 
 
 def _unpaired(some: list[TensorGroup], others: list[TensorGroup]) -> list[str]:

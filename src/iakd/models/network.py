@@ -12,7 +12,9 @@ from iakd.config import Normalisation
 
 
 class Block(nn.Module):
-    """A unit that can be swapped; it knows its numbers of input and output channels."""
+    """A unit that can be swapped; it knows its numbers of input and output channels, and its activation."""
+
+    relu: Callable[..., Tensor] = staticmethod(F.relu)  # or what takes its place: iakd.models.variants
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -42,10 +44,10 @@ class ReluBlock(Block):
     """A block that ends in a ReLU; subclasses define `preactivation`."""
 
     def activate(self, features: Tensor) -> Tensor:
-        return F.relu(features)
+        return self.relu(features)
 
     def forward(self, features: Tensor) -> Tensor:
-        return F.relu(self.preactivation(features), inplace=True)  # like `activate`, in place
+        return self.relu(self.preactivation(features), inplace=True)  # like `activate`, in place
 
 
 class Network(nn.Module):

@@ -6,6 +6,7 @@ Nothing is trained: the history is empty. The teacher is validated, and one that
 import logging
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,8 +21,9 @@ from iakd.evaluation import plausibility
 from iakd.experiment import run_dir
 from iakd.experiment.jobs import Experiment, TeacherJob
 from iakd.files import sha256_file
+from iakd.models.checkpoints import read_checkpoint
 from iakd.models.external.torchvision import weights_address
-from iakd.models.external_weights import load_external
+from iakd.models.external_weights import fitted, load_external
 from iakd.models.network import Network
 from iakd.models.normalisation import adapt_input
 from iakd.training.distributed import training_processes
@@ -64,7 +66,7 @@ def _run(experiment: Experiment, job: TeacherJob) -> Path:
             network.to(device)
             workers = experiment.params.compute.workers
             metrics = validate(network, make_loader(store, "val", device, workers=workers), BATCH)
-            _check(metrics["val_top1"], job, network, store, device, workers)
+            _check(metrics["val_top1"], job, path, network, store, device, workers)
             log.info("%s: %.1f %% on validation", job.folder, metrics["val_top1"])
             return attempt.finish([], metrics, models.save_weights(network))
     finally:
@@ -106,13 +108,32 @@ def _locate(experiment: Experiment, job: TeacherJob, folder: Path) -> Path:
 
 
 def _check(
-    top1: float, job: TeacherJob, network: Network, store: PreparedData, device: torch.device, workers: int | None
+    top1: float,
+    job: TeacherJob,
+    path: Path,
+    network: Network,
+    store: PreparedData,
+    device: torch.device,
+    workers: int | None,
 ) -> None:
-    """Raise UserError if `top1` (percent, on validation images) is near chance."""
+    """Raise UserError if `top1` (percent, on validation images) is near chance, or if the weights are of another form
+    of the network.
+    """
     labels, classes = store.labels("val"), len(store.classes)
-    if top1 < 100 * plausibility.required_accuracy(labels, classes):
-        hint = plausibility.likely_cause(network, store, device, workers)
+    near_chance = top1 < 100 * plausibility.required_accuracy(labels, classes)
+    form = None
+    if not (job.network.checkpoint or "").startswith(TORCHVISION):  # whose weights are of its own networks
+        channels, found, origin = store.image_shape[0], read_checkpoint(path, _origin(job)), _origin(job)
+        load = partial(fitted, channels=channels, classes=classes, found=found, origin=origin)
+        form = plausibility.fitting_form(network, job.network, load, store, device, workers)
+    if near_chance:
+        hint = plausibility.likely_cause(network, store, device, workers, form)
         raise UserError(
             f"{_origin(job)}: only {top1:.1f} % on the validation images, where chance is "
             f"{100 * plausibility.chance_accuracy(labels, classes):.1f} %; {hint}"
+        )
+    if form:
+        raise UserError(
+            f"{_origin(job)}: {top1:.1f} % on the validation images; with {form.change}, in which the same weights "
+            f"compute something else, it would be {100 * form.accuracy:.1f} %: set it"
         )

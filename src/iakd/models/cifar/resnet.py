@@ -1,5 +1,7 @@
 """ResNets for small images (He et al. 2016, section 4.2) and the four-times-wide ones of RepDistiller's benchmark."""
 
+from typing import Literal
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -11,19 +13,52 @@ ARCHITECTURES = [f"resnet{depth}" for depth in DEPTHS] + [f"resnet{depth}x4" for
 
 
 class PaddedIdentity(nn.Module):
-    """Shortcut option A: every stride-th pixel, new channels zero; no parameters."""
+    """Shortcut option A: every stride-th pixel, new channels zero; no parameters.
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+    Half of the new channels are in front of the old ones, or, `at_end`, all behind them.
+    """
+
+    averaged = False  # averages over stride × stride pixels instead: iakd.models.variants
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, at_end: bool = False) -> None:
         super().__init__()
         self.stride = stride
-        self.before = (out_channels - in_channels) // 2
+        self.before = 0 if at_end else (out_channels - in_channels) // 2
         self.after = out_channels - in_channels - self.before
 
     def forward(self, features: Tensor) -> Tensor:
-        return F.pad(features[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
+        if self.averaged:
+            features = F.avg_pool2d(features, self.stride, ceil_mode=True, count_include_pad=False)
+        else:
+            features = features[:, :, :: self.stride, :: self.stride]
+        return F.pad(features, (0, 0, 0, 0, self.before, self.after))
 
 
-class BasicBlock(ReluBlock):
+class ResidualBlock(ReluBlock):
+    """ReLU(residual + shortcut); subclasses define `residual`. Of the last ReLU there are other forms (`last_relu`)."""
+
+    shortcut: nn.Module
+    last_relu: Literal["after", "before", "none"] = "after"  # the addition: iakd.models.variants
+
+    def residual(self, features: Tensor) -> Tensor:
+        """Return what is added to the shortcut."""
+        raise NotImplementedError
+
+    def preactivation(self, features: Tensor) -> Tensor:
+        out = self.residual(features)
+        if self.last_relu == "before":
+            return self.relu(out) + self.shortcut(features)
+        out += self.shortcut(features)
+        return out
+
+    def activate(self, features: Tensor) -> Tensor:
+        return super().activate(features) if self.last_relu == "after" else features
+
+    def forward(self, features: Tensor) -> Tensor:
+        return super().forward(features) if self.last_relu == "after" else self.preactivation(features)
+
+
+class BasicBlock(ResidualBlock):
     """Two 3×3 convolutions and a shortcut, (B, in, H, W) → (B, out, ⌈H/stride⌉, ⌈W/stride⌉)."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, shortcut: str) -> None:
@@ -32,21 +67,17 @@ class BasicBlock(ReluBlock):
         self.bn1 = nn.BatchNorm2d(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
-        self.shortcut: nn.Module
         if stride == 1 and in_channels == out_channels:
             self.shortcut = nn.Identity()
-        elif shortcut == "A":
-            self.shortcut = PaddedIdentity(in_channels, out_channels, stride)
+        elif shortcut != "B":
+            self.shortcut = PaddedIdentity(in_channels, out_channels, stride, at_end=shortcut == "A_end")
         else:
             self.shortcut = nn.Sequential(
                 nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
             )
 
-    def preactivation(self, features: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(features)), inplace=True)
-        out = self.bn2(self.conv2(out))
-        out += self.shortcut(features)
-        return out
+    def residual(self, features: Tensor) -> Tensor:
+        return self.bn2(self.conv2(self.relu(self.bn1(self.conv1(features)), inplace=True)))
 
 
 def build(network: config.Network, channels: int, classes: int) -> Network:
@@ -84,7 +115,7 @@ BOTTLENECK_ARCHITECTURES = list(BLOCKS)
 EXPANSION = 4
 
 
-class Bottleneck(ReluBlock):
+class Bottleneck(ResidualBlock):
     """Narrow by 1×1, 3×3, widen by 1×1, and a shortcut, (B, in, H, W) → (B, out, ⌈H/stride⌉, ⌈W/stride⌉)."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
@@ -96,17 +127,15 @@ class Bottleneck(ReluBlock):
         self.bn2 = nn.BatchNorm2d(hidden)
         self.conv3 = nn.Conv2d(hidden, out_channels, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(out_channels)
-        self.shortcut: nn.Module = nn.Identity()
+        self.shortcut = nn.Identity()
         if stride != 1 or in_channels != out_channels:
             self.shortcut = nn.Sequential(
                 nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
             )
 
-    def preactivation(self, features: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(features)), inplace=True)
-        out = self.bn3(self.conv3(F.relu(self.bn2(self.conv2(out)), inplace=True)))
-        out += self.shortcut(features)
-        return out
+    def residual(self, features: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(features)), inplace=True)
+        return self.bn3(self.conv3(self.relu(self.bn2(self.conv2(out)), inplace=True)))
 
 
 def build_bottleneck(network: config.Network, channels: int, classes: int) -> Network:

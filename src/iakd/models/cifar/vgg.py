@@ -5,8 +5,10 @@ One linear layer instead of three, and no pooling before the last two groups of 
 Features are compared after each group but the first, which RepDistiller counts as the stem.
 """
 
+from collections.abc import Callable
 from itertools import accumulate, chain
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iakd import config
@@ -29,6 +31,8 @@ class ConvolutionBlock(ReluBlock):
     A map of a single row or column is not pooled in that direction, so that small images fit too.
     """
 
+    pooling: Callable[..., Tensor] = staticmethod(F.max_pool2d)  # or averages: iakd.models.variants
+
     def __init__(self, in_channels: int, out_channels: int, pool: bool) -> None:
         super().__init__(in_channels, out_channels)
         self.pool = pool
@@ -37,24 +41,43 @@ class ConvolutionBlock(ReluBlock):
 
     def preactivation(self, features: Tensor) -> Tensor:
         if self.pool:
-            window = (min(2, features.shape[2]), min(2, features.shape[3]))
-            features = nn.functional.max_pool2d(features, window)
+            features = self.pooling(features, _window(features))
         return self.bn(self.conv(features))
 
 
+def _window(features: Tensor) -> tuple[int, int]:
+    return min(2, features.shape[2]), min(2, features.shape[3])
+
+
+class LastPooling(nn.AdaptiveAvgPool2d):
+    """2×2 pooling after the last group, and the mean over what is left, (B, C, H, W) → (B, C, 1, 1)."""
+
+    pool = True
+    pooling: Callable[..., Tensor] = staticmethod(F.max_pool2d)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return super().forward(self.pooling(features, _window(features)))
+
+
 def build(network: config.Network, channels: int, classes: int) -> Network:
-    """Build a network of ARCHITECTURES; `width` is the number of channels of the first stage (default 64)."""
-    stages = []
+    """Build a network of ARCHITECTURES; `width` is the number of channels of the first stage (default 64).
+
+    With the variant `pool_every_group`, each group of convolutions is a stage, and 2×2 pooling follows each.
+    """
+    every = "pool_every_group" in network.variant
+    stages: list[list[ConvolutionBlock]] = []
     previous = channels
-    for stage, convolutions in enumerate(CONVOLUTIONS[network.arch]):
-        blocks = []
-        for block in range(sum(convolutions)):
-            out = (network.width or 64) * FACTORS[stage]
-            blocks.append(ConvolutionBlock(previous, out, pool=stage > 0 and block == 0))
-            previous = out
-        stages.append(blocks)
-    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(previous, classes))
+    for factor, groups in zip(FACTORS, CONVOLUTIONS[network.arch], strict=True):
+        for convolutions in groups if every else (sum(groups),):
+            blocks = []
+            for block in range(convolutions):
+                out = (network.width or 64) * factor
+                blocks.append(ConvolutionBlock(previous, out, pool=bool(stages) and block == 0))
+                previous = out
+            stages.append(blocks)
+    pooling = LastPooling(1) if every else nn.AdaptiveAvgPool2d(1)
+    head = nn.Sequential(pooling, nn.Flatten(), nn.Linear(previous, classes))
     built = Network(nn.Identity(), stages, head)
-    groups = accumulate(chain.from_iterable(CONVOLUTIONS[network.arch]))
-    built.level_blocks = [end - 1 for end in groups][1:]
+    ends = accumulate(chain.from_iterable(CONVOLUTIONS[network.arch]))
+    built.level_blocks = [end - 1 for end in ends][1:]
     return built

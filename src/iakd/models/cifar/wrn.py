@@ -3,7 +3,6 @@
 `wrn_40_2` has 40 layers and is twice as wide as a plain ResNet.
 """
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iakd import config
@@ -18,8 +17,10 @@ class PreActivationBlock(Block):
     """Normalise, activate, convolve, twice, and a shortcut, (B, in, H, W) → (B, out, ⌈H/stride⌉, ⌈W/stride⌉).
 
     What goes in and out is the bare sum, before any normalisation. Where the width changes, the shortcut starts from
-    the activated input, as in the authors' code.
+    the activated input, as in the authors' code, or from the bare one (`raw_shortcut`).
     """
+
+    raw_shortcut = False  # iakd.models.variants
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__(in_channels, out_channels)
@@ -36,9 +37,9 @@ class PreActivationBlock(Block):
         return self.bn1
 
     def forward(self, features: Tensor) -> Tensor:
-        active = F.relu(self.bn1(features), inplace=True)
-        out = self.conv2(F.relu(self.bn2(self.conv1(active)), inplace=True))
-        out += self.shortcut(active) if self.shortcut else features
+        active = self.relu(self.bn1(features), inplace=True)
+        out = self.conv2(self.relu(self.bn2(self.conv1(active)), inplace=True))
+        out += self.shortcut(features if self.raw_shortcut else active) if self.shortcut else features
         return out
 
 
