@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from iakd.classifier import Classifier, Prediction, load
-from iakd.config import METHODS, Compute, Device, IakdOptions, LrSchedule, Method, Recipe, Schedule, explain, parse
+from iakd.config import Compute, Device, IakdOptions, LrSchedule, Method, Recipe, Schedule, explain, parse
 from iakd.config import load as read_params
 from iakd.data.dataset_loader import DatasetLoader, dataset_loader
 from iakd.data.loader import DeviceLoader, ImageLoader
@@ -53,7 +53,6 @@ __all__ = [
     "run",
 ]
 
-OUTPUTS_ONLY = ("reference", "logits", "data")  # groups of methods that look at no features
 NEVER = 1e9  # seconds between two checkpoints
 BATCH = 256  # images, where the teacher is checked
 
@@ -199,7 +198,7 @@ def _network(
     network = as_network(module, image, parts, name)
     if network is not None:
         return network
-    blind = [each for each in method.names if METHODS[each].group not in OUTPUTS_ONLY]
+    blind = method.beyond_outputs
     if blind or method.init != "random":
         raise UserError(
             f"{blind[0] if blind else f'init: {method.init}'} needs the blocks of the {name}, a "
@@ -394,7 +393,7 @@ def run(params: str | Path | Mapping[str, Any], changes: Sequence[str] = ()) -> 
     with gpus.claim(settings.compute):
         prepare.run(experiment)
         for job in experiment.teachers:
-            (import_teacher if job.network.checkpoint else teach).run(experiment, job)
+            (import_teacher if job.network.imported else teach).run(experiment, job)
         for study in experiment.studies:
             tune.run(experiment, study)
         for group in group_seeds(experiment.students, settings.compute.seeds_together):

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
@@ -23,12 +23,15 @@ from iakd.experiment.run_dir import LABELS, MODEL, ONNX, PREPROCESSING, RUN
 from iakd.export.folder import read_labels, read_network, read_preprocessing
 from iakd.files import printable
 from iakd.models import Network
+from iakd.models.external.black_box import BlackBox
 from iakd.models.external_weights import load_external
 from iakd.models.normalisation import Renormalise, adapt_input
 from iakd.models.shapes import image_channels
 
+if TYPE_CHECKING:
+    from iakd.models.external.onnx_model import OnnxModel
+
 BATCH = 64  # images
-FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}  # inputs in ONNX
 
 AnyImage = str | Path | Image.Image | NDArray[np.uint8] | Tensor
 """A file, an image that Pillow has opened, uint8 (H, W) or (H, W, C), or a uint8 tensor (C, H, W)."""
@@ -187,7 +190,8 @@ class Classifier:
 
     def _check(self) -> None:
         shape = (self.channels, *self.size)
-        if isinstance(self.module, Network) and image_channels(self.module) != self.channels:
+        known = isinstance(self.module, Network) and not isinstance(self.module, BlackBox)
+        if isinstance(self.module, Network) and known and image_channels(self.module) != self.channels:
             raise UserError(
                 f"{self.name} takes images of {image_channels(self.module)} channels, not of {self.channels}: set "
                 "`channels`"
@@ -213,48 +217,6 @@ def _counted(paths: Iterable[Any]) -> Iterator[EncodedImage]:
     return (from_file(Path(path)) for path in paths)
 
 
-class OnnxModel(nn.Module):
-    """A model in ONNX's format as a module, computed by ONNX Runtime on the CPU.
-
-    Images float32 (B, C, H, W) → float32 (B, K), whatever the precision in the file. One that was made for batches of a
-    fixed size takes batches of any size, too.
-    """
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        from iakd.export.convert import open_onnx  # slow to import, and most models are computed by torch
-
-        try:
-            self._session = open_onnx(str(path), torch.get_num_threads())
-        except Exception as error:  # its own exceptions have no common base
-            raise UserError(f"{path} is not a usable ONNX file ({' '.join(str(error).split())[:200]})") from None
-        if len(self._session.get_inputs()) != 1:
-            raise UserError(f"{path} has {len(self._session.get_inputs())} inputs; a classifier has one, the images")
-        kind = self._session.get_inputs()[0].type
-        if kind not in FLOATS:
-            raise UserError(f"{path} takes {kind}; only floating-point images are supported")
-        self._type = FLOATS[kind]
-        self._batch = self.image_shape[0] if isinstance(self.image_shape[0], int) else None
-
-    @property
-    def image_shape(self) -> list[int | str | None]:
-        """What the file says about the input's shape (B, C, H, W); texts and None are free."""
-        return list(self._session.get_inputs()[0].shape)
-
-    def forward(self, images: Tensor) -> Tensor:
-        batch = images.cpu().numpy().astype(self._type)
-        size = self._batch or len(batch)
-        rows = [self._run(batch[start : start + size], size) for start in range(0, len(batch), size)]
-        return torch.from_numpy(np.concatenate(rows).astype(np.float32)).to(images.device)
-
-    def _run(self, batch: NDArray[Any], size: int) -> NDArray[Any]:
-        """Return the outputs (B, K) of B ≤ `size` images; the file is run with `size` of them."""
-        filled = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
-        names = [self._session.get_outputs()[0].name]
-        outputs: NDArray[Any] = self._session.run(names, {self._session.get_inputs()[0].name: filled})[0]
-        return outputs[: len(batch)]
-
-
 def load(path: str | Path, device: Device = "auto") -> Classifier:
     """Return the classifier in the folder `path` that `iakd export` wrote, or in one file of it.
 
@@ -277,7 +239,7 @@ def load(path: str | Path, device: Device = "auto") -> Classifier:
         case ".safetensors":
             module = _for_unit_range(read_network(file))
         case ".onnx":
-            module = OnnxModel(file)
+            module = _onnx(file)
         case ".pt2" | ".pt" | ".pth" | ".ckpt" | ".bin":
             raise UserError(f"{file} can hold code, which is not run; load the folder, {MODEL} or {ONNX}")
         case _:
@@ -285,6 +247,12 @@ def load(path: str | Path, device: Device = "auto") -> Classifier:
     return Classifier(
         module, labels, about.size, channels=about.channels, crop_pct=about.crop, device=device, name=str(path)
     )
+
+
+def _onnx(path: Path) -> "OnnxModel":
+    from iakd.models.external.onnx_model import OnnxModel  # slow to import, and most models are computed by torch
+
+    return OnnxModel(path, str(path))
 
 
 def _for_unit_range(network: Network) -> Network:
@@ -314,7 +282,7 @@ def load_foreign(
         near = did_you_mean(normalisation, USUAL)
         raise UserError(f"--normalisation {normalisation}: unknown{near}; known: {', '.join(USUAL)}")
     if path.suffix == ".onnx":
-        model = OnnxModel(path)
+        model = _onnx(path)
         fixed = [side if isinstance(side, int) else None for side in model.image_shape]
         if len(fixed) != 4:
             raise UserError(f"{path} takes {len(fixed)} dimensions instead of images (B, C, H, W)")

@@ -121,15 +121,15 @@ def teach(
     teacher: Annotated[list[str], typer.Option(help="Only this teacher; repeatable.")] = NONE,
     seed: Annotated[list[int], typer.Option(help="Only this seed; repeatable.")] = NO_SEEDS,
 ) -> None:
-    """Train the teachers, or import those that have a checkpoint."""
+    """Train the teachers, or import those that have a checkpoint or a callable."""
     experiment = _experiment(params, changes)
     from iakd.experiment.jobs import select
 
     jobs = select(experiment.teachers, "teacher", teacher=teacher, seed=seed)
-    with _training(experiment, shared=any(not job.network.checkpoint for job in jobs)):
+    with _training(experiment, shared=any(not job.network.imported for job in jobs)):
         from iakd.stages import import_teacher, teach
 
-        _products([(import_teacher if job.network.checkpoint else teach).run(experiment, job) for job in jobs])
+        _products([(import_teacher if job.network.imported else teach).run(experiment, job) for job in jobs])
 
 
 @app.command()

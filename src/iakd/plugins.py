@@ -9,13 +9,16 @@ All that such a declaration needs is here. The rest of this project loads plugin
 declarations must not import anything else of it.
 """
 
+import importlib.util
 import logging
 import math
 import re
+import sys
 from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -209,6 +212,32 @@ def import_object(reference: str) -> object:
         if reference.startswith("iakd."):
             raise
         raise UserError(_cannot_load(reference, error)) from error
+
+
+def look_into_folder(reference: str, where: str) -> None:
+    """Let Python find the module of `package.module:name` in the working folder, too; nothing is imported.
+
+    Raises UserError, which begins with `where`, if it is neither there nor installed, or if its name is taken.
+    """
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # at the end: a file here must not take the place of a library's module
+    module = reference.partition(":")[0]
+    top, *rest = module.split(".")
+    here = Path.cwd() / top
+    try:
+        found = importlib.util.find_spec(top)
+    except ValueError:  # a module without a specification, such as __main__
+        found = None
+    places = [] if found is None else [found.origin, *(found.submodule_search_locations or [])]
+    roots = [Path(place).resolve() for place in places if place]
+    if here.with_suffix(".py").is_file() or here.is_dir():
+        if not any(root.is_relative_to(Path.cwd().resolve()) for root in roots):
+            raise UserError(f"{where} {reference}: the name {top} is that of an installed module: rename yours")
+        file = here.joinpath(*rest)
+        if not (file.with_suffix(".py").is_file() or (file / "__init__.py").is_file()):
+            raise UserError(f"{where} {reference}: there is no module {module} in {Path.cwd()}")
+    elif found is None:
+        raise UserError(f"{where} {reference}: there is no module {top}, neither in {Path.cwd()} nor installed")
 
 
 def _cannot_load(reference: str, error: Exception) -> str:

@@ -294,6 +294,13 @@ class Params(Strict):
             reason = spec.full_precision or (spec.one_bit_width if isinstance(bits, list) else None)
             if reason:
                 raise ValueError(f"{name}: {each} cannot train a student of bits {bits}: {reason}")
+        teacher = next(network for network in self.teachers if network.name == pair.teacher)
+        lacking = method.needs_of(teacher)
+        if lacking:
+            raise ValueError(
+                f"{name}: methods.{label}: {lacking} ({teacher.origin}): use methods that compare outputs, such as kd "
+                "and dkd, or list the other pairs in `pairs`"
+            )
         try:
             self.student_recipe(pair, method)
         except ValidationError as error:

@@ -12,6 +12,7 @@ from pydantic import Field, create_model, model_validator
 from iakd.config import method_options as options
 from iakd.config.base import Strict, did_you_mean
 from iakd.config.method_options import BlockwiseOptions, IakdOptions
+from iakd.config.networks import Teacher
 from iakd.config.tuning import Searched
 from iakd.plugins import Group, MethodSpec, discover
 
@@ -23,6 +24,7 @@ GROUP_TITLES: dict[Group, str] = {
     "relations": "Relations between images",
     "data": "Data",
 }
+OUTPUT_GROUPS: tuple[Group, ...] = ("reference", "logits", "data")  # whose methods look at no features
 LOSS_GROUPS: tuple[Group, ...] = ("logits", "features", "relations")  # whose methods add a loss of their own
 
 
@@ -312,6 +314,23 @@ class _Method(Strict):
     def needs_teacher(self) -> bool:
         """Whether training looks at the teacher at all, or does so with some of the settings that a study tries."""
         return self._starts != {"random"} or any(METHODS[name].needs_teacher for name in self.names)
+
+    @property
+    def beyond_outputs(self) -> list[str]:
+        """The methods of the sum that look at features, or swap blocks."""
+        return [name for name in self.names if METHODS[name].group not in OUTPUT_GROUPS]
+
+    def needs_of(self, teacher: Teacher) -> str | None:
+        """Return what a training needs that the teacher does not have, and why; None if it has all."""
+        if not teacher.black_box:
+            return None
+        copied = sorted(self._starts - {"random"})
+        what = [*self.beyond_outputs, *(f"init: {init}" for init in copied)]
+        if what:
+            return f"{what[0]} needs blocks or features of the teacher, and of a black box only the outputs are known"
+        if "mutual" in self.names and not teacher.trainable:
+            return "mutual trains a copy of the teacher, and a program in a file cannot be trained"
+        return None
 
     def options(self, name: str) -> Any:
         """The options of one method of the sum, of the class in its `MethodSpec`; None where it has none."""

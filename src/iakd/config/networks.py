@@ -19,7 +19,8 @@ from pydantic import (
 )
 
 from iakd.config.base import FilePath, Name, Strict, did_you_mean
-from iakd.plugins import NetworkFamily, discover
+from iakd.errors import UserError
+from iakd.plugins import NetworkFamily, discover, look_into_folder
 
 REGISTRY, TORCHVISION = "models:/", "torchvision:"
 
@@ -191,9 +192,29 @@ USUAL = {
 }
 
 
-class Teacher(Network):
-    """A network that students learn from: imported if it has a `checkpoint`, else trained."""
+BLACK_BOXES = (".onnx", ".pt2")  # files that are programs: with these, no architecture needs to be known
 
+
+class Teacher(Network):
+    """A network that students learn from: imported if it has a `checkpoint` or a `callable`, else trained.
+
+    Of a black box only the outputs are known: a `callable`, or a program in a file, without `arch`.
+    """
+
+    arch: Annotated[str, AfterValidator(_known_family)] = Field(
+        "",
+        description="as of students; leave it out for a `callable`, and for a `checkpoint` that is a program (.onnx, "
+        ".pt2) and to be used as such",
+    )
+    callable: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$",
+        description="package.module:function in the experiment's folder, or installed; called without arguments, it "
+        "returns a torch.nn.Module from normalised images to logits, with the weights in `checkpoint` or its own",
+    )
+    outputs: Literal["logits", "probabilities"] | None = Field(
+        None, description="what a black box returns; default: logits"
+    )
     checkpoint: FilePath | None = Field(
         None,
         description="weights of a trained teacher: a file; models:/NAME/VERSION or models:/NAME@ALIAS in MLflow's "
@@ -204,6 +225,16 @@ class Teacher(Network):
         description="normalisation of the images that the checkpoint was trained on; half: mean and std 0.5; none: "
         "values from 0 to 1; default: the data set's; of torchvision's weights: the one they were trained with",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_of_black_box(cls, data: Any) -> Any:
+        if isinstance(data, dict) and not data.get("name") and not data.get("arch"):
+            origin = data.get("callable") or data.get("checkpoint")
+            if isinstance(origin, str):
+                own = origin.rpartition(":")[2] if data.get("callable") else Path(origin).stem
+                return {**data, "name": re.sub(r"[^A-Za-z0-9_.]", "_", own)}
+        return data
 
     @model_validator(mode="before")
     @classmethod
@@ -220,8 +251,29 @@ class Teacher(Network):
         return self
 
     @model_validator(mode="after")
+    def _one_origin(self) -> "Teacher":
+        if self.callable and self.arch:
+            raise ValueError("callable and arch exclude each other: the callable returns its own network")
+        if not self.arch and not self.black_box:
+            raise ValueError(
+                "arch: Field required, unless there is a callable or a checkpoint that is a program (.onnx, .pt2)"
+            )
+        if self.arch and self.path and self.path.suffix == ".onnx":
+            raise ValueError(f"arch: {self.checkpoint} is a program, which is used as it is: leave arch out")
+        if not self.black_box and self.outputs:
+            raise ValueError(
+                "outputs is a setting of a black box: a teacher with a callable, or with a program without arch"
+            )
+        if self.callable and self.checkpoint and self.path is None:
+            raise ValueError("checkpoint: beside a callable, it is a file")
+        for name, default in (("width", None), ("shortcut", "B"), ("variant", []), ("bits", None)):
+            if self.black_box and getattr(self, name) != default:
+                raise ValueError(f"{name} is a setting of networks with an arch, not of a black box")
+        return self
+
+    @model_validator(mode="after")
     def _only_with_a_checkpoint(self) -> "Teacher":
-        if self.normalisation is not None and self.checkpoint is None:
+        if self.normalisation is not None and not self.imported:
             raise ValueError("normalisation is a setting of a teacher with a `checkpoint`; others use the data set's")
         if self.checkpoint and self.checkpoint.startswith(TORCHVISION) and not self.arch.startswith("torchvision/"):
             raise ValueError(f"{self.checkpoint} is for an arch torchvision/…, not for {self.arch}")
@@ -229,7 +281,46 @@ class Teacher(Network):
 
     @property
     def _optional(self) -> tuple[str, ...]:
-        return (*super()._optional, "checkpoint", "normalisation")
+        return (*super()._optional, "arch", "callable", "outputs", "checkpoint", "normalisation")
+
+    @property
+    def imported(self) -> bool:
+        """Whether it is not trained here."""
+        return bool(self.checkpoint or self.callable)
+
+    @property
+    def origin(self) -> str:
+        """Where an imported one comes from, as a message says it."""
+        return f"callable {self.callable}" if self.callable else f"checkpoint {self.checkpoint}"
+
+    @property
+    def black_box(self) -> bool:
+        """Whether nothing but its outputs is known."""
+        return bool(self.callable or (not self.arch and self.path and self.path.suffix in BLACK_BOXES))
+
+    @property
+    def trainable(self) -> bool:
+        """Whether a copy of it can be trained; a program in a file cannot."""
+        return not self.black_box or self.callable is not None
+
+    @property
+    def modules(self) -> list[str]:
+        """As of other networks; of a black box also the user's module. Raises UserError if there is none."""
+        if not self.black_box:
+            return super().modules
+        self.check_callable()
+        return ["iakd.models.external.black_box", *([self.callable.partition(":")[0]] if self.callable else [])]
+
+    def check_files(self) -> None:
+        """Raise UserError if the checkpoint is a file that does not exist, or the callable in no module."""
+        self.check_callable()
+        if self.path is not None and not self.path.is_file():
+            raise UserError(f"teacher {self.name}: checkpoint {self.path} is not a file (looked for in {Path.cwd()})")
+
+    def check_callable(self) -> None:
+        """Raise UserError unless the module of a callable is in this folder, or installed. Nothing is imported."""
+        if self.callable:
+            look_into_folder(self.callable, f"teacher {self.name}: callable")
 
     @property
     def path(self) -> Path | None:

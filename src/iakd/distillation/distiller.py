@@ -23,6 +23,7 @@ from iakd.interactive.hybrid import Hybrid
 from iakd.interactive.paths import Path
 from iakd.interactive.swap_sampler import WHOLE_BATCH, SwapSampler
 from iakd.models import Network
+from iakd.models.external.black_box import BlackBox
 from iakd.models.features import LOGITS, NOTHING, Features, FeatureSpec, forward_features
 from iakd.models.network import Frozen
 from iakd.models.pairing import BlockPair
@@ -190,8 +191,8 @@ class Distiller(Objective):
         return self.losses.values()  # type: ignore[return-value]  # torch's annotation: modules
 
     def graph_key(self, step: int) -> Hashable | None:
-        if isinstance(self._outputs, CachedTeacherOutputs):
-            return None
+        if isinstance(self._outputs, CachedTeacherOutputs) or isinstance(self.teacher, BlackBox):
+            return None  # reads a disk, or may do anything
         keys = [loss.graph_key(step) for loss in self._losses() if loss in self._with_terms or _begins_steps(loss)]
         masks = tuple(self.sampler.masks(step, self.timeline.batch_size)) if self.sampler else ()
         return None if None in keys or any(isinstance(mask, Tensor) for mask in masks) else (masks, *keys)

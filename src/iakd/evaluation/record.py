@@ -54,9 +54,9 @@ class _Evaluation(_Record):
     per_class_top1: list[Percent | None]
     confusion: list[list[Count]]
     calibration: _Calibration
-    parameters: Positive
-    weight_bytes: Positive
-    macs: Positive
+    parameters: Count  # of a black box that is not computed by torch, 0: unknown
+    weight_bytes: Count
+    macs: Count
     latency_ms: Positive
     images_per_s: Positive
     bit_widths: dict[str, _AtBits] = {}

@@ -121,7 +121,7 @@ class TrainingJob(Job):
 
 @dataclass(frozen=True)
 class TeacherJob(TrainingJob):
-    """A teacher to be trained, or imported if its network has a checkpoint."""
+    """A teacher to be trained or imported."""
 
     network: Teacher
     seed: int
@@ -143,12 +143,8 @@ class TeacherJob(TrainingJob):
         return self.network.own_normalisation
 
     def check_file(self) -> None:
-        """Raise UserError if the checkpoint is a file that does not exist."""
-        path = self.network.path
-        if path is not None and not path.is_file():
-            raise UserError(
-                f"teacher {self.network.name}: checkpoint {path} is not a file (looked for in {Path.cwd()})"
-            )
+        """Raise UserError if the checkpoint is a file that does not exist, or the callable in no module."""
+        self.network.check_files()
 
 
 @dataclass(frozen=True)
@@ -366,7 +362,7 @@ def _exports(params: Params, data: DataJob, students: list[StudentJob]) -> list[
 
 def _teachers(params: Params, network: Teacher, data: DataJob) -> list[TeacherJob]:
     """Return one teacher per seed; an imported one is the same for all seeds and uses the folder of the first."""
-    imported = network.checkpoint is not None
+    imported = network.imported
     shared: dict[str, Any] = {"data": data.settings, "network": network.model_dump(mode="json")}
     if not imported:
         shared["recipe"] = params.teach.recipe.model_dump(mode="json")

@@ -47,9 +47,10 @@ def _source_file(module: str) -> Path | None:
     root = PACKAGE_ROOT
     if top != "iakd":
         found = importlib.util.find_spec(top)
-        if found is None or found.origin is None:
+        places = list(found.submodule_search_locations or []) if found else []
+        if found is None or not (places or found.origin):
             return None
-        root = Path(found.origin).parents[1] if found.submodule_search_locations else Path(found.origin).parent
+        root = Path(places[0] if places else str(found.origin)).parent
     path = root.joinpath(top, *rest.split(".")) if rest else root / top
     candidates = (path / "__init__.py", path.with_suffix(".py"))
     return next((candidate for candidate in candidates if candidate.is_file()), None)
@@ -57,14 +58,24 @@ def _source_file(module: str) -> Path | None:
 
 @functools.cache
 def _read(path: Path, module: str) -> tuple[str, list[str]]:
-    """Return a source file's SHA-256 and its imports from its own package and from iakd. Each file is read once."""
+    """Return a source file's SHA-256 and its imports from its own package and from iakd. Each file is read once.
+
+    Of a module in the working folder, the user's own, the imports of others in that folder count as well.
+    """
     names: list[str] = []
     packages = {"iakd", module.partition(".")[0]}
-    for node in ast.walk(ast.parse(path.read_text())):
+    if path.resolve().parents[module.count(".") + (path.name == "__init__.py")] == Path.cwd().resolve():
+        packages |= {other.stem for other in Path.cwd().glob("*.py")}
+        packages |= {other.name for other in Path.cwd().iterdir() if other.is_dir() and any(other.glob("*.py"))}
+    for node in ast.walk(ast.parse(path.read_bytes())):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names if alias.name.partition(".")[0] in packages]
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in packages:
-            names += [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.ImportFrom):
+            inside = module if path.name == "__init__.py" else module.rpartition(".")[0]
+            above = inside.split(".")[: max(0, inside.count(".") + 2 - node.level)] if node.level else []
+            origin = ".".join([*filter(None, above), *([node.module] if node.module else [])])
+            if origin.partition(".")[0] in packages:
+                names += [origin, *(f"{origin}.{alias.name}" for alias in node.names)]
     return sha256_file(path), names
 
 

@@ -227,7 +227,8 @@ def teacher_run(
     """The run of a teacher: trained here, or imported from a checkpoint with this hash."""
     inputs, origin = {"data": data_sha256}, dict[str, Any]()
     if checkpoint_sha256 is not None:
-        inputs["checkpoint"], origin["origin"] = checkpoint_sha256, job.network.checkpoint
+        inputs["checkpoint"] = checkpoint_sha256
+        origin["origin"] = job.network.origin if job.network.callable else job.network.checkpoint
     return Run(
         path=job.path,
         stage="teach",

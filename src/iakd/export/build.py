@@ -180,7 +180,7 @@ def _about(experiment: Experiment, job: StudentJob, record: dict[str, Any], stor
     student = read_evaluation(job.folder / run_dir.EVALUATION, f"run `iakd evaluate --run {job.folder}`")
     splits = store.manifest["splits"]
     transfer = experiment.params.distill.transfer
-    checkpoint = job.teacher.network.checkpoint
+    checkpoint = job.teacher.network.checkpoint or job.teacher.network.callable
     listed = len(store.classes) <= model_card.MAX_CLASSES
     return {
         "network": job.student,

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -29,6 +28,7 @@ from iakd.data.store import PreparedData
 from iakd.errors import RunFailed
 from iakd.export.folder import FORMAT, INPUT, INPUT_IS, OUTPUT
 from iakd.models import Network
+from iakd.models.external.onnx_model import open_onnx
 from iakd.models.quantisation import Quantiser, bits_in_use, keep_bits, quantised_layers
 
 OPSET = 17  # the first with LayerNormalization; ONNX Runtime has it since 1.12
@@ -281,15 +281,6 @@ def images_of(store: PreparedData, split: str, chosen: Indices | None = None) ->
     loader = make_loader(raw, split, "cpu", chosen, workers=0)  # `std` 1/255: the values from 0 to 255 as they are
     for batch in loader.plain(BATCH):
         yield np.divide(batch.images.numpy(), 255, dtype=np.float32)
-
-
-def open_onnx(model: bytes | str, threads: int) -> onnxruntime.InferenceSession:
-    """Open an ONNX file, or its content, on the CPU."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def onnx_logits(model: bytes | str, images: Iterator[Images], threads: int) -> Logits:

@@ -23,6 +23,9 @@ def pair_table(teacher: config.Network, student: config.Network, size: int | Non
     `size` is the side of the images in pixels; by default, the size that the networks are designed for. Raises
     UserError, with the reason, if the pair is impossible.
     """
+    for network in (teacher, student):
+        if isinstance(network, config.Teacher) and network.black_box:
+            raise UserError(f"{network.name} is a black box, of which no blocks are known: {network.origin}")
     with without_weights(teacher, student):
         table = _table(build(teacher, channels, classes), build(student, channels, classes), size, channels, classes)
     return f"{teacher.name} → {student.name}, {table}"

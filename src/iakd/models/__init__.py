@@ -8,6 +8,7 @@ from typing import cast
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
+from torch import Tensor
 
 from iakd import config
 from iakd.config.networks import family_of
@@ -44,6 +45,10 @@ def build(network: config.Network, channels: int, classes: int) -> Network:
 
     Raises UserError for an unknown architecture, and for a setting that the architecture does not use.
     """
+    if isinstance(network, config.Teacher) and network.black_box:
+        from iakd.models.external import black_box
+
+        return black_box.build(network)
     family = family_of(network.arch) or _own_family(network)
     if "pool_every_group" in network.variant and not network.arch.startswith("vgg"):
         raise UserError(f"network {network.name}: variant pool_every_group is a form of VGG; leave it out")
@@ -78,7 +83,13 @@ def save_weights(network: Network) -> bytes:
     """
     normalisation = network.normalisation
     metadata = {"normalisation": json.dumps(normalisation.model_dump())} if normalisation else None
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    tensors: dict[str, Tensor] = {}
+    shared: set[int] = set()  # memory: safetensors refuses tensors that share some, as tied layers of a black box do
+    for name, tensor in network.state_dict().items():
+        own = tensor.detach().cpu().contiguous()
+        place = own.untyped_storage().data_ptr()
+        tensors[name] = own.clone() if place in shared else own
+        shared.add(place)
     return save_tensors(tensors, metadata)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ DTYPES = {  # torch._export.serde.schema.ScalarType
 }
 
 
-def is_exported(path: Path) -> bool:
+def is_exported(path: Path | BinaryIO) -> bool:
     """Return whether the file is a program of `torch.export.save`."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -145,14 +145,14 @@ def _safetensors(path: Path, origin: str) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, ValueError) as error:
-        raise _damaged(origin, error) from None
+        raise damaged(origin, error) from None
 
 
 def _exported(path: Path, origin: str) -> dict[str, Tensor]:
     try:
         return read_exported(path)
     except (KeyError, ValueError, TypeError, RuntimeError, zipfile.BadZipFile) as error:
-        raise _damaged(origin, error) from None
+        raise damaged(origin, error) from None
 
 
 def _torch(path: Path, origin: str) -> Any:
@@ -168,10 +168,11 @@ def _torch(path: Path, origin: str) -> Any:
                 f"{origin} holds {what} and is not opened, because such a file can run anything; where the model is "
                 "at home, save its weights instead: torch.save(model.state_dict(), …)"
             ) from None
-        raise _damaged(origin, error) from None
+        raise damaged(origin, error) from None
 
 
-def _damaged(origin: str, error: Exception) -> UserError:
+def damaged(origin: str, error: Exception) -> UserError:
+    """Return the error for a file that is not what it should be."""
     reason = next(iter(str(error).splitlines()), "")[:100].rstrip(". ") or type(error).__name__
     return UserError(f"{origin} is truncated or damaged ({reason}); copy it again")
 

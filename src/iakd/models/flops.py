@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from iakd.models.external.black_box import Program
 from iakd.models.network import Network
 from iakd.models.quantisation import QuantisedConv2d, QuantisedLinear, parameters_in_use, quantised_layers, weight_bytes
 from iakd.models.shapes import Shape, meta_tensors
@@ -18,18 +20,24 @@ def model_cost(network: nn.Module, shape: Shape) -> dict[str, int]:
     """Return `parameters` (their number), `weight_bytes` (their size) and `macs` (multiply–accumulates for one image).
 
     `shape` is (channels, height, width). As is usual, convolutions and matrix products are counted; normalisation,
-    activations and additions are not. The network's mode is restored.
+    activations and additions are not. What a black box computes by other means than torch is not seen: 0, then, means
+    unknown. The network's mode is restored.
     """
-    first = next(network.parameters())
+    programs = [module for module in network.modules() if isinstance(module, Program)]
+    batch = max((program.batch for program in programs), default=1)
+    images = torch.zeros(batch, *shape)
+    for first in islice(network.parameters(), 1):
+        images = images.to(first.device, first.dtype)
     training = network.training
     network.eval()
     with torch.no_grad(), _counter() as counter:
-        network(torch.zeros(1, *shape, device=first.device, dtype=first.dtype))
+        network(images)
     network.train(training)
+    in_files, unseen = (sum(both) for both in zip((0, 0), *(each.cost(shape) for each in programs), strict=True))
     return {
-        "parameters": _parameters(network),
-        "weight_bytes": weight_bytes(network),
-        "macs": counter.get_total_flops() // 2,
+        "parameters": _parameters(network) + in_files,
+        "weight_bytes": weight_bytes(network) + 4 * in_files,
+        "macs": counter.get_total_flops() // 2 // batch + unseen,
     }
 
 

@@ -104,7 +104,7 @@ class OnDisk:
     def inputs(self, job: Job) -> dict[str, str | None]:
         """Return the hashes of what is there for `job` to be made from; None: unknown."""
         inputs = {"data": self._data}
-        if isinstance(job, TeacherJob) and job.network.checkpoint is not None:
+        if isinstance(job, TeacherJob) and job.network.imported:
             inputs["checkpoint"] = self._checkpoints[job.path]
         elif isinstance(job, StudyJob | StudentJob) and job.method.needs_teacher:
             inputs["teacher"] = self.of(job.teacher).get("model_sha256")

@@ -148,7 +148,7 @@ class Workload:
 
     def _images_of(self, job: Any) -> float:
         if isinstance(job, TeacherJob):
-            return 0.0 if job.network.checkpoint else float(job.recipe.epochs * self._train_images())
+            return 0.0 if job.network.imported else float(job.recipe.epochs * self._train_images())
         transfer = self.experiment.params.distill.transfer
         n = self._train_images()
         n = n if transfer is None else int(transfer * n) if isinstance(transfer, float) else transfer

@@ -172,6 +172,8 @@ def graphs(experiment: Experiment, job: TeacherJob | StudentJob, store: Prepared
 
     They are to be measured, not used: nothing is checked. Raises RunFailed if torch cannot make them.
     """
+    if isinstance(job, TeacherJob) and job.network.black_box:
+        raise RunFailed(f"{job.network.name} is a black box, which is not translated to ONNX")
     content, record = run_dir.read_model(job.folder)
     source = source_sha("iakd.export.convert", *job.modules)
     folder = experiment.graphs / f"{record['model_sha256'][:SHORT]}-{source[:SHORT]}"
