@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 
 from iakd import slurm
-from iakd.errors import RunFailed, UserError, is_out_of_memory, of_file_system, one_line
+from iakd.errors import RunFailed, UserError, is_out_of_memory, of_file_system, one_line, try_each
 from iakd.processes import (
     STOP_SIGNALS,
     UNDER_TORCHRUN,
@@ -129,7 +129,11 @@ def teach(
     with _training(experiment, shared=any(not job.network.imported for job in jobs)):
         from iakd.stages import import_teacher, teach
 
-        _products([(import_teacher if job.network.imported else teach).run(experiment, job) for job in jobs])
+        def work(position: int) -> Path:
+            job = jobs[position]
+            return (import_teacher if job.network.imported else teach).run(experiment, job)
+
+        _products(try_each(len(jobs), work))
 
 
 @app.command()
@@ -186,6 +190,10 @@ def evaluate(
     params: ParamsFile = DEFAULT,
     changes: Changes = NONE,
     folder: Annotated[Path | None, typer.Option("--run", help="Only the model in this results folder.")] = None,
+    teacher: Annotated[
+        list[str],
+        typer.Option(help="Only this teacher; repeatable. With --data: without students, methods or data to train on."),
+    ] = NONE,
     model: Annotated[
         Path | None,
         typer.Option(
@@ -193,7 +201,8 @@ def evaluate(
         ),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="With --model: images in a folder for each class.")
+        Path | None,
+        typer.Option(metavar="FOLDER", help="For --model or --teacher: images in a folder for each class."),
     ] = None,
     arch: Annotated[
         str | None, typer.Option(help="Of a checkpoint: the network, such as torchvision/resnet50.")
@@ -229,15 +238,37 @@ def evaluate(
 
         measure_file(model, data, device, elsewhere, output)
         return
+    if teacher and data and not model:
+        if folder or arch:
+            raise UserError("--teacher measures teachers of the settings: leave out --run and --arch")
+        from iakd.config import load_teachers
+        from iakd.stages.predict import measure_teachers
+
+        measure_teachers(load_teachers(params, changes), teacher, data, device, elsewhere, output)
+        return
     if model or data or elsewhere or output:
-        raise UserError("--model and --data belong together, and the other options of a model need both")
+        raise UserError("--model and --data belong together, as do --teacher and --data; other options need both")
     experiment = _experiment(params, changes)
     from iakd.experiment import gpus
+    from iakd.experiment.jobs import select
 
+    if folder and teacher:
+        raise UserError("--run names one model: leave out --teacher")
+    jobs = select(experiment.teachers, "teacher", teacher=teacher) if teacher else []
     with gpus.claim(experiment.params.compute):
-        from iakd.stages.evaluate import evaluate_run, run
+        from iakd.stages.evaluate import accuracy, evaluate_run, run
 
-        _products([evaluate_run(experiment, folder) if folder else run(experiment)])
+        if folder or jobs:
+            folders = [folder] if folder else [job.folder for job in jobs]
+            paths = try_each(len(folders), lambda position: evaluate_run(experiment, folders[position]))
+            for path in paths:
+                print(accuracy(path))
+            _products(paths)
+            return
+        done = run(experiment)
+        for job in experiment.trained:
+            print(accuracy(job.folder / "evaluation.json"))
+        _products([done])
 
 
 @app.command()

@@ -5,9 +5,17 @@ In a study, what a trial's own settings cause is a failed trial, and the study g
 """
 
 import errno
+import logging
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+SHOWN = 5  # errors, besides the first
+
+log = logging.getLogger(__name__)
 
 
 class UserError(Exception):
@@ -38,6 +46,26 @@ NO_MEMORY = re.compile(
 def is_out_of_memory(error: Exception) -> bool:
     """Whether memory ran out: numpy's MemoryError, or torch's error, which has no class of its own on the CPU."""
     return isinstance(error, MemoryError) or bool(NO_MEMORY.search(str(error)))
+
+
+def try_each(count: int, work: Callable[[int], T]) -> list[T]:
+    """Return the results of `work` for the numbers below `count`; one that fails does not stop the others.
+
+    Raises the first error at the end, and logs the others.
+    """
+    results: list[T] = []
+    failed: list[UserError | RunFailed] = []
+    for position in range(count):
+        try:
+            results.append(work(position))
+        except (UserError, RunFailed) as error:
+            failed.append(error)
+    if not failed:
+        return results
+    first, *others = failed
+    for reason in others[:SHOWN]:
+        log.error("%s", one_line(str(reason)))
+    raise type(first)(f"{first} (and {len(others)} more)" if others else str(first))
 
 
 def one_line(text: str) -> str:

@@ -19,7 +19,7 @@ from iakd.config.experiment import (
     network_called,
 )
 from iakd.config.export import Export, NamedModel
-from iakd.config.loading import load, params_text, parse, read_settings, schema_text, typed, yaml_text
+from iakd.config.loading import load, load_teachers, params_text, parse, read_settings, schema_text, typed, yaml_text
 from iakd.config.method_options import IakdOptions
 from iakd.config.methods import METHODS, Method, shortest_sum
 from iakd.config.networks import Network, Normalisation, Teacher
@@ -67,6 +67,7 @@ __all__ = [
     "did_you_mean",
     "explain",
     "load",
+    "load_teachers",
     "merged",
     "network_called",
     "params_text",

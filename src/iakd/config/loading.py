@@ -132,6 +132,16 @@ def load(path: Path, changes: list[str] = []) -> Params:  # noqa: B006 - never c
     return parse(raw, str(path) + (f" with {', '.join(map(cut, changes))}" if changes else ""))
 
 
+def load_teachers(path: Path, changes: list[str]) -> Params:
+    """Like `load`, but the file needs neither students nor methods."""
+    raw = read_settings(path)
+    for change in changes:
+        raw = _apply(raw, change)
+    if isinstance(raw, dict):
+        raw = {"students": [{"arch": "resnet8"}], "methods": {"scratch": {}}, **raw}
+    return parse(raw, str(path))
+
+
 def typed(value: Any, annotation: Any = Params) -> Any:
     """Give texts from a command line that leaves all values as texts the types that settings have where they stand.
 

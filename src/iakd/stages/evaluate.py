@@ -10,7 +10,7 @@ from typing import Any
 from iakd import files
 from iakd.config import did_you_mean
 from iakd.data.store import PreparedData
-from iakd.errors import UserError
+from iakd.errors import UserError, try_each
 from iakd.evaluation import made_from
 from iakd.evaluation.record import read_evaluation, with_hash
 from iakd.experiment import run_dir
@@ -44,14 +44,18 @@ def evaluate_run(experiment: Experiment, folder: Path) -> Path:
 def run(experiment: Experiment) -> Path:
     """Evaluate every model that has no evaluation yet, write the comparison and return its folder.
 
-    Raises UserError naming the first missing model and the command that trains it.
+    One that is missing or damaged does not stop the others. Raises UserError at the end, naming the first one and the
+    command that trains it.
     """
-    for job in experiment.trained:
+    store = PreparedData.open(experiment.data.folder, settings=experiment.data.settings)
+
+    def work(position: int) -> Path:
+        job = experiment.trained[position]
         if not (job.folder / run_dir.RUN).exists():
             raise UserError(f"{job.folder} has no finished model: run `{job.command}`")
-    store = PreparedData.open(experiment.data.folder, settings=experiment.data.settings)
-    for job in experiment.trained:
-        _evaluate(experiment, job, store)
+        return _evaluate(experiment, job, store)
+
+    try_each(len(experiment.trained), work)
     made = made_from.comparison(experiment)
     comparison = read_comparison(experiment)
     for name, rows in (
@@ -69,6 +73,12 @@ def run(experiment: Experiment) -> Path:
     return experiment.evaluation
 
 
+def accuracy(path: Path) -> str:
+    """Return, for people, the accuracy in an evaluation.json."""
+    found = read_evaluation(path, "evaluate it again")
+    return f"{path.parent}: {found['top1']:.2f} % top-1, {found['top5']:.2f} % top-5, {found['n']:,} test images"
+
+
 def _write_rows(folder: Path, rows: dict[str, dict[str, float | int]]) -> None:
     """Write the file of each method, and remove those of methods that are no longer in the settings."""
     for name, row in rows.items():
@@ -77,7 +87,7 @@ def _write_rows(folder: Path, rows: dict[str, dict[str, float | int]]) -> None:
         if str(path.relative_to(folder)) not in rows:
             path.unlink()
     for pair in folder.iterdir():
-        if not any(pair.iterdir()):
+        if pair.is_dir() and not any(pair.iterdir()):  # Snakemake leaves a file in it
             pair.rmdir()
 
 

@@ -28,16 +28,22 @@ from iakd.classifier import (
     load,
     load_foreign,
 )
-from iakd.config import Dataset, Device, did_you_mean
+from iakd.config import Dataset, Device, Params, did_you_mean
 from iakd.config.networks import USUAL
 from iakd.data.decoding import BadImage
 from iakd.data.layout import contents, files_below, is_image, parts_among
 from iakd.data.sources.folders import find_images
-from iakd.errors import RunFailed, UserError
+from iakd.data.store import PreparedData
+from iakd.distillation.assembly import finished_network
+from iakd.errors import RunFailed, UserError, try_each
 from iakd.evaluation.metrics import classification_metrics
 from iakd.evaluation.plausibility import required_accuracy
+from iakd.experiment.jobs import TeacherJob, plan_experiment, select
+from iakd.experiment.run_dir import read_model
 from iakd.models import Network
 from iakd.models.flops import model_cost
+from iakd.models.normalisation import adapt_input
+from iakd.stages.import_teacher import imported
 
 STDIN = "-"
 SUM_OF_PROBABILITIES = 1e-2  # how far from 1 it may be, for outputs of half precision, too
@@ -246,11 +252,69 @@ def measure_file(
             log.info("%s: its classes are taken to be the folders of %s in their order", model, folder)
         classifier = load_foreign(model, **{**elsewhere, "labels": labels, "device": device})
     measured = measure(classifier, folder)
+    log.info("%s", accuracy_line(measured["model"], measured))
     if output:
         files.write_json(output, measured)
     print(output or files.json_text(measured).rstrip())
     if measured["left_out"]:
         raise RunFailed(f"{measured['left_out']} images could not be read, and were left out")
+
+
+def measure_teachers(
+    params: Params, names: list[str], folder: Path, device: Device, given: dict[str, Any], output: Path | None = None
+) -> None:
+    """Write, as JSON, what `measure` finds about teachers of the settings, all of them without `names`.
+
+    An imported one needs neither students nor data to be trained on; one that is trained here has been trained.
+    `given` has options that take the place of settings: `size`, `channels`, `crop_pct`, `normalisation`, and the path
+    of a list of `labels`. One that fails does not stop the others; its error is raised at the end.
+    """
+    jobs = select(plan_experiment(params).teachers, "teacher", teacher=names)
+    jobs = list({job.network.name: job for job in reversed(jobs)}.values())[::-1]  # of each its first seed
+    measured: list[dict[str, Any]] = []
+
+    def work(position: int) -> None:
+        found = measure(_teacher(params, jobs[position], folder, device, given), folder)
+        measured.append({**found, "model": jobs[position].network.name})
+        log.info("%s", accuracy_line(jobs[position].network.name, found))
+
+    try:
+        try_each(len(jobs), work)
+    finally:
+        if measured:
+            content = measured[0] if len(jobs) == 1 else measured
+            if output:
+                files.write_json(output, content)
+            print(output or files.json_text(content).rstrip())
+
+
+def accuracy_line(name: str, found: dict[str, Any]) -> str:
+    """Return the accuracy of a model in an evaluation, for people."""
+    return f"{name}: {found['top1']:.2f} % top-1, {found['top5']:.2f} % top-5, {found['n']:,} images"
+
+
+def _teacher(params: Params, job: TeacherJob, folder: Path, device: Device, given: dict[str, Any]) -> Classifier:
+    """A teacher as a classifier of the images in `folder`."""
+    name, dataset = f"teacher {job.network.name}", params.dataset
+    if not job.network.imported:
+        store = PreparedData.open(job.folder.parents[2] / "data", settings=job.settings["data"])
+        network = finished_network(job, read_model(job.folder)[0], store)
+        adapt_input(network, network.normalisation, [0.0] * store.image_shape[0], [1.0] * store.image_shape[0])
+        return Classifier(
+            network, store.classes, store.image_shape[1:], channels=store.image_shape[0], device=device, name=name
+        )
+    labels = _listed(given["labels"]) if "labels" in given else labelled_images(folder, None)[0]
+    wanted = USUAL[given["normalisation"]] if "normalisation" in given else job.normalisation
+    if wanted is None:
+        raise UserError(f"{name}: say how its images were normalised, as its `normalisation` or by --normalisation")
+    channels = given.get("channels") or dataset.channels
+    network = imported(job.network, channels, len(labels), params)
+    size = given.get("size") or dataset.height_width
+    if size is None:
+        raise UserError(f"{name}: say how large its images are, as dataset.size or by --size")
+    adapt_input(network, wanted, [0.0] * channels, [1.0] * channels)
+    crop_pct = given.get("crop_pct") or dataset.crop_pct
+    return Classifier(network, labels, size, channels=channels, crop_pct=crop_pct, device=device, name=name)
 
 
 def _listed(path: Path) -> list[str]:
