@@ -97,6 +97,9 @@ def test_from_a_foreign_checkpoint_to_the_report(here: Path) -> None:
     evaluate.run(experiment)
     page = report.run(experiment).read_text()
     assert "imported" in page and "trained alone" not in page
+    assert (
+        "were not used for training, tuning or any choice here. What the imported teacher mine was trained with" in page
+    )
     assert not (folder / "history.csv").read_text().strip()
     shown = next(run for run in scan("own") if run.path == "own/teachers/mine/seed3")
     mirrored = content.read_content(shown)

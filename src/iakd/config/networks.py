@@ -212,6 +212,11 @@ class Teacher(Network):
         description="package.module:function in the experiment's folder, or installed; called without arguments, it "
         "returns a torch.nn.Module from normalised images to logits, with the weights in `checkpoint` or its own",
     )
+    trained_on: FilePath | None = Field(
+        None,
+        description="images that an imported one was trained with: a folder of them, or a list of files, one a line; "
+        "train: at most the training images of this data set; default: unknown, which the report says",
+    )
     outputs: Literal["logits", "probabilities"] | None = Field(
         None, description="what a black box returns; default: logits"
     )
@@ -275,13 +280,15 @@ class Teacher(Network):
     def _only_with_a_checkpoint(self) -> "Teacher":
         if self.normalisation is not None and not self.imported:
             raise ValueError("normalisation is a setting of a teacher with a `checkpoint`; others use the data set's")
+        if self.trained_on is not None and not self.imported:
+            raise ValueError("trained_on is a setting of imported teachers; others see the training images alone")
         if self.checkpoint and self.checkpoint.startswith(TORCHVISION) and not self.arch.startswith("torchvision/"):
             raise ValueError(f"{self.checkpoint} is for an arch torchvision/…, not for {self.arch}")
         return self
 
     @property
     def _optional(self) -> tuple[str, ...]:
-        return (*super()._optional, "arch", "callable", "outputs", "checkpoint", "normalisation")
+        return (*super()._optional, "arch", "callable", "outputs", "trained_on", "checkpoint", "normalisation")
 
     @property
     def imported(self) -> bool:

@@ -429,8 +429,11 @@ def _student_settings(
 
 
 def _as_students_see_it(teacher: TeacherJob) -> dict[str, Any]:
-    """Return a teacher's settings without its checkpoint path: students identify its weights by their hash."""
-    network = {name: value for name, value in teacher.settings["network"].items() if name != "checkpoint"}
+    """Return a teacher's settings without its checkpoint's path, as students identify its weights by their hash, and
+    without what it was trained on, which changes no student.
+    """
+    unseen = ("checkpoint", "trained_on")
+    network = {name: value for name, value in teacher.settings["network"].items() if name not in unseen}
     return {**teacher.settings, "network": network}
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from iakd import files
 from iakd.data.store import SPLITS, PreparedData
 from iakd.distillation.assembly import finished_network
+from iakd.evaluation import seen
 from iakd.evaluation.metrics import classification_metrics
 from iakd.evaluation.record import read_evaluation
 from iakd.experiment import run_dir
@@ -181,12 +182,14 @@ def _about(experiment: Experiment, job: StudentJob, record: dict[str, Any], stor
     splits = store.manifest["splits"]
     transfer = experiment.params.distill.transfer
     checkpoint = job.teacher.network.checkpoint or job.teacher.network.callable
+    teacher_record = files.read_object(job.teacher.folder / run_dir.RUN, f"run `{job.teacher.command}`")
     listed = len(store.classes) <= model_card.MAX_CLASSES
     return {
         "network": job.student,
         "teacher": job.teacher.network,
         "teacher_seed": job.teacher.seed,
         "teacher_top1": evaluation["top1"],
+        "teacher_note": seen.note(job.teacher.network.name, teacher_record),
         "teacher_origin": f", imported from {Path(checkpoint).name}" if checkpoint else "",
         "method": job.method,
         "dataset": {

@@ -6,6 +6,7 @@ from typing import Any, get_args
 import yaml
 
 from iakd.config import METHODS, Params, merged
+from iakd.evaluation import seen
 from iakd.reporting import formatting
 from iakd.reporting.results import Comparison, MethodResults, PairComparison
 from iakd.reporting.statistics import MIN_SEEDS, PairedDifference
@@ -34,9 +35,18 @@ def describe_setup(comparison: Comparison) -> str:
     methods = formatting.plural(n, "method")
     verb = "was tested" if n == 1 else "were compared"
     seeds = f"with {formatting.plural(len(comparison.params.distill.seeds), 'seed')} each"
-    images = (
-        f"Accuracy is measured on {formatting.whole(comparison.test_images)} test images that were not used for "
-        "training, tuning or any choice."
+    notes = {
+        pair.teacher_name: seen.note(pair.teacher_name, model.record)
+        for pair in comparison.pairs
+        for model in pair.teacher.models
+    }
+    here = " here" if any(notes.values()) else ""
+    images = " ".join(
+        [
+            f"Accuracy is measured on {formatting.whole(comparison.test_images)} test images that were not used for "
+            f"training, tuning or any choice{here}.",
+            *filter(None, notes.values()),
+        ]
     )
     part = comparison.params.only.model_dump(exclude_none=True)
     if part:

@@ -22,6 +22,7 @@ from iakd.data.sources.download import fetch
 from iakd.data.store import PreparedData
 from iakd.errors import UserError
 from iakd.evaluation import plausibility
+from iakd.evaluation.seen import count_seen
 from iakd.experiment import run_dir
 from iakd.experiment.jobs import Experiment, TeacherJob
 from iakd.files import sha256_bytes, sha256_file
@@ -80,6 +81,10 @@ def _run(experiment: Experiment, job: TeacherJob) -> Path:
             metrics = validate(network, make_loader(store, "val", device, workers=workers), BATCH)
             _check(metrics["val_top1"], job, path, network, store, device, workers)
             log.info("%s: %.1f %% on validation", job.folder, metrics["val_top1"])
+            seen = count_seen(job.network, store) or {}
+            attempt.about |= {"trained_on": seen} if seen else {}
+            if seen.get("test"):
+                log.warning("%s: it was trained with %d of the test images", job.folder, seen["test"])
             return attempt.finish([], metrics, models.save_weights(network))
     finally:
         shutil.rmtree(downloaded, ignore_errors=True)
