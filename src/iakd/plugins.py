@@ -118,6 +118,7 @@ class MethodSpec:
     With `joins` it changes what methods of that group do, or those that compare levels, so a sum with it needs one.
     `base` is the method that is added where no other one of the sum has a loss of its own.
     With `full_precision`, a reason, it cannot train a student of few bits; with `one_bit_width`, none of several.
+    `cites` names its sources, for the report: keys of iakd/reporting/references.bib, or whole BibTeX entries.
     """
 
     summary: str
@@ -132,6 +133,7 @@ class MethodSpec:
     base: str | None = None
     one_bit_width: str | None = None
     full_precision: str | None = None
+    cites: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.options is not None:

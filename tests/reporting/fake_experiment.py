@@ -19,7 +19,7 @@ from iakd.tuning.decisions import distributions
 from iakd.tuning.results import TrialRecord, summary, write_trials
 
 Scores = Mapping[str, Sequence[float]]  # top-1 of each seed, by method
-CLASSES = 10
+DIGITS = tuple(map(str, range(10)))  # the names of the classes
 TEST = 1000  # images, so that accuracies are exact to a tenth of a point
 SHA = "5f" * 32
 
@@ -49,14 +49,16 @@ def write(
     scores: Scores | Callable[[StudentJob], float],
     teacher: float = 97.2,
     slow: Mapping[str, float] | None = None,
+    classes: Sequence[str] = DIGITS,
 ) -> None:
     """Write data manifest, models, studies and evaluations of `experiment` below the current folder.
 
     The epochs of the methods in `slow` take that many times as long as those of the others.
     """
-    _manifest(experiment)
+    _manifest(experiment, classes)
+    n = len(classes)
     for job in experiment.teachers:
-        _trained(job, teacher, {"method": "teacher", "teacher": job.network.name, "student": None})
+        _trained(job, teacher, {"method": "teacher", "teacher": job.network.name, "student": None}, n)
     for study in experiment.studies:
         _study(study)
     seeds = experiment.params.distill.seeds
@@ -67,19 +69,19 @@ def write(
             "teacher": student.teacher.network.name,
             "student": student.student.name,
         }
-        _trained(student, top1, about, (slow or {}).get(student.label, 1.0))
+        _trained(student, top1, about, n, (slow or {}).get(student.label, 1.0))
 
 
-def _manifest(experiment: Experiment) -> None:
+def _manifest(experiment: Experiment, classes: Sequence[str]) -> None:
     rng = np.random.default_rng(0)
-    n = {"train": 650, "val": 300, "test": TEST}
-    per_class = {split: rng.multinomial(total, np.full(CLASSES, 1 / CLASSES)).tolist() for split, total in n.items()}
+    n, equal = {"train": 650, "val": 300, "test": TEST}, np.full(len(classes), 1 / len(classes))
+    per_class = {split: rng.multinomial(total, equal).tolist() for split, total in n.items()}
     files.write_json(
         experiment.data.folder / "manifest.json",
         {
             "settings": experiment.params.dataset.model_dump(mode="json"),
             "source": {"name": "digits", "about": "handwritten digits", "train": 1797, "test": None},
-            "classes": [str(digit) for digit in range(CLASSES)],
+            "classes": list(classes),
             "image": {"channels": 1, "height": 8, "width": 8},
             "mean": [0.305],
             "std": [0.376],
@@ -98,7 +100,7 @@ def _manifest(experiment: Experiment) -> None:
     )
 
 
-def _trained(job: TeacherJob | StudentJob, top1: float, about: dict[str, Any], slow: float = 1.0) -> None:
+def _trained(job: TeacherJob | StudentJob, top1: float, about: dict[str, Any], classes: int, slow: float = 1.0) -> None:
     rng = np.random.default_rng(abs(seed_of(job.path)))
     history = _history(job, top1, rng, slow)
     metrics = {"val_top1": history[-1]["val_top1"], "val_nll": 0.3, "train_loss": 0.1}
@@ -110,7 +112,8 @@ def _trained(job: TeacherJob | StudentJob, top1: float, about: dict[str, Any], s
     model = job.path.encode()
     files.write_bytes(job.folder / run_dir.MODEL, model)
     files.write_json(job.folder / run_dir.RUN, _record(job, about, files.sha256_bytes(model), rng))
-    files.write_json(job.folder / "evaluation.json", _evaluation(job, top1, about, files.sha256_bytes(model), rng))
+    evaluation = _evaluation(job, top1, about, files.sha256_bytes(model), rng, classes)
+    files.write_json(job.folder / "evaluation.json", evaluation)
 
 
 def _hints(job: TeacherJob | StudentJob) -> dict[str, Any]:
@@ -208,14 +211,16 @@ def _record(job: Any, about: dict[str, Any], sha: str, rng: np.random.Generator)
     }
 
 
-def _evaluation(job: Any, top1: float, about: dict[str, Any], sha: str, rng: np.random.Generator) -> dict[str, Any]:
+def _evaluation(
+    job: Any, top1: float, about: dict[str, Any], sha: str, rng: np.random.Generator, classes: int
+) -> dict[str, Any]:
     wrong = 1 - top1 / 100
-    matrix = np.zeros((CLASSES, CLASSES), dtype=int)
-    for true in range(CLASSES):
-        p = np.full(CLASSES, wrong / (CLASSES - 1))
+    matrix = np.zeros((classes, classes), dtype=int)
+    for true in range(classes):
+        p = np.full(classes, wrong / (classes - 1))
         p[true] = 1 - wrong
-        p[(true * 3 + 1) % CLASSES] += wrong / 2
-        matrix[true] = rng.multinomial(TEST // CLASSES, p / p.sum())
+        p[(true * 3 + 1) % classes] += wrong / 2
+        matrix[true] = rng.multinomial(TEST // classes + (true < TEST % classes), p / p.sum())
     count = rng.multinomial(TEST, np.linspace(0.2, 4, 15) ** 2 / (np.linspace(0.2, 4, 15) ** 2).sum())
     centre = (np.arange(15) + 0.5) / 15
     small = about["student"] is not None
@@ -239,7 +244,9 @@ def _evaluation(job: Any, top1: float, about: dict[str, Any], sha: str, rng: np.
         "nll": 3.4 * wrong + 0.05,
         "ece": 0.3 * wrong + 0.01,
         "n": TEST,
-        "per_class_top1": [100 * int(matrix[i, i]) / int(matrix[i].sum()) for i in range(CLASSES)],
+        "per_class_top1": [
+            100 * int(matrix[i, i]) / int(matrix[i].sum()) if matrix[i].any() else None for i in range(classes)
+        ],
         "confusion": matrix.tolist(),
         "correct": pack(_correct(top1, rng)),
         "calibration": {

@@ -392,7 +392,7 @@ def test_many_classes(example):
         evaluation["per_class_top1"] = [None if i == 3 else 90.0 for i in range(100)]
         path.write_text(json.dumps(evaluation))
     text = run(example).read_text()
-    assert "most frequent mistakes, % of the true class" in text
+    assert "most frequent mistakes, test images (% of the true class)" in text
     assert '<td>train</td><td class="r">650</td></tr>' in text
 
 

@@ -38,42 +38,49 @@ _LOGIT_METHODS = {
         "logits",
         _loss("kd:KDLoss"),
         options.KdOptions,
+        cites=("hinton2015distilling",),
     ),
     "dkd": MethodSpec(
         "kd with separate weights for the target class and the others (Zhao et al. 2022)",
         "logits",
         _loss("dkd:DKDLoss"),
         options.DkdOptions,
+        cites=("zhao2022decoupled",),
     ),
     "dist": MethodSpec(
         "correlations of outputs, over classes and over images (Huang et al. 2022)",
         "logits",
         _loss("dist:DISTLoss"),
         options.DistOptions,
+        cites=("huang2022knowledge",),
     ),
     "ctkd": MethodSpec(
         "kd with a temperature that is learned against the student (Li et al. 2023)",
         "logits",
         _loss("ctkd:CTKDLoss"),
         options.CtkdOptions,
+        cites=("li2023curriculum",),
     ),
     "lskd": MethodSpec(
         "kd between logits that are standardised per image (Sun et al. 2024)",
         "logits",
         _loss("lskd:LSKDLoss"),
         options.LskdOptions,
+        cites=("sun2024logit",),
     ),
     "mlkd": MethodSpec(
         "kd at several temperatures, with Gram matrices, on two views (Jin et al. 2023)",
         "logits",
         _loss("mlkd:MLKDLoss"),
         options.MlkdOptions,
+        cites=("jin2023multi",),
     ),
     "mutual": MethodSpec(
         "the student and a copy of the teacher teach each other (Zhang et al. 2018)",
         "logits",
         _loss("mutual:MutualLoss"),
         options.MutualOptions,
+        cites=("zhang2018deep",),
     ),
     "standardize": MethodSpec(
         "the same standardisation for every loss between outputs in a sum",
@@ -81,6 +88,7 @@ _LOGIT_METHODS = {
         _loss("lskd:StandardizeLogits"),
         refuses={"lskd": "its logits are standardised already"},
         joins="logits",
+        cites=("sun2024logit",),
     ),
 }
 
@@ -93,6 +101,7 @@ BUILT_IN: dict[str, MethodSpec] = {
         "interactive",
         _loss("iakd:IakdLoss"),
         IakdOptions,
+        cites=("fu2021interactive",),
     ),
     "rcn": MethodSpec(
         "channels of a second branch, the teacher's convolution, are swapped in, then both are merged (RCN)",
@@ -104,6 +113,7 @@ BUILT_IN: dict[str, MethodSpec] = {
             for other in ("iakd", "fcfd", "blockkd")
         },
         full_precision="it merges weights of full precision",
+        cites=("zhang2022representation",),
     ),
     "scratch": MethodSpec("cross-entropy alone", "reference", needs_teacher=False, alone="it adds no loss"),
     "label_smoothing": MethodSpec(
@@ -112,6 +122,7 @@ BUILT_IN: dict[str, MethodSpec] = {
         _loss("label_smoothing:LabelSmoothingLoss"),
         options.LabelSmoothingOptions,
         needs_teacher=False,
+        cites=("szegedy2016rethinking",),
     ),
     **_LOGIT_METHODS,
     "fitnet": MethodSpec(
@@ -120,6 +131,7 @@ BUILT_IN: dict[str, MethodSpec] = {
         _loss("fitnet:FitNetLoss"),
         options.FitnetOptions,
         compares_levels=True,
+        cites=("romero2015fitnets",),
     ),
     "at": MethodSpec(
         "the positions of the image at which features are strong (Zagoruyko and Komodakis 2017)",
@@ -127,6 +139,7 @@ BUILT_IN: dict[str, MethodSpec] = {
         _loss("at:ATLoss"),
         options.AtOptions,
         compares_levels=True,
+        cites=("zagoruyko2017paying",),
     ),
     "nst": MethodSpec(
         "the positions that channels respond to, as a distribution (Huang and Wang 2017)",
@@ -134,6 +147,7 @@ BUILT_IN: dict[str, MethodSpec] = {
         _loss("nst:NSTLoss"),
         options.NstOptions,
         compares_levels=True,
+        cites=("huang2017like",),
     ),
     "vid": MethodSpec(
         "mutual information between the feature maps of both networks (Ahn et al. 2019)",
@@ -141,12 +155,14 @@ BUILT_IN: dict[str, MethodSpec] = {
         _loss("vid:VIDLoss"),
         options.VidOptions,
         compares_levels=True,
+        cites=("ahn2019variational",),
     ),
     "ft": MethodSpec(
         "the teacher's last maps, paraphrased in fewer channels (Kim et al. 2018)",
         "features",
         _loss("ft:FTLoss"),
         options.FtOptions,
+        cites=("kim2018paraphrasing",),
     ),
     "fsp": MethodSpec(
         "products of successive feature maps, in a first phase (Yim et al. 2017)",
@@ -154,6 +170,7 @@ BUILT_IN: dict[str, MethodSpec] = {
         _loss("fsp:FSPLoss"),
         options.FspOptions,
         compares_levels=True,
+        cites=("yim2017gift",),
     ),
     "ab": MethodSpec(
         "which neurons are active, in a first phase (Heo et al. 2019)",
@@ -161,6 +178,7 @@ BUILT_IN: dict[str, MethodSpec] = {
         _loss("ab:ABLoss"),
         options.AbOptions,
         compares_levels=True,
+        cites=("heo2019knowledge",),
     ),
     "reviewkd": MethodSpec(
         "features fused from the last level to the first (Chen et al. 2021)",
@@ -168,6 +186,7 @@ BUILT_IN: dict[str, MethodSpec] = {
         _loss("reviewkd:ReviewKDLoss"),
         options.ReviewkdOptions,
         compares_levels=True,
+        cites=("chen2021distilling",),
     ),
     "simkd": MethodSpec(
         "the teacher's classifier behind a projector, both of which stay in the student (Chen et al. 2022)",
@@ -179,24 +198,28 @@ BUILT_IN: dict[str, MethodSpec] = {
             "its outputs are the teacher's classifier's, not the student's own",
         ),
         one_bit_width="it replaces the student's head, which then would not know the bit-widths",
+        cites=("chen2022knowledge",),
     ),
     "srrl": MethodSpec(
         "last features that the teacher's classifier takes for the teacher's (Yang et al. 2021)",
         "features",
         _loss("srrl:SRRLLoss"),
         options.SrrlOptions,
+        cites=("yang2021knowledge",),
     ),
     "ot": MethodSpec(
         "an image's feature vectors, moved onto the teacher's by optimal transport (OT-KD)",
         "features",
         _loss("ot:OTLoss"),
         options.OtOptions,
+        cites=("feydy2019interpolating",),
     ),
     "hints": MethodSpec(
         "features regressed at the centres of clusters of the teacher's blocks (PURSUhInT)",
         "features",
         _loss("hints:HintLoss"),
         options.HintsOptions,
+        cites=("keser2023pursuhint", "kornblith2019similarity"),
     ),
     "hint_points": MethodSpec(
         "the same points for the losses of a sum that compare the ends of stages",
@@ -205,6 +228,7 @@ BUILT_IN: dict[str, MethodSpec] = {
         options.HintPointsOptions,
         refuses={"hints": "it finds its own points, see hints.points"},
         joins="levels",
+        cites=("keser2023pursuhint", "kornblith2019similarity"),
     ),
     "fcfd": MethodSpec(
         "features that later blocks of both networks treat alike (Liu et al. 2023)",
@@ -212,6 +236,7 @@ BUILT_IN: dict[str, MethodSpec] = {
         _loss("fcfd:FCFDLoss"),
         options.FcfdOptions,
         refuses={**dict.fromkeys(("iakd", "blockkd"), _OWN_PATHS), "simkd": _REPLACED_HEAD},
+        cites=("liu2023function",),
     ),
     "blockkd": MethodSpec(
         "outputs of the teacher's last blocks on the student's features (Yu et al. 2024)",
@@ -219,33 +244,42 @@ BUILT_IN: dict[str, MethodSpec] = {
         _loss("blockkd:BlockKDLoss"),
         options.BlockkdOptions,
         refuses={"iakd": _OWN_PATHS, "simkd": _REPLACED_HEAD},
+        cites=("yu2024decoupling",),
     ),
     "sp": MethodSpec(
         "similarities between the images of a batch, by their last feature maps (Tung and Mori 2019)",
         "relations",
         _loss("sp:SPLoss"),
         options.SpOptions,
+        cites=("tung2019similarity",),
     ),
     "cc": MethodSpec(
         "differences from the teacher, uncorrelated between neighbouring images (Peng et al. 2019)",
         "relations",
         _loss("cc:CCLoss"),
         options.CcOptions,
+        cites=("peng2019correlation",),
     ),
     "rkd": MethodSpec(
-        "distances and angles between images (Park et al. 2019)", "relations", _loss("rkd:RKDLoss"), options.RkdOptions
+        "distances and angles between images (Park et al. 2019)",
+        "relations",
+        _loss("rkd:RKDLoss"),
+        options.RkdOptions,
+        cites=("park2019relational",),
     ),
     "pkt": MethodSpec(
         "similarities to the other images of a batch, as a distribution (Passalis and Tefas 2018)",
         "relations",
         _loss("pkt:PKTLoss"),
         options.PktOptions,
+        cites=("passalis2018learning",),
     ),
     "crd": MethodSpec(
         "embeddings contrasted with those of images of other classes (Tian et al. 2020)",
         "relations",
         _loss("crd:CRDLoss"),
         options.CrdOptions,
+        cites=("tian2020contrastive",),
     ),
     "kcd": MethodSpec(
         "images that teach the student little are dropped step by step, with any loss (Li et al. 2022)",
@@ -254,6 +288,7 @@ BUILT_IN: dict[str, MethodSpec] = {
         options.KcdOptions,
         needs_teacher=False,
         base="kd",
+        cites=("li2022knowledge",),
     ),
 }
 

@@ -26,8 +26,9 @@ from iakd.reporting.swapping import SwapEffect, Trained, interactive, swap_effec
 TEACHER = "teacher"  # the method's name in a teacher's evaluation
 MAX_UNGROUPED = 12  # methods: more are shown in groups
 
+Floats = NDArray[np.float64]
 TrialRow = dict[str, Any]  # a row of trials.csv
-PlannedCurve = tuple[NDArray[np.float64], NDArray[np.float64]]  # progress (E,), planned p of each block (E, blocks)
+PlannedCurve = tuple[Floats, Floats]  # progress (E,), planned p of each block (E, blocks)
 Differences = Mapping[tuple[str, str, str], PairedDifference]  # by a pair's name, a method's label and another's
 
 
@@ -192,6 +193,17 @@ class MethodResults:
     def correct_by_seed(self) -> dict[int, Correct]:
         """For each seed, whether each test image was classified correctly, (images,)."""
         return {model.seed: model.correct for model in self.models}
+
+    @property
+    def confusion(self) -> Floats:
+        """The number of test images by true and by predicted class, summed over the seeds, (classes, classes)."""
+        return np.sum([model.evaluation["confusion"] for model in self.models], axis=0, dtype=np.float64)
+
+    @property
+    def per_class(self) -> Floats:
+        """The mean accuracy over the seeds, percent, (classes,); nan for a class without test images."""
+        rows = [model.evaluation["per_class_top1"] for model in self.models]
+        return np.array([[np.nan if value is None else value for value in row] for row in rows]).mean(0)
 
     @property
     def peer_top1(self) -> SeedMean | None:
@@ -362,13 +374,25 @@ class StudyResults:
 
     @property
     def varied(self) -> list[Parameter]:
-        """The settings in which trials differ."""
-        return [one for one in self.parameters if len({trial.get(one.name) for trial in self.trials} - {None}) > 1]
+        """The settings in which trials differ, of those that trained to the end: others have no accuracy to show."""
+        return [one for one in self.parameters if len({trial.get(one.name) for trial in self.complete} - {None}) > 1]
 
     @property
     def epochs(self) -> int:
         """Epochs that all trials trained together."""
         return sum(trial.get("epochs") or 0 for trial in self.trials)
+
+
+def percentages(confusion: Floats) -> Floats:
+    """Return a confusion matrix in percent of each true class, (classes, classes)."""
+    return 100 * confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+
+
+def most_frequent(confusion: Floats) -> list[tuple[int, int]]:
+    """Return true and predicted class of all mistakes, the most frequent first; of equals that of the rarer class."""
+    true, found = np.nonzero(confusion * (1 - np.eye(len(confusion))))
+    order = np.lexsort((-percentages(confusion)[true, found], -confusion[true, found]))
+    return [(int(true[i]), int(found[i])) for i in order]
 
 
 def read_comparison(experiment: Experiment) -> Comparison:

@@ -3,6 +3,7 @@
 import io
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -109,6 +110,23 @@ def short(name: str, length: int = 24) -> str:
     if len(name) <= length:
         return name
     return f"{name[: length // 2]}…{name[-(length - length // 2 - 1) :]}"
+
+
+def short_all(names: Sequence[str], length: int = 16) -> list[str]:
+    """Shorten names so that different ones stay different: in the middle, else at the start, else with a number."""
+    found = [short(name, length) for name in names]
+    for position, twin in _twins(found):
+        found[position] = f"…{names[position][1 - length :]}" if len(names[position]) > length else twin
+    for position, _ in _twins(found):
+        number = f"… #{position + 1}"
+        found[position] = names[position][: length - len(number)] + number
+    return found
+
+
+def _twins(names: Sequence[str]) -> list[tuple[int, str]]:
+    """Return positions and texts of those that occur more than once."""
+    counts = Counter(names)
+    return [(position, name) for position, name in enumerate(names) if counts[name] > 1]
 
 
 def placeholder(text: str) -> Figure:
