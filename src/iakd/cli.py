@@ -325,6 +325,17 @@ def report(params: ParamsFile = DEFAULT, changes: Changes = NONE) -> None:
 
 
 @app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="A", help="A results folder such as results/digits, or a report in it.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Another one, on the same test images.")],
+) -> None:
+    """Compare two reports: their accuracies, with intervals, and the settings that differ."""
+    from iakd.reporting.compare import compare
+
+    print(compare(a, b), end="")
+
+
+@app.command()
 def status(params: ParamsFile = DEFAULT, changes: Changes = NONE) -> None:
     """Show what is done, running and outdated, and why, and how long the rest takes."""
     experiment = _experiment(params, changes)

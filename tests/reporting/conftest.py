@@ -5,6 +5,7 @@ from pathlib import Path
 
 import fake_experiment
 import pytest
+from matplotlib.figure import Figure
 
 from iakd.experiment.jobs import Experiment
 from iakd.stages import report
@@ -27,3 +28,24 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, _experiment: tuple[
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return experiment
+
+
+@pytest.fixture
+def real_pdfs() -> None:
+    """For tests that look at the PDFs: they are drawn."""
+
+
+@pytest.fixture(autouse=True)
+def _empty_pdfs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the PDFs empty where no test looks at them: to draw them takes half of the time of a report."""
+    if "real_pdfs" in request.fixturenames:
+        return
+    draw = Figure.savefig
+
+    def save(figure: Figure, out: Path, **options: object) -> None:
+        if options.get("format") == "pdf":
+            out.write_bytes(b"")
+        else:
+            draw(figure, out, **options)
+
+    monkeypatch.setattr(Figure, "savefig", save)

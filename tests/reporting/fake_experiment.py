@@ -109,7 +109,7 @@ def _trained(job: TeacherJob | StudentJob, top1: float, about: dict[str, Any], c
         metrics["peer_val_top1"] = 98.25
     files.write_text(job.folder / run_dir.HISTORY, run_dir.history_text(history))
     files.write_json(job.folder / run_dir.METRICS, metrics | _hints(job))
-    model = job.path.encode()
+    model = f"{job.path} {top1} {job.recipe.epochs}".encode()
     files.write_bytes(job.folder / run_dir.MODEL, model)
     files.write_json(job.folder / run_dir.RUN, _record(job, about, files.sha256_bytes(model), rng))
     evaluation = _evaluation(job, top1, about, files.sha256_bytes(model), rng, classes)

@@ -104,9 +104,9 @@ def test_exported_files_and_teachers_have_rows(here: None) -> None:
     assert found.folders == [experiment.exports[0].folder / "kd"]
     rows = [(row["label"], row["file"], row["top1"], row["size"], row["times"][1]) for row in found.rows]
     assert rows == [
-        ("resnet8, kd", "model.onnx", "85.00", "0.256", "0.64 (1.28)"),
-        ("resnet8, kd, int8", "model-int8.onnx", "84.50", "0.0640", "0.896 (1.79)"),
-        ("resnet20", "", "97.20", "0.640", "1.6 (3.2)"),
+        ("resnet8, kd", "model.onnx", "85.0", "0.256", "0.640 (1.28)"),
+        ("resnet8, kd, int8", "model-int8.onnx", "84.5", "0.0640", "0.896 (1.79)"),
+        ("resnet20", "", "97.2", "0.640", "1.60 (3.20)"),
     ]
     assert (found.rows[0]["speed"], found.rows[0]["memory"]) == ("12\u202f500", "3")
 
@@ -182,7 +182,7 @@ def test_labels_of_many_methods_and_pairs_cover_neither_each_other_nor_a_dot(her
         figure = pareto.draw_pareto(exports)
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
-    for axes, cost in zip(figure.axes, ("latency_ms", "bytes"), strict=True):
+    for axes, cost in zip(figure.axes, ("latency_ms", "bytes", "training_seconds", "macs"), strict=True):
         boxes = {text.get_text(): Text.get_window_extent(text, canvas.get_renderer()) for text in axes.texts}
         front = {one.label for one in pareto_front(exports.candidates, cost)}
         assert {*front, "resnet56", "resnet110"} <= set(boxes), "what nothing beats, and the teachers"

@@ -70,7 +70,7 @@ def files_below(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_complete_self_contained_and_repeatable(example):
+def test_complete_self_contained_and_repeatable(example, real_pdfs):
     first = files_below(example.report)
     assert run(example) == Path("results/digits/report/report.html")
     assert files_below(example.report) == first
@@ -82,8 +82,10 @@ def test_complete_self_contained_and_repeatable(example):
     assert len(page.ids) == len(set(page.ids))
     assert page.targets <= set(page.ids)
     assert len(text.encode()) < 2_000_000
-    texts = {"report.html", "tables.csv", "tables.md", "verdict.txt", "made_from.json"}
-    assert set(first) == texts | {"figures/accuracy.png"} | {f"figures/{name}.svg" for name in FIGURES}
+    texts = {"report.html", "tables.csv", "tables.md", "verdict.txt", "made_from.json", "results.json"}
+    texts |= {"tables.tex", "methods.tex", "references.bib"}
+    drawn = {f"figures/{name}.{kind}" for name in FIGURES for kind in ("svg", "pdf")}
+    assert set(first) == texts | {"figures/accuracy.png"} | drawn
 
 
 def test_another_process_writes_the_same_bytes_without_torch(example, tmp_path):
@@ -159,7 +161,9 @@ def test_the_same_network_has_one_speed_and_another_one_its_own(tmp_path, monkey
     expected = {"resnet8 of kd, iakd": median(measured["kd"] + measured["iakd"])}
     expected["resnet8 of simkd"] = median(measured["simkd"])
     rows = key_table.network_table(pair)[1:]
-    assert {row["label"]: row["latency"] for row in rows} == {name: f"{ms:#.3g}" for name, ms in expected.items()}
+    assert {row["label"]: row["costs"]["latency_ms"] for row in rows} == {
+        name: f"{ms:#.3g}" for name, ms in expected.items()
+    }
     summary = {row["method"]: row["latency_ms"] for row in tables.summary(read_comparison(experiment))}
     assert summary["kd"] == summary["iakd"] == pytest.approx(expected["resnet8 of kd, iakd"], abs=1e-4)
     assert [row["latency_ms"] for row in tables.runs(read_comparison(experiment))][1:4] == pytest.approx(
@@ -282,7 +286,8 @@ def test_methods_with_the_same_hint_points_share_a_panel(tmp_path, monkeypatch):
     fake_experiment.write(experiment, levels)
     text = run(experiment).read_text()
     figure = next(part for part in re.findall(r"<figure.*?</figure>", text, re.DOTALL) if "CKA" in part)
-    assert figure.count("hints+kd, hints") == figure.count("at+hint_points") == 1
+    drawn = figure[: figure.index("<figcaption>")]
+    assert drawn.count("hints+kd, hints") == drawn.count("at+hint_points") == 1
     assert "3 by their mean silhouette of 0.52" in figure
     assert "teacher block → student block: 10 → 1, 28 → 2, 45 → 3" in figure
     assert 'href="#hints"' in text and len(figure) < 100_000
@@ -312,12 +317,12 @@ def test_a_student_of_several_bit_widths_has_a_table_with_a_column_for_each(tmp_
     run(experiment)
     text = (experiment.report / "report.html").read_text()
     assert Page(text).open == []
-    cells = re.findall(r"<t[dh][^>]*>([^<]*)</t[dh]>", text[text.index("8 bits") - 60 :])
+    cells = re.findall(r"<t[dh][^>]*>([^<]*)</t[dh]>", text[text.index(">8 bits") - 80 :])
     assert cells[:12] == [
-        *("Accuracy, %", "8 bits", "2 bits"),
+        *("Test accuracy, %", "8 bits", "2 bits"),
         *("kd", "91.0 ± 1.0", "85.0 ± 1.0"),
         *("scratch", "80.0 ± 0.0", "74.0 ± 0.0"),
-        *("Bytes of weights", "78.0 k", "19.5 k"),
+        *("Weights, MB", "0.0780", "0.0195"),
     ]
 
 
@@ -393,7 +398,8 @@ def test_many_classes(example):
         path.write_text(json.dumps(evaluation))
     text = run(example).read_text()
     assert "most frequent mistakes, test images (% of the true class)" in text
-    assert '<td>train</td><td class="r">650</td></tr>' in text
+    assert '<td>all</td><td class="r">650</td><td class="r">300</td>' in text
+    assert "<summary>Images of each class</summary>" in text
 
 
 def test_markup_in_names_is_only_text(example):

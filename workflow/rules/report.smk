@@ -31,6 +31,9 @@ rule report:
             for name in FIGURES
         ],
         picture=EXPERIMENT.report / names.FIGURES / "accuracy.png",
+        paper=[EXPERIMENT.report / name for name in (names.LATEX, names.PARAGRAPH, names.BIBLIOGRAPHY)],
+        vector=[EXPERIMENT.report / names.FIGURES / f"{name}.pdf" for name in FIGURES],
+        data=EXPERIMENT.report / names.RESULTS_FILE,
     log:
         f"logs/{EXPERIMENT.report.relative_to(RESULTS)}.log",
     conda:

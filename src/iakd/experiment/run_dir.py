@@ -40,6 +40,8 @@ SWAPPING = "swapping.json"  # of the comparison: what swapping added
 HEADLINE, ROWS = "headline.json", "metrics"  # of the comparison, for DVC: the best method; a folder, a file per method
 REPORT, TABLES, TABLES_TEXT, FIGURES = "report.html", "tables.csv", "tables.md", "figures"  # of the report
 VERDICT = "verdict.txt"  # of the report: the outcome of each pair in two lines
+LATEX, PARAGRAPH, BIBLIOGRAPHY = "tables.tex", "methods.tex", "references.bib"  # of the report, for a paper
+RESULTS_FILE = "results.json"  # of the report: settings and results of all its models, for `iakd compare`
 ONNX, INT8, PT2 = "model.onnx", "model-int8.onnx", "model.pt2"  # of an export, beside its MODEL
 LABELS, PREPROCESSING, CARD = "labels.txt", "preprocessing.json", "README.md"  # of an export
 ONNX_OF_BITS = "model-{}bit.onnx"  # of an export with several bit-widths: the lower ones
@@ -55,6 +57,11 @@ def precision(name: str, network: Network) -> str:
     bits = re.fullmatch(ONNX_OF_BITS.format(r"(\d+)"), name)
     trained = network.bit_widths[0] if network.bit_widths else network.bits
     return f"{bits[1]} bits" if bits else f"{trained} bits" if trained else "float32"
+
+
+def merit(metrics: dict[str, Any]) -> tuple[float, float]:
+    """Return accuracy and certainty on the validation images, from a training's metrics; more is better."""
+    return metrics["val_top1"], -metrics.get("val_nll", 0.0)
 
 
 def now() -> str:

@@ -67,6 +67,8 @@ class Candidate:
     top1: float
     std: float | None
     measured: Measured
+    macs: float = 1.0
+    training_seconds: float | None = None  # of one seed; None if it was imported
 
     @property
     def latency_ms(self) -> float:
@@ -84,7 +86,8 @@ class ExportedFile:
     """An exported ONNX file; `change` is what its precision costs on the test images, in points."""
 
     pair: str
-    label: str
+    method: str
+    label: str  # as in figures and tables
     kind: str  # as `MethodResults.kind`
     path: Path
     top1: float
@@ -100,11 +103,16 @@ class Exports:
     candidates: list[Candidate]
     conditions: str
     left_out: list[str]
+    digits: int  # of accuracies
 
     @property
     def folders(self) -> list[Path]:
         """The folders of the exported models."""
         return list(dict.fromkeys(file.path.parent for file in self.files))
+
+    def of(self, pair: PairComparison, results: MethodResults) -> ExportedFile | None:
+        """Return the file of a method in its usual precision, the first; None if it was not exported."""
+        return next((file for file in self.files if (file.pair, file.method) == (pair.name, results.label)), None)
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -115,11 +123,14 @@ class Exports:
             {
                 "label": label,
                 "kind": kind,
-                "top1": formatting.number(top1, 2),
+                "top1": formatting.number(top1, self.digits),
                 "file": name,
-                "size": formatting.three_digits(measured.bytes / 1e6),
-                "memory": formatting.number(measured.memory_mib, 0),
-                "times": [f"{batch.median_ms:.3g} ({batch.p95_ms:.3g})" for batch in measured.batches.values()],
+                "size": formatting.megabytes(measured.bytes),
+                "memory": formatting.QUANTITIES["memory_mib"].text(measured.memory_mib),
+                "times": [
+                    f"{formatting.three_digits(batch.median_ms)} ({formatting.three_digits(batch.p95_ms)})"
+                    for batch in measured.batches.values()
+                ],
                 "speed": formatting.whole(max(batch.images_per_s for batch in measured.batches.values())),
             }
             for label, kind, top1, name, measured in [*exported, *teachers]
@@ -147,6 +158,7 @@ def read_exports(experiment: Experiment, comparison: Comparison) -> Exports | No
         list(_candidates(comparison, measured, exported)),
         f"ONNX Runtime {latency.onnxruntime} with {formatting.plural(latency.threads, 'thread')} on {on}",
         [f"{found.network}: {found.reason}" for found in latency.left_out],
+        comparison.digits,
     )
 
 
@@ -183,6 +195,7 @@ def _exported(experiment: Experiment, comparison: Comparison, measured: Times) -
                 top1 = _top1(record, precision)
                 yield ExportedFile(
                     pair.name,
+                    results.label,
                     _label(comparison, pair, results, precision),
                     results.kind,
                     folder / name,
@@ -217,13 +230,19 @@ def _candidates(comparison: Comparison, measured: Times, exported: list[Exported
                 change = integers[pair.name, label].change
             elif results.bit_widths:
                 top1 = results.at_bits(int(precision.removesuffix(" bits")), "top1")
-            yield Candidate(label, results.kind, top1.mean + change, top1.std, found)
+            seconds = None if results.imported_from else results.training_seconds
+            macs = results.median("macs")
+            yield Candidate(label, results.kind, top1.mean + change, top1.std, found, macs, seconds)
 
 
 def pareto_front(candidates: list[Candidate], cost: str) -> list[Candidate]:
-    """Return those that no other one beats, cheapest first: each is more accurate than all that are no dearer."""
+    """Return those that no other one beats, cheapest first: each is more accurate than all that are no dearer.
+
+    Those whose cost is unknown are left out.
+    """
     front: list[Candidate] = []
-    for candidate in sorted(candidates, key=lambda candidate: (getattr(candidate, cost), -candidate.top1)):
+    known = [candidate for candidate in candidates if getattr(candidate, cost) is not None]
+    for candidate in sorted(known, key=lambda candidate: (getattr(candidate, cost), -candidate.top1)):
         if not front or candidate.top1 > front[-1].top1:
             front.append(candidate)
     return front

@@ -1,7 +1,8 @@
-"""Numbers and the settings of methods as text for readers."""
+"""Numbers and the settings of methods as text for readers: the one place that decides names, digits and units."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from iakd.config import METHODS, Candidate, Method, Schedule
@@ -40,6 +41,11 @@ def explain_method(name: str) -> str:
     summary = METHODS[name].summary
     starts_with_method = summary.split()[0] in METHODS  # names of methods keep their lower case
     return EXPLANATIONS.get(name) or f"{summary if starts_with_method else summary[:1].upper() + summary[1:]}."
+
+
+def digits(test_images: int) -> int:
+    """Return the decimals of an accuracy in percent that a test set of this size can resolve."""
+    return 1 if test_images < 5000 else 2
 
 
 def number(value: float, digits: int) -> str:
@@ -100,6 +106,11 @@ def three_digits(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:#.3g}"
 
 
+def megabytes(value: float) -> str:
+    """Format a number of bytes in MB, without the unit."""
+    return three_digits(value / 1e6)
+
+
 def cost_ratio(teacher: float, student: float, less: str, more: str) -> str:
     """Compare the student's cost with the teacher's: '3.5× fewer'."""
     if not teacher or not student:
@@ -118,6 +129,11 @@ def ratio(value: float | None) -> str:
 def percent(fraction: float) -> str:
     """Format a fraction as a percentage without trailing zeros."""
     return f"{100 * fraction:g} %"
+
+
+def setting(name: str) -> str:
+    """Return a searched setting's name without its section, where that is clear."""
+    return name.removeprefix("iakd.schedule.").removeprefix("recipe.")
 
 
 def conditions(names: Sequence[Condition]) -> str:
@@ -141,6 +157,31 @@ def duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What is measured of a model: its name with the unit, as text, and the words for less and for more of it."""
+
+    title: str
+    text: Callable[[float], str]
+    less: str = "lower"
+    more: str = "higher"
+
+
+ECE_DIGITS = 3
+TOP1 = "Test accuracy, %"  # its digits depend on the test set
+QUANTITIES = {
+    "parameters": Quantity("Parameters", with_prefix, "fewer", "more"),
+    "weight_bytes": Quantity("Weights, MB", megabytes, "smaller", "larger"),
+    "macs": Quantity("MACs per image", with_prefix, "fewer", "more"),
+    "latency_ms": Quantity("Latency, ms", three_digits, "faster", "slower"),
+    "images_per_s": Quantity("Images per s", whole, "slower", "faster"),
+    "training_seconds": Quantity("Training, one seed", duration, "shorter", "longer"),
+    "bit_operations": Quantity("Bit operations per image", with_prefix, "fewer", "more"),
+    "bytes": Quantity("ONNX file, MB", megabytes, "smaller", "larger"),
+    "memory_mib": Quantity("Memory, MiB", whole),
+}
 
 
 def describe_settings(method: Method, brief: bool = False, trained: Candidate | None = None) -> str:

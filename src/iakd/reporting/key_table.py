@@ -8,12 +8,8 @@ from iakd.reporting.results import Comparison, MethodResults, PairComparison
 from iakd.reporting.statistics import PairedDifference
 from iakd.reporting.swapping import by_counterpart
 
-COSTS = (  # name, title, words for less and more of it
-    ("parameters", "Parameters", "fewer", "more"),
-    ("weight_bytes", "Bytes of weights", "fewer", "more"),
-    ("macs", "MACs per image", "fewer", "more"),
-    ("latency_ms", "Latency, ms", "faster", "slower"),
-)
+COSTS = ("parameters", "weight_bytes", "macs", "latency_ms")
+NETWORK = ("parameters", "macs", "weight_bytes", "latency_ms", "images_per_s")
 
 
 def key_table(comparison: Comparison, pair: PairComparison) -> dict[str, Any]:
@@ -160,27 +156,28 @@ def size_table(pair: PairComparison) -> list[dict[str, str]]:
     float32 = all(
         results.median("weight_bytes") == 4 * results.median("parameters") for results in (pair.teacher, *pair.methods)
     )
-    for name, title, less, more in COSTS:
+    for name in COSTS:
         if name == "weight_bytes" and float32:  # adds nothing to the number of parameters
             continue
+        quantity = formatting.QUANTITIES[name]
         teacher = pair.teacher.median(name)
         students = sorted(results.median(name) for results in pair.methods)
         middle = students[len(students) // 2]
-        text = formatting.three_digits if name == "latency_ms" else formatting.with_prefix
         equal = students[0] == students[-1] or name == "latency_ms"  # latencies always differ a little
+        ends = f"{quantity.text(students[0])} – {quantity.text(students[-1])}"
         rows.append(
             {
-                "title": title,
-                "teacher": text(teacher),
-                "student": text(middle) if equal else f"{text(students[0])} – {text(students[-1])}",
-                "ratio": formatting.cost_ratio(teacher, middle, less, more),
+                "title": quantity.title,
+                "teacher": quantity.text(teacher),
+                "student": quantity.text(middle) if equal else ends,
+                "ratio": formatting.cost_ratio(teacher, middle, quantity.less, quantity.more),
             }
         )
     return rows
 
 
-def network_table(pair: PairComparison) -> list[dict[str, str]]:
-    """Return what each network costs to run: the teacher, the student, and what methods have made of it."""
+def network_table(pair: PairComparison) -> list[dict[str, Any]]:
+    """Return what each network costs to run (`NETWORK`): the teacher, the student, and what methods have made of it."""
     networks: dict[str, list[MethodResults]] = {}
     for results in pair.in_display_order:
         networks.setdefault(results.models[0].network, []).append(results)
@@ -191,11 +188,7 @@ def network_table(pair: PairComparison) -> list[dict[str, str]]:
     return [
         {
             "label": label,
-            "parameters": formatting.whole(results.median("parameters")),
-            "macs": formatting.with_prefix(results.median("macs")),
-            "size": formatting.three_digits(results.median("weight_bytes") / 1e6),
-            "latency": formatting.three_digits(results.median("latency_ms")),
-            "throughput": formatting.whole(results.median("images_per_s")),
+            "costs": {name: formatting.QUANTITIES[name].text(results.median(name)) for name in NETWORK},
         }
         for label, results in rows
     ]
@@ -219,7 +212,7 @@ def bits_table(comparison: Comparison, pair: PairComparison) -> dict[str, Any] |
     widths = pair.methods[0].bit_widths
     if not widths:
         return None
-    costs = (("weight_bytes", "Bytes of weights"), ("bit_operations", "Bit operations per image"))
+    costs = [(name, formatting.QUANTITIES[name]) for name in ("weight_bytes", "bit_operations")]
     return {
         "bits": widths,
         "methods": [
@@ -232,9 +225,9 @@ def bits_table(comparison: Comparison, pair: PairComparison) -> dict[str, Any] |
         ],
         "costs": [
             {
-                "title": title,
-                "values": [formatting.with_prefix(pair.methods[0].at_bits(bits, name).mean) for bits in widths],
+                "title": quantity.title,
+                "values": [quantity.text(pair.methods[0].at_bits(bits, name).mean) for bits in widths],
             }
-            for name, title in costs
+            for name, quantity in costs
         ],
     }

@@ -1,8 +1,7 @@
 """The page: one HTML file that loads nothing else. Every section's values are put together here."""
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -10,13 +9,21 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from iakd.config import METHODS, Params
-from iakd.reporting import formatting, key_table, verdict
-from iakd.reporting.exported import Exports
+from iakd.experiment import run_dir
+from iakd.reporting import formatting, key_table, paper, review, verdict
+from iakd.reporting.exported import Exports, pareto_front
 from iakd.reporting.figures import hints
-from iakd.reporting.results import Comparison, ModelResults, PairComparison, StudyResults
+from iakd.reporting.results import (
+    Comparison,
+    PairComparison,
+    StudyResults,
+    most_frequent,
+    percentages,
+)
 from iakd.reporting.swapping import EQUAL_TIME
 
-MAX_CLASSES = 20  # more do not fit side by side
+MAX_CLASSES = 20  # more are folded away
+MAX_MISTAKES = 15
 
 
 def render(
@@ -24,9 +31,10 @@ def render(
     studies: Sequence[StudyResults],
     manifest: dict[str, Any],
     figures: Mapping[str, str],
+    methods: str,
     exports: Exports | None = None,
 ) -> str:
-    """Return the page as text. `figures` are SVG elements by name."""
+    """Return the page as text. `figures` are SVG elements by name; `methods` is the paragraph for a paper."""
     environment = Environment(
         loader=PackageLoader("iakd.reporting"),
         autoescape=True,
@@ -55,15 +63,27 @@ def render(
             note for init, (_, note) in formatting.STARTS.items() if init in {m.init for m in params.methods.values()}
         ),
         figures={name: Markup(figure) for name, figure in figures.items()},
+        origins=review.figure_origins(comparison, studies, exports),
+        alts=_alternatives(comparison, studies, manifest["classes"], exports),
+        recommended=verdict.recommendation(comparison, exports),
+        top1=formatting.TOP1,
+        quantities=formatting.QUANTITIES,
+        network=key_table.NETWORK,
+        runs=review.runs(comparison),
+        answers=review.answers(comparison, studies, manifest),
+        budgets=[review.budget(comparison, study) for study in studies],
+        mistakes=[_mistakes(pair, manifest["classes"]) for pair in comparison.pairs],
+        paragraph=paper.as_text(comparison, methods),
+        beside=(run_dir.LATEX, run_dir.PARAGRAPH, run_dir.BIBLIOGRAPHY, run_dir.TABLES, run_dir.RESULTS_FILE),
         swaps=any(results.interactive for pair in comparison.pairs for results in pair.methods),
         hints=hints.has_hints(comparison),
         studies=bool(studies),
         exports=exports,
-        device=_distinct(_measured_on(model) for model in comparison.models),
+        device=review.distinct(review.measured_on(model) for model in comparison.models),
         equal_time=formatting.ratio(EQUAL_TIME),
         swapping=verdict.swapping_summary(comparison),
         data=_data(params.distill.transfer, manifest),
-        origin=origin(comparison, studies, manifest),
+        origin=review.origin(comparison, studies, manifest),
         commit=comparison.models[0].record["git_commit"],
         settings=settings_text(params),
     )
@@ -87,107 +107,89 @@ def _pair(comparison: Comparison, pair: PairComparison, found: verdict.PairVerdi
 
 
 def _data(transfer: int | float | None, manifest: dict[str, Any]) -> dict[str, Any]:
-    image, classes = manifest["image"], manifest["classes"]
-    listed = len(classes) <= MAX_CLASSES
+    image, classes, splits = manifest["image"], manifest["classes"], manifest["splits"]
     return {
         "about": manifest["source"]["about"].rstrip("."),
         "shape": f"{image['height']} × {image['width']} pixels, {formatting.plural(image['channels'], 'channel')}",
-        "splits": [
-            {"name": name, "n": split["n"], "per_class": split["per_class"] if listed else []}
-            for name, split in manifest["splits"].items()
-        ],
-        "classes": classes if listed else [],
-        "n_classes": len(classes),
-        "transfer": f"{100 * transfer:g} %" if isinstance(transfer, float) else transfer,
+        "splits": list(splits),
+        "totals": [formatting.whole(split["n"]) for split in splits.values()],
+        "classes": [(name, [split["per_class"][i] for split in splits.values()]) for i, name in enumerate(classes)],
+        "n_classes": formatting.whole(len(classes)),
+        "folded": len(classes) > MAX_CLASSES,
+        "transfer": formatting.percent(transfer) if isinstance(transfer, float) else transfer,
         "problems": manifest["problems"],
     }
 
 
-def origin(comparison: Comparison, studies: Sequence[StudyResults], manifest: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return names and values of code, packages, data, seeds and machines; several values if the runs differ."""
-    records = [model.record for model in comparison.models]
-    versions = {" · ".join(f"{name} {v}" for name, v in record["versions"].items()) for record in records}
-    return [
-        ("Code", _distinct(record["git_commit"] or "not a git checkout" for record in records)),
-        (
-            "Locked packages",
-            f"requirements.lock, SHA-256 {_distinct(r['lock_sha256'] or 'unknown' for r in records)}",
-        ),
-        ("Installed", "; ".join(sorted(versions))),
-        ("Data", f"{manifest['source']['name']}, SHA-256 of images and labels {manifest['sha256']}"),
-        *_imported_teachers(comparison),
-        ("Seeds", _seeds(comparison.params)),
-        ("Device", _distinct(_device(record) for record in records)),
-        (
-            "Trained",
-            f"{_minute(min(r['started'] for r in records))} to {_minute(max(r['finished'] for r in records))} UTC",
-        ),
-        ("Training time", _training_times(comparison, studies)),
-    ]
+def _alternatives(
+    comparison: Comparison, studies: Sequence[StudyResults], classes: Sequence[str], exports: Exports | None
+) -> dict[str, str]:
+    """Return for each figure of the page what it shows, for those who do not see it."""
+    digits = comparison.digits
 
+    def by_pair(describe: Callable[[PairComparison], str]) -> str:
+        several = len(comparison.pairs) > 1
+        return "; ".join((f"{pair.title}: " if several else "") + describe(pair) for pair in comparison.pairs)
 
-def _imported_teachers(comparison: Comparison) -> list[tuple[str, str]]:
-    teachers = {pair.teacher_name: pair.teacher.imported_from for pair in comparison.pairs}
-    lines = [f"{name}: {checkpoint}" for name, checkpoints in teachers.items() for checkpoint in checkpoints]
-    return [("Imported teachers", "; ".join(lines))] if lines else []
+    def curves(pair: PairComparison) -> str:
+        ends = (f"{r.label} {formatting.number(r.merit[0], digits)}" for r in pair.in_display_order)
+        return ", ".join(ends)
 
+    def calibration(pair: PairComparison) -> str:
+        shown = (pair.teacher, *pair.best_of_each_kind)
+        return ", ".join(f"{r.label} {formatting.number(r.mean('ece').mean, formatting.ECE_DIGITS)}" for r in shown)
 
-def _distinct(values: Iterable[str]) -> str:
-    """Return the common value, or all values with the number of runs that had each, the most frequent first."""
-    counts = Counter(values).most_common()
-    if len(counts) == 1:
-        return counts[0][0]
-    ordered = sorted(counts, key=lambda c: (-c[1], c[0]))
-    return "; ".join(f"{value} ({formatting.plural(n, 'run')})" for value, n in ordered)
+    def confusion(pair: PairComparison) -> str:
+        best = pair.ranked[0]
+        worst = most_frequent(best.confusion)[:3]
+        named = (
+            f"{classes[true]} taken for {classes[found]} ({best.confusion[true, found]:.0f})" for true, found in worst
+        )
+        return f"{best.label}: {', '.join(named) or 'none'}"
 
-
-def _device(record: dict[str, Any]) -> str:
-    """Return what a model was trained on, with the machine around it as far as its record names it."""
-    machine = record.get("machine")
-    if not machine:
-        return str(record["device"])
-    around = formatting.machine(machine["processor"], machine["cores"], machine["system"])
-    return around if record["device"] == "cpu" else f"{record['device']} in {around}"
-
-
-def _measured_on(model: ModelResults) -> str:
-    """Return what a model's latency was measured on; if it is that of the training, with the machine around it."""
-    device = str(model.evaluation.get("device", "cpu"))
-    return _device(model.record) if device == model.record["device"] else device
-
-
-def _seeds(params: Params) -> str:
-    teachers, students = (", ".join(map(str, seeds)) for seeds in (params.teach.seeds, params.distill.seeds))
-    return f"teachers {teachers}; students {students}; split {params.dataset.split_seed}"
-
-
-def _minute(time: str) -> str:
-    return time[:16].replace("T", " ")
-
-
-def _training_times(comparison: Comparison, studies: Sequence[StudyResults]) -> str:
-    """Return the wall time, summed over the runs of each kind."""
-    teachers = {
-        pair.teacher_name: [model.record["wall_seconds"] for model in pair.teacher.models]
-        for pair in comparison.pairs
-        if not pair.teacher.imported_from
+    tuned = (f"{study.title}: {study.best['number']}" for study in studies if study.best)
+    front = [one.label for one in pareto_front(exports.candidates, "latency_ms")] if exports else []
+    return {
+        "curves": f"Validation accuracy over the epochs, a panel per method. Last values, %: {by_pair(curves)}.",
+        "swaps": "Probability that a student block is kept over the epochs, planned and drawn, a panel per method.",
+        "hints": "Similarity of the teacher's blocks, their clusters and the hint points.",
+        "tuning": f"Studies: accuracy of each trial, importance of each setting, p over the training. Best trial of "
+        f"{'; '.join(tuned)}.",
+        "calibration": f"Accuracy against confidence. Expected calibration error: {by_pair(calibration)}.",
+        "confusion": f"Confusion and accuracy per class. Most frequent mistakes of {by_pair(confusion)}.",
+        "pareto": "Accuracy against latency, file size, training time and MACs. By latency nothing beats: "
+        f"{', '.join(front)}.",
     }
-    students = [
-        model.record["wall_seconds"]
-        for pair in comparison.pairs
-        for results in pair.methods
-        for model in results.models
-    ]
-    seconds = {
-        "teacher": [time for times in teachers.values() for time in times],
-        "trial": [trial["seconds"] for study in studies for trial in study.trials if trial.get("seconds")],
-        "student": students,
+
+
+def _mistakes(pair: PairComparison, classes: Sequence[str]) -> dict[str, Any]:
+    """Return the most frequent mistakes and the accuracy of each class, as tables."""
+    best = pair.ranked[0]
+    counts, shares = best.confusion, percentages(best.confusion)
+    images = counts.sum(1) / len(best.models)
+    accuracies = [(results.label, results.per_class) for results in (best, pair.teacher)]
+    return {
+        "title": pair.title,
+        "label": best.label,
+        "mistakes": [
+            (
+                classes[true],
+                classes[found],
+                formatting.whole(counts[true, found]),
+                formatting.number(shares[true, found], 1),
+            )
+            for true, found in most_frequent(counts)[:MAX_MISTAKES]
+        ],
+        "names": [label for label, _ in accuracies],
+        "classes": [
+            (name, formatting.whole(images[i]), [_accuracy(values[i]) for _, values in accuracies])
+            for i, name in enumerate(classes)
+        ],
     }
-    return "; ".join(
-        f"{formatting.plural(len(times), kind)} {formatting.duration(sum(times))}"
-        for kind, times in seconds.items()
-        if times
-    )
+
+
+def _accuracy(value: float) -> str:
+    return "–" if value != value else formatting.number(value, 1)
 
 
 def settings_text(params: Params) -> str:

@@ -1,7 +1,7 @@
 """What the report shows, read from files: evaluations by pair, method and seed, their differences, studies."""
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import combinations
@@ -19,7 +19,8 @@ from iakd.errors import UserError
 from iakd.evaluation.metrics import unpack
 from iakd.evaluation.record import MEASURED, network_key, read_evaluation, read_record
 from iakd.experiment.jobs import Experiment, StudentJob, StudyJob, TeacherJob, as_trained
-from iakd.experiment.run_dir import EVALUATION, HISTORY, METRICS, RUN, Row, damaged_products, read_history
+from iakd.experiment.run_dir import EVALUATION, HISTORY, METRICS, RUN, Row, damaged_products, merit, read_history
+from iakd.reporting import formatting
 from iakd.reporting.statistics import Correct, PairedDifference, SeedMean, judge, paired_difference, seed_mean
 from iakd.reporting.swapping import SwapEffect, Trained, interactive, swap_effects
 
@@ -116,6 +117,7 @@ class MethodResults:
     models: list[ModelResults]
     trained: Candidate | None = None  # with what a study has found
     gains: dict[str, PairedDifference] = field(default_factory=dict)  # by reference, except over itself
+    started_from: list[str] = field(default_factory=list)  # of a tuned one: the methods that its study tried first
 
     @property
     def interactive(self) -> bool:
@@ -206,6 +208,17 @@ class MethodResults:
         return np.array([[np.nan if value is None else value for value in row] for row in rows]).mean(0)
 
     @property
+    def merit(self) -> tuple[float, float]:
+        """Accuracy and certainty on the validation images, means over the seeds; more is better."""
+        top1, certainty = zip(*(merit(model.metrics) for model in self.models), strict=True)
+        return statistics.fmean(top1), statistics.fmean(certainty)
+
+    @property
+    def deployed(self) -> ModelResults:
+        """The model of the seed that is best on the validation images: the one that `iakd export` takes."""
+        return max(self.models, key=lambda model: merit(model.metrics))
+
+    @property
     def peer_top1(self) -> SeedMean | None:
         """Test accuracy of the networks that were trained beside the students, percent; None if there were none."""
         found = [model.evaluation["peer"]["top1"] for model in self.models if model.evaluation.get("peer")]
@@ -235,6 +248,11 @@ class PairComparison:
     def ranked(self) -> list[MethodResults]:
         """The methods, most accurate first; ties in the order of the settings."""
         return sorted(self.methods, key=lambda method: -method.top1.mean)
+
+    @property
+    def recommended(self) -> MethodResults:
+        """The method that is best on the validation images, which may choose; `iakd export` chooses alike."""
+        return max(self.methods, key=lambda method: method.merit)
 
     @property
     def best_of_each_kind(self) -> list[MethodResults]:
@@ -316,7 +334,7 @@ class Comparison:
     @property
     def digits(self) -> int:
         """Decimals of an accuracy in percent that a test set of this size can resolve."""
-        return 1 if self.test_images < 5000 else 2
+        return formatting.digits(self.test_images)
 
     def difference(self, pair: PairComparison, first: str, second: str) -> PairedDifference | None:
         """Return the accuracy of one method minus that of another; None if they have no seed in common."""
@@ -341,6 +359,20 @@ class Comparison:
     def _compare(self, pair: PairComparison, first: Trained, second: Trained) -> PairedDifference | None:
         return self.difference(pair, first.label, second.label)
 
+    def tuning_effect(
+        self, pair: PairComparison, tuned: MethodResults
+    ) -> tuple[MethodResults, PairedDifference] | None:
+        """Return the best method that a tuned one came from, and the tuned one minus it; None if there is none.
+
+        The difference is not among those that are judged together, so it is never called significant.
+        """
+        origin = next((results for results in pair.ranked if results.label in tuned.started_from), None)
+        if origin is None:
+            return None
+        confidence = self.params.report.confidence
+        difference = paired_difference(tuned.correct_by_seed, origin.correct_by_seed, confidence)
+        return (origin, difference) if difference else None
+
     def lead(self, pair: PairComparison) -> PairedDifference | None:
         """Return the best method with swapping minus the best without; None if one kind or a common seed is missing."""
         best = {results.interactive: results.label for results in pair.best_of_each_kind}
@@ -354,6 +386,8 @@ class StudyResults:
     The planned p is that of a trial's first seed; none where its method does not swap.
     """
 
+    pair: str
+    label: str
     title: str
     seeds: int  # that a trial trains, unless it is pruned
     parameters: list[Parameter]
@@ -402,11 +436,15 @@ def read_comparison(experiment: Experiment) -> Comparison:
     for taught in experiment.teachers:
         by_teacher.setdefault(taught.network.name, []).append(models[taught.path])
     by_pair: dict[tuple[str, str], dict[str, MethodResults]] = {}
+    origins = {(study.pair, study.label): _origins(study, experiment.students) for study in experiment.studies}
     for job in experiment.students:
         by_label = by_pair.setdefault((job.teacher.network.name, job.student.name), {})
         model = models[job.path]
         trained = _trained(job, model)
-        results = by_label.setdefault(job.label, MethodResults(job.label, job.method, job.recipe, [], trained))
+        first = origins.get((job.pair, job.label), [])
+        results = by_label.setdefault(
+            job.label, MethodResults(job.label, job.method, job.recipe, [], trained, started_from=first)
+        )
         results.models.append(model)
     pairs = [
         PairComparison(
@@ -415,14 +453,36 @@ def read_comparison(experiment: Experiment) -> Comparison:
         for (teacher, student), by_label in by_pair.items()
     ]
     comparison = Comparison(experiment.params, pairs, {})
-    first, *others = comparison.models
+    one, *others = comparison.models
     for other in others:  # differences are taken image by image
-        if other.evaluation["data_sha256"] != first.evaluation["data_sha256"]:
-            raise UserError(f"{other.folder / EVALUATION} is of other data than {first.folder}: run `iakd evaluate`")
+        if other.evaluation["data_sha256"] != one.evaluation["data_sha256"]:
+            raise UserError(f"{other.folder / EVALUATION} is of other data than {one.folder}: run `iakd evaluate`")
     differences = _differences(comparison)
     return replace(
         comparison, pairs=[_with_gains(pair, comparison, differences) for pair in pairs], differences=differences
     )
+
+
+def _origins(study: StudyJob, students: Sequence[StudentJob]) -> list[str]:
+    """Return the untuned methods of the pair that are what the study's first trials tried, in the students' recipe."""
+    tried = [study.space.candidate(params) for params in study.first]
+    searched = [one.name for one in study.space.parameters if one.name.startswith("recipe.")]
+    tuned = next((job for job in students if (job.pair, job.label) == (study.pair, study.label)), None)
+    found: list[str] = []
+    if tuned is None:
+        return found
+    for job in students:
+        if job.pair != study.pair or job.method.tuned or job.label in found:
+            continue
+        own = Candidate(job.method, job.recipe)
+        for candidate in tried:
+            others = {"validate_every", *(name.split(".")[1] for name in searched)}
+            same_recipe = job.recipe.model_dump(exclude=others) == tuned.recipe.model_dump(exclude=others)
+            same_search = all(own.value(name) == candidate.value(name) for name in searched)
+            if same_recipe and same_search and job.method.settings() == candidate.method.settings():
+                found.append(job.label)
+                break
+    return found
 
 
 def _shape(rows: list[Row]) -> tuple[int, int, list[str]]:
@@ -518,7 +578,7 @@ def read_study(job: StudyJob, seeds: int, trials: list[TrialRow], importances: d
     numbers = [trial["number"] for trial in trials]
     if not isinstance(front, list) or not all(number in numbers for number in front):
         raise UserError(f"{job.folder / METRICS} is damaged: delete it, then run `iakd tune`")
-    return StudyResults(title, seeds, job.space.parameters, trials, importances, curves, front)
+    return StudyResults(job.pair, job.label, title, seeds, job.space.parameters, trials, importances, curves, front)
 
 
 def _planned_curve(path: Path, epochs: int) -> PlannedCurve | None:

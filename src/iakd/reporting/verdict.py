@@ -8,6 +8,7 @@ import yaml
 from iakd.config import METHODS, Params, merged
 from iakd.evaluation import seen
 from iakd.reporting import formatting
+from iakd.reporting.exported import Exports
 from iakd.reporting.results import Comparison, MethodResults, PairComparison
 from iakd.reporting.statistics import MIN_SEEDS, PairedDifference
 from iakd.reporting.swapping import INTERACTIVE, Added, Condition, SwapEffect, by_counterpart, without_swaps
@@ -121,6 +122,31 @@ def caution(comparison: Comparison) -> str:
     return text
 
 
+def recommendation(comparison: Comparison, exports: Exports | None = None) -> str:
+    """Return the model to use, in a sentence: of all pairs the method that is best on the validation images."""
+    pair = max(comparison.pairs, key=lambda pair: pair.recommended.merit)
+    results = pair.recommended
+    model, digits = results.deployed, comparison.digits
+    val = formatting.number(results.merit[0], digits)
+    lost = pair.teacher.top1.mean - results.top1.mean
+    away = f"{formatting.number(abs(lost), digits)} points {'below' if lost > 0 else 'above'} {pair.teacher_name}"
+    size = formatting.cost_ratio(pair.teacher.median("parameters"), results.median("parameters"), "fewer", "more")
+    file = exports.of(pair, results) if exports else None
+    folder = file.path.parent if file else model.folder
+    costs = ""
+    if file:
+        ms, mb = (formatting.QUANTITIES[name].text for name in ("latency_ms", "bytes"))
+        costs = f"; {ms(file.measured.latency_ms)} ms per image and {mb(file.measured.bytes)} MB as ONNX"
+    among = f" of {len(comparison.params.methods)} methods" if len(comparison.params.methods) > 1 else ""
+    among += f" and {len(comparison.pairs)} pairs" if len(comparison.pairs) > 1 else ""
+    reason = f"the best{among} on the validation images ({val} %)" if among else f"{val} % on the validation images"
+    return (
+        f"{pair.student_name} trained with {results.label}, seed {model.seed} ({folder}): {reason}, with "
+        f"{formatting.mean_std(results.top1, digits)} % on the test images, {away} "
+        f"with {size if size != 'the same' else 'as many'} parameters{costs}."
+    )
+
+
 def swapping_summary(comparison: Comparison) -> str:
     """Return a sentence on the effects of swapping in all methods, or nothing if none has an interval."""
     parts = []
@@ -226,7 +252,13 @@ class _VerdictWriter:
         else:
             champion, outcome = rivals[0], "alone"
         headline, interval, first = self._compare(*rivals) if len(rivals) == 2 else self._only(champion)
-        details = [first, *self._unequal(rivals), *self._added(champion), *self._gains(champion, rivals)]
+        details = [
+            first,
+            *self._unequal(rivals),
+            *self._added(champion),
+            *self._gains(champion, rivals),
+            *self._tuned_in_vain(),
+        ]
         return PairVerdict(outcome, headline, interval, details, self.lead)
 
     def _only(self, results: MethodResults) -> tuple[str, str, str]:
@@ -335,6 +367,22 @@ class _VerdictWriter:
         if self.missing:
             names = " or ".join(self.missing)
             sentences.append(f"The settings have no method called {names}, so no gain over it is shown.")
+        return sentences
+
+    def _tuned_in_vain(self) -> list[str]:
+        """Return a sentence on each tuned method that is worse on the test images than what it came from."""
+        sentences = []
+        for results in self.pair.methods:
+            found = self.comparison.tuning_effect(self.pair, results)
+            if found and found[1].mean < 0:
+                origin, difference = found
+                points = formatting.number(-difference.mean, self.digits)
+                bounds = formatting.interval(difference, self.digits)
+                inside = f" ({formatting.percent(self.level)} interval {bounds})" if bounds else ""
+                sentences.append(
+                    f"Tuning did not pay for {results.label}: on the test images it is {points} points worse than "
+                    f"{origin.label}, with which its study started{inside}."
+                )
         return sentences
 
     def _inside(self, difference: PairedDifference) -> str:

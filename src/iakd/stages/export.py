@@ -95,7 +95,7 @@ class Student:
     @property
     def merit(self) -> tuple[float, float]:
         """Accuracy and certainty on the validation images; more is better."""
-        return self.metrics["val_top1"], -self.metrics.get("val_nll", 0.0)
+        return run_dir.merit(self.metrics)
 
 
 def choose(students: list[Student], each_method: bool = False) -> list[Student]:

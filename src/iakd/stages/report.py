@@ -11,7 +11,7 @@ from iakd.evaluation import made_from
 from iakd.evaluation.record import read_record
 from iakd.experiment import run_dir
 from iakd.experiment.jobs import Experiment, StudyJob
-from iakd.reporting import page, tables
+from iakd.reporting import page, paper, record, review, tables
 from iakd.reporting.exported import read_exports
 from iakd.reporting.figures import accuracy, added, hints, mistakes, pareto, style, training, tuning
 from iakd.reporting.results import StudyResults, read_comparison, read_study
@@ -31,6 +31,7 @@ class _Image(BaseModel):
 
 class _Split(BaseModel):
     n: int
+    sha256: str
     per_class: list[int]
 
 
@@ -52,7 +53,9 @@ def run(experiment: Experiment) -> Path:
     comparison = read_comparison(experiment)
     manifest = _manifest(experiment)
     studies = [_study(job, experiment.params.tune.seeds) for job in experiment.studies]
+    exports = read_exports(experiment, comparison)
     folder = experiment.report / run_dir.FIGURES
+    origins = review.figure_origins(comparison, studies, exports)
     with style.drawing():
         drawn = {
             "accuracy": accuracy.draw_accuracy(comparison),
@@ -64,15 +67,24 @@ def run(experiment: Experiment) -> Path:
             "calibration": mistakes.draw_calibration(comparison),
             "confusion": mistakes.draw_confusion(comparison, manifest["classes"]),
         }
-        exports = read_exports(experiment, comparison)
         if exports:
             drawn["pareto"] = pareto.draw_pareto(exports)
-        figures = {name: style.write(figure, folder, name) for name, figure in drawn.items()}
+        figures = {name: style.write(figure, folder, name, origins[name]) for name, figure in drawn.items()}
         style.write_png(drawn["accuracy"], folder / "accuracy.png")
-    files.write_text(experiment.report / run_dir.TABLES, run_dir.history_text(tables.summary(comparison)))
-    files.write_text(experiment.report / run_dir.TABLES_TEXT, tables.markdown(comparison))
-    files.write_text(experiment.report / run_dir.VERDICT, verdict_lines(comparison))
-    files.write_text(experiment.report / run_dir.REPORT, page.render(comparison, studies, manifest, figures, exports))
+    text = paper.paragraph(comparison, studies, manifest)
+    commit = comparison.models[0].record["git_commit"]
+    settings = page.settings_text(experiment.params)
+    for name, content in (
+        (run_dir.TABLES, run_dir.history_text(tables.summary(comparison))),
+        (run_dir.TABLES_TEXT, tables.markdown(comparison)),
+        (run_dir.LATEX, paper.latex(comparison)),
+        (run_dir.PARAGRAPH, paper.as_latex(text, commit)),
+        (run_dir.BIBLIOGRAPHY, paper.bibliography(comparison, text)),
+        (run_dir.VERDICT, verdict_lines(comparison)),
+        (run_dir.REPORT, page.render(comparison, studies, manifest, figures, text, exports)),
+    ):
+        files.write_text(experiment.report / name, content)
+    files.write_json(experiment.report / run_dir.RESULTS_FILE, record.content(comparison, manifest, settings))
     made.record()
     return experiment.report / run_dir.REPORT
 

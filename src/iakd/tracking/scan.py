@@ -12,6 +12,7 @@ from iakd import files
 from iakd.experiment.jobs import RESULTS, STATE
 from iakd.experiment.run_dir import (
     BEST,
+    BIBLIOGRAPHY,
     CARD,
     EVALUATION,
     EXPORT,
@@ -20,14 +21,17 @@ from iakd.experiment.run_dir import (
     INT8,
     JOURNAL,
     LABELS,
+    LATEX,
     LOCK,
     METRICS,
     MODEL,
     ONNX,
+    PARAGRAPH,
     PEER,
     PREPROCESSING,
     PT2,
     REPORT,
+    RESULTS_FILE,
     RUN,
     TABLES,
     TABLES_TEXT,
@@ -35,7 +39,7 @@ from iakd.experiment.run_dir import (
 )
 
 RUN_FILES = (RUN, HISTORY, METRICS, EVALUATION, MODEL, PEER, BEST, TRIALS, JOURNAL)
-REPORT_FILES = (REPORT, TABLES, TABLES_TEXT)
+REPORT_FILES = (REPORT, TABLES, TABLES_TEXT, LATEX, PARAGRAPH, BIBLIOGRAPHY, RESULTS_FILE)
 EXPORT_FILES = (EXPORT, ONNX, INT8, PT2, MODEL, LABELS, PREPROCESSING, CARD)
 MAX_DEPTH = 6  # below results/<dataset>/; trials/0007/seed0 of a study is at 6
 

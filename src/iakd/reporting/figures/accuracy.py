@@ -90,7 +90,8 @@ def _accuracy(axes: Axes, y: int, results: MethodResults) -> None:
     axes.plot(top1.mean, y, style.marker(results), color=tint, markersize=6)
     if not low <= top1.mean <= high:  # it failed in training: print the value instead of stretching the axis
         left = top1.mean < low
-        text = f"◂ {top1.mean:.1f}" if left else f"{top1.mean:.1f} ▸"
+        mean = formatting.number(top1.mean, 1)
+        text = f"◂ {mean}" if left else f"{mean} ▸"
         axes.text(low if left else high, y, text, color=tint, va="center", ha="left" if left else "right")
 
 

@@ -64,7 +64,8 @@ def _draw_difference(axes: Axes, y: int, row: Added, limits: style.AxisRange) ->
     fill = tint if any(condition.endswith("epochs") for condition in row.conditions) else style.PAPER
     if limits.outside(difference.mean):  # print the value instead of stretching the axis
         left = difference.mean < limits.low
-        text = f"◂ {difference.mean:.1f}" if left else f"{difference.mean:.1f} ▸"
+        mean = formatting.number(difference.mean, 1)
+        text = f"◂ {mean}" if left else f"{mean} ▸"
         axes.text(limits.low if left else limits.high, y, text, color=tint, va="center", ha="left" if left else "right")
     else:
         axes.plot(difference.mean, y, marker, color=tint, markerfacecolor=fill, markeredgewidth=1.5, markersize=6)

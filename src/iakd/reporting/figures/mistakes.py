@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from iakd.reporting import formatting
 from iakd.reporting.figures import style
 from iakd.reporting.results import Comparison, Floats, MethodResults, PairComparison, most_frequent, percentages
 
@@ -43,7 +44,9 @@ def _draw_reliability(axes: Axes, results: MethodResults) -> None:
     axes.scatter(
         mean["confidence"], mean["top1"], s=area, color=style.colour(results), alpha=0.8, linewidths=0, clip_on=False
     )
-    axes.set_title(f"{style.short(results.label)}\nECE {results.mean('ece').mean:.3f}")
+    axes.set_title(
+        f"{style.short(results.label)}\nECE {formatting.number(results.mean('ece').mean, formatting.ECE_DIGITS)}"
+    )
     axes.set_xlim(0, 1.04)
     axes.set_ylim(0, 1.04)
 

@@ -1,17 +1,23 @@
-"""Accuracy against latency and against size: a dot per method and precision, and those that no other one beats."""
+"""Accuracy against latency, size and cost: a dot per method and precision, and those that no other one beats."""
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from iakd.reporting import formatting
 from iakd.reporting.exported import Candidate, Exports, pareto_front
 from iakd.reporting.figures import style
 
 HEIGHT, HEIGHT_OF_LABEL = 3.0, 0.12  # inches
 ROOM = 0.15  # for labels above, as a part of the axis
 LABEL = 40  # characters
-COSTS = (("latency_ms", 1.0, "ms per image in ONNX Runtime, median"), ("bytes", 1e6, "MB of the ONNX file"))
+COSTS = (
+    ("latency_ms", 1.0, "ms per image in ONNX Runtime, median"),
+    ("bytes", 1e6, "MB of the ONNX file"),
+    ("training_seconds", 1.0, "{} of training, one seed, median"),
+    ("macs", 1e6, "millions of MACs per image"),
+)
 
 
 def draw_pareto(exports: Exports) -> Figure:
@@ -21,19 +27,32 @@ def draw_pareto(exports: Exports) -> Figure:
     precision the best method.
     """
     height = HEIGHT + HEIGHT_OF_LABEL * max(0, len(_best(exports.candidates)) - 4)
-    figure = Figure(figsize=(style.WIDTH, height), layout="constrained")
+    figure = Figure(figsize=(style.WIDTH, 2 * height), layout="constrained")
     means = [candidate.top1 for candidate in exports.candidates]
     limits = style.fit_axis(means, [], ticks=6)
     labels = []
-    for axes, (cost, unit, title) in zip(figure.subplots(1, 2, sharey=True), COSTS, strict=True):
-        labels.append(_draw_panel(axes, exports.candidates, cost, unit, limits))
+    for axes, (cost, unit, title) in zip(figure.subplots(2, 2, sharey=True).ravel(), COSTS, strict=True):
+        known = [candidate for candidate in exports.candidates if getattr(candidate, cost) is not None]
+        if cost == "training_seconds":
+            unit, name = _unit_of_time([candidate.training_seconds or 0.0 for candidate in known])
+            title = title.format(name)
+        labels.append(_draw_panel(axes, known, cost, unit, limits))
         axes.set_xlabel(title)
-    figure.axes[0].set_ylabel("top-1 on the test images, % (mean)")
+    for axes in figure.axes[::2]:
+        axes.set_ylabel(formatting.TOP1)
     figure.axes[0].set_ylim(limits.low, limits.high + ROOM * (limits.high - limits.low))
     figure.axes[0].set_yticks(limits.ticks)
     for axes, of_panel in zip(figure.axes, labels, strict=True):
         style.place_labels(axes, of_panel)
     return figure
+
+
+def _unit_of_time(seconds: list[float]) -> tuple[float, str]:
+    """Return the unit in which the longest of some times is a number of readable size, in seconds, and its name."""
+    longest = max(seconds, default=0.0)
+    return next(
+        ((unit, name) for unit, name in ((3600.0, "hours"), (60.0, "minutes")) if longest > 3 * unit), (1.0, "seconds")
+    )
 
 
 def _best(candidates: list[Candidate]) -> list[Candidate]:

@@ -1,18 +1,24 @@
-"""How figures look (colours, axes, shared panels), and how they are written as SVG: always the same bytes."""
+"""How figures look (colours, axes, shared panels), and how they are written as SVG and PDF: always the same bytes."""
 
+import base64
+import html
 import io
 import math
 import re
+import string
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure, SubFigure
@@ -39,9 +45,9 @@ DEPTH = LinearSegmentedColormap.from_list("depth", ["#e0922f", "#c65f8f", "#2f72
 
 RC: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text
+    "pdf.fonttype": 42,  # and is embedded as TrueType
     "svg.hashsalt": "iakd",  # ids that depend on the content only
     "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
     "font.size": 8.5,
     "axes.titlesize": 9,
     "axes.titlelocation": "left",
@@ -83,10 +89,21 @@ COLUMNS = 4  # of small multiples
 PANEL_HEIGHT, TITLE_HEIGHT = 1.45, 0.34  # inches, of a small panel and of a section's title
 
 
+FONT = "DejaVu Sans"  # comes with matplotlib
+LETTERS = frozenset(string.printable.strip() + " ±×–−…→◂▸")  # so that most figures embed the same part of it
+OTHER_SCRIPTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Microsoft YaHei", "Arial Unicode MS")
+
+
 @contextmanager
 def drawing() -> Iterator[None]:
-    """Make and write figures in the project's style."""
-    with matplotlib.rc_context(RC):
+    """Make and write figures in the project's style.
+
+    Letters that DejaVu lacks come from a font of this machine; a PDF shows a box where it has none.
+    """
+    known = {font.name for font in font_manager.fontManager.ttflist}
+    fonts = [FONT, *(name for name in OTHER_SCRIPTS if name in known)]
+    with matplotlib.rc_context({**RC, "font.sans-serif": fonts}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
         yield
 
 
@@ -285,14 +302,40 @@ def _shared(one: Box, other: Box) -> float:
     return max(wide, 0) * max(high, 0)
 
 
-def svg(figure: Figure) -> str:
-    """Return the figure as a stand-alone SVG document."""
+def svg(figure: Figure, about: str = "") -> str:
+    """Return the figure as a stand-alone SVG document; `about` says what it was made from."""
     out = io.StringIO()
-    figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    metadata = {"Date": None, "Creator": None, "Format": None, "Type": None, "Description": about or None}
+    figure.savefig(out, format="svg", metadata=metadata)
     text = re.sub(r" +\n", "\n", out.getvalue())
     # some of matplotlib's ids are memory addresses; numbered in order of appearance they are the same every time
     ids = {name: f"d{n}" for n, name in enumerate(re.findall(r'id="([a-z][0-9a-f]{10})"', text))}
     return re.sub(r'(id="|#)([a-z][0-9a-f]{10})(?=["\)])', lambda m: m[1] + ids.get(m[2], m[2]), text)
+
+
+def with_fonts(document: str) -> str:
+    """Return an SVG document with the letters that it uses embedded, so that it looks the same everywhere."""
+    letters = frozenset(html.unescape("".join(re.findall(r">([^<]*)</text>", document)))) | LETTERS
+    weights = ["normal", *["bold"] * bool(re.search(r'style="font(?:-weight)?: (?:700|bold)', document))]
+    return document.replace("</style>", "".join(_font_face(weight, letters) for weight in weights) + "</style>", 1)
+
+
+@cache
+def _font_face(weight: str, letters: frozenset[str]) -> str:
+    """Return a CSS rule with the part of the font that has these letters."""
+    from fontTools import subset
+
+    options = subset.Options(flavor="woff", layout_features=["kern"], hinting=False)
+    options.drop_tables = [*options.drop_tables, "FFTM"]
+    path = font_manager.findfont(font_manager.FontProperties(family=FONT, weight=weight))
+    out = io.BytesIO()
+    with closing(subset.load_font(path, options)) as font:
+        subsetter = subset.Subsetter(options)
+        subsetter.populate(text="".join(letters))
+        subsetter.subset(font)
+        subset.save_font(font, out, options)
+    data = base64.b64encode(out.getvalue()).decode()
+    return f"@font-face{{font-family:'{FONT}';font-weight:{weight};src:url(data:font/woff;base64,{data})}}"
 
 
 def write_png(figure: Figure, path: Path) -> None:
@@ -301,10 +344,19 @@ def write_png(figure: Figure, path: Path) -> None:
         figure.savefig(temporary, format="png", dpi=192, metadata={"Software": None})
 
 
-def write(figure: Figure, folder: Path, name: str) -> str:
-    """Write NAME.svg and return the figure as an element of the page."""
-    text = svg(figure)
-    files.write_text(folder / f"{name}.svg", text)
+def write(figure: Figure, folder: Path, name: str, about: str) -> str:
+    """Write NAME.svg and NAME.pdf, both with their fonts; return the figure as an element of the page.
+
+    `about` says what it was made from.
+    """
+    text = svg(figure, about)
+    figure.set_layout_engine("none")  # the places that were found for the SVG hold for the others
+    for axes in figure.get_axes():  # they differ in the tenth digit from time to time, which a PDF would show
+        axes.set_position(tuple(round(value, 6) for value in axes.get_position().bounds))
+    files.write_text(folder / f"{name}.svg", with_fonts(text))
+    metadata = {"Title": name, "Subject": about, "Creator": None, "Producer": None, "CreationDate": None}
+    with files.atomic_path(folder / f"{name}.pdf") as temporary:
+        figure.savefig(temporary, format="pdf", metadata=metadata)
     return inline(text, name)
 
 
@@ -312,7 +364,7 @@ def inline(document: str, name: str) -> str:
     """Return an SVG document as an element of a page: colours as CSS variables, unique ids, nothing superfluous."""
     body = document[document.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", body, flags=re.DOTALL)
-    body = re.sub(r'^<svg [^>]*viewBox="([^"]+)"[^>]*>', r'<svg viewBox="\1" role="img">', body)
+    body = re.sub(r'^<svg [^>]*viewBox="([^"]+)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">', body)
     used = set(re.findall(r'(?:href="|url\()#([^")]+)', body))
     body = re.sub(r' id="([^"]+)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", body)
     body = re.sub(r'(href="|url\()#', rf"\1#{name}-", body)

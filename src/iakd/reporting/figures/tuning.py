@@ -39,7 +39,11 @@ def _summary(study: StudyResults) -> str:
     counts = [f"{sum(t['state'] == state for t in study.trials)} {state}" for state in ("complete", "pruned", "failed")]
     trials = f"{formatting.plural(len(study.trials), 'trial')} × {formatting.plural(study.seeds, 'seed')}"
     text = f"{trials} ({', '.join(c for c in counts if c[0] != '0')}; {study.epochs:,} epochs)"
-    return f"{text}; the best, no. {study.best['number']}, reached {study.best['value']:.1f} %" if study.best else text
+    return (
+        f"{text}; the best, no. {study.best['number']}, reached {formatting.number(study.best['value'], 1)} %"
+        if study.best
+        else text
+    )
 
 
 def _draw_top(figure: SubFigure, study: StudyResults) -> None:
@@ -115,7 +119,7 @@ def _draw_importances(axes: Axes, importances: dict[str, float]) -> None:
         axes.set_axis_off()
         axes.text(0.5, 0.5, "too few trials", transform=axes.transAxes, ha="center", color=style.MUTED)
         return
-    names = list(map(_short, importances))
+    names = list(map(formatting.setting, importances))
     axes.barh(names, list(importances.values()), color=style.IAKD, height=0.6)
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
@@ -153,11 +157,6 @@ def _draw_curves(axes: Axes, study: StudyResults) -> None:
     axes.set_xticks([0, 0.25, 0.5, 0.75], ["0", "25 %", "50 %", "75 %"])
 
 
-def _short(name: str) -> str:
-    """A setting's name without its section, where that is clear."""
-    return name.removeprefix("iakd.schedule.").removeprefix("recipe.")
-
-
 def _width(parameter: Parameter) -> int:
     """The columns that a setting's slice takes: as many as the names of its choices need."""
     characters = sum(len(str(choice)) + 2 for choice in parameter.choices)
@@ -192,7 +191,7 @@ def _draw_slices(figure: SubFigure, study: StudyResults, rows: int) -> None:
 
 
 def _draw_slice(axes: Axes, parameter: Parameter, trials: list[TrialRow], best: TrialRow | None) -> None:
-    axes.set_title(f"by {_short(parameter.name)}")
+    axes.set_title(f"by {formatting.setting(parameter.name)}")
     positions: dict[Any, int] = {}
     if parameter.choices:
         tried = [choice for choice in parameter.choices if choice in {trial[parameter.name] for trial in trials}]
