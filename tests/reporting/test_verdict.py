@@ -6,7 +6,8 @@ import yaml
 
 from iakd.config import parse
 from iakd.experiment.jobs import plan_experiment
-from iakd.reporting import verdict
+from iakd.reporting import review, verdict
+from iakd.reporting.exported import read_exports
 from iakd.reporting.results import read_comparison
 
 IAKD = {"method": "iakd"}
@@ -302,3 +303,83 @@ def test_several_pairs(tmp_path, monkeypatch):
     result = read_comparison(experiment)
     assert verdict.overview(result) == "IAKD won 1 and lost 1 of 3 pairs; 1 is undecided"
     assert "for 3 pairs of teacher and student" in verdict.describe_setup(result)
+
+
+TUNED = {"method": "iakd", "iakd": {"schedule": "tuned"}}
+
+
+def test_tuning_that_did_not_pay_is_said_whatever_wins(judge):
+    """The study of iakd-tuned starts with the three kinds of the paper; iakd-linear is one of them."""
+    scores = {"scratch": [95.0, 95.5, 96.0], "iakd-linear": [94.0, 94.5, 95.0], "iakd-tuned": [93.0, 93.7, 93.8]}
+    found, result = judge(scores, **{"iakd-tuned": TUNED})
+    sentence = found.details[-1]
+    assert sentence.startswith(
+        "Tuning did not pay for iakd-tuned: on the test images it is 1.0 points worse than iakd-linear, with which its "
+        "study started (95 % interval −"
+    )
+    origin, difference = result.tuning_effect(result.pairs[0], result.pairs[0].methods[2])
+    assert (origin.label, round(difference.mean, 6), difference.significant) == ("iakd-linear", -1.0, False)
+
+
+def test_tuning_that_paid_needs_no_sentence(judge):
+    scores = {"scratch": [95.0, 95.5, 96.0], "iakd-linear": [94.0, 94.5, 95.0], "iakd-tuned": [95.0, 95.1, 95.2]}
+    found, _ = judge(scores, **{"iakd-tuned": TUNED})
+    assert "Tuning did not pay" not in " ".join(found.details)
+
+
+def test_what_a_tuned_method_came_from_has_the_same_settings_otherwise(judge):
+    """Other options, another recipe, or another start are another method."""
+    tuned = {"method": "kd", "tune": {"kd.temperature": [1, 8], "recipe.lr": [0.01, 0.1]}}
+    others = {
+        "kd-hot": {"method": "kd", "kd": {"temperature": 8}},
+        "kd-long": {"method": "kd", "recipe": {"epochs": 9}},
+        "kd-start": {"method": "kd", "init": "teacher"},
+    }
+    scores = {label: [90.0, 91.0, 92.0] for label in ("scratch", "kd", *others, "kd-tuned")}
+    _, result = judge(scores, **others, **{"kd-tuned": tuned})
+    found = {results.label: results.started_from for results in result.pairs[0].methods}
+    assert found == {label: ["kd"] if label == "kd-tuned" else [] for label in scores}
+
+
+def test_the_recommended_model_is_chosen_on_validation_images(judge):
+    """kd is better on the test images, iakd-linear on the validation images, with seed 2; so the test set chooses
+    nothing."""
+    _, result = judge({"scratch": [89, 90, 88], "kd": [94.0, 94.2, 94.1], "iakd-linear": [92.0, 92.4, 91.7]})
+    for results, values in zip(result.pairs[0].methods, ((50, 50, 50), (80, 80, 80), (81, 79, 82)), strict=True):
+        for model, value in zip(results.models, values, strict=True):
+            model.metrics["val_top1"] = value
+    assert result.pairs[0].recommended.label == "iakd-linear"
+    assert verdict.recommendation(result) == (
+        "resnet8 trained with iakd-linear, seed 2 (results/digits/students/resnet20-resnet8/iakd-linear/seed2): the "
+        "best of 3 methods on the validation images (80.7 %), with 92.0 ± 0.4 % on the test images, 5.2 points below "
+        "resnet20 with 3.5× fewer parameters."
+    )
+
+
+def test_of_several_pairs_one_model_is_recommended_with_its_costs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pairs = [("resnet20", "resnet8"), ("resnet56", "resnet14")]
+    experiment = fake_experiment.plan({"kd": {}, "iakd-linear": IAKD}, pairs=pairs, epochs=5)
+    fake_experiment.write(experiment, lambda job: 90.0 + 2 * (job.student.name == "resnet14") + job.seed / 10)
+    fake_experiment.measured(experiment)
+    result = read_comparison(experiment)
+    text = verdict.recommendation(result, read_exports(experiment, result))
+    assert text.startswith(
+        "resnet14 trained with kd, seed 2 (results/digits/export/resnet56-resnet14/kd): the best of 2"
+    )
+    assert text.endswith("; 0.140 ms per image and 0.448 MB as ONNX.")
+
+
+def test_a_reviewer_gets_the_comparisons_and_what_was_not_uniform(judge):
+    _, result = judge({"scratch": [89, 90, 88], "kd": [92.0, 92.4, 91.7], "iakd-linear": [94.1, 94.4, 93.9]})
+    manifest = {"problems": ["one", "two"]}
+    answers = dict(review.answers(result, [], manifest))
+    assert answers["Comparisons"].startswith("3 differences may be called significant here")
+    assert answers["Seeds"] == "3 per method (0, 1, 2); no run was left out."
+    assert answers["Tuning"] == "No method was tuned." and answers["Data problems"] == "one; two"
+    assert answers["Runs"] == "all at one commit, with the same versions, on the same kind of device."
+    result.models[2].record.update(git_commit="c0ffee-dirty", device="NVIDIA H100")
+    assert dict(review.answers(result, [], {"problems": []}))["Runs"] == (
+        "the models were trained at 2 commits; some were trained with uncommitted changes, or outside a checkout; "
+        "on 2 kinds of device."
+    )
