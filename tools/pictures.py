@@ -1,12 +1,15 @@
-"""Draw the pictures of what other programs show: `python tools/pictures.py [terminal] [dashboard] [plots]`.
+"""Draw the pictures of what other programs show: `python tools/pictures.py [terminal] [dashboard] [plots] [report]`.
 
-The dashboard and the plots need chromium.
+All but the terminal need chromium.
 
 docs/terminal.svg             `make run` in a terminal, half-way, as far as it is drawn without running anything
 docs/optuna-dashboard.png     a study of a toy whose trainings take milliseconds
 docs/dvc-plots.png            `make plots ARGS="diff HEAD"`, with made-up accuracies
+docs/report.png               the report of made-up results, and docs/report-phone.png, docs/report-dark.png
+docs/report-2-classes.png     what it shows of mistakes with two classes; the same with 4, 50 and 1000
 """
 
+import html
 import io
 import os
 import shutil
@@ -27,7 +30,7 @@ for folder in ("orchestration", "tuning", "reporting"):
 
 def main() -> None:
     wanted = sys.argv[1:]
-    for draw in (one for one in (terminal, dashboard, plots) if not wanted or one.__name__ in wanted):
+    for draw in (one for one in (terminal, dashboard, plots, report) if not wanted or one.__name__ in wanted):
         with tempfile.TemporaryDirectory() as folder:
             os.chdir(folder)
             print(draw())
@@ -142,11 +145,37 @@ def curves(rows: list[dict]) -> list[dict]:
     ]
 
 
-def photograph(address: str, path: Path, size: str) -> None:
-    """Take a picture of a page."""
+def report() -> Path:
+    """Take pictures of a report of made-up results: wide, on a phone, in dark mode, and with few and many classes."""
+    import fake_experiment
+
+    from iakd.stages import report
+
+    experiment = fake_experiment.example()
+    fake_experiment.measured(experiment)
+    page = Path.cwd() / report.run(experiment)
+    photograph(f"file://{page}", DOCS / "report.png", "1200,1500")
+    photograph(f"file://{page}", DOCS / "report-dark.png", "1200,1000", "--force-dark-mode")
+    phone = Path("phone.html")  # a window is never as narrow as a phone, a frame in it is
+    frame = '<body style="margin: 0"><iframe style="border: 0; width: 390px; height: 1500px"'
+    phone.write_text(f'<!doctype html>{frame} srcdoc="{html.escape(page.read_text())}"></iframe>')
+    photograph(f"file://{phone.resolve()}", DOCS / "report-phone.png", "390,1500")
+    for n in (2, 4, 50, 1000):
+        os.chdir(tempfile.mkdtemp(dir="."))
+        experiment = fake_experiment.plan({"kd": {}, "iakd+kd": {}}, seeds=(0,), epochs=5)
+        names = [f"a long name, such as traffic sign {i}" if i % 2 else f"n{i:08d}_Xoloitzcuintli" for i in range(n)]
+        fake_experiment.write(experiment, {"kd": [93.0], "iakd+kd": [95.0]}, classes=names)
+        report.run(experiment)
+        drawn = (experiment.report / "figures/confusion.svg").resolve()
+        photograph(f"file://{drawn}", DOCS / f"report-{n}-classes.png", "870,500")
+    return DOCS / "report.png"
+
+
+def photograph(address: str, path: Path, size: str, *options: str) -> None:
+    """Take a picture of a page, with more options for chromium."""
     with tempfile.TemporaryDirectory() as profile:
         command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"]
-        command += ["--hide-scrollbars", f"--window-size={size}", "--virtual-time-budget=20000"]
+        command += ["--hide-scrollbars", f"--window-size={size}", "--virtual-time-budget=20000", *options]
         subprocess.run([*command, f"--screenshot={path}", address], check=True, **QUIET)
 
 
