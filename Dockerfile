@@ -19,8 +19,12 @@ WORKDIR /opt/source
 COPY requirements.lock requirements-image.lock ./
 COPY tools/image.sh tools/image.sh
 RUN sh tools/image.sh "$VARIANT"
-COPY LICENSE README.md pyproject.toml ./
+COPY LICENSE README.md pyproject.toml params.yaml dvc.yaml .dvcignore .gitignore ./
+COPY .dvc .dvc
 COPY src src
+COPY workflow workflow
+COPY experiments experiments
+COPY docs docs
 RUN VIRTUAL_ENV=/opt/iakd /opt/iakd/bin/uv pip install --no-cache --no-deps --no-build-isolation --compile-bytecode .
 
 ENV PATH=/opt/iakd/bin:$PATH \

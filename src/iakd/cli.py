@@ -106,6 +106,29 @@ def _common(
 
 
 @app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="The folder to make, or an empty one.")],
+    experiment: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Ready-made settings instead of those for the digits; `list` lists them."),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Own images, with a subfolder for each class; the settings name them."),
+    ] = None,
+) -> None:
+    """Make a folder for an experiment: settings, Snakefile, profiles and dvc.yaml. It needs no clone."""
+    from iakd.stages.init import experiments, run
+
+    if experiment == "list":
+        _products([Path(name) for name in experiments()])
+        return
+    run(folder, experiment, images)
+    print(f"next: cd {folder}, look at params.yaml, run snakemake --cores all --logger iakd", file=sys.stderr)
+    _products([folder])
+
+
+@app.command()
 def prepare(params: ParamsFile = DEFAULT, changes: Changes = NONE) -> None:
     """Read the data set, split it and store it as uint8 arrays with a manifest."""
     experiment = _experiment(params, changes)
@@ -384,6 +407,14 @@ def methods() -> None:
     from iakd.config.methods import listing
 
     print(listing())
+
+
+@app.command()
+def docs() -> None:
+    """Print the folder of the documentation, whose pages comments and messages name."""
+    from iakd.shipped import folder
+
+    _products([folder() / "docs"])
 
 
 @app.command()
