@@ -1,6 +1,6 @@
 # `make` lists all targets. No environment has to be activated: every recipe uses .venv, which is created on first use.
 .DEFAULT_GOAL := help
-.PHONY: help run adopt test bench lint format lock schema docs plots experiments mlflow clean
+.PHONY: help run adopt test bench lint format lock schema reference docs pictures wheel plots experiments mlflow clean
 SHELL := bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 unexport PYTHONDONTWRITEBYTECODE # otherwise every process would compile a thousand modules again
@@ -55,7 +55,7 @@ format: .venv/ready ## format sources and rules
 
 lock: .venv/ready ## update the lock files from pyproject.toml
 	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate --no-header \
-		--python-version 3.11 --extra dev --extra postgres pyproject.toml -o requirements.lock
+		--python-version 3.11 --extra dev --extra docs --extra postgres pyproject.toml -o requirements.lock
 	printf '%s\n' snakemake-storage-plugin-s3 uv | uv pip compile --quiet --universal --generate-hashes --no-emit-index-url \
 		--no-annotate --no-header --python-version 3.12 --constraints requirements.lock - -o requirements-image.lock
 	sed -i "s/[0-9a-f]*  requirements.lock/$$(sha256sum < requirements.lock | cut -c1-64)  requirements.lock/" \
@@ -64,8 +64,18 @@ lock: .venv/ready ## update the lock files from pyproject.toml
 schema: .venv/ready ## update the JSON schema of params.yaml
 	iakd schema > workflow/schemas/params.schema.json
 
-docs: .venv/ready ## write docs/settings.md, the reference of all settings
+reference: .venv/ready ## write docs/settings.md and docs/commands.md, the references of all settings and commands
 	@python tools/settings_reference.py
+	@typer iakd.cli utils docs --name iakd --title Commands --output docs/commands.md > /dev/null
+
+docs: reference ## build the site in site/; for the search: python -m http.server --directory site
+	@NO_MKDOCS_2_WARNING=1 mkdocs build --quiet $(ARGS) && echo site/index.html
+
+pictures: .venv/ready ## draw the pictures in docs/ again, with chromium; ARGS=mlflow: only one of them
+	@python tools/pictures.py $(ARGS)
+
+wheel: .venv/ready ## build the wheel and the source archive in dist/
+	@hatchling build --directory dist
 
 plots: .venv/ready ## show DVC's plots on a page that works offline; ARGS="diff HEAD": beside those of a commit
 	@python tools/plots.py $(ARGS)
@@ -77,5 +87,5 @@ mlflow: .venv/ready ## start the MLflow UI on http://mlflow.localhost:5000 (PORT
 	@iakd track ui --port $(PORT) $(ARGS)
 
 clean: ## delete all results, logs and caches without asking; keeps the data, MLflow's runs and .venv
-	rm -rf results/*/{teachers,tune,students,evaluation,export,report} .state logs .snakemake dist build
+	rm -rf results/*/{teachers,tune,students,evaluation,export,report} .state logs .snakemake dist build site
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -10,14 +10,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.main import get_group as click_command
 
+from iakd import cli
 from iakd.config import METHODS
 from iakd.config.methods import BUILT_IN
 from iakd.config.schedule import KINDS
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), ROOT / "config/README.md", *sorted(DOCS.rglob("*.md"))]
 
 
 def anchor(heading: str) -> str:
@@ -37,7 +39,7 @@ def prose(page: Path) -> str:
 
 def test_the_reference_of_settings_is_up_to_date() -> None:
     page = runpy.run_path(str(ROOT / "tools/settings_reference.py"))["page"]()
-    assert page == (DOCS / "settings.md").read_text(), "run `make docs`"
+    assert page == (DOCS / "settings.md").read_text(), "run `make reference`"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -60,6 +62,24 @@ def test_files_that_pages_name_exist(page: Path) -> None:
     package = "|".join(p.name for p in (ROOT / "src/iakd").iterdir() if p.is_dir())
     for name in re.findall(rf"`((?:{package})/[\w./-]+\.py)`", text):
         assert (ROOT / "src/iakd" / name).exists(), name
+
+
+COMMAND = re.compile(r"^(?: {4,}|)(?:\$ )?(iakd|make) ([a-z-]+)(?: ([a-z]+))?", re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_that_pages_show_exist(page: Path) -> None:
+    """In blocks of code: `make TARGET`, `iakd COMMAND`, `iakd GROUP COMMAND`."""
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    commands = click_command(cli.app).commands
+    blocks = re.findall(r"^```\w*\n(.*?)^```$|((?:^    [^\n]*\n)+)", page.read_text(), re.MULTILINE | re.DOTALL)
+    for program, name, second in COMMAND.findall("\n".join(map("".join, blocks))):
+        if program == "make":
+            assert name in targets, name
+        elif name in ("track", "push"):
+            assert second in {"", *commands[name].commands}, f"{name} {second}"
+        else:
+            assert name in commands, name
 
 
 @pytest.mark.parametrize("name", BUILT_IN)

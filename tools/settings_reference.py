@@ -1,4 +1,4 @@
-"""Write docs/settings.md, the reference of all settings, from the pydantic models in iakd.config (`make docs`)."""
+"""Write docs/settings.md, the reference of all settings, from the pydantic models in iakd.config (`make reference`)."""
 
 import json
 import re
@@ -13,7 +13,7 @@ PAGE = Path(__file__).parent.parent / "docs/settings.md"
 INTRODUCTION = """\
 # All settings
 
-*Generated from the models in `src/iakd/config/` by `make docs`: change these, not this page.*
+*Generated from the models in `src/iakd/config/` by `make reference`: change these, not this page.*
 
 Settings are read from `params.yaml`, or from the file that `--params` names. A setting that the file leaves out has
 its default. To change single values on the command line, use dotted keys and YAML values:
