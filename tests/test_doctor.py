@@ -49,6 +49,15 @@ def test_a_healthy_folder(here: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert {"iakd", "Python", "packages", "machine", "GPU", "disk"} <= set(found)
 
 
+def test_a_folder_without_an_experiment_is_no_fault(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Right after the installation, there is none."""
+    (here / "params.yaml").unlink()
+    good, found = findings(capsys)
+    assert good
+    assert found["settings"] == "· no params.yaml in this folder → `iakd init FOLDER` makes an experiment"
+    assert not findings(capsys, "distill.seeds=[0]")[0], "somebody means settings that are not there"
+
+
 def test_what_is_missing_is_named_with_a_remedy(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     database = "tune.storage=postgresql+psycopg://me:secret@127.0.0.1:1/studies"
     good, found = findings(capsys, "tracking.uri=http://127.0.0.1:1", database)
@@ -71,7 +80,7 @@ def test_a_package_that_is_too_old_and_an_extra_that_is_not_there(
     monkeypatch.setattr("importlib.metadata.requires", lambda name: asked)
     good, found = findings(capsys)
     assert not good
-    assert found["packages"] == "✗ missing or too old: torch>=999 → pip install -e ."
+    assert found["packages"] == "✗ missing or too old: torch>=999 → pip install 'torch>=999'"
     assert "optional" not in found  # no such extra
     about = Message()
     about["Provides-Extra"], about["Provides-Extra"] = "exotic", "dev"

@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import platform
+import shlex
 import shutil
 import socket
 import sys
@@ -24,7 +25,9 @@ from iakd.tracking.address import MlflowAddress, tracking_address
 
 GIB = 1 << 30
 ENOUGH_DISK = 5 * GIB
-FOR_DEVELOPERS = "dev"
+FOR_DEVELOPERS = ("dev", "docs")
+DEFAULT = Path("params.yaml")
+REINSTALL = "pip install --force-reinstall torch torchvision"
 SHOWN = ("torch", "torchvision", "snakemake", "dvc", "mlflow", "optuna")
 TOOLS = {"git": "records the commit of each run", "make": "runs the targets of the Makefile"}
 EXTRAS = {  # what they are for, where their name does not say it
@@ -65,6 +68,9 @@ def _findings(params: Path, changes: list[str]) -> Iterator[Finding]:
     yield from _machine()
     yield _disk()
     yield _locks()
+    if params == DEFAULT and not params.exists() and not changes:
+        yield Finding("settings", "note", f"no {params} in this folder", "`iakd init FOLDER` makes an experiment")
+        return
     try:
         settings = load(params, changes)
     except UserError as error:
@@ -88,11 +94,12 @@ def _packages() -> Iterator[Finding]:
     versions = ", ".join(f"{name} {v}" for name in SHOWN if (v := _version(name)))
     wanted = missing.pop("", [])
     if wanted:
-        yield Finding("packages", "bad", f"missing or too old: {', '.join(wanted)}", "pip install -e .")
+        remedy = " ".join(["pip install", *map(shlex.quote, wanted)])
+        yield Finding("packages", "bad", f"missing or too old: {', '.join(wanted)}", remedy)
     else:
         yield Finding("packages", "good", versions)
     for extra, names in missing.items():
-        if extra != FOR_DEVELOPERS:
+        if extra not in FOR_DEVELOPERS:
             about = f"{', '.join(names)} not installed; for {EXTRAS.get(extra, extra)}"
             yield Finding("optional", "note", about, f"pip install 'iakd[{extra}]'")
 
@@ -132,7 +139,7 @@ def _machine() -> Iterator[Finding]:
     try:
         import torch
     except (ImportError, OSError) as error:
-        yield Finding("torch", "bad", f"cannot be imported: {one_line(str(error))}", "pip install -e .")
+        yield Finding("torch", "bad", f"cannot be imported: {one_line(str(error))}", REINSTALL)
         return
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     for index in range(found):
