@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -62,6 +63,8 @@ def test_a_new_folder_has_what_snakemake_dvc_and_git_want(iakd: Iakd) -> None:
         files
     )
     profiles = {path.parent.name: path for path in (ROOT / "workflow/profiles").glob("*/config.yaml")}
+    assert profiles.pop("kubernetes"), "needs the sources in the folder"
+    assert {path.name for path in Path("mine/profiles").iterdir()} == set(profiles) == {"default", "gpu", "slurm"}
     for name, path in profiles.items():
         assert yaml.safe_load(files[f"profiles/{name}/config.yaml"]) == yaml.safe_load(path.read_text())
     assert {Path(name).name for name in files if name.startswith(".dvc/plots/")} == {
@@ -181,14 +184,19 @@ def test_sources_without_a_workflow_say_what_is_missing(iakd: Iakd, monkeypatch:
     assert "elsewhere/src/iakd has no workflow beside it: install iakd from its wheel" in err
 
 
+def build(source: Path, folder: Path, target: str) -> Path:
+    """Build the wheel or the source archive from a clone or a source archive."""
+    command = [sys.executable, "-m", "hatchling", "build", "--target", target, "--directory", folder]
+    subprocess.run(command, cwd=source, check=True, capture_output=True)
+    (made,) = folder.glob("iakd-*.whl" if target == "wheel" else "iakd-*.tar.gz")
+    return made
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built and installed in a folder of its own."""
     folder = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", folder]
-    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
-    (wheel,) = folder.glob("iakd-*.whl")
-    with zipfile.ZipFile(wheel) as file:
+    with zipfile.ZipFile(build(ROOT, folder, "wheel")) as file:
         file.extractall(folder / "installed")
     return folder / "installed"
 
@@ -204,6 +212,16 @@ def test_the_wheel_has_what_the_clone_has(installed: Path) -> None:
     assert {path.name for path in installed.iterdir()} == {
         "iakd", "iakd-0.1.0.dist-info", "snakemake_logger_plugin_iakd"
     }  # fmt: skip
+
+
+def test_the_source_archive_makes_the_same_wheel(installed: Path, tmp_path: Path) -> None:
+    with tarfile.open(build(ROOT, tmp_path, "sdist")) as archive:
+        archive.extractall(tmp_path / "source", filter="data")
+    (source,) = (tmp_path / "source").iterdir()
+    with zipfile.ZipFile(build(source, tmp_path / "again", "wheel")) as wheel:
+        names = {name for name in wheel.namelist() if not name.endswith("/")}
+        assert names == {str(path.relative_to(installed)) for path in installed.rglob("*") if path.is_file()}
+        assert wheel.read("iakd/project/workflow/template/dvc.yaml") == (ROOT / "dvc.yaml").read_bytes()
 
 
 SHORT = """\

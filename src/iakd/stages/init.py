@@ -18,6 +18,7 @@ DEFAULT = "params.yaml"
 OWN_IMAGES = "own_images"  # the experiment that `images` changes, unless another is chosen
 ADDED_TO = (".gitignore", ".dvcignore")  # which may be there already
 KEPT = ("README.md",)
+ONLY_IN_A_CLONE = ("kubernetes",)  # profiles: pods get the sources that are below the folder of the experiment
 HIDDEN = {"gitignore": ".gitignore", "dvcignore": ".dvcignore", "dvc": ".dvc"}  # by its own name, git would obey it
 OF_A_CLONE = {  # what a clone has, and what is there instead
     "`make run` (or `snakemake --cores all`, or `dvc repro`)": "`snakemake --cores all` (or `dvc repro`)",
@@ -86,6 +87,8 @@ def _texts(folder: Path, experiment: str | None, images: Path | None) -> dict[st
     for path in _files(template):
         texts["/".join(HIDDEN.get(part, part) for part in path.relative_to(template).parts)] = path.read_text()
     for path in _files(root / "workflow/profiles"):
+        if path.parent.name in ONLY_IN_A_CLONE:
+            continue
         texts[path.relative_to(root / "workflow").as_posix()] = path.read_text()
     texts[SCHEMA] = (root / "workflow/schemas" / SCHEMA).read_text()
     texts["README.md"] = texts["README.md"].replace("{version}", __version__)
@@ -106,8 +109,7 @@ def _texts(folder: Path, experiment: str | None, images: Path | None) -> dict[st
 
 
 def _files(folder: Path) -> list[Path]:
-    """Return all files below a folder; in a clone, some folders of the template are links."""
-    return sorted(Path(at, name) for at, _, names in os.walk(folder, followlinks=True) for name in names)
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def _stages(text: str) -> str:
