@@ -62,6 +62,11 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     return outside_code(markdown, rewritten)
 
 
+def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
+    """Let the keyboard reach tables that may be too wide, to scroll them. The theme does so for code."""
+    return html.replace("<table>", '<table tabindex="0">')
+
+
 def outside_code(markdown: str, rewritten: Any) -> str:
     """Apply `rewritten` to the links of a page, but not to what only looks like one in code."""
     parts, end = [], 0
