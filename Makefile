@@ -69,7 +69,7 @@ reference: .venv/ready ## write docs/settings.md and docs/commands.md, the refer
 	@typer iakd.cli utils docs --name iakd --title Commands --output docs/commands.md > /dev/null
 
 docs: reference ## build the site in site/; for the search: python -m http.server --directory site
-	@NO_MKDOCS_2_WARNING=1 mkdocs build --quiet $(ARGS) && echo site/index.html
+	@NO_MKDOCS_2_WARNING=1 mkdocs build $(ARGS) && echo site/index.html
 
 pictures: .venv/ready ## draw the pictures in docs/ again, with chromium; ARGS=mlflow: only one of them
 	@python tools/pictures.py $(ARGS)

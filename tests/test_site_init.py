@@ -138,10 +138,14 @@ def test_own_images_are_named_in_the_settings(iakd: Iakd, tmp_path: Path) -> Non
     [
         (("--experiment", "digit"), "unknown experiment 'digit' (did you mean 'digits'?); known: cifar10, "),
         (("--images", "nowhere"), "nowhere: no such folder; --images wants one with a subfolder for each class"),
-        (("--images", ".", "--experiment", "digits"), "--images goes with experiments on own images: own_images"),
+        (("--images", "photos", "--experiment", "digits"), "--images goes with experiments on own images: own_images"),
+        (("--images", "."), "mine is among the images, where it would be a class: choose a folder outside ."),
+        (("--images", "link"), "mine is among the images, where it would be a class: choose a folder outside"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(iakd: Iakd, arguments: tuple[str, ...], said: str) -> None:
+    Path("photos").mkdir()
+    Path("link").symlink_to(".")
     code, out, err = iakd("init", "mine", *arguments)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert said in err

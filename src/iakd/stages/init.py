@@ -131,8 +131,11 @@ def _with_images(settings: str, folder: Path, images: Path) -> str:
     """Return settings for own images with their folder, and its name for the data set."""
     if not images.is_dir():
         raise UserError(f"{images}: no such folder; --images wants one with a subfolder for each class")
-    path, base = images.resolve(), folder.resolve()
-    shown = path.relative_to(base) if path.is_relative_to(base) and path != base else path
+    inside, base = images.resolve(), folder.resolve()
+    if base.is_relative_to(inside):
+        raise UserError(f"{folder} is among the images, where it would be a class: choose a folder outside {images}")
+    path = images.absolute()
+    shown = inside.relative_to(base) if inside.is_relative_to(base) else path
     name = re.sub(r"[^A-Za-z0-9_.]+", "_", path.name).strip("._")[:LONGEST_NAME] or OWN_IMAGES
     for key, value in (("name", name), ("path", json.dumps(os.fspath(shown), ensure_ascii=False))):
         lines = settings.splitlines()
