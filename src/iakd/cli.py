@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Iterator
@@ -124,7 +125,8 @@ def init(
         _products([Path(name) for name in experiments()])
         return
     run(folder, experiment, images)
-    print(f"next: cd {folder}, look at params.yaml, run snakemake --cores all --logger iakd", file=sys.stderr)
+    there = shlex.quote(str(folder))
+    print(f"next: cd {there}, look at params.yaml, run snakemake --cores all --logger iakd", file=sys.stderr)
     _products([folder])
 
 
