@@ -39,7 +39,9 @@ for folder in ("orchestration", "tuning", "reporting"):
 
 def main() -> None:
     wanted = sys.argv[1:]
-    known: dict[str, Callable[[], list[Path]]] = {one.__name__: one for one in (terminal, dashboard, plots, workflow, report)}
+    known: dict[str, Callable[[], list[Path]]] = {
+        one.__name__: one for one in (terminal, dashboard, plots, workflow, report)
+    }
     if unknown := set(wanted) - set(known):
         sys.exit(f"no such picture: {', '.join(unknown)}; known: {', '.join(known)}")
     for name in wanted or known:
