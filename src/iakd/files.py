@@ -115,6 +115,11 @@ def printable(text: str) -> str:
     )
 
 
+def plural(n: int, noun: str, many: str = "") -> str:
+    """Return '1 seed', '3 seeds'."""
+    return f"{n} {noun if n == 1 else many or noun + 's'}"
+
+
 def read_json(path: Path, hint: str) -> Any:
     """Read a JSON file; `hint` says what to do where it is missing or damaged (UserError)."""
     try:

@@ -89,7 +89,7 @@ def test_names_hidden_files_and_links(tmp_path: Path) -> None:
     assert np.bincount(raw.train_labels).tolist() == [5, 5, 4]
     assert raw.problems == [
         f"{root}: 2 files are not images, by their names, and were not read: bee/list.csv, notes.txt",
-        f"{root}: 1 links lead back to a folder above them, and were not followed: bee/loop",
+        f"{root}: 1 link leads back to a folder above it, and was not followed: bee/loop",
     ]
 
 
@@ -109,7 +109,7 @@ def test_a_bad_file_is_refused_or_left_out(name: str, tmp_path: Path) -> None:
         read(tmp_path)
     raw = read(tmp_path, on_bad_file="skip")
     assert (raw.train_images == good.train_images).all() and (raw.train_labels == good.train_labels).all()
-    assert len(raw.problems) == 1 and "1 bad files were left out" in raw.problems[0] and name in raw.problems[0]
+    assert len(raw.problems) == 1 and "1 bad file was left out" in raw.problems[0] and name in raw.problems[0]
 
 
 def test_many_bad_files_are_counted_and_the_first_named(tmp_path: Path) -> None:

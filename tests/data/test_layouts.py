@@ -160,8 +160,8 @@ def test_files_beside_folders_are_told(tmp_path: Path) -> None:
     classes(tmp_path)
     kinds.unpacked(tmp_path, {"lost.png": b"", "notes.txt": b""})
     assert read(tmp_path).problems == [
-        f"{tmp_path}: 1 files are not images, by their names, and were not read: notes.txt",
-        f"{tmp_path}: 1 images are in no folder of a class, and were not read: lost.png",
+        f"{tmp_path}: 1 file is not an image, by its name, and was not read: notes.txt",
+        f"{tmp_path}: 1 image is in no folder of a class, and was not read: lost.png",
     ]
     classes(tmp_path / "x/train")
     kinds.unpacked(tmp_path / "x", {"test.zip": b"", "test.csv": b"", "a.jpg": b"", "README": b"", "pred/1.png": b""})
@@ -184,7 +184,7 @@ def test_links_are_followed_wherever_they_are(tmp_path: Path) -> None:
     found = read(photos)
     assert counted(found) == {"train": [4, 4], "test": [3, 3]}
     assert found.problems == [
-        f"{photos}/test: 1 files are not images, by their names, and were not read: dog/self",
+        f"{photos}/test: 1 file is not an image, by its name, and was not read: dog/self",
         f"{photos}/test: 2 links lead back to a folder above them, and were not followed: dog/above, dog/root",
     ]
     assert sorted(path.name for path in files_below(photos / "test/dog")) == ["0.png", "1.png", "2.png", "self"]

@@ -202,7 +202,7 @@ def test_bad_files_of_tiny_imagenet(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=name):
             read("tiny_imagenet", path)
         raw = read("tiny_imagenet", path, on_bad_file="skip")
-        assert raw.test_labels is not None and len(raw.test_labels) == 5 and "1 bad files" in raw.problems[1]
+        assert raw.test_labels is not None and len(raw.test_labels) == 5 and "1 bad file was" in raw.problems[1]
 
 
 def test_a_damaged_zip_of_tiny_imagenet_says_what_is_damaged(tmp_path: Path) -> None:

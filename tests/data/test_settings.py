@@ -74,7 +74,10 @@ def test_only_settings_that_matter_to_a_source_are_part_of_its_identity() -> Non
     for source, spec in SOURCES.items():
         path = {"path": "x"} if "path" in spec.settings else {}
         known = set(dataset(source=source, **path).model_dump(mode="json"))
-        assert known == common | spec.settings - {"mirror"}, source
+        assert known == common | spec.settings - {"mirror", "group_by", "list_file"}, source
+    used = {"folds": 3, "fold": 0, "list_file": "x.csv", "group_by": {"folder": 1}}
+    unused = set(dataset(source="image_folder", path="x").model_dump(mode="json"))
+    assert set(dataset(source="image_folder", path="x", **used).model_dump(mode="json")) == unused | set(used)
 
 
 def test_where_the_bytes_come_from_is_no_part_of_an_identity() -> None:

@@ -17,7 +17,7 @@ from iakd.data import writer
 from iakd.data.source_data import SourceData
 from iakd.data.sources import digits
 from iakd.data.splits import Split
-from iakd.data.statistics import duplicates, similar_names
+from iakd.data.statistics import content_hashes, duplicates, similar_names
 from iakd.data.store import SPLITS, PreparedData
 from iakd.data.writer import write_store
 from iakd.errors import UserError
@@ -150,6 +150,10 @@ def test_classes_of_nearly_the_same_name_are_told(tmp_path: Path) -> None:
     ]
 
 
+def _copies(splits: dict[str, Split]) -> list[str]:
+    return duplicates(splits, content_hashes(splits))
+
+
 def test_copies_across_parts_and_contradictory_labels_are_counted() -> None:
     images, labels = rgb.images(12, 0), rgb.labels(12)
     images[5], labels[5] = images[0], labels[0]
@@ -158,12 +162,12 @@ def test_copies_across_parts_and_contradictory_labels_are_counted() -> None:
     images[11] = images[10]  # both in one part: no harm
     labels[11] = labels[10]
     parts = {"train": Split(images, labels, np.arange(0, 4)), "val": Split(images, labels, np.arange(4, 7))}
-    assert duplicates({**parts, "test": Split(images, labels, np.arange(7, 12))}) == [
+    assert _copies({**parts, "test": Split(images, labels, np.arange(7, 12))}) == [
         "1 of 3 val images are exact copies of train images",
         "2 of 5 test images are exact copies of train images",
         "images that occur more than once, with different labels: 1",
     ]
-    assert duplicates({**parts, "test": Split(images, labels, np.arange(10, 12))})[1:] == []
+    assert _copies({**parts, "test": Split(images, labels, np.arange(10, 12))})[1:] == []
 
 
 def test_problems_of_the_pixels_reach_the_manifest(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@
 """
 
 from iakd.config.base import did_you_mean, explain, merged
-from iakd.config.dataset import SOURCES, Dataset
+from iakd.config.dataset import SOURCES, Dataset, GroupBy
 from iakd.config.experiment import (
     Compute,
     Device,
@@ -42,6 +42,7 @@ __all__ = [
     "Erase",
     "Evaluate",
     "Export",
+    "GroupBy",
     "IakdOptions",
     "LrSchedule",
     "Method",

@@ -1,5 +1,6 @@
 """The settings of the data set, and the registry of sources."""
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -89,6 +90,8 @@ SOURCES, _UNUSABLE = discover(
             "on_bad_file",
             "storage",
             "crop_pct",
+            "list_file",
+            "group_by",
         ),
         "parquet": _source(
             "Parquet files in the layout of the Hugging Face Hub: one column of images, one of labels.",
@@ -99,6 +102,7 @@ SOURCES, _UNUSABLE = discover(
             "on_bad_file",
             "image_column",
             "label_column",
+            "group_by",
         ),
     },
 )
@@ -107,12 +111,48 @@ _SOME_SOURCES = frozenset[str]().union(
 )  # settings that only some sources use
 
 
+_UNLESS_SET = (  # no part of the identity of data that do not use them
+    *("classes", "train_fraction", "images_per_class"),
+    *("folds", "fold", "group_by", "list_file"),
+)
+
+
 def _known_source(name: str) -> str:
     if name in _UNUSABLE:
         raise ValueError(f"source {name!r}: {_UNUSABLE[name]}")
     if name not in SOURCES:
         raise ValueError(f"unknown source {name!r}{did_you_mean(name, SOURCES)}; known: {', '.join(SOURCES)}")
     return name
+
+
+class GroupBy(Strict):
+    """Which images belong together, such as the frames of one video: they are never divided between splits."""
+
+    column: str | None = Field(None, min_length=1, description="column of list_file, or of the Parquet files")
+    folder: int | None = Field(
+        None, gt=0, description="folder that the image is in, by its name; 1: the innermost, 2: the one above it"
+    )
+    pattern: str | None = Field(
+        None,
+        min_length=1,
+        description="regular expression that is searched in the image's path below `path`; a group is what its "
+        "parentheses match, or all that it matches",
+    )
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, value: str | None) -> str | None:
+        try:
+            re.compile(value or "")
+        except re.error as error:
+            raise ValueError(f"{value!r} is no regular expression: {error}") from None
+        return value
+
+    @model_validator(mode="after")
+    def _one(self) -> "GroupBy":
+        if [self.column, self.folder, self.pattern].count(None) != 2:
+            raise ValueError("set one of column, folder and pattern")
+        return self
 
 
 class Dataset(Strict):
@@ -135,6 +175,20 @@ class Dataset(Strict):
         "default: 847 for digits, else 0.2",
     )
     split_seed: Seed = Field(0, description="random seed of the split")
+    folds: int | None = Field(
+        None,
+        ge=2,
+        description="divide the images into so many folds, stratified by class; `fold` is the test split instead of "
+        "`test`; default: no folds",
+    )
+    fold: int | None = Field(
+        None,
+        ge=0,
+        description="the fold that is tested: 0 to folds - 1, or, without `folds`, a value of list_file's column fold",
+    )
+    group_by: GroupBy | None = Field(
+        None, description="keep images of the same group, such as a patient, in one split; default: no groups"
+    )
     train_fraction: float | None = Field(
         None, gt=0, le=1, description="share of each class kept for training, at least one image; default: all"
     )
@@ -145,6 +199,11 @@ class Dataset(Strict):
         None, description="classes to keep: names, or a number for the first so many of the source; default: all"
     )
     path: FilePath | None = Field(None, description="folder or archive; default: downloaded where possible")
+    list_file: FilePath | None = Field(
+        None,
+        description="CSV or JSON file that lists the images with the columns path (below `path`) and, where it has "
+        "them, label, split and fold; default: the folders say it",
+    )
     size: Side | tuple[Side, Side] | None = Field(
         None, description="size in pixels, one number or [height, width], to which images are scaled and cropped"
     )
@@ -221,6 +280,14 @@ class Dataset(Strict):
             raise ValueError(f"source {self.source} needs `path`: where the files are")
         if self.train_fraction is not None and self.images_per_class is not None:
             raise ValueError("train_fraction and images_per_class exclude each other: set one of them")
+        if self.folds is not None and not (self.fold is not None and self.fold < self.folds):
+            raise ValueError(f"folds needs `fold`, the one that is tested: 0 to {self.folds - 1}")
+        if self.fold is not None and self.folds is None and self.list_file is None:
+            raise ValueError("fold needs `folds`, the number of folds, or a list_file with a column fold")
+        if self.group_by and self.group_by.column and self.source == "image_folder" and self.list_file is None:
+            raise ValueError("group_by.column needs a list_file that has the column")
+        if self.group_by and not self.group_by.column and self.source == "parquet":
+            raise ValueError("group_by of source parquet needs `column`: its images are not in files of their own")
         if self.storage == "files" and self.size is None:
             raise ValueError("storage files needs `size`: the size to which images are scaled")
         return self
@@ -229,7 +296,7 @@ class Dataset(Strict):
     def _used(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Return the settings that the source uses, so that a new setting does not change other data sets' identity."""
         unused = set(_SOME_SOURCES - SOURCES[self.source].settings)
-        unused |= {name for name in ("classes", "train_fraction", "images_per_class") if getattr(self, name) is None}
+        unused |= {name for name in _UNLESS_SET if getattr(self, name) is None}
         return {name: value for name, value in serialise(self).items() if name not in unused}
 
     @property

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from iakd.data.geometry import CropBox, CropFunction, centre_box, centre_crop
 from iakd.data.source_data import Images, SourceImages
 from iakd.errors import UserError
-from iakd.files import printable
+from iakd.files import plural, printable
 from iakd.processes import cores
 
 if TYPE_CHECKING:
@@ -353,7 +353,8 @@ def image_problems(decoded: DecodedImages[Any], size: tuple[int, int] | None, wh
     found = []
     if decoded.bad:
         more = f"; … ({len(decoded.bad) - LISTED} more)" if len(decoded.bad) > LISTED else ""
-        found.append(f"{where}: {len(decoded.bad)} bad files were left out: {'; '.join(decoded.bad[:LISTED])}{more}")
+        bad = plural(len(decoded.bad), "bad file was", "bad files were")
+        found.append(f"{where}: {bad} left out: {'; '.join(decoded.bad[:LISTED])}{more}")
     if size and len(decoded.sizes) > 1:
         smallest, largest = min(decoded.sizes, key=np.prod), max(decoded.sizes, key=np.prod)
         ends = f"{smallest[0]}×{smallest[1]} to {largest[0]}×{largest[1]}"
@@ -361,5 +362,7 @@ def image_problems(decoded: DecodedImages[Any], size: tuple[int, int] | None, wh
     if size:
         small = sum(n for (height, width), n in decoded.sizes.items() if height < size[0] or width < size[1])
         if small:
-            found.append(f"{where}: {small} images are smaller than {size[0]}×{size[1]} and were enlarged")
+            smaller = f"smaller than {size[0]}×{size[1]} and"
+            told = plural(small, f"image is {smaller} was", f"images are {smaller} were")
+            found.append(f"{where}: {told} enlarged")
     return found

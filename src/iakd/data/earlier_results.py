@@ -9,6 +9,7 @@ from iakd.config import SOURCES
 from iakd.errors import UserError
 from iakd.experiment.jobs import RESULTS, Experiment
 from iakd.experiment.run_dir import RUN
+from iakd.files import plural
 
 _Trained = tuple[dict[str, Any], str | None]  # the settings and the hash of the data of a training or study
 
@@ -25,7 +26,7 @@ def refuse_other_data(experiment: Experiment) -> None:
         folder = RESULTS / experiment.params.dataset.name
         path = f" at {others[0]['path']}" if others[0].get("path") else ""
         raise UserError(
-            f"{folder} holds {len(others)} {_trainings(len(others))} on other data ({others[0]['source']}{path}): give "
+            f"{folder} holds {plural(len(others), 'training')} on other data ({others[0]['source']}{path}): give "
             f"this data set another dataset.name, or delete {folder}"
         )
 
@@ -42,7 +43,7 @@ def describe_stale(experiment: Experiment, sha256: str) -> str | None:
     old = stale[0]
     changed = [f"{name} {old.get(name)} → {new.get(name)}" for name in {**new, **old} if old.get(name) != new.get(name)]
     return (
-        f"{len(stale)} {_trainings(len(stale))} in {RESULTS / experiment.params.dataset.name} used other data "
+        f"{plural(len(stale), 'training')} in {RESULTS / experiment.params.dataset.name} used other data "
         f"({', '.join(changed) or 'the images have changed'}); stale until trained again"
     )
 
@@ -67,7 +68,3 @@ def _differs(old: dict[str, Any], new: dict[str, Any]) -> bool:
         return False
     before, now = (Path(settings["path"]).expanduser() for settings in (old, new))
     return before.exists() and now.exists() and not before.samefile(now)
-
-
-def _trainings(n: int) -> str:
-    return "training" if n == 1 else "trainings"

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from iakd.data.decoding import BadImage, DecodedImages, check_kind, check_length, decode, from_bytes
 from iakd.data.file_index import FileEntry, content_hash, make_index
 from iakd.data.geometry import centre_crop
+from iakd.data.perceptual_hash import WORDS, Hashes, perceptual_hashes
 from iakd.data.source_data import ImageFiles
 from iakd.data.statistics import moments
 from iakd.errors import RunFailed
@@ -32,10 +33,13 @@ log = logging.getLogger(__name__)
 
 
 class ScannedImage(NamedTuple):
-    """A good image: its index entry, the moments (C, 2) of its pixels, and its (height, width) before scaling."""
+    """A good image: its index entry, the moments (C, 2) of its pixels, its perceptual hash (WORDS,), and its (height,
+    width) before scaling.
+    """
 
     entry: FileEntry
     moments: NDArray[np.int64]  # (C, 2)
+    hash: Hashes
     original: tuple[int, int]
 
 
@@ -55,7 +59,8 @@ def scan(
     entries: list[FileEntry] = []
     sums = np.zeros((len(paths), channels, 2), np.int64)
     kept = np.zeros(len(paths), dtype=bool)
-    out = DecodedImages(ImageFiles(make_index(entries), sums[:0], size), kept)
+    hashes = np.zeros((len(paths), WORDS), np.uint64)
+    out = DecodedImages(ImageFiles(make_index(entries), sums[:0], hashes[:0], size), kept)
     started = logged = time.monotonic()
     names = [os.path.relpath(path, root) for path in paths]
     scan_one = functools.partial(_scan_one, str(root), channels, size, crop_pct)
@@ -65,13 +70,14 @@ def scan(
         else:
             entries.append(result.entry)
             sums[position] = result.moments
+            hashes[position] = result.hash
             kept[position] = True
             out.sizes[result.original] += 1
         now = time.monotonic()
         if now - logged > SECONDS_BETWEEN_LINES:
             logged, rate = now, (position + 1) / (now - started)
             log.info(f"{where}: {position + 1} of {len(paths)} images scanned, {rate:.0f} images/s")
-    out.images = ImageFiles(make_index(entries), sums[kept], size)
+    out.images = ImageFiles(make_index(entries), sums[kept], hashes[kept], size)
     return out
 
 
@@ -87,7 +93,8 @@ def _scan_one(root: str, channels: int, size: tuple[int, int], crop_pct: float, 
         return BadImage(f"cannot be read ({error.strerror})")
     except BadImage as error:
         return error
-    return ScannedImage(FileEntry(name, len(content), content_hash(content)), moments(image[None]), original)
+    entry = FileEntry(name, len(content), content_hash(content))
+    return ScannedImage(entry, moments(image[None]), perceptual_hashes(image[None])[0], original)
 
 
 def _in_processes(

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from iakd.config.base import did_you_mean
 from iakd.data.file_index import Index
 from iakd.data.layout import same_name
+from iakd.data.perceptual_hash import Hashes
 from iakd.data.store import Images, Labels
 from iakd.errors import UserError
 
@@ -18,18 +19,19 @@ class ImageFiles:
     """Images that stay in their files, each of which was decoded once.
 
     `index` (N,) lists the files below dataset.path. `moments` int64 (N, C, 2) holds, for each image scaled to `size`
-    (height, width), the sums of its pixels' values and of their squares.
+    (height, width), the sums of its pixels' values and of their squares; `hashes` its perceptual hash.
     """
 
     index: Index
     moments: NDArray[np.int64]
+    hashes: Hashes
     size: tuple[int, int]
 
     def __len__(self) -> int:
         return len(self.index)
 
     def __getitem__(self, which: NDArray[np.bool_] | NDArray[np.int64]) -> "ImageFiles":
-        return ImageFiles(self.index[which], self.moments[which], self.size)
+        return ImageFiles(self.index[which], self.moments[which], self.hashes[which], self.size)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -38,6 +40,7 @@ class ImageFiles:
 
 
 SourceImages = Images | ImageFiles
+Groups = NDArray[np.str_]  # (N,), the name of each image's group
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,9 @@ class SourceData:
     found.
 
     `test_images` and `test_labels` are None if the source has no test set of its own: the test split is then drawn from
-    the training images. The same holds for validation. Raises ValueError if a reader breaks these rules.
+    the training images. The same holds for validation. `groups`, by split, names the group of each image, whose images
+    stay in one split (`dataset.group_by`); `folds` int64 (N,) is the fold that the user's list gives to each training
+    image. Raises ValueError if a reader breaks these rules.
     """
 
     train_images: SourceImages
@@ -57,14 +62,22 @@ class SourceData:
     problems: list[str] = field(default_factory=list)
     val_images: SourceImages | None = None
     val_labels: Labels | None = None
+    groups: Mapping[str, Groups] | None = None
+    folds: NDArray[np.int64] | None = None
 
     @classmethod
     def from_splits(
-        cls, images: Mapping[str, SourceImages], labels: dict[str, Labels], classes: list[str], problems: list[str]
+        cls,
+        images: Mapping[str, SourceImages],
+        labels: dict[str, Labels],
+        classes: list[str],
+        problems: list[str],
+        groups: Mapping[str, Groups] | None = None,
+        folds: NDArray[np.int64] | None = None,
     ) -> "SourceData":
         """Return a source's data from images and labels by split: `train` and, if there are any, `test` and `val`."""
         test, val = (images.get("test"), labels.get("test")), (images.get("val"), labels.get("val"))
-        return cls(images["train"], labels["train"], *test, classes, problems, *val)
+        return cls(images["train"], labels["train"], *test, classes, problems, *val, groups, folds)
 
     def with_classes(self, wanted: int | list[str]) -> "SourceData":
         """Return only the images of some classes, numbered in the order that they have here: the first `wanted`, or
@@ -87,6 +100,8 @@ class SourceData:
         numbers[kept] = np.arange(len(kept))
         images: dict[str, SourceImages] = {}
         labels: dict[str, Labels] = {}
+        groups: dict[str, Groups] = {}
+        folds = self.folds
         for split, all_images, all_labels in (
             ("train", self.train_images, self.train_labels),
             ("test", self.test_images, self.test_labels),
@@ -97,7 +112,12 @@ class SourceData:
                 if not among.any():
                     raise UserError(f"dataset.classes: there are no {split} images of these classes")
                 images[split], labels[split] = all_images[among], numbers[all_labels[among]]
-        return SourceData.from_splits(images, labels, [self.classes[position] for position in kept], self.problems)
+                if self.groups:
+                    groups[split] = self.groups[split][among]
+                if split == "train" and folds is not None:
+                    folds = folds[among]
+        classes = [self.classes[position] for position in kept]
+        return SourceData.from_splits(images, labels, classes, self.problems, groups or None, folds)
 
     def __post_init__(self) -> None:
         self._check(self.train_images, self.train_labels)
@@ -109,6 +129,12 @@ class SourceData:
             self._check(images, labels)
             if images.shape[1:] != self.train_images.shape[1:] or type(images) is not type(self.train_images):
                 raise ValueError(f"images {images.shape} do not match the training images {self.train_images.shape}")
+        given = {"train": self.train_labels, "test": self.test_labels, "val": self.val_labels}
+        sizes = {name: labels.shape for name, labels in given.items() if labels is not None}
+        if self.groups is not None and {name: groups.shape for name, groups in self.groups.items()} != sizes:
+            raise ValueError("expected the groups of all splits, one name per image")
+        if self.folds is not None and self.folds.shape != self.train_labels.shape:
+            raise ValueError(f"expected folds ({len(self.train_labels)},), got {self.folds.shape}")
 
     def _check(self, images: SourceImages, labels: Labels) -> None:
         if isinstance(images, ImageFiles):

@@ -11,7 +11,19 @@ from iakd import files
 from iakd.config import SOURCES, Dataset
 from iakd.data.source_data import ImageFiles, SourceData
 from iakd.data.splits import Indices, Split, split_source
-from iakd.data.statistics import constant_channels, duplicates, in_chunks, mean_std, missing_classes, similar_names
+from iakd.data.statistics import (
+    alike,
+    constant_channels,
+    content_hashes,
+    dominant_class,
+    duplicates,
+    groups_of,
+    in_chunks,
+    mean_std,
+    missing_classes,
+    near_duplicates,
+    similar_names,
+)
 from iakd.data.store import KINDS, MANIFEST, SPLITS, combined_sha256, file_name, with_hash
 
 
@@ -81,6 +93,8 @@ def _describe(
         }
     mean, std = mean_std(splits["train"].images, splits["train"].indices)
     per_class = {name: described[name]["per_class"] for name in SPLITS}
+    exact = content_hashes(splits)
+    groups, near = groups_of(splits), near_duplicates(splits, exact)
     _, channels, height, width = source.train_images.shape
     return {
         "source": {
@@ -95,6 +109,8 @@ def _describe(
         "image": {"channels": channels, "height": height, "width": width},
         "mean": mean,
         "std": std,
+        **({"groups": groups} if groups else {}),
+        "near_duplicates": near,
         "problems": [
             files.printable(problem)  # they contain names of files and classes
             for problem in (
@@ -102,7 +118,9 @@ def _describe(
                 *similar_names(source.classes),
                 *missing_classes(per_class, source.classes),
                 *constant_channels(std),
-                *duplicates(splits),
+                *dominant_class(per_class["train"], source.classes),
+                *duplicates(splits, exact),
+                *alike(near, splits),
             )
         ],
         "sha256": combined_sha256(described),

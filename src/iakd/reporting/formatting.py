@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from iakd.config import METHODS, Candidate, Method, Schedule
+from iakd.files import plural as plural
 from iakd.reporting.statistics import MIN_SEEDS, PairedDifference, SeedMean
 from iakd.reporting.swapping import Condition
 
@@ -145,11 +146,6 @@ def conditions(names: Sequence[Condition]) -> str:
 def machine(processor: str, cores: int, system: str) -> str:
     """Return what something ran on, as `provenance.machine` knows it."""
     return f"{processor} ({plural(cores, 'core')}), {system}"
-
-
-def plural(n: int, noun: str, many: str = "") -> str:
-    """Return '1 seed', '3 seeds'."""
-    return f"{n} {noun if n == 1 else many or noun + 's'}"
 
 
 def duration(seconds: float) -> str:

@@ -141,7 +141,8 @@ def local(settings: Dataset) -> Path:
 
 
 def fingerprint(settings: Dataset) -> str | None:
-    """Return one hash of the files at `dataset.path`, wherever links there lead; None if they are gone.
+    """Return one hash of the files at `dataset.path`, wherever links there lead, and of `dataset.list_file`; None if
+    they are gone.
 
     Up to CONTENT_BYTES in all, it covers the names and contents; of more, which would take long to read, the names and
     sizes. It does not cover the times, which copying changes. What cannot be read has a name only, folders, too: once
@@ -158,7 +159,18 @@ def fingerprint(settings: Dataset) -> str | None:
     found: list[Any] = [_size(path) for path in paths]
     if sum(size or 0 for size in found) <= CONTENT_BYTES:
         found = [None if size is None else _content(path) for path, size in zip(paths, found, strict=True)]
-    return digest(sorted([str(path.relative_to(root)), what] for path, what in zip(paths, found, strict=True)))
+    listed = sorted([str(path.relative_to(root)), what] for path, what in zip(paths, found, strict=True))
+    path = list_path(settings)
+    return digest(listed if path is None else [listed, _content(path)])
+
+
+def list_path(settings: Dataset) -> Path | None:
+    """Return where `dataset.list_file` is: as named, or else below `dataset.path`; None if it is not set."""
+    if settings.list_file is None:
+        return None
+    path = Path(settings.list_file).expanduser()
+    below = Path(settings.path or "").expanduser() / path
+    return below if not path.exists() and below.exists() else path
 
 
 def _size(path: Path) -> int | None:

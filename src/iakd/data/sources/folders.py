@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import os
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from iakd.config import Dataset, did_you_mean
+from iakd.config import Dataset, GroupBy, did_you_mean
 from iakd.data.decoding import DecodedImages, decode_all, from_file, image_problems
 from iakd.data.layout import (
     IMAGE_SUFFIXES,
@@ -24,12 +25,13 @@ from iakd.data.layout import (
     same_name,
 )
 from iakd.data.scanning import scan
-from iakd.data.source_data import Labels, SourceData
+from iakd.data.source_data import Groups, Labels, SourceData
 from iakd.data.sources.archives import is_archive
 from iakd.data.sources.download import local
+from iakd.data.sources.image_list import class_order, read_list, unlisted_images
 from iakd.data.sources.tiny_imagenet import class_names
 from iakd.errors import UserError
-from iakd.files import printable
+from iakd.files import plural, printable
 
 NO_CLASSES = ("images", "imgs")  # names of folders of images of any class
 AUTO_BYTES = 2 << 30  # of decoded images; more stay in their files
@@ -37,20 +39,25 @@ AUTO_BYTES = 2 << 30  # of decoded images; more stay in their files
 
 @dataclass
 class FolderSplit:
-    """The image files of one split, and the class of each."""
+    """The image files of one split, and the class of each; its group and its fold, if a list says them."""
 
     folder: Path
     files: list[Path] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
+    groups: list[str] | None = None
+    folds: list[int] | None = None
 
 
 def read_image_folder(settings: Dataset) -> SourceData:
-    """Read the images below `dataset.path`, ordered by class and name.
+    """Read the images below `dataset.path`, ordered by class and name, or those that `dataset.list_file` lists.
 
     Raises UserError for an unsuitable layout, for a class without images and, unless they are skipped, for an image
     file that cannot be read.
     """
     problems: list[str] = []
+    if settings.list_file is not None:
+        classes, splits = _listed_images(settings, problems)
+        return decode_splits(splits, classes, settings, problems)
     folders = _split_folders(local(settings), problems)
     classes, splits = find_images(folders, settings, problems)
     return decode_splits(splits, classes, settings, problems)
@@ -65,6 +72,8 @@ def decode_splits(
     """
     decoded: dict[str, DecodedImages[Any]] = {}
     labels: dict[str, Labels] = {}
+    groups = {name: _groups(split, settings) for name, split in splits.items()} if settings.group_by else {}
+    folds = None if splits["train"].folds is None else np.asarray(splits["train"].folds, dtype=np.int64)
     size = settings.height_width
     as_files = _stay_in_files(sum(len(split.files) for split in splits.values()), settings)
     for name, split in splits.items():
@@ -77,11 +86,81 @@ def decode_splits(
         if not decoded[name].kept.any():
             raise UserError(f"{split.folder}: none of its {len(split.files)} image files can be read")
         labels[name] = np.asarray(split.labels, dtype=np.int64)[decoded[name].kept]
+        groups |= {name: groups[name][decoded[name].kept]} if groups else {}
+        folds = folds[decoded[name].kept] if name == "train" and folds is not None else folds
         problems += image_problems(decoded[name], size, str(split.folder))
         if decoded[name].images.shape[1:] != decoded["train"].images.shape[1:]:
             raise UserError(f"{split.folder}: images differ in size from the training images: set dataset.size")
-    classes = _drop_empty_classes(classes, labels, decoded, settings, problems)
-    return SourceData.from_splits({name: split.images for name, split in decoded.items()}, labels, classes, problems)
+    images = {name: split.images for name, split in decoded.items()}
+    source = SourceData.from_splits(images, labels, classes, problems, groups or None, folds)
+    return _without_empty_classes(source, settings)
+
+
+def _listed_images(settings: Dataset, problems: list[str]) -> tuple[list[str], dict[str, FolderSplit]]:
+    """Return the classes (sorted) and the image files of each split, as `dataset.list_file` has them."""
+    root = local(settings)
+    if not root.is_dir():
+        raise UserError(f"dataset.path: {root} is not a folder; unpack archives first")
+    found = read_list(settings, root, problems)
+    names = found.splits or ["train"] * len(found.files)
+    if "train" not in names:
+        raise UserError(f"{found.path}: has no images for training (split train)")
+    classes = class_order([label for label, split in zip(found.labels, names, strict=True) if split == "train"])
+    if len(classes) < 2:
+        raise UserError(
+            f"{found.path}: has {plural(len(classes), 'class', 'classes')} for training; at least two are needed"
+        )
+    number = {name: position for position, name in enumerate(classes)}
+    unknown = [label for label in found.labels if label not in number]
+    if unknown:
+        hint = did_you_mean(unknown[0], classes)
+        raise UserError(f"{found.path}: the class {unknown[0]!r} has no images for training{hint}")
+    order = sorted(range(len(found.files)), key=lambda row: (number[found.labels[row]], found.files[row]))
+    splits: dict[str, FolderSplit] = {}
+    for part in sorted(set(names), key=["train", "val", "test"].index):
+        rows = [row for row in order if names[row] == part]
+        splits[part] = FolderSplit(
+            root,
+            [found.files[row] for row in rows],
+            [number[found.labels[row]] for row in rows],
+            None if found.groups is None else [found.groups[row] for row in rows],
+            None if found.folds is None else [found.folds[row] for row in rows],
+        )
+    try:
+        unlisted = unlisted_images(found, root)
+    except OSError as error:
+        raise _unreadable(root, error) from None
+    if unlisted:
+        problems.append(
+            f"{root}: {plural(len(unlisted), 'image')} not listed in {found.path.name}: {_examples(unlisted, root)}"
+        )
+    return classes, splits
+
+
+def _groups(split: FolderSplit, settings: Dataset) -> Groups:
+    """Return the group of each image. Raises UserError for an image without one."""
+    by, root = settings.group_by, local(settings)
+    assert by is not None
+    if split.groups is not None:
+        return np.array(split.groups)
+    return np.array([_group_of(Path(os.path.relpath(file, root)), by) for file in split.files])
+
+
+def _group_of(path: Path, by: GroupBy) -> str:
+    if by.folder is not None:
+        if len(path.parts) <= by.folder:
+            raise UserError(
+                f"dataset.group_by.folder: {printable(str(path))} is in {plural(len(path.parts) - 1, 'folder')}, not "
+                f"{by.folder}"
+            )
+        return path.parts[-1 - by.folder]
+    match = re.search(by.pattern or "", path.as_posix())
+    if match is None:
+        raise UserError(
+            f"dataset.group_by.pattern: {by.pattern!r} is not found in {printable(path.as_posix())!r}, an image's path "
+            "below dataset.path"
+        )
+    return "/".join(match.groups("")) or match[0]
 
 
 def _stay_in_files(n: int, settings: Dataset) -> bool:
@@ -199,12 +278,14 @@ def find_images(
         if not split.files:
             raise UserError(f"{root} has no images ({', '.join(IMAGE_SUFFIXES)})")
         for paths, what in (
-            (skipped, "files are not images, by their names, and were not read"),
-            (beside, "images are in no folder of a class, and were not read"),
-            (loops, "links lead back to a folder above them, and were not followed"),
+            (skipped, ("file is not an image, by its name,", "files are not images, by their names,", "read")),
+            (beside, ("image is in no folder of a class,", "images are in no folder of a class,", "read")),
+            (loops, ("link leads back to a folder above it,", "links lead back to a folder above them,", "followed")),
         ):
             if paths:
-                problems.append(f"{root}: {len(paths)} {what}: {_examples(sorted(paths), root)}")
+                one, several, done = what
+                told = f"{plural(len(paths), one, several)} and {'was' if len(paths) == 1 else 'were'} not {done}"
+                problems.append(f"{root}: {told}: {_examples(sorted(paths), root)}")
     used = set(splits["train"].labels)
     empty = [folder for position, folder in enumerate(classes) if position not in used]
     if empty and settings.on_bad_file == "refuse":
@@ -248,29 +329,20 @@ def _examples(paths: list[Path], root: Path) -> str:
     return ", ".join(str(path.relative_to(root)) for path in paths[:5]) + (" …" if len(paths) > 5 else "")
 
 
-def _drop_empty_classes(
-    classes: list[str],
-    labels: dict[str, Labels],
-    decoded: dict[str, DecodedImages[Any]],
-    settings: Dataset,
-    problems: list[str],
-) -> list[str]:
-    """Return the classes with training images; images of other classes are dropped and labels renumbered in place."""
-    present = np.bincount(labels["train"], minlength=len(classes)) > 0
+def _without_empty_classes(source: SourceData, settings: Dataset) -> SourceData:
+    """Return a source without the classes that have no training images, and their images in other splits."""
+    present = np.bincount(source.train_labels, minlength=len(source.classes)) > 0
     if present.all():
-        return classes
-    empty = [name for name, is_present in zip(classes, present.tolist(), strict=True) if not is_present]
+        return source
     if present.sum() < 2:
         raise UserError(f"{settings.path}: fewer than two classes have readable images for training")
-    problems.append(f"classes without training images were left out: {', '.join(empty)}")
-    new_label = np.cumsum(present) - 1
-    for name in list(labels):
-        keep = present[labels[name]]
-        decoded[name].images = decoded[name].images[keep]
-        labels[name] = new_label[labels[name][keep]].astype(np.int64)
-        if not len(labels[name]):
+    kept = [name for name, is_present in zip(source.classes, present.tolist(), strict=True) if is_present]
+    empty = [name for name in source.classes if name not in kept]
+    for name, labels in (("val", source.val_labels), ("test", source.test_labels)):
+        if labels is not None and not present[labels].any():
             raise UserError(f"{settings.path}: the images of {name} all belong to classes without training images")
-    return [name for name in classes if name not in empty]
+    source.problems.append(f"classes without training images were left out: {', '.join(empty)}")
+    return source.with_classes(kept)
 
 
 CLASSES = 1000

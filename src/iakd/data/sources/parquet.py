@@ -14,7 +14,7 @@ import numpy as np
 from iakd.config import Dataset
 from iakd.data.decoding import DecodedImages, EncodedImage, decode_all, from_bytes, image_problems
 from iakd.data.layout import files_below, part_of, same_name
-from iakd.data.source_data import Labels, SourceData
+from iakd.data.source_data import Groups, Labels, SourceData
 from iakd.data.sources.download import local
 from iakd.errors import UserError
 from iakd.files import printable
@@ -107,6 +107,22 @@ class Table:
                         content = value.get("bytes") if isinstance(value, dict) else value
                         yield from_bytes(f"{file}, row {row},", content)
                         row += 1
+
+    def groups(self, column: str) -> list[str]:
+        """Return the group of each row, as text. Raises UserError for a file without the column, or other values."""
+        found: list[str] = []
+        for file in self.files:
+            with _error_as_user_error(file):
+                opened = _open(file)
+                if column not in (names := opened.schema_arrow.names):
+                    raise UserError(
+                        f"dataset.group_by.column: {file} has no column {column!r}; it has {', '.join(names)}"
+                    )
+                values = opened.read([column])[column].to_pylist()
+            if not all(isinstance(value, str | int) for value in values):
+                raise UserError(f"{file}: column {column!r} of dataset.group_by has more than texts and whole numbers")
+            found += map(str, values)
+        return found
 
 
 def open_tables(files: dict[str, list[Path]], image: str | None, label: str | None) -> dict[str, Table]:
@@ -222,6 +238,7 @@ def read(settings: Dataset) -> SourceData:
     order, classes = _classes(tables["train"], values["train"], known, problems)
     decoded: dict[str, DecodedImages] = {}
     labels: dict[str, Labels] = {}
+    groups: dict[str, Groups] = {}
     for split, table in tables.items():
         if not values[split]:
             raise UserError(f"{table.files[0]}: has no rows")
@@ -238,8 +255,11 @@ def read(settings: Dataset) -> SourceData:
             raise UserError(f"{path}: images of {split} differ in size from the training images: set dataset.size")
         decoded[split] = found
         labels[split] = np.array([order[value] for value in values[split]], dtype=np.int64)[found.kept]
+        if settings.group_by and settings.group_by.column:
+            groups[split] = np.array(table.groups(settings.group_by.column))[found.kept]
         problems += image_problems(found, size, f"{path}: {split}")
-    return SourceData.from_splits({name: split.images for name, split in decoded.items()}, labels, classes, problems)
+    images = {name: split.images for name, split in decoded.items()}
+    return SourceData.from_splits(images, labels, classes, problems, groups or None)
 
 
 def _with_names(table: Table, labels: list[int | str], known: list[str], problems: list[str]) -> list[int | str]:
