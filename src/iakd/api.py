@@ -23,7 +23,7 @@ from iakd.config import load as read_params
 from iakd.data.dataset_loader import DatasetLoader, dataset_loader
 from iakd.data.loader import DeviceLoader, ImageLoader
 from iakd.devices import choose_device, keep_freed_memory
-from iakd.distillation.distiller import make_distiller
+from iakd.distillation.distiller import make_distiller, weights_of
 from iakd.distillation.registry import changes_student, timeline_of
 from iakd.distillation.warm_start import add_warm_start
 from iakd.errors import RunFailed, UserError
@@ -160,6 +160,7 @@ def distill(
             timeline=timeline_of(trained_by, chosen, len(train)),
             seed=seed,
             label_smoothing=trained_by.label_smoothing,
+            class_weights=weights_of(trained_by, train, [str(label) for label in range(int(train.labels.max()) + 1)]),
         )
         trainer = Trainer(training, distiller, train, validation, trained_by, compute)
         if chosen.init == "blockwise":

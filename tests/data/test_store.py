@@ -17,7 +17,7 @@ from iakd.data import writer
 from iakd.data.source_data import SourceData
 from iakd.data.sources import digits
 from iakd.data.splits import Split
-from iakd.data.statistics import content_hashes, duplicates, similar_names
+from iakd.data.statistics import content_hashes, dominant_class, duplicates, similar_names
 from iakd.data.store import SPLITS, PreparedData
 from iakd.data.writer import write_store
 from iakd.errors import UserError
@@ -148,6 +148,17 @@ def test_classes_of_nearly_the_same_name_are_told(tmp_path: Path) -> None:
     assert similar_names(["-1", "1", "0.1", "01", "c", "c++", "T-shirt", "t shirt", "T_SHIRT"]) == [
         "classes of nearly the same name: 'T-shirt', 't shirt', 'T_SHIRT'"
     ]
+
+
+@pytest.mark.parametrize(
+    ("counts", "told"), [([5, 5, 4], None), ([10, 5, 5], None), ([11, 5, 5], 52), ([7, 3], None), ([8, 2], 80)]
+)
+def test_a_class_that_dominates_is_told(counts: list[int], told: int | None) -> None:
+    found = dominant_class(counts, ["a", "b", "c"][: len(counts)])
+    assert len(found) == (told is not None)
+    if told:
+        least = min(counts)
+        assert f"class 'a' has {told} % of the training images (the smallest class has {least}): judge by" in found[0]
 
 
 def _copies(splits: dict[str, Split]) -> list[str]:

@@ -119,6 +119,19 @@ def test_resuming_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
     assert same(outputs(None), outputs(cache_dir(tmp_path)), epochs(start=3))
 
 
+def test_an_image_that_an_epoch_shows_several_times_has_the_same_outputs(tmp_path: Path) -> None:
+    data = digit_images(0, N)
+    data.labels[: N // 2] = 0  # of which the balanced sampler leaves most out
+    form = BatchFormat(BATCH, AUGMENT, balanced=True)
+    batches = [batch for epoch in range(2) for batch in data.epoch(0, epoch, form)]
+    views = [(int(i), int(v)) for batch in batches for i, v in zip(batch.indices, batch.views, strict=True)]
+    assert len(set(views)) < len(views)
+    live = TeacherOutputs(teacher(), BOTH, BATCH)
+    cached = CachedTeacherOutputs(live, data, cache_dir(tmp_path))
+    assert same(outputs(None), cached, batches) and cached.reused
+    assert same(outputs(None), CachedTeacherOutputs(live, data, cache_dir(tmp_path)), batches)
+
+
 def test_mixed_images_are_computed_and_never_cached(tmp_path: Path) -> None:
     indices = torch.arange(0, 150)
     weights = torch.ones(150)

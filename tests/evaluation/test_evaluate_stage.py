@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -25,6 +26,7 @@ from iakd.training.validation import predict
 SPEEDS = ("latency_ms", "images_per_s")
 CONTRACT = {
     *("top1", "top5", "nll", "ece", "n", "per_class_top1", "confusion", "correct", "parameters", "macs", *SPEEDS),
+    *("balanced_accuracy", "macro_f1", "support", "majority_top1"),
     *("seed", "method", "teacher", "student", "dataset", "model_sha256", "data_sha256"),
 }
 
@@ -97,6 +99,9 @@ def test_one_model(experiment):
     )
     assert found["n"] == len(labels) == 847
     assert found["top1"] == pytest.approx(100 * (logits.argmax(1) == labels).double().mean().item())
+    assert found["support"] == np.bincount(labels).tolist()
+    most = int(np.bincount(store.labels("train")).argmax())
+    assert found["majority_top1"] == pytest.approx(100 * found["support"][most] / 847)
     assert (unpack(found["correct"], 847) == (logits.argmax(1) == labels).numpy()).all()
     assert found["data_sha256"] == store.sha256
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import log_softmax
-from sklearn.metrics import confusion_matrix, top_k_accuracy_score
+from sklearn.metrics import balanced_accuracy_score, confusion_matrix, f1_score, top_k_accuracy_score
 
 from iakd.errors import RunFailed
 from iakd.evaluation import metrics
@@ -30,7 +30,21 @@ def test_against_other_libraries(sample):
     matrix = confusion_matrix(labels, logits.argmax(1), labels=range(7))
     assert found["confusion"] == matrix.tolist()
     assert found["per_class_top1"] == pytest.approx((100 * matrix.diagonal() / matrix.sum(1)).tolist())
-    assert found["n"] == 400
+    assert found["n"] == 400 and found["support"] == np.bincount(labels).tolist()
+    predicted = logits.argmax(1)
+    assert found["balanced_accuracy"] == pytest.approx(100 * balanced_accuracy_score(labels, predicted), rel=1e-12)
+    assert found["macro_f1"] == pytest.approx(100 * f1_score(labels, predicted, average="macro"), rel=1e-12)
+
+
+def test_always_answering_the_largest_class_is_seen_through():
+    labels = np.repeat([0, 1, 3], [90, 8, 2])  # class 2 has no images, and one is taken for it
+    logits = np.tile([4.0, 1.0, 2.0, 1.0], (100, 1))
+    found = classification_metrics(logits, labels)
+    assert (found["top1"], found["balanced_accuracy"]) == pytest.approx((90, 100 / 3))
+    assert found["macro_f1"] == pytest.approx(100 * (2 * 0.9 / 1.9) / 3) and found["support"] == [90, 8, 0, 2]
+    logits[0, 2] = 9
+    found = classification_metrics(logits, labels)
+    assert found["balanced_accuracy"] == pytest.approx(100 * (89 / 90) / 3)
 
 
 def test_ece_against_its_definition(sample):

@@ -15,7 +15,7 @@ import torch
 from iakd import config, models
 from iakd.config import METHODS, Compute, Recipe, merged, shortest_sum
 from iakd.data.loader import DeviceLoader
-from iakd.distillation.distiller import make_distiller
+from iakd.distillation.distiller import make_distiller, weights_of
 from iakd.distillation.registry import timeline_of
 from iakd.distillation.warm_start import add_warm_start
 from iakd.experiment.run_dir import Run
@@ -79,6 +79,7 @@ def make(case: Case, path: str, processes: TrainingProcesses) -> Trainer:
         seed=0,
         data=train,
         label_smoothing=recipe.label_smoothing,
+        class_weights=weights_of(recipe, train, [str(label) for label in range(CLASSES)]),
         cache_dir=None,
         processes=processes.count,
     )
@@ -147,6 +148,8 @@ def _method(name: str) -> Case:
 CASES = {
     **{name: _method(name) for name in METHODS},
     "iakd+kd": Case("iakd+kd", {"clip_norm": 0.5, "ema": 0.9}),
+    "class weights": Case("iakd+kd", {"class_weights": "balanced", "label_smoothing": 0.1}),
+    "balanced sampler": Case("kd", {"sampler": "balanced"}),
     "adamw": Case("iakd+kd", {"optimizer": "adamw", "lr": 0.002}),
     "mixed": Case("kd", {"augment": {"pad": 1, "mixup": {"alpha": 1.0}, "cutmix": {"alpha": 1.0}}}),
     "two-path": Case("iakd+sp+dist", EASED, {"iakd": {"form": "two_path", "seam_weight": 0.02, "warmup": 0.0}}),

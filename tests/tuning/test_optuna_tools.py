@@ -10,6 +10,9 @@ import optuna
 import pytest
 from toy_study import ToyStudy
 
+from iakd import files
+from iakd.tuning.results import finished_trials
+
 DOCS = Path(__file__).parents[2] / "docs/tuning.md"
 
 
@@ -46,6 +49,16 @@ def test_two_objectives_have_names(study: ToyStudy) -> None:
     study.run(trials=2, seeds=1, objective="accuracy_and_macs", pruner={"kind": "none"})
     stored = recipe(study.results / "study.journal")
     assert stored.metric_names == ["top-1 on validation images (%)", "multiply–adds of a training"]
+
+
+def test_a_study_may_search_for_balanced_accuracy(study: ToyStudy) -> None:
+    study.run(trials=4, seeds=1, objective="balanced_accuracy", pruner={"kind": "none"})
+    rows = finished_trials(study.results)
+    for row in rows:
+        metrics = files.read_json(study.results / f"trials/{row['number']:04d}/seed0/metrics.json", "")
+        assert row["value"] == metrics["val_balanced_accuracy"] != metrics["val_top1"]
+    assert max(row["value"] for row in rows) == files.read_json(study.results / "metrics.json", "")["best_value"]
+    assert recipe(study.results / "study.journal").metric_names == ["balanced accuracy on validation images (%)"]
 
 
 def test_the_recipe_for_a_notebook_works(copied: ToyStudy) -> None:

@@ -171,12 +171,14 @@ class ToyTrainer:
                 schedule = job.method.iakd.schedule
                 assert isinstance(schedule, Schedule)
                 row["val_top1"] = self.accuracy(schedule, epoch, job.recipe.epochs) + self.luck(run.seed, number)
+                row["val_balanced_accuracy"] = self.balanced(row["val_top1"])
             history.append(row)
             if self.checkpoints and epoch % 4 == 0:
                 files.write_text(checkpoint, json.dumps(history))
             if "val_top1" in row:
                 on_validation(epoch, row)
         metrics = {"val_top1": history[-1]["val_top1"], "val_nll": math.inf}
+        metrics["val_balanced_accuracy"] = self.balanced(metrics["val_top1"])
         if self.several_objectives and run.seed == 0:
             metrics["train_macs"] = self.cost(job.method.iakd.schedule.p0)
         return history, metrics
@@ -186,6 +188,11 @@ class ToyTrainer:
         """Return what is best for sigmoid with p0 = 0.7 and no slope, and grows sooner for small student_only."""
         final = 80 + 2 * KINDS.index(schedule.kind) % 11 - 10 * (schedule.p0 - 0.7) ** 2 - 3 * abs(schedule.slope)
         return final * (1 - math.exp(-4 * epoch / epochs) * (0.5 + schedule.student_only))
+
+    @staticmethod
+    def balanced(top1: float) -> float:
+        """Return a balanced accuracy that is lower, the higher the accuracy is."""
+        return 100 - top1 / 2
 
     @staticmethod
     def cost(p0: float) -> int:

@@ -133,6 +133,16 @@ class Recipe(Strict):
     nesterov: bool = Field(False, description="for sgd: Nesterov momentum")
     weight_decay: float = Field(5e-4, ge=0, description="of all trained parameters")
     lr_schedule: LrSchedule = LrSchedule()
+    class_weights: Literal["balanced"] | dict[str, Positive] | None = Field(
+        None,
+        description="weight of an image in every cross-entropy, by its class: balanced (all classes weigh the same in "
+        "sum), or class name → weight, 1 for the others; scaled to a mean of 1 over the training images; default: none",
+    )
+    sampler: Literal["shuffle", "balanced"] = Field(
+        "shuffle",
+        description="balanced: each epoch shows all classes equally often, images of small classes several times; "
+        "shuffle: each image once",
+    )
     label_smoothing: Fraction = Field(0.0, description="label smoothing of every cross-entropy in the loss")
     clip_norm: float | None = Field(
         None, gt=0, description="upper bound on the norm of the whole gradient; default: none"
@@ -143,6 +153,22 @@ class Recipe(Strict):
     )
     augment: Augment = Augment()
     validate_every: int = Field(10, gt=0, description="epochs between validations; the last epoch is always validated")
+
+    @model_serializer(mode="wrap")
+    def _used(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Settings without those against imbalance, unless used: they are no part of the identity of other runs."""
+        off = {
+            name
+            for name in ("class_weights", "sampler")
+            if getattr(self, name) == type(self).model_fields[name].default
+        }
+        return {name: value for name, value in serialise(self).items() if name not in off}
+
+    @model_validator(mode="after")
+    def _balanced_once(self) -> "Recipe":
+        if self.class_weights == "balanced" and self.sampler == "balanced":
+            raise ValueError("class_weights and sampler: both balanced would correct twice; choose one")
+        return self
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> "Recipe":

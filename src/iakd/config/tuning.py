@@ -155,12 +155,13 @@ class Tune(Strict):
 
     trials: int = Field(24, gt=0, description="per pair and tuned method; raise it later and the studies resume")
     seeds: int = Field(
-        3, gt=0, description="students that each trial trains; their mean validation accuracy is maximised"
+        3, gt=0, description="students that each trial trains; the mean of their validation accuracy is maximised"
     )
-    objective: Literal["accuracy", "accuracy_and_macs"] = Field(
+    objective: Literal["accuracy", "balanced_accuracy", "accuracy_and_macs"] = Field(
         "accuracy",
-        description="accuracy_and_macs: search for good compromises with the multiply–accumulates of a training; not "
-        "with a pruner; students get the most accurate settings all the same",
+        description="balanced_accuracy: the mean accuracy of the classes; accuracy_and_macs: search for good "
+        "compromises with the multiply–accumulates of a training; not with a pruner; students get the most accurate "
+        "settings all the same",
     )
     workers: int = Field(
         2, gt=0, le=MOST_PROCESSES, description="parallel processes; they change the time, not the results"
@@ -193,7 +194,12 @@ class Tune(Strict):
     @property
     def several_objectives(self) -> bool:
         """Whether a trial is worth more than one number."""
-        return self.objective != "accuracy"
+        return self.objective == "accuracy_and_macs"
+
+    @property
+    def measure(self) -> str:
+        """What of a validation a trial is judged by: its name in the history and the metrics of a training."""
+        return "val_balanced_accuracy" if self.objective == "balanced_accuracy" else "val_top1"
 
     @field_validator("storage")
     @classmethod

@@ -141,12 +141,16 @@ NO_AUGMENTATION = Augment()
 
 @dataclass(frozen=True)
 class BatchFormat:
-    """The form of all batches of a training: size, augmentation, memory layout, and this process's share of each."""
+    """The form of all batches of a training: size, augmentation, memory layout, and this process's share of each.
+
+    With `balanced`, an epoch shows all classes equally often.
+    """
 
     size: int
     augment: Augment = NO_AUGMENTATION
     channels_last: bool = False
     shard: Shard = UNSHARDED
+    balanced: bool = False
 
 
 class MixedLabels(NamedTuple):
@@ -224,6 +228,25 @@ def last_batch(n: int, batch_size: int) -> int:
     return rest if rest > 1 else batch_size
 
 
+def balanced_order(labels: Tensor, seed: int, epoch: int) -> Tensor:
+    """Return the positions in `labels` (n,) that an epoch shows, int64 (n,), such that each class is shown equally
+    often, to within one image.
+
+    Of a class that has more images than are shown, some are left out; of one that has fewer, each is shown equally
+    often, to within once. Drawn on the CPU.
+    """
+    labels, draw = labels.cpu(), generator("balanced", seed, epoch)
+    by_class = labels.argsort(stable=True).split(labels.bincount().tolist())
+    present = [positions for positions in by_class if len(positions)]
+    shares = torch.full((len(present),), len(labels) // len(present))
+    shares[torch.randperm(len(present), generator=draw)[: len(labels) % len(present)]] += 1
+    shown = []
+    for positions, share in zip(present, shares.tolist(), strict=True):
+        rounds = -(-share // len(positions))
+        shown += [torch.cat([positions[torch.randperm(len(positions), generator=draw)] for _ in range(rounds)])[:share]]
+    return torch.cat(shown)[torch.randperm(len(labels), generator=draw)]
+
+
 class FetchRequest(NamedTuple):
     """The image at each position of an epoch, int64 (n,) on the CPU, and its random crop; None: the centre crop."""
 
@@ -275,7 +298,10 @@ class ImageLoader(ABC):
         if second and second.mixes:
             raise ValueError("a second view has its image's label, so it cannot be mixed with another image")
         n, size = len(subset.indices) if subset else len(self), self.image_shape[1:]
-        order = torch.randperm(n, generator=generator("order", seed, epoch))
+        if form.balanced:
+            order = balanced_order(self.labels[subset.indices.to(self.device)] if subset else self.labels, seed, epoch)
+        else:
+            order = torch.randperm(n, generator=generator("order", seed, epoch))
         chosen = subset.at(order) if subset else None
         augment, shard = form.augment, form.shard
         first = Augmenter(augment, size, n, seed, epoch, self.device)

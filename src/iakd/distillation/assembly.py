@@ -16,7 +16,7 @@ from iakd.data.file_loader import make_loader
 from iakd.data.loader import ImageLoader, steps_per_epoch
 from iakd.data.splits import Indices, fraction_per_class, stratified
 from iakd.data.store import PreparedData
-from iakd.distillation.distiller import Distiller, make_distiller
+from iakd.distillation.distiller import Distiller, make_distiller, weights_of
 from iakd.distillation.registry import build_deployed, timeline_of
 from iakd.distillation.teacher_cache.policy import cache_dir_for
 from iakd.distillation.warm_start import add_warm_start
@@ -138,6 +138,7 @@ def train_teacher(run: run_dir.Run, experiment: Experiment, job: TeacherJob, sto
         timeline=timeline,
         seed=run.seed,
         label_smoothing=job.recipe.label_smoothing,
+        class_weights=weights_of(job.recipe, train, store.classes),
     )
     trainer = Trainer(run, objective, train, validation, job.recipe, compute, processes=several)
     return Trained(*trainer.fit(), network)
@@ -216,6 +217,7 @@ def _student_trainers(
                 timeline=timeline_of(job.recipe, job.method, len(train)),
                 seed=run.seed,
                 label_smoothing=job.recipe.label_smoothing,
+                class_weights=weights_of(job.recipe, train, store.classes),
                 cache_dir=cache_dir_for(experiment, job, images, device) if several.count == 1 else None,
                 processes=several.count,
             )

@@ -19,6 +19,7 @@ from iakd.distillation.loss import DistillationLoss, ForwardOutputs, LossContext
 from iakd.distillation.losses.lower_bits import LowerBitsLoss
 from iakd.distillation.registry import changes_student, deploy, loss_class
 from iakd.distillation.teacher_cache import CacheDir, CachedTeacherOutputs, TeacherOutputs, outputs_suffice
+from iakd.errors import UserError
 from iakd.interactive.hybrid import Hybrid
 from iakd.interactive.paths import Path
 from iakd.interactive.swap_sampler import WHOLE_BATCH, SwapSampler
@@ -55,6 +56,7 @@ class Distiller(Objective):
         sampler: SwapSampler | None = None,
         label_smoothing: float = 0.0,
         teacher_outputs: TeacherOutputs | CachedTeacherOutputs | None = None,
+        class_weights: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.timeline = timeline
@@ -68,6 +70,7 @@ class Distiller(Objective):
             hybrid.require(_features_of(self._with_terms)[0])
         self._outputs = teacher_outputs
         self._begun = -1  # the step that the losses are prepared for
+        self.class_weights = class_weights
 
     @property
     def student(self) -> Network:
@@ -120,7 +123,7 @@ class Distiller(Objective):
         student_prefix, teacher_prefix = self.hybrid.prefixes(paths) if paths and self.hybrid else (NOTHING, NOTHING)
         taught = self._forward_taught(batch, step, student_spec | student_prefix)
         assert taught.logits is not None
-        ce = cross_entropy(taught.logits, batch.labels, self.label_smoothing, batch.mixed)
+        ce = cross_entropy(taught.logits, batch.labels, self.label_smoothing, batch.mixed, self.class_weights)
         weight = max(loss.ce_weight_at(step) for loss in counting)
         terms = {"ce": weight * ce if weight else torch.zeros_like(ce)}  # at 0 the head gets no gradient, so it rests
         if active:
@@ -171,6 +174,7 @@ class Distiller(Objective):
             torch.is_autocast_enabled(batch.images.device.type),
             hybrid_logits,
             hybrid_features,
+            class_weights=self.class_weights,
         )
 
     @torch.no_grad()
@@ -248,12 +252,13 @@ def make_distiller(
     timeline: Timeline,
     seed: int,
     label_smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
     cache_dir: CacheDir | None = None,
     processes: int = 1,
 ) -> Distiller:
     """The distiller that trains `student` by `method`. `student` is turned into what the method deploys.
 
-    `teacher` becomes frozen and is never changed. `processes` share every batch.
+    `teacher` becomes frozen and is never changed. `processes` share every batch. `class_weights`: see `weights_of`.
     Raises UserError for networks that the method cannot be used with.
     """
     if teacher:
@@ -282,7 +287,32 @@ def make_distiller(
     if bit_widths(student):
         losses["lower_bits"] = LowerBitsLoss(LossContext(None, student, teacher, data, timeline, seed), losses.values())
     outputs = _teacher_outputs(teacher, losses.values(), -(-timeline.batch_size // processes), data, cache_dir)
-    return Distiller(student, losses, timeline, teacher, hybrid, sampler, label_smoothing, outputs)
+    return Distiller(student, losses, timeline, teacher, hybrid, sampler, label_smoothing, outputs, class_weights)
+
+
+def weights_of(recipe: config.Recipe, data: ImageLoader, classes: Sequence[str]) -> Tensor | None:
+    """Return the recipe's weight of each class, float32 (classes,) on the device of the training images; None: all 1.
+
+    The mean over the images that an epoch shows is 1, so that the learning rate means the same. Raises UserError for an
+    unknown class.
+    """
+    if recipe.class_weights is None:
+        return None
+    counts = data.labels.cpu().bincount(minlength=len(classes)).double()
+    present = (counts > 0).double()
+    if recipe.class_weights == "balanced":
+        weights = present / counts.clamp(min=1)
+    else:
+        weights = torch.ones(len(classes), dtype=torch.float64)
+        for name, weight in recipe.class_weights.items():
+            if name not in classes:
+                raise UserError(
+                    f"recipe.class_weights: no class {name!r}{config.did_you_mean(name, classes)}; known: "
+                    f"{', '.join(classes[:9])}{' …' if len(classes) > 9 else ''}"
+                )
+            weights[classes.index(name)] = weight
+    shown = present if recipe.sampler == "balanced" else counts
+    return (weights * shown.sum() / (weights * shown).sum()).float().to(data.labels.device)
 
 
 def _teacher_outputs(

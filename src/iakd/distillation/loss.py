@@ -25,17 +25,29 @@ from iakd.models.shapes import Shape
 from iakd.training.timeline import Timeline
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float, mixed: MixedLabels | None = None) -> Tensor:
+def cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    smoothing: float,
+    mixed: MixedLabels | None = None,
+    class_weights: Tensor | None = None,
+) -> Tensor:
     """Mean cross-entropy in nats, in float32 whatever the autocast; logits (B, classes), labels (B,).
 
-    For mixed images: weight·CE(labels) + (1 - weight)·CE(mixed labels).
+    For mixed images: weight·CE(labels) + (1 - weight)·CE(mixed labels). `class_weights` float32 (classes,): the CE of
+    each label is multiplied by the weight of its class, and the mean is still one over the images.
     """
     logits = logits.float()
-    if mixed is None:
+    if mixed is None and class_weights is None:
         return F.cross_entropy(logits, labels, label_smoothing=smoothing)
-    first, second = (
-        F.cross_entropy(logits, each, label_smoothing=smoothing, reduction="none") for each in (labels, mixed.labels)
-    )
+
+    def of_images(labels: Tensor) -> Tensor:
+        each = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
+        return each if class_weights is None else class_weights[labels] * each
+
+    if mixed is None:
+        return of_images(labels).mean()
+    first, second = of_images(labels), of_images(mixed.labels)
     return (mixed.weight * first + (1 - mixed.weight) * second).mean()
 
 
@@ -100,6 +112,7 @@ class ForwardOutputs:
     hybrid_logits: Mapping[Path, Tensor] = field(default_factory=dict)  # (B, classes) of the paths that losses ask for
     hybrid_features: Mapping[Path, Mapping[int, Tensor]] = field(default_factory=dict)
     """Of these paths, the features after each slot from the first change of networks on."""
+    class_weights: Tensor | None = None  # of the cross-entropy, float32 (classes,)
     second_view: "ForwardOutputs | None" = None  # the same for `batch.second_view`
 
     @cached_property
@@ -115,8 +128,8 @@ class ForwardOutputs:
         return self.transform_logits(self.teacher.logits)
 
     def cross_entropy(self, logits: Tensor) -> Tensor:
-        """Cross-entropy of logits (B, classes) for this batch's labels, smoothed and mixed like the main one."""
-        return cross_entropy(logits, self.batch.labels, self.label_smoothing, self.batch.mixed)
+        """Cross-entropy of logits (B, classes) for this batch's labels: smoothed, mixed, weighted like the main one."""
+        return cross_entropy(logits, self.batch.labels, self.label_smoothing, self.batch.mixed, self.class_weights)
 
     def logits_of(self, network: Network) -> Tensor:
         """Logits (B, classes), float32, of a network that the loss brings itself, run like student and teacher."""

@@ -4,6 +4,7 @@ import statistics
 import time
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -86,10 +87,17 @@ def evaluate_model(
             by_bits[str(bits)] = {**{name: found[name] for name in BY_BITS}, "bit_operations": operations}
     return {
         **results,
+        "majority_top1": _majority_top1(store),
         **({"bit_widths": by_bits} if by_bits else {}),
         **measure_speed(model, next(test.plain(batch_size)).images, params.evaluate.latency_runs),
         "device": devices.device_name(test.device),
     }
+
+
+def _majority_top1(store: PreparedData) -> float:
+    """Return the test accuracy, percent, of always answering the most frequent class of the training images."""
+    majority = np.bincount(store.labels("train")).argmax()
+    return 100.0 * float((store.labels("test") == majority).mean())
 
 
 def evaluate_peer(params: Params, model: Network, test: ImageLoader) -> dict[str, float]:

@@ -17,8 +17,9 @@ Labels = NDArray[np.int64]
 def classification_metrics(logits: NDArray[Any], labels: Labels) -> dict[str, Any]:
     """Return all metrics of one model on one split.
 
-    `logits` (N, classes), `labels` (N,). In percent: `top1`, `top5` (100 with five classes or fewer) and
-    `per_class_top1` (None for a class without images). `nll` in nats, `ece` in 0–1, `n` images, `confusion` counts
+    `logits` (N, classes), `labels` (N,). In percent: `top1`, `top5` (100 with five classes or fewer),
+    `balanced_accuracy` and `macro_f1` (means over the classes that have images) and `per_class_top1` (None for a class
+    without images). `nll` in nats, `ece` in 0–1, `n` images, `support` the images of each class, `confusion` counts
     (row: true class, column: predicted), `calibration`: per bin of confidence `n`, and the means of `confidence` and
     `top1`, both 0–1, None in an empty bin. `correct`: which images are classified correctly, see `pack`.
 
@@ -37,12 +38,22 @@ def classification_metrics(logits: NDArray[Any], labels: Labels) -> dict[str, An
         "top5": 100.0 * float((rank < 5).mean()),
         "nll": float(-log_p[np.arange(len(labels)), labels].mean()),
         "ece": ece(bins),
+        **class_means(predicted, labels),
         "n": len(labels),
+        "support": matrix.sum(axis=1).tolist(),
         "per_class_top1": per_class_top1(matrix),
         "confusion": matrix.tolist(),
         "calibration": bins,
         "correct": pack(rank == 0),
     }
+
+
+def class_means(predicted: Labels, labels: Labels) -> dict[str, float]:
+    """Return `balanced_accuracy` and `macro_f1` in percent: the means of recall and F1 over the classes in `labels`."""
+    from sklearn.metrics import precision_recall_fscore_support
+
+    _, recall, f1, _ = precision_recall_fscore_support(labels, predicted, labels=np.unique(labels), zero_division=0)
+    return {"balanced_accuracy": 100.0 * float(recall.mean()), "macro_f1": 100.0 * float(f1.mean())}
 
 
 def pack(flags: NDArray[np.bool_]) -> str:

@@ -49,6 +49,10 @@ class _Evaluation(_Record):
     top5: Percent
     nll: Annotated[FiniteFloat, Field(ge=0)]
     ece: Share
+    balanced_accuracy: Percent | None = None  # this and the next three: not in evaluations of earlier versions
+    macro_f1: Percent | None = None
+    majority_top1: Percent | None = None
+    support: list[Count] | None = None
     n: Annotated[int, Field(gt=0)]
     correct: str
     per_class_top1: list[Percent | None]

@@ -200,6 +200,7 @@ class StudyJob(PairJob):
     space: SearchSpace = field(compare=False)  # made from method, recipe and the settings
     first: list[dict[str, Any]]  # parameters of its first trials
     excluded: list[dict[str, Any]]  # schedules in the settings that the space excludes
+    measure: str  # what of a validation its trials are judged by: a name in the history and the metrics of a training
 
 
 @dataclass(frozen=True)
@@ -393,7 +394,9 @@ def _study(
         "first": first,
     }
     path = f"{params.dataset.name}/tune/{teacher.network.name}-{student.name}/{label}"
-    return StudyJob(path, "tune", settings, teacher, student, label, method, recipe, space, first, excluded)
+    return StudyJob(
+        path, "tune", settings, teacher, student, label, method, recipe, space, first, excluded, params.tune.measure
+    )
 
 
 def _first_trials(space: SearchSpace, methods: list[Method]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -275,7 +275,7 @@ class Trainer:
         recipe = self.recipe
         self._resumed = time.monotonic()
         self.objective.train()
-        form = BatchFormat(recipe.batch_size, recipe.augment, self.channels_last, self.processes.shard)
+        form = self._batch_format()
         wanted = self.objective.epoch_data(epoch, recipe.augment)
         cpu = time.process_time()
         for batch in self.data.epoch(self.run.seed, epoch, form, first, wanted):
@@ -337,7 +337,7 @@ class Trainer:
         """Compute the loss of a step, a scalar, without taking the step."""
         epoch, first = self.timeline.locate(step)
         self.objective.train()
-        form = BatchFormat(self.recipe.batch_size, self.recipe.augment, self.channels_last, self.processes.shard)
+        form = self._batch_format()
         wanted = self.objective.epoch_data(epoch, self.recipe.augment)
         with contextlib.closing(self.data):
             batch = next(self.data.epoch(self.run.seed, epoch, form, first, wanted))
@@ -362,6 +362,11 @@ class Trainer:
         if self.average:
             self.average.update()
         self.sums.add(tuple(terms), values.detach(), right, batch.whole_size)
+
+    def _batch_format(self) -> BatchFormat:
+        recipe = self.recipe
+        balanced = recipe.sampler == "balanced"
+        return BatchFormat(recipe.batch_size, recipe.augment, self.channels_last, self.processes.shard, balanced)
 
     def _check_finite(self) -> None:
         if not math.isfinite(self.sums.loss()):

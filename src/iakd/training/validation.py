@@ -33,8 +33,16 @@ def predict(
 def validate(
     network: nn.Module, data: ImageLoader, batch_size: int, channels_last: bool = False, shard: Shard = UNSHARDED
 ) -> dict[str, float]:
-    """Return `val_top1` (percent) and `val_nll` (nats)."""
+    """Return `val_top1` (percent), `val_nll` (nats) and `val_balanced_accuracy` (percent): the mean accuracy of the
+    classes that the set has.
+    """
     logits, labels = predict(network, data, batch_size, channels_last, shard)
-    correct = (logits.argmax(1) == labels).double().mean()
+    right = logits.argmax(1) == labels
     nll = F.cross_entropy(logits.double(), labels)
-    return {"val_top1": 100.0 * correct.item(), "val_nll": nll.item()}
+    counts = labels.bincount().double()
+    recalls = labels[right].bincount(minlength=len(counts))[counts > 0] / counts[counts > 0]
+    return {
+        "val_top1": 100.0 * right.double().mean().item(),
+        "val_nll": nll.item(),
+        "val_balanced_accuracy": 100.0 * recalls.mean().item(),
+    }

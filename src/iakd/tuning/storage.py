@@ -38,7 +38,10 @@ STATE_NAMES = {
 
 
 MAXIMISE: list[Direction] = ["maximize"]
-OBJECTIVES = ("top-1 on validation images (%)", "multiply–adds of a training")  # in the order of Search.directions
+MEASURES = {  # what Optuna's dashboard and plots call them
+    "val_top1": "top-1 on validation images (%)",
+    "val_balanced_accuracy": "balanced accuracy on validation images (%)",
+}
 
 log = logging.getLogger(__name__)
 # decisions.py samples and prunes, so these two are never used
@@ -100,11 +103,12 @@ class StoredStudy:
         self._study.set_user_attr(name, value)
 
     @_outlasting
-    def describe(self, **about: Any) -> None:
+    def describe(self, measure: str, **about: Any) -> None:
         """Say what the study is of, and what its objectives are called: for Optuna's dashboard and plots."""
+        names = [MEASURES[measure], "multiply–adds of a training"]  # in the order of Search.directions
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            self._study.set_metric_names(list(OBJECTIVES[: len(self._study.directions)]))
+            self._study.set_metric_names(names[: len(self._study.directions)])
         for name, value in about.items():
             self.set_attribute(name, value)
 

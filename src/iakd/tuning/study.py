@@ -37,7 +37,7 @@ def run_study(
     search = Search(tune, job.space, job.first)
     with run.open():
         wait_for_orphans(run.live / ALIVE)
-        with _stored_study(run, tune.storage, search.directions) as stored:
+        with _stored_study(run, job, tune.storage, search.directions) as stored:
             study = Study(search, stored)
             progress = StudyProgress(run, study, tune.trials)
             for schedule in job.excluded:
@@ -94,7 +94,9 @@ class Study:
 
 
 @contextlib.contextmanager
-def _stored_study(run: run_dir.Run, address: str | None, directions: list[Direction]) -> Iterator[StoredStudy]:
+def _stored_study(
+    run: run_dir.Run, job: StudyJob, address: str | None, directions: list[Direction]
+) -> Iterator[StoredStudy]:
     """Open the study that an earlier attempt or a clone of the results left, or a new one for new settings."""
     name = results.stored_name(run, address)
     journal = run.live / run_dir.JOURNAL
@@ -119,7 +121,9 @@ def _stored_study(run: run_dir.Run, address: str | None, directions: list[Direct
             study.set_attribute("started", run.started)
             pair = f"{run.about['teacher']}-{run.about['student']}"
             commit = provenance()["git_commit"]
-            study.describe(dataset=run.about["dataset"], pair=pair, method=run.about["method"], git_commit=commit)
+            study.describe(
+                job.measure, dataset=run.about["dataset"], pair=pair, method=run.about["method"], git_commit=commit
+            )
             study.set_attribute("key", run.key)
         run.started = study.attributes.get("started", run.started)
         run.seconds = study.attributes.get("wall_seconds", 0.0)

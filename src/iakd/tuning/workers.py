@@ -40,13 +40,12 @@ from iakd.experiment.jobs import Experiment, StudyJob
 from iakd.processes import STOP_SIGNALS
 from iakd.tuning.results import step_of, trial_path
 
-MEASURE = "val_top1"
 ELSEWHERE = "elsewhere"  # has not ended: another process is training it
 FIRST_SEED = 2**31  # above params.Seed: no reported student shares its seed with a trial
 # What the settings of a trial can cause; errors of arithmetic, because a formula depends on nothing else.
 SETTINGS_AT_FAULT = (UnsuitableSettings, Diverged, ArithmeticError)
 OnValidation = Callable[[int, run_dir.Row], None]
-Report = Callable[[int, float], bool]  # step (`step_of`), accuracy (percent) -> whether to prune the trial
+Report = Callable[[int, float], bool]  # step (`step_of`), `StudyJob.measure` (percent) -> whether to prune the trial
 
 
 class TrialPruned(Exception):
@@ -78,7 +77,7 @@ class TrialTrainer(Protocol):
     def train(
         self, run: run_dir.Run, job: StudyJob, on_validation: OnValidation
     ) -> tuple[list[run_dir.Row], dict[str, Any]]:
-        """Train to the end, resuming an interrupted run; return history and metrics with val_top1 (percent).
+        """Train to the end, resuming an interrupted run; return history and metrics with `job.measure` (percent).
 
         Where they are an objective, those of the first seed also have train_macs.
         """
@@ -159,7 +158,7 @@ def run_trial(
         records = [files.read_object(run.folder / run_dir.RUN, "") for run in runs[: len(history)]]
         own.started = records[0]["started"]
         own.seconds += sum(record["wall_seconds"] for record in records) - own.wall_seconds()
-        values = [value for row in history if (value := row[MEASURE]) is not None]
+        values = [value for row in history if (value := row[job.measure]) is not None]
         own.finish(history, {**vars(result), "seeds": len(values), "std": stdev(values) if len(values) > 1 else None})
     return result
 
@@ -193,7 +192,7 @@ def _run_seeds(
     for position, run in enumerate(runs):
         result = _run_seed(trainer, job, run, partial(_report_epoch, report, position, job.recipe.epochs))
         done, macs = result.state == "complete", macs or result.macs
-        history.append({"seed": position, MEASURE: result.value if done else None})
+        history.append({"seed": position, job.measure: result.value if done else None})
         if not done or result.value is None:
             return result, history
         values.append(result.value)
@@ -214,18 +213,18 @@ def _run_seed(trainer: TrialTrainer, job: StudyJob, run: run_dir.Run, report: Re
 
     def on_validation(epoch: int, row: run_dir.Row) -> None:
         validated.append(row)
-        if report(epoch, float(row[MEASURE] or 0.0)):
+        if report(epoch, float(row[job.measure] or 0.0)):
             raise TrialPruned
 
     if run.finished:
-        return _read_back(run, on_validation)
+        return _read_back(run, job.measure, on_validation)
     with run.open():
         history, metrics = validated, dict[str, Any]()
         try:
             history, metrics = trainer.train(run, job, on_validation)
-            result = TrialResult("complete", float(metrics[MEASURE]), macs=metrics.get("train_macs"))
+            result = TrialResult("complete", float(metrics[job.measure]), macs=metrics.get("train_macs"))
         except TrialPruned:  # only validated epochs are available, whether or not the trial was interrupted
-            result = TrialResult("pruned", float(validated[-1][MEASURE] or 0.0))
+            result = TrialResult("pruned", float(validated[-1][job.measure] or 0.0))
         except SETTINGS_AT_FAULT as error:
             result = TrialResult("failed", None, _reason(error))
         run.finish(history, {**_finite(metrics), **vars(result)})
@@ -246,11 +245,11 @@ def _finite(metrics: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _read_back(run: run_dir.Run, on_validation: OnValidation) -> TrialResult:
+def _read_back(run: run_dir.Run, measure: str, on_validation: OnValidation) -> TrialResult:
     metrics = files.read_json(run.folder / run_dir.METRICS, f"delete {run.folder} to train the seed again")
     with contextlib.suppress(TrialPruned):
         for row in run_dir.read_history(run.folder / run_dir.HISTORY):
-            if row.get(MEASURE) is not None:
+            if row.get(measure) is not None:
                 on_validation(int(row["epoch"] or 0), row)
     run.clear_live()  # left behind if the process died right after publishing
     return TrialResult(metrics["state"], metrics["value"], metrics["reason"], metrics["macs"])
