@@ -52,6 +52,7 @@ def render(
         overview=verdict.overview(comparison),
         leads=key_table.lead_column([found.lead for found in verdicts], comparison.digits),
         caution=verdict.caution(comparison),
+        warnings=verdict.warnings(comparison),
         level=formatting.percent(params.report.confidence),
         references=comparison.references,
         pairs=[
@@ -100,6 +101,7 @@ def _pair(comparison: Comparison, pair: PairComparison, found: verdict.PairVerdi
         "networks": key_table.network_table(pair),
         "trainings": key_table.training_table(pair),
         "bits": key_table.bits_table(comparison, pair),
+        "balance": key_table.balance_table(comparison, pair),
         "added": key_table.swap_table(comparison, pair),
         "missing": verdict.missing_counterparts(comparison, pair),
         **key_table.key_table(comparison, pair),
@@ -118,6 +120,8 @@ def _data(transfer: int | float | None, manifest: dict[str, Any]) -> dict[str, A
         "folded": len(classes) > MAX_CLASSES,
         "transfer": formatting.percent(transfer) if isinstance(transfer, float) else transfer,
         "problems": manifest["problems"],
+        "groups": ", ".join(f"{n} groups in {split}" for split, n in manifest.get("groups", {}).items()),
+        "compared": manifest.get("near_duplicates") is not None,
     }
 
 

@@ -144,6 +144,10 @@ class MethodResults:
         """Return the mean over the seeds of a number in the evaluations."""
         return seed_mean([model.evaluation[name] for model in self.models])
 
+    def measures(self, name: str) -> bool:
+        """Whether all evaluations have a number."""
+        return all(model.evaluation.get(name) is not None for model in self.models)
+
     def median(self, name: str) -> float:
         """Return the median over the seeds of a time or size (`ModelResults.cost`)."""
         return statistics.median(model.cost(name) for model in self.models)

@@ -10,6 +10,7 @@ from iakd.reporting.swapping import Added, by_counterpart
 Rows = list[dict[str, Any]]
 ADDED_HEADER = ["method", "same loss without swaps", "its time", "compared at", "difference, points", "n"]
 COSTS = ("parameters", "weight_bytes", "macs", "latency_ms", "images_per_s")
+BALANCED = ("balanced_accuracy", "macro_f1")  # evaluations of earlier versions do not have them
 BIT_COSTS = ("weight_bytes", "bit_operations")
 
 
@@ -25,6 +26,7 @@ def runs(comparison: Comparison) -> Rows:
         evaluation = model.evaluation
         row = {name: evaluation[name] for name in ("dataset", "teacher", "student", "method", "seed", "n")}
         row |= {name: rounded(evaluation[name]) for name in ("top1", "top5", "nll", "ece")}
+        row |= {name: rounded(evaluation.get(name)) for name in BALANCED}
         row["val_top1"] = rounded(model.metrics["val_top1"])
         row |= {name: rounded(evaluation[name]) for name in COSTS}
         row["wall_seconds"] = model.record["wall_seconds"]
@@ -62,6 +64,7 @@ def _summary_row(comparison: Comparison, pair: PairComparison, results: MethodRe
         row[f"{name}_high"] = rounded(gain.high) if gain else None
         row[f"{name}_judgement"] = _judgement(gain) if gain else None
     row |= {f"{name}_mean": rounded(results.mean(name).mean) for name in ("top5", "nll", "ece")}
+    row |= {f"{name}_mean": rounded(results.mean(name).mean) for name in BALANCED if results.measures(name)}
     row |= {name: rounded(results.median(name)) for name in COSTS}
     row |= {f"{name}_ratio": rounded(results.median(name) / pair.teacher.median(name)) for name in COSTS}
     if results.peer_top1:

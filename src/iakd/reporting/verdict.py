@@ -97,6 +97,21 @@ def verdict_lines(comparison: Comparison) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
+def warnings(comparison: Comparison) -> list[str]:
+    """Return a sentence for each pair whose most accurate method is no better than always giving the same answer."""
+    found = []
+    for pair in comparison.pairs:
+        leader = pair.ranked[0]
+        majority = leader.models[0].evaluation.get("majority_top1")
+        if majority is not None and leader.top1.mean <= majority:
+            found.append(
+                f"{pair.title}: even the most accurate method, {leader.label}, is right for only "
+                f"{leader.top1.mean:.1f} % of the test images; always answering the most frequent class would be for "
+                f"{majority:.1f} %"
+            )
+    return found
+
+
 def caution(comparison: Comparison) -> str:
     """Return what to keep in mind about the number of comparisons and seeds."""
     counted = comparison.counted

@@ -15,7 +15,7 @@ from iakd.evaluation import made_from
 from iakd.evaluation.record import read_evaluation, with_hash
 from iakd.experiment import run_dir
 from iakd.experiment.jobs import Experiment, StudentJob, TeacherJob, as_trained
-from iakd.reporting import tables
+from iakd.reporting import tables, verdict
 from iakd.reporting.results import TEACHER, read_comparison
 
 log = logging.getLogger(__name__)
@@ -70,6 +70,8 @@ def run(experiment: Experiment) -> Path:
     files.write_json(experiment.evaluation / run_dir.HEADLINE, tables.headline(comparison))
     _write_rows(experiment.evaluation / run_dir.ROWS, tables.metric_files(comparison))
     made.record()
+    for warning in verdict.warnings(comparison):
+        log.warning("%s", warning)
     return experiment.evaluation
 
 
