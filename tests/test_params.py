@@ -266,3 +266,58 @@ def test_torchvisions_weights_bring_their_normalisation() -> None:
             teacher = Teacher(arch=f"torchvision/{name}", checkpoint=f"torchvision:{weights.name}")
             published = weights.transforms()
             assert teacher.own_normalisation.of_channels(3) == (published.mean, published.std), (name, weights)
+
+
+def message(settings: str) -> str:
+    with pytest.raises(UserError) as caught:
+        parse(yaml.safe_load(settings), "x.yaml")
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    settings = """
+        dataset: {val: -1, size: 8}
+        teachers: [{arch: resnet8, widht: 2}]
+        methods: {kd: {kd: {temprature: 3}}, other: {method: nothing}}
+        distill: {recipe: {lr: fast, epochs: 0}}
+        tune: {space: {p0: [0.9, 0.1]}, trials: many}
+        reprot: {}
+    """
+    said = message(settings)
+    assert said.startswith("x.yaml: 10 mistakes: (1) ")
+    for words in (
+        "dataset.val: Input should be greater than 0, got -1",
+        "teachers.0.widht: unknown key (did you mean 'width'?)",
+        "students: Field required",
+        "methods.kd.kd.temprature: unknown key (did you mean 'temperature'?)",
+        "methods.other",
+        "distill.recipe.lr: Input should be a valid number",
+        "distill.recipe.epochs: Input should be greater than 0, got 0",
+        "tune.space: p0: low 0.9 is above high 0.1",
+        "tune.trials: Input should be a valid integer",
+        "reprot: unknown key (did you mean 'report'?)",
+    ):
+        assert f") {words}" in said, words
+
+
+def test_mistakes_across_sections_are_told_at_once() -> None:
+    base = "{teachers: [{arch: resnet20}], students: [{arch: resnet8}], methods: {scratch: {}, kd: {}}, "
+    said = message(base + "pairs: [[resnet2, resnet8], [resnet20, resnet9]]}")
+    assert "2 mistakes: (1) pairs: no network 'resnet2'" in said and "(2) pairs: no network 'resnet9'" in said
+    said = message(base + "only: {methods: [kdd]}, distill: {recipe: {augment: {crop: resized}}}}")
+    assert "2 mistakes: (1) distill.recipe.augment.crop: resized needs" in said and "(2) only.methods: 'kdd'" in said
+
+
+def test_of_a_union_one_mistake_is_told() -> None:
+    base = "{teachers: [{arch: resnet20}], students: [{arch: resnet8}], methods: {kd: {}}, "
+    assert message(base + "distill: {recipe: {class_weights: {a: 0}}}}").endswith(
+        "x.yaml: distill.recipe.class_weights.a: Input should be greater than 0, got 0"
+    )
+    assert "mistakes" not in message(base + "pairs: [{teacher: resnet20, student: resnet8, recipes: {}}]}")
+
+
+def test_only_so_many_mistakes_are_told() -> None:
+    keys = "".join(f"key{number}: 1, " for number in range(30))
+    said = message("{teachers: [{arch: resnet20}], students: [{arch: resnet8}], methods: {kd: {}}, " + keys + "}")
+    assert "30 mistakes: (1) key0: unknown key" in said and said.endswith("(20) key19: unknown key; … (10 more)")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from iakd.classifier import Classifier, Prediction, load
-from iakd.config import Compute, Device, IakdOptions, LrSchedule, Method, Recipe, Schedule, explain, parse
+from iakd.config import Compute, Device, IakdOptions, LrSchedule, Method, Recipe, Schedule, explain_all, parse
 from iakd.config import load as read_params
 from iakd.data.dataset_loader import DatasetLoader, dataset_loader
 from iakd.data.loader import DeviceLoader, ImageLoader
@@ -213,7 +213,7 @@ def _section(model: type[Section], values: Mapping[str, Any], name: str) -> Sect
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
-        raise UserError(f"{name}: {explain(error, model)}") from None
+        raise UserError(f"{name}: {explain_all(error, model)}") from None
 
 
 def _check_augmentation(recipe: Recipe) -> None:

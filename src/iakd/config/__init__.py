@@ -3,7 +3,7 @@
 `params.yaml` is read into `Params`; `workflow/schemas/params.schema.json` is generated from it (`iakd schema`).
 """
 
-from iakd.config.base import did_you_mean, explain, merged
+from iakd.config.base import did_you_mean, explain, explain_all, merged
 from iakd.config.dataset import SOURCES, Dataset, GroupBy
 from iakd.config.experiment import (
     Compute,
@@ -67,6 +67,7 @@ __all__ = [
     "Tune",
     "did_you_mean",
     "explain",
+    "explain_all",
     "load",
     "load_teachers",
     "merged",

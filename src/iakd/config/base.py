@@ -113,6 +113,7 @@ def shown(value: Any) -> str:
         return "a number of thousands of digits"
 
 
+LISTED = 20  # mistakes that are told at once
 RENAMED = {"solo": "student_only"}  # settings of earlier versions → their present names
 
 
@@ -121,18 +122,40 @@ UNION_TAG = re.compile(r"(int|float|str|bool)$|(function-\w+|literal|list|tuple|
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """Return the first validation error as one line, with a similar known name for an unknown key."""
-    first = error.errors(include_url=False)[0]
+    first, *others = _mistakes(error, model)
+    return f"{first} (and {len(others)} more)" if others else first
+
+
+def explain_all(error: ValidationError, model: type[BaseModel]) -> str:
+    """Return all validation errors as one line, as `explain` does; several are numbered."""
+    found = _mistakes(error, model)
+    if len(found) == 1:
+        return found[0]
+    more = f"; … ({len(found) - LISTED} more)" if len(found) > LISTED else ""
+    numbered = "; ".join(f"({number}) {one}" for number, one in enumerate(found[:LISTED], 1))
+    return f"{len(found)} mistakes: {numbered}{more}"
+
+
+def _mistakes(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """Return each validation error as one line; of a union of types, only that of the alternative that fits best."""
     tags = _schema(model).get("$defs", {})  # pydantic adds the alternatives of a union to the path
-    path = [part for part in first["loc"] if part not in tags and not UNION_TAG.match(str(part))]
-    where = ".".join(map(cut, map(str, path)))
-    what = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        key = str(path[-1])
-        what = f"unknown key{did_you_mean(RENAMED.get(key, key), _keys(model, path[:-1]))}"
-    elif first["type"] != "value_error" and not isinstance(first["input"], dict | list):
-        what += f", got {shown(first['input'])}"
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{where}: {what}{more}" if where else f"{what}{more}"
+    by_path: dict[tuple[int | str, ...], Any] = {}
+    for one in error.errors(include_url=False):
+        path = tuple(part for part in one["loc"] if part not in tags and not UNION_TAG.match(str(part)))
+        around = [known for known in by_path if known == path[: len(known)] or path == known[: len(path)]]
+        if all(len(known) < len(path) for known in around):  # within the same union, what is deeper says more
+            by_path = {known: what for known, what in by_path.items() if known not in around} | {path: one}
+    found = []
+    for path, one in by_path.items():
+        where = ".".join(map(cut, map(str, path)))
+        what = one["msg"].removeprefix("Value error, ")
+        if one["type"] == "extra_forbidden":
+            key = str(path[-1])
+            what = f"unknown key{did_you_mean(RENAMED.get(key, key), _keys(model, list(path[:-1])))}"
+        elif one["type"] != "value_error" and not isinstance(one["input"], dict | list):
+            what += f", got {shown(one['input'])}"
+        found += [f"{where}: {line}" if where else line for line in what.split("\n")]
+    return found
 
 
 @cache

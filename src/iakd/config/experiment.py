@@ -2,7 +2,8 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any, Literal
 
@@ -203,6 +204,22 @@ def _one_folder(names: Iterable[str]) -> Iterator[str]:
         first[name.casefold()] = name
 
 
+def _mistakes(*checks: Callable[[], None]) -> Iterator[str]:
+    """Yield the message of each check that raises ValueError."""
+    for check in checks:
+        try:
+            check()
+        except ValueError as error:
+            yield str(error)
+
+
+def _raise(mistakes: Iterable[str]) -> None:
+    """Raise ValueError if there are any mistakes: a line for each, as `explain_all` expects them."""
+    told = list(dict.fromkeys(mistakes))
+    if told:
+        raise ValueError("\n".join(told))
+
+
 class Params(Strict):
     """All settings of an experiment."""
 
@@ -237,35 +254,38 @@ class Params(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Params":
+        """Raise ValueError with all mistakes that can be found, a line for each."""
+        _raise(self._wrong_names())
+        broken: dict[str, str] = {}  # by method: with several pairs, the same mistake would be told several times
+        for pair in self.paired:
+            for label in self.methods:
+                found = list(_mistakes(partial(self._check_method, pair, label))) if label not in broken else []
+                broken.update((label, told) for told in found)
+                if found and pair.recipe:
+                    break  # likely a mistake of the pair's own recipe, which all its methods share
+        _raise(broken[label] for label in self.methods if label in broken)
+        _raise(_mistakes(self._check_studies, self._check_crops, self._check_exports, self._check_part))
+        return self
+
+    def _wrong_names(self) -> Iterator[str]:
         roles: list[tuple[str, Sequence[Network]]] = [("teachers", self.teachers), ("students", self.students)]
         for role, networks in roles:
             for same in _one_folder(network.name for network in networks):
-                raise ValueError(f"{role}: two are called {same}; set `name` for one of them")
+                yield f"{role}: two are called {same}; set `name` for one of them"
         for same in _one_folder(self.methods):
-            raise ValueError(f"methods: two are called {same}; choose another label for one of them")
+            yield f"methods: two are called {same}; choose another label for one of them"
         for names_of_pair, count in Counter((pair.teacher, pair.student) for pair in self.paired).items():
             if count > 1:
-                raise ValueError(f"pairs: names {'-'.join(names_of_pair)} twice")
+                yield f"pairs: names {'-'.join(names_of_pair)} twice"
         for pair in self.paired:
             for name, (_, networks) in zip((pair.teacher, pair.student), roles, strict=True):
                 known = [network.name for network in networks]
                 if name not in known:
-                    raise ValueError(
-                        f"pairs: no network {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}"
-                    )
+                    yield f"pairs: no network {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}"
             for label in pair.methods:
                 if label not in self.methods:
                     known = list(self.methods)
-                    raise ValueError(
-                        f"pairs: no method {label!r}{did_you_mean(label, known)}; known: {', '.join(known)}"
-                    )
-            for label in self.methods:
-                self._check_method(pair, label)
-        self._check_studies()
-        self._check_crops()
-        self._check_exports()
-        self._check_part()
-        return self
+                    yield f"pairs: no method {label!r}{did_you_mean(label, known)}; known: {', '.join(known)}"
 
     def _check_crops(self) -> None:
         """Random parts of images in their full size need files with these, not arrays of scaled images."""

@@ -11,7 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 import yaml
 from pydantic import ValidationError
 
-from iakd.config.base import cut, explain, section_of, shown, types_of
+from iakd.config.base import cut, explain_all, section_of, shown, types_of
 from iakd.config.experiment import Params
 from iakd.errors import UserError
 
@@ -99,13 +99,13 @@ def _check_nodes(node: yaml.Node, depth: int, counter: Iterator[int]) -> None:
 
 
 def parse(raw: Any, origin: str) -> Params:
-    """Validate settings that were read from `origin`. Raises UserError with one line for the first error."""
+    """Validate settings that were read from `origin`. Raises UserError with one line for all errors."""
     if not isinstance(raw, dict):
         raise UserError(f"{origin}: expected settings as 'key: value' lines")
     try:
         return Params.model_validate(raw)
     except ValidationError as error:
-        raise UserError(f"{origin}: {explain(error, Params)}") from None
+        raise UserError(f"{origin}: {explain_all(error, Params)}") from None
 
 
 def read_settings(path: Path) -> Any:
