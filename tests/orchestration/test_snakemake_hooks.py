@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -174,16 +175,32 @@ def test_a_folder_that_cannot_be_written_is_one_line(file: Path, capsys: pytest.
 def test_folders_that_cannot_be_written_are_named_before_a_job_starts(
     file: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    check_folders()
+    check_folders([])
     Path(name).rmdir()
     Path(name).touch()
     with pytest.raises(FileExistsError) as raised:
-        check_folders()
+        check_folders([])
     assert raised.value.filename == name
     Path(name).unlink()
     monkeypatch.setattr(os, "access", lambda path, mode: str(path) != name)  # root may write anywhere
     with pytest.raises(PermissionError) as raised:
-        check_folders()
+        check_folders([])
+    assert raised.value.filename == name
+
+
+@pytest.mark.parametrize("name", ["results/x/data", "logs/x", "results/x", "results/x/data/trials/7"])
+def test_folders_of_jobs_that_are_to_run_are_among_them(file: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    Path("results/x/data/trials/7").mkdir(parents=True)
+    Path("logs/x").mkdir(parents=True)
+    job = SimpleNamespace(
+        output=["results/x/data/manifest.json", "results/x/data/trials", "results/x/new/a/b.json"],
+        log=["logs/x/data.log"],
+        benchmark=None,
+    )
+    check_folders([job])
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path) != name)
+    with pytest.raises(PermissionError) as raised:
+        check_folders([job])
     assert raised.value.filename == name
 
 

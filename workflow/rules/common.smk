@@ -240,7 +240,7 @@ def start():
     hooks.limit_no_rate(workflow)
     try:
         hooks.take_lock()
-        hooks.check_folders()
+        hooks.check_folders(workflow.dag.needrun_jobs())
         if STORAGE:
             hooks.refuse_unrecorded(workflow.dag, workflow.persistence)
         if workflow.touch:

@@ -347,9 +347,19 @@ def take_lock() -> None:
 TRACEBACK = "Traceback (most recent call last):"
 
 
-def check_folders() -> None:
-    """Raise OSError where the workflow cannot write its results or logs; Snakemake would print a traceback per job."""
-    for folder in (RESULTS, LOGS):
+def check_folders(jobs: Iterable[Any]) -> None:
+    """Raise OSError where the workflow cannot write its results or logs; Snakemake would print a traceback per job.
+
+    `jobs` are those of Snakemake that are to run: it deletes their products first, folders with all that they hold.
+    """
+    folders = {RESULTS, LOGS}
+    for job in jobs:
+        products = [*job.output, *job.log, *([job.benchmark] if job.benchmark else [])]
+        for path in map(Path, products):
+            folders.add(next((above for above in path.parents if above.exists()), RESULTS))
+            if path.is_dir():
+                folders |= {path, *(inside for inside in path.glob("**/") if inside.is_dir())}
+    for folder in sorted(folders):
         folder.mkdir(exist_ok=True)
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))

@@ -148,10 +148,14 @@ def mlflow_address(params: Params) -> MlflowAddress:
 
 
 def _database_problem(path: Path) -> str | None:
+    if path.exists() and not path.is_file():
+        return "is not a file; set tracking.uri to sqlite:///FILE"
+    folder = next((above for above in path.absolute().parents if above.exists()), path)
+    for needed in (path, folder):  # SQLite writes a journal beside it, and would notice only when it does
+        if needed.exists() and not os.access(needed, os.W_OK):
+            return f"{needed} cannot be written: fix the permissions"
     if not path.exists():
         return None  # it will be created
-    if not path.is_file():
-        return "is not a file; set tracking.uri to sqlite:///FILE"
     import sqlite3
 
     try:
