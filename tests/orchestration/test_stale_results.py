@@ -94,6 +94,38 @@ def test_results_of_other_settings_are_refused(made: Experiment, changes: dict[s
         stale_results.check(plan_of(**changes), Recorded())
 
 
+def test_data_on_which_nothing_was_trained_are_made_again(made: Experiment) -> None:
+    other = plan_of(dataset={"name": "toy", "val": 10})
+    for job in (*made.studies, *made.trained):
+        (job.folder / "run.json").unlink()
+    manifest = made.data.folder / "manifest.json"
+    records = Recorded({manifest: [repr(text) for text in other.data.watched]})  # which wrongly say that it fits
+    stale_results.check(other, records)
+    assert records.params(manifest) is None and manifest.exists()  # so Snakemake decides by content
+    foreign = Path("results/toy/teachers/another/seed0/run.json")  # of another settings file
+    write(foreign, {"params": {"data": {**made.data.settings}}})
+    with pytest.raises(UserError, match=r"^results/toy/data: made with other settings"):
+        stale_results.check(other, Recorded())
+
+
+def test_what_would_be_lost_is_said_and_consent_is_asked(made: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = plan_of(dataset={"name": "toy", "val": 10, "train_fraction": 0.5})
+    for job in (*made.studies, *made.trained):
+        path = job.folder / "run.json"
+        write(path, {**json.loads(path.read_text()), "wall_seconds": 1800})
+    with pytest.raises(UserError) as caught:
+        stale_results.check(other, Recorded())
+    assert str(caught.value) == (
+        "results/toy/data (and 4 more): made with other settings (dataset.val 300 → 10, dataset.train_fraction not set "
+        "→ 0.5); restore these settings, or give the data another dataset.name, to keep 4 trainings (2.0 h); to lose "
+        "them and make all again, run with IAKD_REBUILD=1"
+    )
+    monkeypatch.setenv("IAKD_REBUILD", "1")
+    stale_results.check(other, Recorded())
+    with pytest.raises(UserError, match="restore these, or delete the folder"):
+        stale_results.refuse(stale_results.other_settings(other))  # they must not be declared current, though
+
+
 def test_a_change_that_snakemake_sees_is_left_to_it(made: Experiment) -> None:
     stale_results.check(plan_of(**OTHER), made_for(made.students[0]))
 

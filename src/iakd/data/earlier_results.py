@@ -21,7 +21,7 @@ def refuse_other_data(experiment: Experiment) -> None:
     preparation of the same data.
     """
     new = experiment.data.settings
-    others = [old for old, _ in _trained(experiment) if _differs(old, new)]
+    others = [old for old, _ in trainings_on(experiment) if _differs(old, new)]
     if others:
         folder = RESULTS / experiment.params.dataset.name
         path = f" at {others[0]['path']}" if others[0].get("path") else ""
@@ -37,7 +37,7 @@ def describe_stale(experiment: Experiment, sha256: str) -> str | None:
     `sha256` is the hash of the prepared data.
     """
     new = experiment.data.settings
-    stale = [old for old, data_sha256 in _trained(experiment) if old != new or data_sha256 != sha256]
+    stale = [old for old, data_sha256 in trainings_on(experiment) if old != new or data_sha256 != sha256]
     if not stale:
         return None
     old = stale[0]
@@ -48,7 +48,7 @@ def describe_stale(experiment: Experiment, sha256: str) -> str | None:
     )
 
 
-def _trained(experiment: Experiment) -> Iterator[_Trained]:
+def trainings_on(experiment: Experiment) -> Iterator[_Trained]:
     """Yield the data of each finished training and study below results/<name>/."""
     for path in sorted((RESULTS / experiment.params.dataset.name).glob(f"*/**/{RUN}")):
         try:

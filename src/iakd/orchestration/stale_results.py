@@ -22,12 +22,24 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from iakd import files
+from iakd.data.earlier_results import trainings_on
 from iakd.data.sources.download import fingerprint
 from iakd.data.store import MANIFEST, PreparedData
 from iakd.errors import UserError
 from iakd.evaluation import made_from
 from iakd.evaluation.record import read_evaluation
-from iakd.experiment.jobs import LOGS, RESULTS, STATE, Experiment, ExportJob, Job, StudentJob, StudyJob, TeacherJob
+from iakd.experiment.jobs import (
+    LOGS,
+    RESULTS,
+    STATE,
+    Experiment,
+    ExportJob,
+    Job,
+    StudentJob,
+    StudyJob,
+    TeacherJob,
+    in_the_clear,
+)
 from iakd.experiment.run_dir import (
     EVALUATION,
     EXPORT,
@@ -43,6 +55,9 @@ from iakd.stages import latency
 from iakd.tuning.results import is_complete, with_found_settings
 
 LONG_AGO = 1.0  # seconds since 1970; to Snakemake, 0 would mean that there is no such file
+
+REBUILD = "IAKD_REBUILD"  # environment variable: 1 to lose results that were made with other settings
+SHOWN = 3  # differences that a message names
 
 log = logging.getLogger(__name__)
 
@@ -234,7 +249,8 @@ class OnDisk:
 def check(experiment: Experiment, records: Records) -> None:
     """Raise UserError where results of other settings would be taken for current; have Snakemake see all other changes.
 
-    In a DVC stage such results are marked as missing instead: DVC can restore them, and is about to rebuild them.
+    Prepared data on which nothing was trained are made again, and so is everything if $IAKD_REBUILD says yes. In a DVC
+    stage such results are marked as missing instead: DVC can restore them, and is about to rebuild them.
     """
     on_disk = OnDisk(experiment)
     others = other_settings(experiment, on_disk)
@@ -242,8 +258,12 @@ def check(experiment: Experiment, records: Records) -> None:
     if "DVC_STAGE" in os.environ:
         for job in unseen:
             _record_of(job).unlink()
+    elif (unseen == [experiment.data] and not any(trainings_on(experiment))) or os.environ.get(REBUILD) == "1":
+        for job in unseen:
+            for path in job.folder.glob("*"):
+                records.forget(path)  # Snakemake then decides by content, and makes it again
     else:
-        refuse(unseen)
+        refuse(unseen, _what_is_lost(on_disk, others))
     outdated = list(on_disk.made_from_others(others))
     if _in_future(experiment):
         log.warning("some results are dated in the future (was the clock wrong?): their contents decide")
@@ -254,13 +274,37 @@ def check(experiment: Experiment, records: Records) -> None:
             os.utime(path, (LONG_AGO, LONG_AGO))  # older than what it is made from
 
 
-def refuse(jobs: list[Job]) -> None:
-    """Raise UserError if there are any `jobs`: their results would wrongly be taken for current ones."""
+def refuse(jobs: list[Job], lost: str = "") -> None:
+    """Raise UserError if there are any `jobs`: their results would wrongly be taken for current ones.
+
+    `lost` says what differs, what would be lost by making them again, and how to do that.
+    """
     if jobs:
         more = f" (and {len(jobs) - 1} more)" if len(jobs) > 1 else ""
-        raise UserError(
-            f"{jobs[0].folder}{more}: made with other settings; restore these, or delete the folder to rebuild it"
-        )
+        remedy = lost or "; restore these, or delete the folder to rebuild it"
+        raise UserError(f"{jobs[0].folder}{more}: made with other settings{remedy}")
+
+
+def _what_is_lost(on_disk: OnDisk, others: list[Job]) -> str:
+    """Return what a message says after `made with other settings`, for results that can be made again."""
+    changed = [change for job in others[:1] for change in _changes(on_disk.made_with(job), job)]
+    told = ", ".join(changed[:SHOWN]) + (" …" if len(changed) > SHOWN else "")
+    trained = [on_disk.of(job) for job in others if job.stage not in ("prepare", "export")]
+    hours = sum(seconds for record in trained if isinstance(seconds := record.get("wall_seconds"), int | float)) / 3600
+    what = f"{files.plural(len(trained), 'training')} ({hours:.1f} h)" if trained else "these results"
+    return (
+        f" ({told}); restore these settings, or give the data another dataset.name, to keep {what}; to lose them and "
+        f"make all again, run with {REBUILD}=1"
+    )
+
+
+def _changes(before: Any, job: Job) -> list[str]:
+    """Return what differs between the settings of results and those of their job: `name old → new`."""
+    section = {"prepare": "dataset"}.get(job.stage)
+    texts = [in_the_clear({section: values} if section else values, "") for values in (before, job.settings)]
+    old, new = (dict(text.split("=", 1) for text in one) for one in texts)
+    names = [name for name in {**new, **old} if old.get(name) != new.get(name)]
+    return [f"{name} {old.get(name, 'not set')} → {new.get(name, 'not set')}" for name in names]
 
 
 def other_settings(experiment: Experiment, on_disk: OnDisk | None = None) -> list[Job]:
