@@ -222,6 +222,19 @@ def test_training_keeps_a_group_of_each_class(tmp_path: Path) -> None:
         read(root, group_by={"pattern": r"day(\d)"})
 
 
+def test_a_group_is_one_in_all_classes(tmp_path: Path) -> None:
+    for position, name in enumerate(("healthy", "sick")):
+        for patient in range(10):
+            images = kinds.pixels(3, 50 * position + patient, (3, 8, 8))
+            kinds.unpacked(tmp_path, {f"{name}/p{patient}/{n}.png": kinds.png(image) for n, image in enumerate(images)})
+    with pytest.raises(UserError, match=r"both have the folders p0/ and p1/: .* or set dataset\.group_by if these"):
+        read(tmp_path)
+    chosen = settings(tmp_path, group_by={"folder": 1}, val=0.2, test=0.2)
+    raw = sources.read(chosen)
+    names = [group_names(raw, part.indices) for part in split_source(raw, chosen).values()]
+    assert sorted(map(len, names)) == [2, 2, 6] and len(set.union(*names)) == 10
+
+
 def test_given_parts_that_share_a_group_are_refused(tmp_path: Path) -> None:
     root = flat(tmp_path / "photos")
     rows = [{**row, "patient": f"p{int(row['path'][:-4]) // 4}"} for row in rows_of()]

@@ -317,11 +317,12 @@ def _check_class_folders(folders: list[Path], settings: Dataset) -> None:
             without_images.append((folder, names))
     shared = Counter(chain.from_iterable(names for _, names in without_images))
     common = sorted(name for name, n in shared.items() if n > 1)
-    if len(common) > 1 and not isinstance(settings.classes, list):
+    if len(common) > 1 and not isinstance(settings.classes, list) and settings.group_by is None:
         first, second = [folder for folder, names in without_images if common[0] in names][:2]
         raise UserError(
             f"{first} and {second.name}/ both have the folders {common[0]}/ and {common[1]}/: if those are the classes,"
-            " name the parts of the data train/, val/ and test/; if not, list the classes in dataset.classes"
+            " name the parts of the data train/, val/ and test/; if not, list the classes in dataset.classes, or set "
+            "dataset.group_by if these folders are groups"
         )
 
 
