@@ -91,3 +91,15 @@ def test_a_database_that_cannot_be_written_is_one_line(project: "Project") -> No
     (line,) = without_rights(project, "iakd", "track", "sync", *settings, code=1)
     assert line == "iakd: MLflow sqlite:///mlflow.db: mlflow.db cannot be written: fix the permissions"
     database.unlink()
+
+
+def test_a_workflow_in_a_folder_with_braces_is_named_as_the_reason(project: "Project") -> None:
+    """The results may be elsewhere, as with --snakefile and --directory."""
+    braces = project.path / "br{a}ce"
+    for name in ("workflow", "profiles"):
+        shutil.copytree(project.path / name, braces / name)
+    shutil.copy(project.path / "Snakefile", braces)
+    said = project.run("snakemake", "-n", "--snakefile", str(braces / "Snakefile"), code=2).splitlines()
+    assert (
+        said[-1] == f"iakd: {braces}: Snakemake takes braces in the name of a folder for wildcards: rename the folder"
+    )

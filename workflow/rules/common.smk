@@ -28,6 +28,7 @@ IN_MODULE = workflow.modifier.parent_modifier is not None  # of another workflow
 try:
     if workflow.modifier.path_modifier.prefix or workflow.modifier.path_modifier.modifies_prefixes:
         raise UserError("a module's prefix does not change where results are: leave it out")
+    hooks.refuse_braces(Path(workflow.main_snakefile).parent)
     EXPERIMENT = hooks.set_up(
         [] if IN_MODULE else workflow.overwrite_configfiles or [Path("params.yaml")],
         config if IN_MODULE else workflow.config_settings.config,
