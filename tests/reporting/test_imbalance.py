@@ -82,3 +82,12 @@ def test_groups_and_the_search_for_near_duplicates_are_told() -> None:
     assert "Images of a group are in one split: 7 groups in train, 2 groups in test." in page
     files.write_json(path, {**manifest, "near_duplicates": None})
     assert "No exact duplicates across splits" in run(experiment).read_text()
+
+
+@pytest.mark.parametrize(("objective", "words"), [("accuracy", "accuracy"), ("balanced_accuracy", "balanced accuracy")])
+def test_a_study_says_what_it_searched_for(objective: str, words: str) -> None:
+    methods = {"scratch": {}, "tuned": {"method": "iakd", "iakd": {"schedule": "tuned"}}}
+    experiment = fake_experiment.plan(methods, epochs=5, tune={"objective": objective})
+    fake_experiment.write(experiment, {"scratch": [80.0] * 3, "tuned": [90.0] * 3})
+    run(experiment)
+    assert f">{words} (%) of each trial" in (experiment.report / "figures" / "tuning.svg").read_text()

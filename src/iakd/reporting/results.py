@@ -399,6 +399,7 @@ class StudyResults:
     importances: dict[str, float]
     curves: dict[int, PlannedCurve]
     pareto_front: list[int]  # numbers of the trials that are good compromises; none with one objective
+    measure: str = "accuracy"  # what the trials are judged by, in words
 
     @property
     def complete(self) -> list[TrialRow]:
@@ -582,7 +583,10 @@ def read_study(job: StudyJob, seeds: int, trials: list[TrialRow], importances: d
     numbers = [trial["number"] for trial in trials]
     if not isinstance(front, list) or not all(number in numbers for number in front):
         raise UserError(f"{job.folder / METRICS} is damaged: delete it, then run `iakd tune`")
-    return StudyResults(job.pair, job.label, title, seeds, job.space.parameters, trials, importances, curves, front)
+    measure = job.measure.removeprefix("val_").replace("top1", "accuracy").replace("_", " ")
+    return StudyResults(
+        job.pair, job.label, title, seeds, job.space.parameters, trials, importances, curves, front, measure
+    )
 
 
 def _planned_curve(path: Path, epochs: int) -> PlannedCurve | None:

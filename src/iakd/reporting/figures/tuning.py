@@ -60,7 +60,7 @@ def _draw_top(figure: SubFigure, study: StudyResults) -> None:
 
 def _draw_history(axes: Axes, study: StudyResults) -> None:
     mean = f", mean of {study.seeds} seeds" if study.seeds > 1 else ""
-    axes.set_title(f"accuracy (%) of each trial{mean}\n")
+    axes.set_title(f"{study.measure} (%) of each trial{mean}\n")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     styles = {
         "first": ("D", style.OTHER, "from the settings"),
