@@ -140,6 +140,32 @@ def test_a_database_that_stays_away_is_one_line(server: Server, database: str, m
         stored.set_attribute("key", "value")
 
 
+def test_a_connection_cut_in_the_middle_of_a_reading_is_made_again(database: str) -> None:
+    """Where Optuna takes the failed query for too large a one, and asks once more in the same transaction."""
+    import psycopg
+    from sqlalchemy import Engine, event
+
+    def cut(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        if "FROM trial_intermediate_values" in statement and not cuts:
+            cuts.append(statement)
+            with psycopg.connect(database.replace("+psycopg", ""), autocommit=True) as other:
+                other.execute(
+                    "select pg_terminate_backend(pid) from pg_stat_activity where pid <> pg_backend_pid() "
+                    "and datname = current_database()"
+                )
+
+    cuts: list[str] = []
+    with storage.open_study(database, Path("unused"), "one") as stored:
+        stored.add(0, {}, {}, "first")
+        event.listen(Engine, "before_cursor_execute", cut)
+        try:
+            trials = stored.trials()
+        finally:
+            event.remove(Engine, "before_cursor_execute", cut)
+        stored.set_attribute("key", "value")
+    assert cuts and [trial.number for trial in trials] == [0]
+
+
 def test_a_study_has_one_writer(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "SECONDS_FOR_LOCK", 0.3)
     journal = tmp_path / "unused"

@@ -23,7 +23,7 @@ from optuna.samplers import RandomSampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, OperationalError, PendingRollbackError, SQLAlchemyError
 
 from iakd.errors import RunFailed, UserError
 from iakd.seeding import derive
@@ -191,7 +191,7 @@ class StudyReader:
     """
 
     def __init__(self, address: str | None, journal: Path, name: str, key: str) -> None:
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        optuna.logging.set_verbosity(optuna.logging.ERROR)  # its warnings of an outage have many lines
         self._key = key
         self._address = address
         self._journal = journal
@@ -230,7 +230,7 @@ def open_study(
     Raises UserError where the address is unusable or another process runs the study, RunFailed where the database
     fails for more than ten minutes.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     if address is None:
         yield _study_in_journal(journal, name, directions)
     else:
@@ -327,11 +327,10 @@ class _Database:
     def recover(self, error: Exception) -> None:
         """Return when the database answers again and the study is locked again; raise what is no outage."""
         cause = error.__cause__ or error
-        if not (
-            isinstance(cause, DBAPIError) and (cause.connection_invalidated or isinstance(cause, OperationalError))
-        ):
+        if not _is_outage(cause):
             raise error
-        log.warning("tune.storage: %s; trying again for ten minutes", str(cause.orig).splitlines()[0])
+        reason = str(cause.orig if isinstance(cause, DBAPIError) else "the connection was lost").splitlines()[0]
+        log.warning("tune.storage: %s; trying again for ten minutes", reason)
         deadline = time.monotonic() + SECONDS_OF_OUTAGE
         while True:
             self.close()
@@ -350,6 +349,13 @@ class _Database:
         self.storage.engine.dispose()
         with contextlib.suppress(SQLAlchemyError):
             self._connections.close()
+
+
+def _is_outage(cause: BaseException) -> bool:
+    """Whether an error says that the connection is lost, and not that a request was wrong."""
+    if isinstance(cause, PendingRollbackError):  # Optuna has asked again after such an error
+        return True
+    return isinstance(cause, DBAPIError) and (cause.connection_invalidated or isinstance(cause, OperationalError))
 
 
 @contextlib.contextmanager
