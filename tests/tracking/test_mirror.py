@@ -1,8 +1,10 @@
 """MLflow as a mirror of the files: exactly one complete run for each, whatever happens."""
 
 import base64
+import contextlib
 import json
 import logging
+import math
 import shutil
 import sqlite3
 import time
@@ -23,8 +25,9 @@ from iakd.errors import RunFailed, UserError
 from iakd.experiment.jobs import RESULTS, STATE, StudentJob, plan_experiment
 from iakd.experiment.run_dir import Run
 from iakd.tracking.address import MlflowAddress, tracking_address
+from iakd.tracking.content import MetricValue
 from iakd.tracking.mirror import DatabaseReplaced, Mirror, sync
-from iakd.tracking.mlflow_client import RunStore
+from iakd.tracking.mlflow_client import MlflowTables, RunStore
 from iakd.tracking.plan import planned
 from iakd.tracking.scan import scan
 
@@ -70,6 +73,80 @@ def test_a_finished_run_is_shown_completely(params: Params, view: MlflowView) ->
     folder = Path("mlartifacts", "iakd-toy", run.info.run_id, "artifacts")
     assert run.info.artifact_uri == folder.resolve().as_uri()
     assert (folder / "model.safetensors").read_bytes() == b"weights"
+
+
+def rows(database: Path) -> dict[str, list[tuple[object, ...]]]:
+    """The rows of a database that belong to runs, with the runs' keys instead of their ids."""
+    columns = {
+        "metrics": "key, value, timestamp, step, is_nan, typeof(value), typeof(step), typeof(is_nan)",
+        "latest_metrics": "key, value, timestamp, step, is_nan, typeof(value), typeof(step), typeof(is_nan)",
+        "params": "key, value",
+        "tags": "key, value",
+        "runs": "name, status, start_time, end_time, lifecycle_stage, source_type, source_name",
+    }
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        keys = dict(connection.execute("SELECT run_uuid, value FROM tags WHERE key = 'iakd.key'"))
+        return {
+            table: sorted(
+                tuple(keys.get(value, value) for value in row)  # a tag has the id of the run's parent
+                for row in connection.execute(f"SELECT run_uuid, {names} FROM {table}")
+            )
+            for table, names in columns.items()
+        }
+
+
+def test_new_runs_are_in_the_database_as_mlflow_itself_writes_them(
+    params: Params,
+    tree: Path,
+    empty_database: Path,
+    settings: Callable[..., Params],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where metrics end at different epochs."""
+    for seed, epochs in ((0, 5), (1, 1), (2, 300)):
+        fake_runs.train(fake_runs.student(seed), epochs=epochs)
+    fake_runs.evaluate(fake_runs.student(1), 91.5)
+    for run in (fake_runs.teacher(), fake_runs.study(), fake_runs.trial(0)):
+        fake_runs.train(run, epochs=3)
+    inserted: list[str] = []
+    insert = RunStore.insert
+    monkeypatch.setattr(
+        RunStore, "insert", lambda store, run, *rest: (inserted.append(run.run_id), insert(store, run, *rest))
+    )
+    sync(params)
+    found = rows(tree / "mlflow.db")
+    assert len(inserted) == 6 and len(found["metrics"]) > 1200
+    shutil.copy(empty_database, tree / "other.db")
+    monkeypatch.setattr(RunStore, "can_insert", lambda *_: False)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # which MLflow's client has set
+    sync(settings(uri=f"sqlite:///{tree / 'other.db'}"))
+    assert rows(tree / "other.db") == found and len(inserted) == 6
+
+
+@pytest.mark.parametrize(
+    ("metrics", "params", "tags"),
+    [
+        ({"a//b": 1.0}, {}, {}),
+        ({"..": 1.0}, {}, {}),
+        ({"loss": math.nan}, {}, {}),
+        ({"loss": math.inf}, {}, {}),
+        ({}, {"x" * 251: "1"}, {}),
+        ({}, {}, {"note": "x" * 9000}),
+    ],
+)
+def test_what_mlflow_would_refuse_or_change_is_left_to_it(
+    metrics: dict[str, float], params: dict[str, str], tags: dict[str, str]
+) -> None:
+    tables = MlflowTables("sqlite://")
+    assert tables.take([MetricValue("loss", 1.0, 0, 1)], {"recipe.lr": "0.1"}, {"iakd.key": "key"})
+    assert not tables.take([MetricValue(name, value, 0, 1) for name, value in metrics.items()], params, tags)
+
+
+def test_tables_of_another_version_of_mlflow_are_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MlflowTables.COLUMNS, "SqlMetric", {*MlflowTables.COLUMNS["SqlMetric"], "unit"})
+    assert not MlflowTables("sqlite://").take([], {}, {})
+    monkeypatch.setitem(MlflowTables.COLUMNS, "SqlNothing", set())
+    assert not MlflowTables("sqlite://").take([], {}, {})
 
 
 def test_nothing_is_sent_twice(params: Params, view: MlflowView, monkeypatch: pytest.MonkeyPatch) -> None:

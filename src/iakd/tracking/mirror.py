@@ -277,28 +277,34 @@ class Mirror:
 
     def _send(self, store: RunStore, runs: dict[str, MlflowRun], content: RunContent, with_status: bool) -> None:
         run = runs[content.key]
-        tags = {**content.tags, TREE: store.tree}
+        found = FoundRun(content.key, content.status, content.settings, content.study)
+        settings = CURRENT if self._is_planned(content.path, found) else EARLIER
+        tags = {**content.tags, TREE: store.tree, SETTINGS: settings}
         if content.parent:
             study = self.current.get((content.parent, True)) or self.current.get((content.parent, False))
             if study and study.key in runs:
                 tags[PARENT] = runs[study.key].run_id
         changed = [name for name, digest in content.artifacts.items() if run.uploaded.get(name) != digest]
+        note = {FILES: json.dumps(content.artifacts)} if changed else {}  # of what is noted, nothing is sent again
         history: list[MetricValue] = []
         if content.history and (not content.artifacts or HISTORY in changed):
             if run.last_epoch is None:
                 run.last_epoch = store.last_step(run, content.history[0].name)
             history = [value for value in content.history if value.step > (run.last_epoch or 0)]
-        results = [value for name in changed for value in content.results.get(name, [])]
-        store.log(run, history + results, content.params, tags)
+        metrics = history + [value for name in changed for value in content.results.get(name, [])]
+        at_once = store.can_insert(run, metrics, content.params, tags | note)  # then after the files
+        if not at_once:
+            store.log(run, metrics, content.params, tags)
         store.log_data(run, content.data)
-        run.last_epoch = history[-1].step if history else run.last_epoch
         for name in changed:
             path = RESULTS / content.path / name
             store.upload(run, path, name if path.is_dir() else None)
+        if at_once:
+            store.insert(run, metrics, content.params, tags | note)
+        run.last_epoch = history[-1].step if history else run.last_epoch
         if with_status and (run.status != content.status or RUN in changed):
             store.set_status(run, content.status, content.ended)
-        if changed:  # last: what is noted here is never sent again
-            store.log(run, [], {}, {FILES: json.dumps(content.artifacts)})
+        store.log(run, [], {}, note)  # last; nothing if it is noted already
 
     def _end_abandoned(self, store: RunStore, runs: dict[str, MlflowRun]) -> None:
         """End the runs of this tree that MLflow shows as running although no process is working on them."""

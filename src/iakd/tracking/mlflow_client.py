@@ -5,18 +5,21 @@ registry; `prepare_database` makes an SQLite database.
 """
 
 import contextlib
+import functools
 import gc
 import glob
 import itertools
 import json
 import logging
+import math
 import os
+import re
 import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from iakd import files
 from iakd.config import Params
@@ -58,6 +61,8 @@ class MlflowRun:
     params: set[str] = field(default_factory=set)
     last_epoch: int | None = None  # the last one in MLflow; None: not asked yet
     data: set[tuple[str, str]] = field(default_factory=set)  # names and digests
+    artifacts: str = ""  # where its artifacts go
+    empty: bool = False  # just created by this process: MLflow has no metric or parameter of it
 
     @property
     def uploaded(self) -> dict[str, str]:
@@ -95,6 +100,7 @@ class RunStore:
                 self.experiment_id = self._experiment()
                 self.tree = _tree_id()
         self.database_id = address.database_id
+        self._tables = None if address.is_server else MlflowTables(address.uri)
         gc.freeze()  # keeps the garbage collector from scanning all of mlflow again and again
 
     def _experiment(self) -> str:
@@ -148,6 +154,7 @@ class RunStore:
                         dict(run.data.tags),
                         set(run.data.params),
                         data={(data.dataset.name, data.dataset.digest) for data in run.inputs.dataset_inputs},
+                        artifacts=str(run.info.artifact_uri),
                     )
             token = page.token
             if not token:
@@ -157,10 +164,26 @@ class RunStore:
         """Create a run, without metrics yet."""
         tags = {**content.tags, TREE: self.tree}
         run = self.client.create_run(self.experiment_id, content.started, tags, content.name)
-        return MlflowRun(run.info.run_id, RUNNING, tags, last_epoch=0)
+        return MlflowRun(run.info.run_id, RUNNING, tags, last_epoch=0, artifacts=str(run.info.artifact_uri), empty=True)
+
+    def can_insert(
+        self, run: MlflowRun, metrics: list[MetricValue], params: dict[str, str], tags: dict[str, str]
+    ) -> bool:
+        """Whether `insert` can log all this: of an empty run in a database, with values that need no checks."""
+        return self._tables is not None and run.empty and self._tables.take(metrics, params, tags)
+
+    def insert(self, run: MlflowRun, metrics: list[MetricValue], params: dict[str, str], tags: dict[str, str]) -> None:
+        """Log all of an empty run in one transaction; a tenth of the time that `log` takes."""
+        assert self._tables is not None
+        changed = {name: value for name, value in tags.items() if run.tags.get(name) != value}
+        self._tables.insert(run.run_id, metrics, params, changed)
+        run.params |= set(params)
+        run.tags |= changed
+        run.empty = False
 
     def log(self, run: MlflowRun, metrics: list[MetricValue], params: dict[str, str], tags: dict[str, str]) -> None:
         """Log what is new. The metrics of one step share a request, so that no step is ever incomplete."""
+        run.empty = False
         from mlflow.entities import Metric, Param, RunTag
 
         names = [name for name in params if name not in run.params]
@@ -214,10 +237,11 @@ class RunStore:
 
     def upload(self, run: MlflowRun, path: Path, folder: str | None = None) -> None:
         """Upload a file, or the contents of a folder, as artifacts."""
+        store = _artifact_store(run.artifacts)
         if path.is_dir():
-            self.client.log_artifacts(run.run_id, str(path), folder)
+            store.log_artifacts(str(path), folder)
         else:
-            self.client.log_artifact(run.run_id, str(path), folder)
+            store.log_artifact(str(path), folder)
 
     def set_status(self, run: MlflowRun, status: str, ended: int | None = None) -> None:
         """Change a run's status; `ended` in ms since 1970."""
@@ -226,6 +250,79 @@ class RunStore:
         else:
             self.client.set_terminated(run.run_id, status, ended)
         run.status = status
+
+
+@functools.lru_cache(maxsize=1)
+def _artifact_store(uri: str) -> Any:
+    """Return where a run's artifacts go; MLflow's client would ask for the run again."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    return get_artifact_repository(uri)
+
+
+class MlflowTables:
+    """MLflow's tables of runs in a database, for all that is known of a new run at once.
+
+    `log_batch` makes five objects of each metric, and four transactions: 50 ms for a training of 40 epochs. If the
+    tables are not as expected, in another version of MLflow, this takes nothing.
+    """
+
+    COLUMNS: ClassVar = {
+        "SqlMetric": {"key", "value", "timestamp", "step", "is_nan", "run_uuid"},
+        "SqlLatestMetric": {"key", "value", "timestamp", "step", "is_nan", "run_uuid"},
+        "SqlParam": {"key", "value", "run_uuid"},
+        "SqlTag": {"key", "value", "run_uuid"},
+    }
+    NAME = re.compile(r"[\w\-][\w\-. ]{,199}")  # a part of what MLflow accepts
+    LONGEST_TAG = 4000
+
+    def __init__(self, uri: str) -> None:
+        from mlflow.store.tracking.dbmodels import models
+        from sqlalchemy import create_engine
+
+        found = {name: getattr(models, name, None) for name in self.COLUMNS}
+        self._tables = {name: model.__table__ for name, model in found.items() if model is not None}
+        columns = {name: {column.name for column in table.columns} for name, table in self._tables.items()}
+        self._engine = create_engine(uri) if columns == self.COLUMNS else None
+
+    def take(self, metrics: list[MetricValue], params: dict[str, str], tags: dict[str, str]) -> bool:
+        """Whether nothing of it would be refused or changed by MLflow."""
+        names = {*params, *tags, *(metric.name for metric in metrics)}
+        return (
+            self._engine is not None
+            and all(self.NAME.fullmatch(name) for name in names)
+            and all(len(value) <= self.LONGEST_TAG for value in tags.values())
+            and all(math.isfinite(metric.value) for metric in metrics)
+        )
+
+    def insert(self, run_id: str, metrics: list[MetricValue], params: dict[str, str], tags: dict[str, str]) -> None:
+        """Insert them, as of a run that has none of these."""
+        latest: dict[str, MetricValue] = {}
+        for metric in metrics:
+            known = latest.get(metric.name)
+            if known is None or _order(metric) > _order(known):
+                latest[metric.name] = metric
+        rows = {
+            "SqlMetric": [_row(metric) for metric in dict.fromkeys(metrics)],
+            "SqlLatestMetric": [_row(metric) for metric in latest.values()],
+            "SqlParam": [{"key": name, "value": value} for name, value in params.items()],
+            "SqlTag": [{"key": name, "value": value} for name, value in tags.items()],
+        }
+        assert self._engine is not None
+        with self._engine.begin() as connection:
+            for name, content in rows.items():
+                if content:
+                    connection.execute(self._tables[name].insert(), [{**row, "run_uuid": run_id} for row in content])
+
+
+def _order(metric: MetricValue) -> tuple[int, int, float]:
+    """What MLflow compares to find the latest value of a metric."""
+    return metric.step, metric.timestamp, metric.value
+
+
+def _row(metric: MetricValue) -> dict[str, Any]:
+    about = {"key": metric.name, "value": metric.value, "timestamp": metric.timestamp, "step": metric.step}
+    return {**about, "is_nan": False}
 
 
 def download_weights(uri: str, params: Params, folder: Path) -> Path:
