@@ -6,8 +6,10 @@ import re
 import shlex
 import sys
 from functools import cache, partial
+from inspect import signature
 from pathlib import Path
 
+from snakemake.common import overwrite_function_params
 from snakemake.settings.types import DeploymentMethod
 
 from iakd import slurm
@@ -167,7 +169,11 @@ def settings_of(jobs, *patterns):
         return found + [texts[0]] * (size - len(found))
 
     def parameter(position):
-        return lambda wildcards: others(**wildcards)[position]
+        def text(wildcards):
+            return others(**wildcards)[position]
+
+        overwrite_function_params(text, signature(text).parameters)  # which Snakemake otherwise reads for each job
+        return text
 
     return [*sorted(shared), *map(parameter, range(size))]
 

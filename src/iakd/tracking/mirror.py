@@ -299,11 +299,12 @@ class Mirror:
         for name in changed:
             path = RESULTS / content.path / name
             store.upload(run, path, name if path.is_dir() else None)
+        status = content.status if with_status and (run.status != content.status or RUN in changed) else None
         if at_once:
-            store.insert(run, metrics, content.params, tags | note)
+            store.insert(run, metrics, content.params, tags | note, status, content.ended)
+        elif status:
+            store.set_status(run, status, content.ended)
         run.last_epoch = history[-1].step if history else run.last_epoch
-        if with_status and (run.status != content.status or RUN in changed):
-            store.set_status(run, content.status, content.ended)
         store.log(run, [], {}, note)  # last; nothing if it is noted already
 
     def _end_abandoned(self, store: RunStore, runs: dict[str, MlflowRun]) -> None:
