@@ -26,6 +26,7 @@ from iakd import config, models
 from iakd.config import METHODS, Params, parse, shortest_sum, yaml_text
 from iakd.config.base import section_of, types_of
 from iakd.config.loading import read_yaml
+from iakd.config.networks import VARIANTS
 from iakd.config.search_space import Candidate
 from iakd.data.loader import DeviceLoader
 from iakd.distillation.distiller import make_distiller
@@ -82,7 +83,12 @@ def every_setting() -> Iterator[tuple[Path_, FieldInfo]]:
 
 SETTINGS = list(every_setting())
 LEAVES = [(path, setting) for path, setting in SETTINGS if not section_of(setting.annotation) and path[-1] != "name"]
-TRAINING = [(path, setting) for path, setting in LEAVES if path[0] not in ("dataset", "tracking", "report")]
+IMPORTED = {"checkpoint", "normalisation", "callable", "outputs", "trained_on"}  # of teachers, which none is here
+TRAINING = [
+    (path, setting)
+    for path, setting in LEAVES
+    if path[0] not in ("dataset", "tracking", "report") and not (path[0] == "teachers" and path[-1] in IMPORTED)
+]
 SMALL = ["resnet8", "resnet14", "resnet20", "resnet8x4", "wrn_16_1", "vgg8", "vgg11", "MobileNetV2", "ShuffleV1"]
 TEXTS: dict[str, list[str]] = {  # that a setting with this name can be
     "arch": [*SMALL, *models.ARCHITECTURES],
@@ -98,6 +104,8 @@ def bound(setting: FieldInfo, names: tuple[str, str], default: float) -> float:
 
 def fitting(name: str | int, setting: FieldInfo) -> st.SearchStrategy[Any]:
     """Values of the right type, nearly all within the bounds of a setting, and many at them."""
+    if name == "variant":
+        return st.lists(st.sampled_from(VARIANTS), max_size=2)
     texts = TEXTS.get(str(name), ["x", "kd"])
     kinds = types_of(setting.annotation)
     low, high = bound(setting, ("ge", "gt"), 0), bound(setting, ("le", "lt"), 1000)

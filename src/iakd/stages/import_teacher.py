@@ -172,6 +172,7 @@ def _check(
     form = None
     known = job.network.black_box or (job.network.checkpoint or "").startswith(TORCHVISION)
     if path and not known:  # torchvision's weights are of its own networks
+        log.info("%s: trying its weights in other forms of the network", job.folder)
         found = read_checkpoint(path, origin)
         load = partial(fitted, channels=store.image_shape[0], classes=classes, found=found, origin=origin)
         form = plausibility.fitting_form(network, job.network, load, store, device, workers)

@@ -179,7 +179,7 @@ def measure(classifier: Classifier, folder: Path, batch_size: int = BATCH) -> di
     least = 100 * required_accuracy(known, len(classifier.labels))
     if found["top1"] < least:
         log.warning(
-            "%s: only %.1f %%, near chance; check normalisation, order of the classes, channels and image size",
+            "%s: only %.1f %%, near chance; check normalisation, order of classes, channels, image size and variant",
             classifier.name,
             found["top1"],
         )

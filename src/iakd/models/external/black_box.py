@@ -160,11 +160,10 @@ class Program(nn.Module):
             self._programs["cpu"] = _opened(content, origin)
 
     def forward(self, images: Tensor) -> Tensor:
-        program = self._programs["cpu"]
-        if isinstance(program, _Exported) and images.device.type != "cpu":
-            program = self._programs.setdefault(str(images.device), None) or program.on(images.device)
-            self._programs[str(images.device)] = program
-        return program(images)
+        program, device = self._programs["cpu"], str(images.device)
+        if isinstance(program, _Exported) and device not in self._programs:
+            self._programs[device] = program.on(images.device)
+        return self._programs.get(device, program)(images)
 
     @property
     def batch(self) -> int:
