@@ -1,6 +1,7 @@
 """Splits as people have them: lists of images, folds, and groups that stay together."""
 
 import json
+import runpy
 from collections import defaultdict
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
+from sklearn.neighbors import KNeighborsClassifier
 
 from iakd.config import Dataset
 from iakd.data import sources
@@ -336,3 +339,21 @@ def test_settings_that_exclude_each_other(changes: dict[str, object], words: str
         base = {"path": "x"}
     with pytest.raises(ValueError, match=words):
         Dataset.model_validate({**base, **changes})
+
+
+def test_the_frames_of_the_documentation_show_what_a_random_split_hides(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    runpy.run_path(str(root / "examples/frames.py"))["main"](tmp_path)
+    example = yaml.safe_load((root / "examples/frames.yaml").read_text())["dataset"]
+    accuracy = {}
+    for by in (example["group_by"], None):
+        chosen = Dataset.model_validate({**example, "path": str(tmp_path), "group_by": by})
+        raw = sources.read(chosen)
+        parts = split_source(raw, chosen)
+        flat = raw.train_images.reshape(len(raw.train_labels), -1).astype(np.float32)
+        train, test = parts["train"].indices, parts["test"].indices
+        nearest = KNeighborsClassifier(1).fit(flat[train], raw.train_labels[train])
+        accuracy["random" if by is None else "grouped"] = nearest.score(flat[test], raw.train_labels[test])
+        if by is not None:
+            assert not group_names(raw, train) & group_names(raw, test) and len(group_names(raw, train)) == 30
+    assert accuracy["grouped"] < 0.96 < 0.99 < accuracy["random"], accuracy
