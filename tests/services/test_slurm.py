@@ -26,6 +26,7 @@ ROOT = HERE.parents[1]
 SCRIPT = HERE / "slurm.sh"
 TIMES = {"latency_ms", "images_per_s", "sha256"}  # the last: of the file, with the others
 TRIALS = int(os.environ.get("STUDY_TRIALS", 12))
+EPOCHS = float(os.environ.get("EXPERIMENT_EPOCHS", 0.1))  # of those of params.yaml
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged")
 SETTINGS: dict[str, Any] = {
     "dataset": {"name": "toy", "source": "digits", "val": 60, "test": 200},
@@ -71,6 +72,7 @@ def cluster() -> Iterator[None]:
         environment.setenv("SLURM_PORT", str(port))
         try:
             subprocess.run([SCRIPT, "up", folder, "4"], check=True, timeout=60)
+            environment.setenv("CLUSTER", folder)
             yield
         finally:
             subprocess.run([SCRIPT, "down", folder], check=True, timeout=60)
@@ -137,20 +139,66 @@ def running(rule: str) -> str:
     return next((line.split()[0] for line in listed.splitlines() if rule in line), "")
 
 
-def where(job: str) -> str:
-    """The node on which a job is running; empty if it is not."""
-    return job and output("squeue", "--noheader", "--states=running", "--format=%N", "--jobs", job)
+def node(what: str, name: str) -> None:
+    """Lose a node, or have it return."""
+    subprocess.run([SCRIPT, what, os.environ["CLUSTER"], name], check=True, capture_output=True, timeout=60)
 
 
-def evaluations() -> dict[str, Any]:
-    found = sorted(Path("results").glob("**/evaluation.json"))
-    return {str(path): {k: v for k, v in json.loads(path.read_text()).items() if k not in TIMES} for path in found}
+def lose_node_of(job: str) -> str:
+    """Lose the node on which a job is running, until it runs on the other one; return the job's first node."""
+    lost = output("squeue", "--noheader", "--format=%N", "--jobs", job)
+    node("lose", lost)
+    wait_for(lambda: release() or output("squeue", "--noheader", "--format=%N", "--jobs", job) not in ("", lost))
+    return lost
+
+
+def results(*patterns: str) -> dict[str, Any]:
+    """What is in the records of results, except times and what depends on them."""
+    found = sorted(path for pattern in patterns for path in Path("results").glob(pattern))
+    kept = {str(path): json.loads(path.read_text()) for path in found}
+    return {path: {k: v for k, v in record.items() if k not in TIMES} for path, record in kept.items()}
 
 
 def release() -> None:
     """Let requeued jobs start now, and not after the two minutes that Slurm has them wait."""
     for job in output("squeue", "--noheader", "--states=pending", "--format=%i").split():
         subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=False, capture_output=True)
+
+
+class Workflow:
+    """A `snakemake` that submits jobs, and is killed at the end."""
+
+    def __init__(self, log: str, *arguments: str) -> None:
+        self.log = Path(log)
+        with self.log.open("wb") as out:
+            self.process = subprocess.Popen([*SNAKEMAKE, *arguments], stdout=out, stderr=out, start_new_session=True)
+
+    def __enter__(self) -> "Workflow":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def finish(self, seconds: float) -> None:
+        """Wait until it has succeeded."""
+        wait_for(lambda: release() or self.process.poll() is not None, seconds)
+        assert self.process.returncode == 0, self.log.read_text()
+
+    @property
+    def jobs(self) -> int:
+        """How many jobs it has submitted."""
+        return len(re.findall("SLURM jobid", self.log.read_text()))
+
+
+@pytest.fixture
+def submitted(cluster: None) -> Iterator[None]:
+    """Afterwards both nodes are there, and no job."""
+    yield
+    subprocess.run(["scancel", "--me"], check=False)
+    for line in output("sinfo", "--noheader", "--Node", "--format=%N %T").splitlines():
+        if "down" in line:
+            node("return", line.split()[0])
 
 
 needs_plugin = pytest.mark.skipif(
@@ -180,45 +228,78 @@ def test_what_slurm_is_asked_for(project: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @needs_plugin
-def test_a_chain_with_mishaps_ends_with_what_one_machine_makes(project: Path) -> None:
+def test_a_chain_with_mishaps_ends_with_what_one_machine_makes(project: Path, submitted: None) -> None:
+    """The teacher's node is lost; then the process that submits jobs is killed, and started again."""
     Path("toy.yaml").write_text(yaml.safe_dump({**SETTINGS, "methods": {"kd": {}}}))
     for stage in ("prepare", "teach", "distill", "evaluate"):
         subprocess.run(["iakd", stage, "--params", "toy.yaml"], check=True, capture_output=True)
-    expected = evaluations()
+    made = ("toy/students/*/kd/seed*/evaluation.json", "toy/teachers/big/seed0/evaluation.json")
+    expected = results(*made)
     assert len(expected) == 1 + 2
-    shutil.rmtree("results")
-    shutil.rmtree(".state")
+    for folder in ("results/toy/teachers", "results/toy/students", "results/toy/evaluation", ".state"):
+        shutil.rmtree(folder)
 
-    def start(log: str) -> "subprocess.Popen[bytes]":
-        with Path(log).open("wb") as out:
-            return subprocess.Popen([*SNAKEMAKE, "--", "evaluation"], stdout=out, stderr=out, start_new_session=True)
-
-    main = start("first.log")
-    try:
+    with Workflow("first.log", "--", "teachers", "students") as first:
         wait_for(lambda: Path(".state/toy/teachers/big/seed0/checkpoint.pt").exists())
-        output("scontrol", "requeue", wait_for(lambda: running("teach")))
-        wait_for(lambda: release() or Path("results/toy/teachers/big/seed0/run.json").exists())
+        lost = lose_node_of(wait_for(lambda: running("teach")))
+        wait_for(lambda: Path("results/toy/teachers/big/seed0/run.json").exists())
         assert "resuming at step" in Path("logs/toy/teachers/big/seed0.log").read_text()
-
+        node("return", lost)
         wait_for(lambda: next(Path(".state").glob("toy/students/*/kd/seed*/checkpoint.pt"), None))
         abandoned = wait_for(lambda: running("student"))
-        main.kill()
-        main.wait()
-        main = start("second.log")
+    with Workflow("second.log", "--", "teachers", "students") as second:
         wait_for(lambda: running("student") not in ("", abandoned))
         assert abandoned not in output("squeue", "--noheader", "--format=%i").split()
-
-        node = wait_for(lambda: where(running("student")))
-        output("scontrol", "update", f"NodeName={node}", "State=down", "Reason=test")
-        wait_for(lambda: release() or where(running("student")) not in ("", node))
-        wait_for(lambda: release() or main.poll() is not None)
-    finally:
-        main.kill()
-        subprocess.run(["scancel", "--me"], check=False)
-    assert main.returncode == 0, Path("second.log").read_text()
-    assert evaluations() == expected
+        second.finish(240)
+    assert results(*made) == expected
     assert not list(Path(".state").glob("fork_server*"))
-    assert len(re.findall("SLURM jobid", Path("first.log").read_text())) > 2
+    assert (first.jobs, second.jobs) == (2, 1)
+
+
+@needs_plugin
+@pytest.mark.slow
+def test_the_default_experiment_is_the_same_on_two_nodes(
+    project: Path, submitted: None, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though a node is lost, a job requeued, and the process that submits jobs killed."""
+    settings = yaml.safe_load((ROOT / "params.yaml").read_text())
+    recipes = [settings[section]["recipe"] for section in ("teach", "distill", "tune")]
+    recipes += [method["recipe"] for method in settings["methods"].values() if "recipe" in method]
+    for recipe in recipes:
+        recipe["epochs"] = max(2, round(EPOCHS * recipe["epochs"]))
+        recipe |= (
+            {"validate_every": min(recipe["validate_every"], recipe["epochs"])} if "validate_every" in recipe else {}
+        )
+    if EPOCHS < 1:
+        settings["distill"]["seeds"] = [0, 1]
+    settings |= {"tracking": {"enabled": False}, "compute": {"device": "cpu", "checkpoint_seconds": 2}}
+    made = ("digits/**/evaluation.json", "digits/tune/**/metrics.json")
+
+    alone = tmp_path_factory.mktemp("alone")
+    for name in ("workflow", "src"):
+        shutil.copytree(project / name, alone / name)
+    for folder in (alone, project):
+        (folder / "toy.yaml").write_text(yaml.safe_dump(settings))
+    with monkeypatch.context() as patch:
+        patch.chdir(alone)
+        begun = time.monotonic()
+        local = ["snakemake", "--cores", "2", "--configfile", "toy.yaml", "--quiet", "all"]
+        subprocess.run([*local, "--", "evaluation"], check=True, capture_output=True)
+        seconds_alone, expected = time.monotonic() - begun, results(*made)
+    assert sum("/students/" in path for path in expected) == 13 * len(settings["distill"]["seeds"])
+
+    begun, patience = time.monotonic(), 3600.0
+    with Workflow("first.log", "--", "evaluation") as first:
+        wait_for(lambda: running("tune"), patience)
+        output("scontrol", "requeue", running("tune"))
+        lost = lose_node_of(wait_for(lambda: release() or running("student"), patience))
+        node("return", lost)
+        wait_for(lambda: release() or len(list(Path("results").glob("digits/students/**/run.json"))) > 8, patience)
+    with Workflow("second.log", "--", "evaluation") as second:
+        second.finish(patience)
+    seconds = time.monotonic() - begun
+    print(f"{first.jobs} + {second.jobs} jobs, {seconds:.0f} s; on one machine without mishaps {seconds_alone:.0f} s")
+    assert results(*made) == expected
 
 
 def test_a_warning_saves_a_checkpoint_and_requeues(project: Path) -> None:
