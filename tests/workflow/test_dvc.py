@@ -72,7 +72,7 @@ def test_plots_are_drawn_without_a_network(project: "Project") -> None:
     assert len(re.findall(r"<script[^>]+src=\"file://[^\"]+/vega[^\"]*\.js\"", page)) == 3
     assert "http" not in re.sub(r"https://vega\.github\.io/schema/", "", page)
     assert "#0072b2" in page and "#d55e00" in page  # the colours of two revisions
-    for label in ("top-1 on the test images (%)", "top-1 on the validation images (%)", "epoch", "loss"):
+    for label in ("Test accuracy, %", "Validation accuracy, %", "epoch", "loss"):
         assert f'"title": "{label}"' in page
 
 

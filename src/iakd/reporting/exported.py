@@ -241,7 +241,7 @@ def pareto_front(candidates: list[Candidate], cost: str) -> list[Candidate]:
     Those whose cost is unknown are left out.
     """
     front: list[Candidate] = []
-    known = [candidate for candidate in candidates if getattr(candidate, cost) is not None]
+    known = [candidate for candidate in candidates if getattr(candidate, cost)]
     for candidate in sorted(known, key=lambda candidate: (getattr(candidate, cost), -candidate.top1)):
         if not front or candidate.top1 > front[-1].top1:
             front.append(candidate)

@@ -160,13 +160,17 @@ class Quantity:
     """What is measured of a model: its name with the unit, as text, and the words for less and for more of it."""
 
     title: str
-    text: Callable[[float], str]
+    form: Callable[[float], str]
     less: str = "lower"
     more: str = "higher"
 
+    def text(self, value: float | None) -> str:
+        """Return the value with the quantity's digits, without its unit; 0 stands for what is not known."""
+        return self.form(value) if value else "unknown"
+
 
 ECE_DIGITS = 3
-TOP1 = "Test accuracy, %"  # its digits depend on the test set
+TOP1, VAL_TOP1 = "Test accuracy, %", "Validation accuracy, %"  # their digits depend on the test set
 QUANTITIES = {
     "parameters": Quantity("Parameters", with_prefix, "fewer", "more"),
     "weight_bytes": Quantity("Weights, MB", megabytes, "smaller", "larger"),

@@ -68,6 +68,7 @@ def render(
         alts=_alternatives(comparison, studies, manifest["classes"], exports),
         recommended=verdict.recommendation(comparison, exports),
         top1=formatting.TOP1,
+        val_top1=formatting.VAL_TOP1,
         quantities=formatting.QUANTITIES,
         network=key_table.NETWORK,
         runs=review.runs(comparison),

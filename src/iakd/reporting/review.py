@@ -126,7 +126,7 @@ def answers(comparison: Comparison, studies: Sequence[StudyResults], manifest: d
         *(["with different versions of packages"] if len({str(record["versions"]) for record in records}) > 1 else []),
     ]
     seeds = params.distill.seeds
-    imported = " Whether an imported teacher has seen them is not known here." * any(
+    imported = " What an imported teacher was trained on is not checked here." * any(
         pair.teacher.imported_from for pair in comparison.pairs
     )
     return [

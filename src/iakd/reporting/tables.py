@@ -205,7 +205,7 @@ def markdown(comparison: Comparison) -> str:
     for pair in comparison.pairs:
         header = [
             "method",
-            "top-1 (%)",
+            formatting.TOP1,
             "n",
             *(f"gain over {ref} [{level} interval]" for ref in comparison.references),
         ]

@@ -43,7 +43,7 @@ def _pair(axes: Sequence[Axes], pair: PairComparison, comparison: Comparison) ->
     _set_axis(accuracy, style.fit_axis([results.top1.mean for results in methods.values()], values, ticks=5))
     for y, results in methods.items():
         _accuracy(accuracy, y, results)
-    accuracy.set_title(f"{pair.title}\ntest accuracy, % (line: ± std; circles: seeds)", fontsize=8)
+    accuracy.set_title(f"{pair.title}\n{formatting.TOP1} (line: ± std; circles: seeds)", fontsize=8)
     level = formatting.percent(comparison.params.report.confidence)
     for panel, reference in zip(axes[1:], comparison.references, strict=True):
         gains = [results.gains[reference] for results in methods.values() if reference in results.gains]

@@ -32,7 +32,7 @@ def draw_pareto(exports: Exports) -> Figure:
     limits = style.fit_axis(means, [], ticks=6)
     labels = []
     for axes, (cost, unit, title) in zip(figure.subplots(2, 2, sharey=True).ravel(), COSTS, strict=True):
-        known = [candidate for candidate in exports.candidates if getattr(candidate, cost) is not None]
+        known = [candidate for candidate in exports.candidates if getattr(candidate, cost)]
         if cost == "training_seconds":
             unit, name = _unit_of_time([candidate.training_seconds or 0.0 for candidate in known])
             title = title.format(name)

@@ -24,7 +24,7 @@ AccuracyCurves = tuple[Floats, Floats]  # epochs (E,), validation accuracy (seed
 def draw_learning_curves(comparison: Comparison) -> Figure:
     """Draw validation accuracy over epochs: mean and range over the seeds; means of references and peers."""
     lines = "; ".join(f"{name}: {label}" for name, label in zip(LINE_STYLES, comparison.references, strict=False))
-    head = "validation accuracy (%) over epochs" + (f"; {lines}" if lines else "")
+    head = f"{formatting.VAL_TOP1}, over epochs" + (f"; {lines}" if lines else "")
     titles = [f"{pair.title}: {head}" for pair in comparison.pairs]
     figure, sections = style.small_multiples(titles, [len(pair.methods) for pair in comparison.pairs])
     for panels, pair in zip(sections, comparison.pairs, strict=True):

@@ -60,7 +60,7 @@ def _draw_top(figure: SubFigure, study: StudyResults) -> None:
 
 def _draw_history(axes: Axes, study: StudyResults) -> None:
     mean = f", mean of {study.seeds} seeds" if study.seeds > 1 else ""
-    axes.set_title(f"{study.measure} (%) of each trial{mean}\n")
+    axes.set_title(f"Validation {study.measure}, %, of each trial{mean}\n")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     styles = {
         "first": ("D", style.OTHER, "from the settings"),
@@ -130,7 +130,7 @@ def _draw_importances(axes: Axes, importances: dict[str, float]) -> None:
 
 
 def _draw_pareto_front(axes: Axes, study: StudyResults) -> None:
-    axes.set_title("accuracy (%) by multiply–adds\nline: Pareto front")
+    axes.set_title(f"{formatting.VAL_TOP1}, by MACs of a training\nline: Pareto front")
     axes.plot(_column(study.complete, "macs"), _column(study.complete, "value"), "o", color=style.IAKD, markersize=3.5)
     front = sorted((t for t in study.complete if t["number"] in study.pareto_front), key=lambda t: float(t["macs"]))
     axes.step(_column(front, "macs"), _column(front, "value"), "o-", where="post", color=style.OTHER, markersize=4.5)
@@ -204,7 +204,7 @@ def _draw_slice(axes: Axes, parameter: Parameter, trials: list[TrialRow], best: 
         axes.xaxis.set_major_formatter(lambda value, position: f"{value:g}")
         axes.xaxis.set_minor_locator(NullLocator())
     else:
-        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=parameter.integer))
     for trial in trials:
         is_best = best is not None and trial["number"] == best["number"]
         x: Any = positions.get(trial[parameter.name], trial[parameter.name])
