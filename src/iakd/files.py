@@ -115,6 +115,13 @@ def printable(text: str) -> str:
     )
 
 
+def check_writable(folder: Path) -> None:
+    """Raise OSError if no file can be made in `folder`, or in the nearest folder above it that exists."""
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(nearest))
+
+
 def plural(n: int, noun: str, many: str = "") -> str:
     """Return '1 seed', '3 seeds'."""
     return f"{n} {noun if n == 1 else many or noun + 's'}"

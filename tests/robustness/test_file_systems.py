@@ -194,3 +194,18 @@ def test_a_power_cut_finds_the_old_file_or_the_new_one(folder: Path, monkeypatch
     monkeypatch.setattr(os, "replace", note_rename)
     files.write_bytes(folder / "a", b"whole")
     assert calls == ["flush 5", "rename to a", "flush folder"]
+
+
+def test_a_training_whose_results_cannot_be_written_does_not_start(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run("toy/students/a-b/kd/seed0", "distill", "key", {}, 0, {}, {})
+    writable = os.access
+    locked = {"results/toy/students/a-b"}
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path) not in locked and writable(path, mode))
+    with run.open():  # where there is no such folder yet, the one above counts
+        pass
+    Path("results/toy/students/a-b").mkdir(parents=True)
+    with pytest.raises(PermissionError) as raised, run.open():
+        pytest.fail("it has started")
+    assert raised.value.filename == "results/toy/students/a-b"

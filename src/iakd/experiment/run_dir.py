@@ -114,8 +114,9 @@ class Run:
         """Hold the run's lock and announce it as running; record the error if the block fails.
 
         Raises Busy if another process keeps this run open for more than `patience` seconds; default: as long as the
-        jobs of a killed workflow may take to end.
+        jobs of a killed workflow may take to end. Raises OSError where its results could not be published.
         """
+        files.check_writable(self.folder)
         self.live.mkdir(parents=True, exist_ok=True)
         with files.exclusive(
             self.live / LOCK,

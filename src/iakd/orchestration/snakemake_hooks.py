@@ -1,7 +1,6 @@
 """What the Snakefile needs: the experiment of its settings, a lock, and the reason for a failure."""
 
 import contextlib
-import errno
 import logging
 import os
 import shutil
@@ -364,8 +363,7 @@ def check_folders(jobs: Iterable[Any]) -> None:
                 folders |= {path, *(inside for inside in path.glob("**/") if inside.is_dir())}
     for folder in sorted(folders):
         folder.mkdir(exist_ok=True)
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+        files.check_writable(folder)
 
 
 def last_line(logs: list[str]) -> str:
