@@ -278,7 +278,10 @@ def test_summary(experiment):
     ],
 )
 def test_missing_model_names_the_command_that_trains_it(experiment, position, command):
-    (experiment.trained[position].folder / run_dir.RUN).unlink()
+    missing = experiment.trained[position].folder
+    (missing / run_dir.RUN).unlink()
     with pytest.raises(UserError, match=f"no finished model: run `{command}`"):
         run(experiment)
-    assert not list(Path("results").rglob("evaluation.json"))
+    evaluated = {path.parent for path in Path("results").rglob("evaluation.json")}
+    assert evaluated == {job.folder for job in experiment.trained} - {missing}, "the others are not held up"
+    assert not (experiment.evaluation / run_dir.METRICS).exists()
