@@ -224,11 +224,12 @@ def _tuning(comparison: Comparison, studies: Sequence[StudyResults]) -> list[str
     tune = comparison.params.tune
     tuned = [label for label, method in comparison.params.methods.items() if method.tuned]
     sampler = "its TPE sampler [[bergstra2011algorithms]]" if tune.sampler.kind == "tpe" else "random search"
+    measure = _listed(list(dict.fromkeys(study.measure for study in studies)))
     pruned = f" with the {tune.pruner.kind} pruner" if tune.pruner.kind != "none" else " without pruning"
     return [
         f"The settings of {_listed(tuned)} were searched with Optuna [[akiba2019optuna]] by {sampler}{pruned}: "
         f"{formatting.plural(tune.trials, 'trial')} of {formatting.plural(tune.seeds, 'seed')} for each of them and "
-        "each pair, compared by their mean accuracy on the validation images; the final students have other seeds. "
+        f"each pair, compared by their mean {measure} on the validation images; the final students have other seeds. "
         "All other methods were not tuned."
     ]
 

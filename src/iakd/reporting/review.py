@@ -91,6 +91,7 @@ def budget(comparison: Comparison, study: StudyResults) -> dict[str, Any]:
     digits = comparison.digits
     states = {state: sum(trial["state"] == state for trial in study.trials) for state in ("pruned", "failed")}
     seconds = sum(trial["seconds"] for trial in study.trials if trial.get("seconds"))
+    measure = "" if study.measure == "accuracy" else f" ({study.measure})"
     origin, gain = ("", "")
     if found:
         origin, bounds = found[0].label, formatting.interval(found[1], digits)
@@ -103,7 +104,7 @@ def budget(comparison: Comparison, study: StudyResults) -> dict[str, Any]:
         "epochs": formatting.whole(study.epochs),
         "time": formatting.duration(seconds) if seconds else "–",
         "settings": ", ".join(formatting.setting(one.name) for one in study.parameters),
-        "best": formatting.number(study.best["value"], digits) if study.best else "–",
+        "best": f"{formatting.number(study.best['value'], digits)}{measure}" if study.best else "–",
         "origin": origin,
         "gain": gain,
     }

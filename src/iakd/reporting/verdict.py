@@ -104,10 +104,10 @@ def warnings(comparison: Comparison) -> list[str]:
         leader = pair.ranked[0]
         majority = leader.models[0].evaluation.get("majority_top1")
         if majority is not None and leader.top1.mean <= majority:
+            reached, always = (formatting.number(value, comparison.digits) for value in (leader.top1.mean, majority))
             found.append(
-                f"{pair.title}: even the most accurate method, {leader.label}, is right for only "
-                f"{leader.top1.mean:.1f} % of the test images; always answering the most frequent class would be for "
-                f"{majority:.1f} %"
+                f"{pair.title}: even the most accurate method, {leader.label}, is right for only {reached} % of the "
+                f"test images; always answering the most frequent class would be for {always} %"
             )
     return found
 

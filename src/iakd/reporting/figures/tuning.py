@@ -130,7 +130,7 @@ def _draw_importances(axes: Axes, importances: dict[str, float]) -> None:
 
 
 def _draw_pareto_front(axes: Axes, study: StudyResults) -> None:
-    axes.set_title(f"{formatting.VAL_TOP1}, by MACs of a training\nline: Pareto front")
+    axes.set_title(f"Validation {study.measure}, %, by MACs of a training\nline: Pareto front")
     axes.plot(_column(study.complete, "macs"), _column(study.complete, "value"), "o", color=style.IAKD, markersize=3.5)
     front = sorted((t for t in study.complete if t["number"] in study.pareto_front), key=lambda t: float(t["macs"]))
     axes.step(_column(front, "macs"), _column(front, "value"), "o-", where="post", color=style.OTHER, markersize=4.5)
