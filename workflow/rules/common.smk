@@ -248,8 +248,6 @@ def start():
     try:
         hooks.take_lock()
         hooks.check_folders(workflow.dag.needrun_jobs())
-        if STORAGE:
-            hooks.refuse_unrecorded(workflow.dag, workflow.persistence)
         if workflow.touch:
             stale_results.refuse(stale_results.other_settings(EXPERIMENT))
         elif elsewhere():

@@ -185,7 +185,8 @@ def accept_by_content(experiment: Experiment) -> None:
     """Have Snakemake, when it has planned its jobs, decide by content about results that it did not see being made.
 
     What fits the settings, sources and inputs of a job is recorded and dated as if the job had just made it; what does
-    not, and would be taken for current without a record, is made again.
+    not, and would be taken for current without a record, is made again. In a storage, which has no records of its own,
+    such results end the process, also if nothing is to be done.
     """
     from snakemake.dag import DAG
 
@@ -195,7 +196,14 @@ def accept_by_content(experiment: Experiment) -> None:
         asked_for = set(dag.forcefiles)
         await plan(dag, *arguments, **options)
         nothing_runs = dag.workflow.execution_settings is None  # only environments are made, or the like
-        if dag.workflow.is_main_process and not dag.workflow.touch and not nothing_runs:
+        if not dag.workflow.is_main_process or nothing_runs:
+            return
+        if dag.workflow.storage_settings.default_storage_provider:
+            try:
+                _refuse_unrecorded(dag, dag.workflow.persistence)
+            except UserError as error:
+                stop(error)
+        elif not dag.workflow.touch:
             await _Acceptance(dag, asked_for, stale_results.OnDisk(experiment)).run()
 
     DAG.init = init
@@ -311,7 +319,7 @@ def link_results(settings: Any, provider: Any) -> Path:
     return copies
 
 
-def refuse_unrecorded(dag: Any, records: Any) -> None:
+def _refuse_unrecorded(dag: Any, records: Any) -> None:
     """Raise UserError for results in a storage that Snakemake would call current, but knows nothing about.
 
     Another folder has made them, with whatever settings.
