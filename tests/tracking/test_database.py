@@ -148,3 +148,25 @@ def test_the_pages_open_on_a_database_that_is_complete(local: Params, tree: Path
     stamp = (tree / "mlflow.db").stat().st_mtime_ns
     prepare_database(address)
     assert (tree / "mlflow.db").stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize("copied", [True, False])
+def test_artifacts_are_found_where_a_checkout_was_moved_or_copied_to(
+    tree: Path, settings: Callable[..., Params], monkeypatch: pytest.MonkeyPatch, copied: bool
+) -> None:
+    """MLflow keeps absolute addresses: the copy must neither show nor change the files of the original."""
+    fake_runs.train(fake_runs.student())
+    assert sync(settings(uri=f"sqlite:///{tree / 'mlflow.db'}")).endswith("1 run, 1 new")
+    elsewhere = tree.with_name(f"{tree.name} else where")
+    (shutil.copytree if copied else shutil.move)(tree, elsewhere)
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")  # mlflow has set it
+    moved = settings(uri=f"sqlite:///{elsewhere / 'mlflow.db'}")
+    fake_runs.train(fake_runs.student(seed=4))
+    assert sync(moved).endswith("2 runs, 1 new")
+    view = MlflowView(moved)
+    for run in view.runs().values():
+        folder = elsewhere / "mlartifacts" / "iakd-toy" / run.info.run_id / "artifacts"
+        assert run.info.artifact_uri == folder.as_uri()
+        assert "model.safetensors" in view.artifacts(run)
+    assert len(list(tree.glob("mlartifacts/iakd-toy/*"))) == copied

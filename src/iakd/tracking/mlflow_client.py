@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.parse import unquote, urlsplit
 
 from iakd import files
 from iakd.config import Params
@@ -96,6 +97,7 @@ class RunStore:
             mlflow.set_tracking_uri(address.uri)
             with _opening(address.opening_lock):
                 _make_database(address)
+                _find_moved_artifacts(address)
                 self.client = mlflow.MlflowClient(tracking_uri=address.uri)
                 self.experiment_id = self._experiment()
                 self.tree = _tree_id()
@@ -447,6 +449,36 @@ def _rows(database: Path) -> bool | None:
             return None
         used = sorted(tables.intersection(CONTENT))
         return any(connection.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone() for table in used)
+
+
+ARTIFACTS = (("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"))
+
+
+def _find_moved_artifacts(address: MlflowAddress) -> None:
+    """Have MLflow look for artifacts in this working directory where they have come with a database that is in it, too.
+
+    MLflow stores absolute addresses, so a folder that was moved or copied would show, or write to, the files of the
+    first one.
+    """
+    import sqlite3
+
+    database, here = address.database, address.artifact_location()
+    if database is None or here is None or Path(address.artifacts).is_absolute() or "://" in address.artifacts:
+        return
+    if database.resolve().parent != Path.cwd() or not Path(unquote(urlsplit(here).path)).is_dir():
+        return
+    with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+        query = "SELECT artifact_location FROM experiments WHERE name = ?"
+        there = (connection.execute(query, [address.experiment]).fetchone() or [None])[0]
+        relative = here.removeprefix(Path.cwd().as_uri())
+        if there is None or there == here or not there.endswith(relative):
+            return
+        for table, column in ARTIFACTS:
+            connection.execute(
+                f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column} || '/', 1, ?) = ?",
+                [here, len(there) + 1, len(there) + 1, f"{there}/"],
+            )
+    log.info("MLflow %s: artifacts are looked for in %s, no longer in %s", address.display, here, there)
 
 
 def _left_alone(database: Path) -> bool:
