@@ -20,6 +20,8 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from iakd.experiment.provenance import source_files
+
 ROOT = Path(__file__).parent.parent
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NOT_LOCKED = {"hub", "kubernetes", "s3", "slurm", "timm"}  # extras that are installed beside the lock
@@ -79,6 +81,15 @@ def test_environment_yml_has_this_project_and_the_versions_of_the_lock() -> None
 def test_dvc_follows_all_settings_of_which_any_section_with_a_default_may_be_missing() -> None:
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     assert [stage["params"] for stage in stages.values()] == [[{"params.yaml": None}]] * len(stages)
+
+
+def test_dvc_s_stages_depend_on_the_sources_that_they_use_and_on_no_other_package() -> None:
+    for name, stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].items():
+        modules = [f"iakd.stages.{module}" for module in {"export": ["export", "latency"]}.get(name, [name])]
+        used = {path.resolve().relative_to(ROOT) for path in source_files(*modules).values()}
+        sources = [Path(dep) for dep in stage["deps"] if dep.startswith("src/")]
+        assert not [path for path in used if not any(path.is_relative_to(source) for source in sources)], name
+        assert not [source for source in sources if not any(path.is_relative_to(source) for path in used)], name
 
 
 def test_dvc_asks_snakemake_whether_own_images_or_the_checkpoint_of_a_teacher_have_changed() -> None:

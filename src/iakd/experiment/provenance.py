@@ -18,14 +18,22 @@ PACKAGE_ROOT = Path(__file__).parents[2]  # the folder that contains the package
 
 @functools.cache
 def source_sha(*modules: str) -> str:
-    """Return a SHA-256 of the source files of `modules` and of all they import from this project, directly or not.
-
-    Import statements are read, so nothing is imported; a change in any other file does not affect the hash. For a
-    module of another package, such as a plugin's method, the files of that package count as well.
+    """Return a SHA-256 of the `source_files` of `modules`; a change in any other file does not affect it.
 
     Raises ValueError where one of `modules` does not exist.
     """
-    files: dict[str, str] = {}
+    return digest({name: _read(path, name)[0] for name, path in source_files(*modules).items()})
+
+
+def source_files(*modules: str) -> dict[str, Path]:
+    """Return the source files of `modules`, by module, and of all that they import from this project, directly or not.
+
+    Import statements are read, so nothing is imported. For a module of another package, such as a plugin's method, the
+    files of that package count as well.
+
+    Raises ValueError where one of `modules` does not exist.
+    """
+    files: dict[str, Path] = {}
     todo = list(modules)
     for name in modules:
         if _source_file(name) is None:
@@ -35,10 +43,10 @@ def source_sha(*modules: str) -> str:
         path = _source_file(name)
         if path is None or name in files:
             continue
-        files[name], imported = _read(path, name)
+        files[name] = path
         todo += [name.rpartition(".")[0]] if "." in name else []
-        todo += imported
-    return digest(files)
+        todo += _read(path, name)[1]
+    return files
 
 
 def _source_file(module: str) -> Path | None:

@@ -114,9 +114,8 @@ def _files(folder: Path) -> list[Path]:
 
 def _stages(text: str) -> str:
     """Return dvc.yaml for a folder without sources: its stages depend on a file that says which iakd is installed."""
-    text = text.replace("workflow/Snakefile, workflow/rules, src/iakd", "Snakefile, software.txt")
     text = text.replace("- workflow/Snakefile\n", "- Snakefile\n").replace("- workflow/rules\n", "- software.txt\n")
-    text = text.replace("      - src/iakd\n", "")
+    text = re.sub(r"      - src/iakd/.*\n", "", text)
     return text.replace("stages:\n", SOFTWARE, 1)
 
 
