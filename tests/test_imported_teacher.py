@@ -227,13 +227,13 @@ def publisher(here: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_weights_by_torchvisions_name_are_downloaded_once_and_checked(here: Path, publisher: Path) -> None:
     experiment = plan_of({"arch": "torchvision/resnet18", "checkpoint": "torchvision:IMAGENET1K_V1"})
-    found = import_teacher._locate(experiment, experiment.teachers[0], here / "x")
+    found = import_teacher._locate(experiment.params, experiment.teachers[0].network, here / "x")
     assert found.read_bytes() == publisher.read_bytes() and found.parent == Path(".cache/weights")
     publisher.write_bytes(b"other bytes")
-    assert import_teacher._locate(experiment, experiment.teachers[0], here / "x") == found
+    assert import_teacher._locate(experiment.params, experiment.teachers[0].network, here / "x") == found
     found.unlink()
     with pytest.raises(RunFailed, match=r"SHA256 differs.*set the teacher's `checkpoint`"):
-        import_teacher._locate(experiment, experiment.teachers[0], here / "x")
+        import_teacher._locate(experiment.params, experiment.teachers[0].network, here / "x")
 
 
 def test_names_of_torchvisions_weights() -> None:

@@ -69,6 +69,7 @@ DATA: dict[str, Callable[[Path], None] | None] = {
     "cifar100": cifar100,
     "tiny_imagenet": tiny_imagenet,
     "own_images": own_images,
+    "own_images_quick": own_images,
     "imagenet": imagenet,
     "cifar100_table": cifar100,
     "cifar100_cross": cifar100,

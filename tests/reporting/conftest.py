@@ -1,6 +1,7 @@
 """An experiment's files and its report, written once."""
 
 import shutil
+from io import BytesIO
 from pathlib import Path
 
 import fake_experiment
@@ -42,10 +43,8 @@ def _empty_pdfs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
         return
     draw = Figure.savefig
 
-    def save(figure: Figure, out: Path, **options: object) -> None:
-        if options.get("format") == "pdf":
-            out.write_bytes(b"")
-        else:
+    def save(figure: Figure, out: Path | BytesIO, **options: object) -> None:
+        if options.get("format") != "pdf":
             draw(figure, out, **options)
 
     monkeypatch.setattr(Figure, "savefig", save)

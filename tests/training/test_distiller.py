@@ -91,8 +91,13 @@ def test_steps_that_do_the_same_have_the_same_key(make_training: Make) -> None:
     assert [key[0] for key in keys] == [tuple(mask) for mask in masks] and len(set(keys)) > 2
     by_image = make_training("iakd", schedule=HALF, options={"iakd": {"granularity": "sample"}}).objective
     assert None in {by_image.graph_key(step) for step in range(20)}
-    assert make_training("dkd").objective.graph_key(0) is None, "its warm-up is a number of the step"
-    assert make_training("kd+dkd").objective.graph_key(0) is None
+    rising = make_training("kd+dkd", options={"dkd": {"warmup_epochs": 2}}).objective
+    epochs = [[rising.graph_key(step) for step in range(5 * epoch, 5 * epoch + 5)] for epoch in range(4)]
+    first, second, *rest = (set(keys) for keys in epochs)
+    assert len(first) == len(second) == 1 and first != second, "its weight is another one in each epoch of the warm-up"
+    assert rest == [second] * 2
+    drawn = make_training("kd+crd", options={"crd": {"negatives": 20}}).objective
+    assert drawn.graph_key(0) is None, "its negatives are drawn in the step"
 
 
 def test_statistics_are_re_estimated_over_all_images_where_asked(make_training: Make) -> None:

@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import logging
 import math
 import re
 import string
@@ -26,6 +27,8 @@ from matplotlib.ticker import MaxNLocator
 
 from iakd import files
 from iakd.reporting.results import MethodResults
+
+logging.getLogger("fontTools").setLevel(logging.WARNING)  # it has something to say on every glyph
 
 # Blue and orange of Okabe and Ito's palette, slightly darkened: distinguishable with every kind of colour vision; the
 # markers (circle, square, diamond) repeat the information. In the page each colour becomes a CSS variable.
@@ -355,8 +358,9 @@ def write(figure: Figure, folder: Path, name: str, about: str) -> str:
         axes.set_position(tuple(round(value, 6) for value in axes.get_position().bounds))
     files.write_text(folder / f"{name}.svg", with_fonts(text))
     metadata = {"Title": name, "Subject": about, "Creator": None, "Producer": None, "CreationDate": None}
-    with files.atomic_path(folder / f"{name}.pdf") as temporary:
-        figure.savefig(temporary, format="pdf", metadata=metadata)
+    document = io.BytesIO()  # a full disk in the middle would end matplotlib's writer with another error
+    figure.savefig(document, format="pdf", metadata=metadata)
+    files.write_bytes(folder / f"{name}.pdf", document.getvalue())
     return inline(text, name)
 
 
