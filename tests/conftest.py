@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -27,3 +28,18 @@ def fit_until(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, int], None]:
             training.fit()
 
     return fit
+
+
+@pytest.fixture
+def iakd(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run the command line in this process: (exit code, stdout, stderr)."""
+    from iakd import cli
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["iakd", *arguments])
+        with pytest.raises(SystemExit) as exit:
+            cli.main()
+        out, err = capfd.readouterr()
+        return int(exit.value.code or 0), out, err
+
+    return run

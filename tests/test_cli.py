@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from iakd import cli, config
+from iakd import config
 from iakd.config import Params
 
 SETTINGS = """
@@ -24,20 +24,6 @@ tracking: {enabled: false}
 compute: {device: cpu}
 """
 Iakd = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def iakd(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iakd:
-    """Run the command line in this process: (exit code, stdout, stderr)."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["iakd", *arguments])
-        with pytest.raises(SystemExit) as exit:
-            cli.main()
-        out, err = capfd.readouterr()
-        return int(exit.value.code or 0), out, err
-
-    return run
 
 
 @pytest.fixture

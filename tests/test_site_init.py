@@ -15,7 +15,7 @@ import yaml
 from dvc.repo import Repo
 from PIL import Image
 
-from iakd import cli, shipped
+from iakd import shipped
 from iakd.config import load
 from iakd.stages import init
 
@@ -25,18 +25,10 @@ Iakd = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def iakd(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Iakd:
-    """Run the command line in this process, in an empty folder: (exit code, stdout, stderr)."""
+def iakd(iakd: Iakd, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iakd:
+    """The command line, in an empty folder."""
     monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["iakd", *arguments])
-        with pytest.raises(SystemExit) as exit:
-            cli.main()
-        out, err = capfd.readouterr()
-        return int(exit.value.code or 0), out, err
-
-    return run
+    return iakd
 
 
 def written(folder: Path) -> dict[str, str]:

@@ -253,17 +253,18 @@ def test_an_import_says_which_form_fits_and_is_then_as_accurate_as_plain_pytorch
         torch.testing.assert_close(imported(sample), network(sample), rtol=1e-3, atol=1e-4)
 
 
-def test_vgg_with_pooling_after_every_group() -> None:
+def test_vgg_with_pooling_after_every_group(tmp_path: Path) -> None:
     """Small digits do not show the difference."""
     network = Vgg(every=True).eval()
-    torch.save(network.state_dict(), "every.pth")
+    path = tmp_path / "every.pth"
+    torch.save(network.state_dict(), path)
     torch.manual_seed(0)
     sample = torch.randn(2, 1, 32, 32)
     with torch.no_grad():
         settings = {**VGG, "variant": ["pool_every_group"]}
-        imported = load_external(config.Network.model_validate(settings), 1, 10, Path("every.pth"), "it").eval()
+        imported = load_external(config.Network.model_validate(settings), 1, 10, path, "it").eval()
         torch.testing.assert_close(imported(sample), network(sample), rtol=1e-4, atol=1e-6)
-        usual = load_external(config.Network.model_validate(VGG), 1, 10, Path("every.pth"), "it").eval()
+        usual = load_external(config.Network.model_validate(VGG), 1, 10, path, "it").eval()
         assert not torch.allclose(usual(sample), network(sample), rtol=1e-2)
 
 

@@ -73,11 +73,12 @@ class RCNLoss(DistillationLoss):
         rng = np.random.Generator(np.random.PCG64(derive("rcn", self.seed, step)))
         for _, norm in self._layers:
             assert isinstance(norm, BranchedBatchNorm2d)
-            drawn = torch.from_numpy(rng.integers(0, len(SHARES), norm.num_features))
-            share = to_device(SHARES[drawn], norm.weight.device)
             if step >= self.swapped_steps:
                 norm.share = None
-            elif norm.share is None:
+                continue
+            drawn = torch.from_numpy(rng.integers(0, len(SHARES), norm.num_features))
+            share = to_device(SHARES[drawn], norm.weight.device)
+            if norm.share is None:
                 norm.share = share
             else:
                 norm.share.copy_(share)  # in place: recorded steps read this memory
