@@ -18,16 +18,16 @@ from mlflow_view import MlflowView
 
 from iakd.config import Params
 from iakd.errors import RunFailed
-from iakd.tracking import mlflow_client
+from iakd.tracking import database
 from iakd.tracking.address import tracking_address
+from iakd.tracking.database import prepare_database
 from iakd.tracking.mirror import sync
-from iakd.tracking.mlflow_client import prepare_database
 
 
 @pytest.fixture
 def local(tree: Path, settings: Callable[..., Params], monkeypatch: pytest.MonkeyPatch) -> Params:
     """Settings with a database that does not exist yet, by absolute path: MLflow opens each path once per process."""
-    monkeypatch.setattr(mlflow_client, "STILL", 0.2)
+    monkeypatch.setattr(database, "STILL", 0.2)
     return settings(uri=f"sqlite:///{tree / 'mlflow.db'}")
 
 

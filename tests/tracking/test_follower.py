@@ -291,6 +291,7 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mirror, "Mirror", Idle)
     monkeypatch.setattr(follower, "POLL", 0.005)
     monkeypatch.setattr(follower, "LINGER", 0.02)
+    monkeypatch.setattr(follower, "MAX_PAUSE", 0.02)
     monkeypatch.setattr(os, "nice", lambda _: 0)
 
 
@@ -350,12 +351,13 @@ def test_a_busy_follower_pauses_for_long_unless_a_process_waits_for_it(
 ) -> None:
     def update(self: Idle, found: list[RunFiles], timeout: float) -> MirrorSummary:
         calls.append(found)
-        time.sleep(0.1)  # a fiftieth of the pause that follows
+        time.sleep(0.1)  # a fiftieth of the pause that follows, five seconds
         return MirrorSummary(len(found), 0, 0, True)
 
     calls: list[list[RunFiles]] = []
     monkeypatch.setattr(Idle, "update", update)
-    monkeypatch.setattr(follower, "LINGER", 600)
+    for name in ("LINGER", "MAX_PAUSE"):
+        monkeypatch.setattr(follower, name, 600)
     fake_runs.train(fake_runs.teacher())
     thread = threading.Thread(target=follower.follow, args=[params])
     thread.start()

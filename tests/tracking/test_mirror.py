@@ -26,8 +26,9 @@ from iakd.experiment.jobs import RESULTS, STATE, StudentJob, plan_experiment
 from iakd.experiment.run_dir import Run
 from iakd.tracking.address import MlflowAddress, tracking_address
 from iakd.tracking.content import MetricValue
+from iakd.tracking.database import MlflowTables
 from iakd.tracking.mirror import DatabaseReplaced, Mirror, sync
-from iakd.tracking.mlflow_client import MlflowTables, RunStore
+from iakd.tracking.mlflow_client import RunStore
 from iakd.tracking.plan import planned
 from iakd.tracking.scan import scan
 

@@ -42,7 +42,8 @@ FOLLOWED = "IAKD_FOLLOWED"  # set in the environment of jobs that a follower on 
 LOG, MAX_LOG_BYTES = "follow.log", 1_000_000
 POLL, FLUSH_POLL = 1.0, 0.2  # seconds between two looks at the files, and at the flush lock
 LINGER = 5.0  # seconds without a training before the follower ends: the next one of a series finds it running
-CPU_SHARE = 0.02  # of one core, at most, unless that would delay anything by more than LINGER
+CPU_SHARE = 0.02  # of one core, at most, unless that would delay anything by more than MAX_PAUSE
+MAX_PAUSE = 15.0  # seconds: with 5, a workflow of short trainings spent 30 of its 470 CPU seconds here
 RETRY_DELAYS = (2.0, 5.0, 15.0, 30.0, 60.0)  # seconds between attempts while MLflow fails; the last one again and again
 TURN_TIMEOUT = 60.0  # seconds for a `track sync` that is mirroring
 NO_LOCKS = "this file system has no locks, which following needs"
@@ -203,7 +204,7 @@ class Follower:
                     users = files.try_lock(self.address.folder / USERS_LOCK)
                     if users:
                         return users
-                self._pause(max(20 * scan_seconds, min((time.monotonic() - began) / CPU_SHARE, LINGER)))
+                self._pause(max(20 * scan_seconds, min((time.monotonic() - began) / CPU_SHARE, MAX_PAUSE)))
             except FileNotFoundError:
                 return None
         return None

@@ -32,6 +32,7 @@ from iakd.tracking.content import (
     read_content,
     read_model,
 )
+from iakd.tracking.database import first_line
 from iakd.tracking.mlflow_client import (
     CURRENT,
     EARLIER,
@@ -41,7 +42,6 @@ from iakd.tracking.mlflow_client import (
     TREE,
     MlflowRun,
     RunStore,
-    first_line,
 )
 from iakd.tracking.plan import Plan, planned, save_settings
 from iakd.tracking.scan import RunFiles, RunLocation, scan, signature

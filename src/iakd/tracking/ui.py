@@ -11,8 +11,8 @@ from typing import NoReturn
 from iakd.config import Params
 from iakd.errors import UserError
 from iakd.tracking.address import tracking_address
+from iakd.tracking.database import prepare_database
 from iakd.tracking.follower import wait_for_follower
-from iakd.tracking.mlflow_client import prepare_database
 from iakd.tracking.views import STUDENTS
 
 HOST = "127.0.0.1"
