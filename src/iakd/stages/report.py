@@ -69,8 +69,7 @@ def run(experiment: Experiment) -> Path:
         }
         if exports:
             drawn["pareto"] = pareto.draw_pareto(exports)
-        figures = {name: style.write(figure, folder, name, origins[name]) for name, figure in drawn.items()}
-        style.write_png(drawn["accuracy"], folder / "accuracy.png")
+        figures = style.write_all(drawn, folder, origins)
     text = paper.paragraph(comparison, studies, manifest)
     commit = comparison.models[0].record["git_commit"]
     settings = page.settings_text(experiment.params)

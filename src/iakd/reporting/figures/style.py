@@ -5,6 +5,8 @@ import html
 import io
 import logging
 import math
+import multiprocessing
+import os
 import re
 import string
 import warnings
@@ -26,6 +28,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 
 from iakd import files
+from iakd.processes import cores, serve_parent, signals_held
 from iakd.reporting.results import MethodResults
 
 logging.getLogger("fontTools").setLevel(logging.WARNING)  # it has something to say on every glyph
@@ -43,6 +46,7 @@ VARIABLES = {
     "other": OTHER,
     "teacher": TEACHER,
 }
+BITMAPS = ("accuracy",)  # figures that are written as PNG, too
 MARKERS = {"teacher": "D", "iakd": "o", "other": "s"}
 DEPTH = LinearSegmentedColormap.from_list("depth", ["#e0922f", "#c65f8f", "#2f72c4"])  # first block to last
 
@@ -341,27 +345,58 @@ def _font_face(weight: str, letters: frozenset[str]) -> str:
     return f"@font-face{{font-family:'{FONT}';font-weight:{weight};src:url(data:font/woff;base64,{data})}}"
 
 
-def write_png(figure: Figure, path: Path) -> None:
-    """Write the figure as a bitmap with twice the resolution of a screen."""
-    with files.atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=192, metadata={"Software": None})
+def write_all(figures: dict[str, Figure], folder: Path, about: dict[str, str]) -> dict[str, str]:
+    """`write` each figure, with the text in `about`; return the elements of the page, by name.
+
+    In several processes, since this is most of the work of a report, and a workflow has nothing else to do meanwhile.
+    """
+    fork = multiprocessing.get_context("fork")  # with the figures in memory, in the style of `drawing`
+    with signals_held():
+        pool = fork.Pool(min(cores(), len(figures)), _share, [os.getpid(), figures, folder, about])
+    with pool:
+        return dict(zip(figures, pool.map(_write_shared, figures, chunksize=1), strict=True))
+
+
+_shared_figures: list[Any] = []  # the arguments of `write_all`, in its processes
+
+
+def _share(parent: int, *arguments: Any) -> None:
+    serve_parent(parent)
+    _shared_figures[:] = arguments
+
+
+def _write_shared(name: str) -> str:
+    figures, folder, about = _shared_figures
+    return write(figures[name], folder, name, about[name])
 
 
 def write(figure: Figure, folder: Path, name: str, about: str) -> str:
-    """Write NAME.svg and NAME.pdf, both with their fonts; return the figure as an element of the page.
+    """Write NAME.svg and NAME.pdf, both with their fonts, and NAME.png of BITMAPS; return it as an element of the page.
 
     `about` says what it was made from.
     """
     text = svg(figure, about)
     figure.set_layout_engine("none")  # the places that were found for the SVG hold for the others
-    for axes in figure.get_axes():  # they differ in the tenth digit from time to time, which a PDF would show
-        axes.set_position(tuple(round(value, 6) for value in axes.get_position().bounds))
+    _round_places(figure)
     files.write_text(folder / f"{name}.svg", with_fonts(text))
     metadata = {"Title": name, "Subject": about, "Creator": None, "Producer": None, "CreationDate": None}
     document = io.BytesIO()  # a full disk in the middle would end matplotlib's writer with another error
     figure.savefig(document, format="pdf", metadata=metadata)
     files.write_bytes(folder / f"{name}.pdf", document.getvalue())
+    if name in BITMAPS:  # with twice the resolution of a screen
+        with files.atomic_path(folder / f"{name}.png") as temporary:
+            figure.savefig(temporary, format="png", dpi=192, metadata={"Software": None})
     return inline(text, name)
+
+
+def _round_places(figure: Figure | SubFigure) -> None:
+    """Round the places of all parts: they differ in the tenth digit from time to time, which a PDF would show."""
+    for section in figure.subfigs:
+        section.bbox_relative.p0, section.bbox_relative.p1 = np.round(section.bbox_relative.get_points(), 6)
+        _round_places(section)
+    if isinstance(figure, Figure):
+        for axes in figure.get_axes():
+            axes.set_position(tuple(round(value, 6) for value in axes.get_position().bounds))
 
 
 def inline(document: str, name: str) -> str:
