@@ -27,9 +27,10 @@ COPY experiments experiments
 COPY docs docs
 RUN VIRTUAL_ENV=/opt/iakd /opt/iakd/bin/uv pip install --no-cache --no-deps --no-build-isolation --compile-bytecode .
 
+# LOGNAME: whoever runs this has no name in /etc/passwd, and Snakemake asks for one
 ENV PATH=/opt/iakd/bin:$PATH \
     PYTHONPATH=/workdir/src \
-    HOME=/home/iakd \
+    HOME=/home/iakd LOGNAME=iakd \
     PIP_NO_INDEX=1 PIP_NO_DEPS=1 PIP_FIND_LINKS=/opt/iakd/wheels \
     NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 WORKDIR /workdir

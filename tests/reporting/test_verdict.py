@@ -321,6 +321,12 @@ def test_tuning_that_did_not_pay_is_said_whatever_wins(judge):
     assert (origin.label, round(difference.mean, 6), difference.significant) == ("iakd-linear", -1.0, False)
 
 
+def test_tuning_that_changed_less_than_a_digit_shows_is_no_loss_of_zero_points(judge):
+    scores = {"scratch": [95.0, 95.5, 96.0], "iakd-linear": [94.0, 94.5, 95.0], "iakd-tuned": [94.0, 94.4, 95.0]}
+    found, _ = judge(scores, **{"iakd-tuned": TUNED})
+    assert "on the test images it is no better than iakd-linear, with which its study started (" in found.details[-1]
+
+
 def test_tuning_that_paid_needs_no_sentence(judge):
     scores = {"scratch": [95.0, 95.5, 96.0], "iakd-linear": [94.0, 94.5, 95.0], "iakd-tuned": [95.0, 95.1, 95.2]}
     found, _ = judge(scores, **{"iakd-tuned": TUNED})

@@ -394,9 +394,10 @@ class _VerdictWriter:
                 points = formatting.number(-difference.mean, self.digits)
                 bounds = formatting.interval(difference, self.digits)
                 inside = f" ({formatting.percent(self.level)} interval {bounds})" if bounds else ""
+                how = f"{points} points worse" if float(points) else "no better"
                 sentences.append(
-                    f"Tuning did not pay for {results.label}: on the test images it is {points} points worse than "
-                    f"{origin.label}, with which its study started{inside}."
+                    f"Tuning did not pay for {results.label}: on the test images it is {how} than {origin.label}, with "
+                    f"which its study started{inside}."
                 )
         return sentences
 
