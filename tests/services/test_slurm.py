@@ -329,8 +329,9 @@ def test_a_warning_saves_a_checkpoint_and_requeues(project: Path) -> None:
 
 def test_processes_of_a_job_use_the_gpus_that_slurm_has_assigned(project: Path) -> None:
     code = (
-        "import os, sys, time\nfrom iakd.config import Compute\nfrom iakd.experiment import gpus\n"
-        "with gpus.claim(Compute(device='auto')) as name:\n print(name, flush=True); time.sleep(3)\n"
+        "import os, time\nfrom iakd.config import Compute\nfrom iakd.experiment import gpus\n"
+        "with gpus.claim(Compute(device='auto')) as name:\n"
+        " os.write(1, f'{name}\\n'.encode()); time.sleep(3)\n"  # at once: the other process writes into the same pipe
     )
     Path("claim.py").write_text(code)
     assert output("srun", "--gpus=2", "sh", "-c", "python claim.py & python claim.py & wait").split() in (
