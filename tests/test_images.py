@@ -64,7 +64,7 @@ def test_the_image_runs_without_rights_in_an_absolute_folder() -> None:
     last = [name for name, _ in instructions()][-2:]
     assert last == ["USER", "CMD"], "nothing is installed as this user"
     assert json.loads(arguments_of("CMD")[0]) == ["snakemake", "--cores", "all"]
-    assert " LOGNAME=" in " ".join(arguments_of("ENV")), "Snakemake asks who runs it; the user has no entry in /etc/passwd"
+    assert " LOGNAME=" in " ".join(arguments_of("ENV")), "Snakemake asks for it, and /etc/passwd does not have the user"
 
 
 def test_libraries_are_installed_before_the_sources_are_copied() -> None:
