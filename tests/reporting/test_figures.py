@@ -1,5 +1,6 @@
 """Figures whose look depends on the data: many classes or two, long names, settings that few trials used."""
 
+import os
 from itertools import combinations
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from iakd.errors import RunFailed
 from iakd.reporting.figures import mistakes, style
 from iakd.reporting.results import most_frequent, read_comparison
 
@@ -72,3 +74,9 @@ def test_shortened_names_stay_different():
 def test_the_most_frequent_mistakes_come_first_and_of_equals_those_of_the_rarer_class():
     confusion = np.array([[90, 5, 0], [2, 7, 1], [5, 0, 10]], dtype=float)
     assert most_frequent(confusion) == [(2, 0), (0, 1), (1, 0), (1, 2)]
+
+
+def test_a_process_that_dies_while_it_writes_figures_ends_the_report_with_a_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(style, "svg", lambda *_: os._exit(9))  # as one that is killed because memory is short
+    with pytest.raises(RunFailed, match="a process that writes figures died; probably out of memory"):
+        style.write_all({"one": Figure(), "two": Figure()}, tmp_path, {"one": "", "two": ""})

@@ -54,9 +54,7 @@ def class_means(matrix: Labels) -> dict[str, float]:
     From a confusion matrix (row: true class), as scikit-learn does, which takes a second to import.
     """
     present = matrix.sum(axis=1) > 0
-    support, predicted, right = (
-        counts[present] for counts in (matrix.sum(axis=1), matrix.sum(axis=0), matrix.diagonal())
-    )
+    right, support, predicted = matrix.diagonal()[present], matrix.sum(axis=1)[present], matrix.sum(axis=0)[present]
     recall, f1 = right / support, 2 * right / (support + predicted)
     return {"balanced_accuracy": 100.0 * float(recall.mean()), "macro_f1": 100.0 * float(f1.mean())}
 

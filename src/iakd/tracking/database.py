@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 
 
 def set_environment() -> None:
+    """Set what MLflow reads when it is imported, except what the user has set."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
 

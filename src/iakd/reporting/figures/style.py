@@ -12,6 +12,8 @@ import string
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -28,6 +30,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 
 from iakd import files
+from iakd.errors import RunFailed
 from iakd.processes import cores, serve_parent, signals_held
 from iakd.reporting.results import MethodResults
 
@@ -349,12 +352,18 @@ def write_all(figures: dict[str, Figure], folder: Path, about: dict[str, str]) -
     """`write` each figure, with the text in `about`; return the elements of the page, by name.
 
     In several processes, since this is most of the work of a report, and a workflow has nothing else to do meanwhile.
+    Raises RunFailed if one of them dies.
     """
     fork = multiprocessing.get_context("fork")  # with the figures in memory, in the style of `drawing`
-    with signals_held():
-        pool = fork.Pool(min(cores(), len(figures)), _share, [os.getpid(), figures, folder, about])
-    with pool:
-        return dict(zip(figures, pool.map(_write_shared, figures, chunksize=1), strict=True))
+    pool = ProcessPoolExecutor(min(cores(), len(figures)), fork, _share, (os.getpid(), figures, folder, about))
+    try:
+        with signals_held():  # the first call starts processes
+            written = pool.map(_write_shared, figures)
+        return dict(zip(figures, written, strict=True))
+    except BrokenProcessPool:
+        raise RunFailed(f"{folder}: a process that writes figures died; probably out of memory") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 _shared_figures: list[Any] = []  # the arguments of `write_all`, in its processes
