@@ -244,6 +244,7 @@ class Trainer:
         for row in self.history:
             if "val_top1" in row:
                 self.on_validation(int(row["epoch"] or 0), row)
+        self.objective.train()  # once, and after each validation: it visits every module
         with Progress(self.run.path, self.timeline.epochs) as progress:
             while self.step < self.timeline.total:
                 yield from self.epoch(interrupt)
@@ -274,7 +275,6 @@ class Trainer:
         end = self.timeline.first_step(epoch + 1)
         recipe = self.recipe
         self._resumed = time.monotonic()
-        self.objective.train()
         form = self._batch_format()
         wanted = self.objective.epoch_data(epoch, recipe.augment)
         cpu = time.process_time()
@@ -293,6 +293,7 @@ class Trainer:
         if (epoch + 1) % recipe.validate_every == 0 or epoch + 1 == self.timeline.epochs:
             row |= self._validate(self.average.module if self.average else self.objective.student)
             row |= self._validate_peer()
+            self.objective.train()
         row |= self.objective.epoch_record(epoch)
         row["images_per_s"] = round(images / max(self.epoch_seconds, 1e-9), 1)
         row["seconds"] = round(self.epoch_seconds, 4)
