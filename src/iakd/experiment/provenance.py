@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import platform
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +35,17 @@ def source_files(*modules: str) -> dict[str, Path]:
     Raises ValueError where one of `modules` does not exist.
     """
     files: dict[str, Path] = {}
-    todo = list(modules)
+    todo, seen = list(modules), set[str]()
     for name in modules:
         if _source_file(name) is None:
             raise ValueError(f"no module {name}")
     while todo:
         name = todo.pop()
+        if name in seen:
+            continue
+        seen.add(name)
         path = _source_file(name)
-        if path is None or name in files:
+        if path is None:
             continue
         files[name] = path
         todo += [name.rpartition(".")[0]] if "." in name else []
@@ -75,7 +79,7 @@ def _read(path: Path, module: str) -> tuple[str, list[str]]:
     if path.resolve().parents[module.count(".") + (path.name == "__init__.py")] == Path.cwd().resolve():
         packages |= {other.stem for other in Path.cwd().glob("*.py")}
         packages |= {other.name for other in Path.cwd().iterdir() if other.is_dir() and any(other.glob("*.py"))}
-    for node in ast.walk(ast.parse(path.read_bytes())):
+    for node in _statements(ast.parse(path.read_bytes())):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names if alias.name.partition(".")[0] in packages]
         elif isinstance(node, ast.ImportFrom):
@@ -85,6 +89,16 @@ def _read(path: Path, module: str) -> tuple[str, list[str]]:
             if origin.partition(".")[0] in packages:
                 names += [origin, *(f"{origin}.{alias.name}" for alias in node.names)]
     return sha256_file(path), names
+
+
+def _statements(tree: ast.Module) -> Iterator[ast.AST]:
+    """Yield all statements, also those within others. Unlike `ast.walk`, it skips expressions, the most by far."""
+    todo: list[ast.AST] = [tree]
+    while todo:
+        node = todo.pop()
+        yield node
+        for block in ("body", "orelse", "finalbody", "handlers", "cases"):
+            todo += getattr(node, block, [])
 
 
 def repository_of_experiment() -> Path | None:
