@@ -43,9 +43,16 @@ def test_measuring_leaves_the_network_as_it_was():
     assert found["latency_ms"] > 0 and found["images_per_s"] > 0
 
 
-def test_speed_is_the_median(monkeypatch):
-    """A clock on which the runs of one image take 1, 5 and 2 ms, and a batch of four takes 8 ms each time."""
-    gaps = iter([0.001, 0.005, 0.002, 0.008, 0.008, 0.008])
+@pytest.mark.parametrize(
+    ("batch", "images_per_s"),
+    [
+        pytest.param([0.009, 0.008, 0.007, 0.009], 500, id="fast: three runs after the warm-up"),
+        pytest.param([2.0], 2, id="slow: a single run"),
+    ],
+)
+def test_speed_is_the_median(batch, images_per_s, monkeypatch):
+    """A clock on which runs of one image take 9 (warm-up), 1, 5 and 2 ms, and those of a batch of four `batch` s."""
+    gaps = iter([0.009, 0.001, 0.005, 0.002, *batch])
     now = [0.0]
     ticks = [0]
 
@@ -58,4 +65,5 @@ def test_speed_is_the_median(monkeypatch):
     monkeypatch.setattr("iakd.evaluation.measure.time.perf_counter", clock)
     found = measure_speed(nn.Flatten(), torch.rand(4, 1, 2, 2), latency_runs=3)
     assert found["latency_ms"] == pytest.approx(2.0)
-    assert found["images_per_s"] == pytest.approx(500)
+    assert found["images_per_s"] == pytest.approx(images_per_s)
+    assert next(gaps, None) is None

@@ -48,6 +48,15 @@ with fake_runs.student().open() as run:
 """
 
 
+PATIENCE = 60  # seconds that a thread may take, however busy the machine is
+
+
+@pytest.fixture(autouse=True)
+def same_priority(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A follower in this process must not lower the priority of all tests after it."""
+    monkeypatch.setattr(os, "nice", lambda _: 0)
+
+
 @pytest.fixture
 def address(params: Params) -> MlflowAddress:
     found = tracking_address(params)
@@ -292,7 +301,6 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(follower, "POLL", 0.005)
     monkeypatch.setattr(follower, "LINGER", 0.02)
     monkeypatch.setattr(follower, "MAX_PAUSE", 0.02)
-    monkeypatch.setattr(os, "nice", lambda _: 0)
 
 
 def assert_it_stays_until_closed(users: IO[str], params: Params) -> None:
@@ -302,7 +310,7 @@ def assert_it_stays_until_closed(users: IO[str], params: Params) -> None:
     thread.join(0.5)
     assert thread.is_alive()
     users.close()
-    thread.join(5)
+    thread.join(PATIENCE)
     assert not thread.is_alive()
 
 
@@ -328,7 +336,7 @@ def test_a_follower_stays_while_a_run_is_live(params: Params, address: MlflowAdd
         thread.start()
         thread.join(0.5)
         assert thread.is_alive()
-    thread.join(5)
+    thread.join(PATIENCE)
     assert not thread.is_alive()
 
 
@@ -341,7 +349,7 @@ def test_a_follower_ends_at_once_if_a_process_waits_for_it(
     until(lambda: files.held(address.folder / FOLLOWER_LOCK))
     flush = files.try_lock(address.folder / FLUSH_LOCK, shared=True, patience=1.0)
     assert flush
-    thread.join(5)
+    thread.join(PATIENCE)
     flush.close()
     assert not thread.is_alive()
 
@@ -367,7 +375,7 @@ def test_a_busy_follower_pauses_for_long_unless_a_process_waits_for_it(
     assert len(calls) == 1
     flush = files.try_lock(address.folder / FLUSH_LOCK, shared=True, patience=1.0)
     assert flush
-    thread.join(3)
+    thread.join(PATIENCE)
     flush.close()
     assert not thread.is_alive()
     assert len(calls) == 2
@@ -426,7 +434,7 @@ def test_no_work_is_ever_left_without_a_follower(
     for worker in workers:
         worker.join()
     for thread in threads:
-        thread.join(5)
+        thread.join(PATIENCE)
         assert not thread.is_alive()
     assert not problems
 
@@ -437,7 +445,7 @@ def test_a_follower_ends_if_its_tree_is_deleted(params: Params, address: MlflowA
     thread.start()
     until(lambda: files.held(address.folder / FOLLOWER_LOCK))
     shutil.rmtree(STATE)
-    thread.join(5)
+    thread.join(PATIENCE)
     assert not thread.is_alive()
     assert not STATE.exists()
     assert users
@@ -475,7 +483,7 @@ def test_a_failing_mlflow_is_retried_while_anything_is_training(
         thread.start()
         if work != "nothing":
             until(lambda: len(attempts) == 7)
-    thread.join(5)
+    thread.join(PATIENCE)
     assert not thread.is_alive()
     assert (len(attempts) == 1) == (work == "nothing")
     assert [record.message for record in caplog.records] == ["MLflow is down"]

@@ -22,6 +22,7 @@ from iakd.training.validation import predict
 
 WARM_UP_RUNS = 3  # not timed: memory is allocated and kernels are selected
 BATCH_RUNS = 3  # timed, of a whole batch
+LONG_SECONDS = 1.0  # a forward pass that takes longer is warmed up and timed once
 PEER = ("top1", "top5", "nll", "ece")  # what is told of a second network
 BY_BITS = ("top1", "top5", "nll", "ece", "weight_bytes")  # what is told of each of several bit-widths
 
@@ -42,16 +43,21 @@ def measure_speed(network: nn.Module, images: Tensor, latency_runs: int) -> dict
 
 def _median_seconds(network: nn.Module, images: Tensor, runs: int) -> float:
     """Return the median duration of a forward pass."""
-    seconds = []
-    for _ in range(WARM_UP_RUNS):
+    network(images)
+    seconds = _seconds(network, images)
+    if seconds > LONG_SECONDS:
+        return seconds
+    for _ in range(WARM_UP_RUNS - 2):
         network(images)
-    for _ in range(runs):
-        _synchronize(images.device)
-        start = time.perf_counter()
-        network(images)
-        _synchronize(images.device)
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+    return statistics.median(_seconds(network, images) for _ in range(runs))
+
+
+def _seconds(network: nn.Module, images: Tensor) -> float:
+    _synchronize(images.device)
+    start = time.perf_counter()
+    network(images)
+    _synchronize(images.device)
+    return time.perf_counter() - start
 
 
 def _synchronize(device: torch.device) -> None:

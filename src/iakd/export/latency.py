@@ -15,8 +15,8 @@ import numpy as np
 import onnxruntime
 
 BATCHES = (1, 8, 32)
-WARM_UP_RUNS = 3  # not timed: memory is allocated
-SECONDS, LEAST_RUNS, MOST_RUNS = 0.3, 10, 300  # timed, of each batch size
+WARM_UP_RUNS = 2  # not timed: memory is allocated
+SECONDS, LEAST_RUNS, MOST_RUNS = 0.3, 5, 300  # timed, of each batch size
 
 
 def measure(path: str, threads: int) -> dict[str, Any]:
