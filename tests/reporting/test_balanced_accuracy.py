@@ -9,7 +9,7 @@ import pytest
 
 from iakd import files
 from iakd.experiment.jobs import Experiment
-from iakd.reporting import tables, verdict
+from iakd.reporting import paper, tables, verdict
 from iakd.reporting.results import read_comparison
 from iakd.stages.report import run
 
@@ -49,6 +49,12 @@ def test_the_tables_have_it() -> None:
     assert summary["kd"]["macro_f1_mean"] == pytest.approx(50, abs=0.1)
     runs = [row for row in tables.runs(comparison) if row["method"] == "scratch"]
     assert [row["balanced_accuracy"] for row in runs] == pytest.approx([50] * 3, abs=0.1)
+    latex = [line.strip() for line in paper.latex(comparison).splitlines()]
+    assert r"kd & 90.0 $\pm$ 0.0 & 60.0 $\pm$ 0.0 & 50.0 $\pm$ 0.0 \\" in latex
+    assert r"always the most frequent class & 70.0 & 33.3 & -- \\" in latex
+    assert "| kd | 90.0 ± 0.0 | 60.0 ± 0.0 | 50.0 ± 0.0 |" in tables.markdown(comparison).splitlines()
+    even = read_comparison(imbalanced(support=[282, 282, 283]))
+    assert "Balanced accuracy" not in paper.latex(even) + tables.markdown(even)
 
 
 @pytest.mark.parametrize(("above", "warns"), [(-1.0, False), (0.0, True), (5.0, True)])

@@ -11,8 +11,6 @@ from iakd.reporting.swapping import by_counterpart
 COSTS = ("parameters", "weight_bytes", "macs", "latency_ms")
 NETWORK = ("parameters", "macs", "weight_bytes", "latency_ms", "images_per_s")
 
-SIMILAR = 1.5  # how many times as large as the smallest class the largest one may be
-
 
 def key_table(comparison: Comparison, pair: PairComparison) -> dict[str, Any]:
     """Return axes and rows, group by group: the teacher first, then the most accurate method."""
@@ -232,25 +230,4 @@ def bits_table(comparison: Comparison, pair: PairComparison) -> dict[str, Any] |
             }
             for name, quantity in costs
         ],
-    }
-
-
-def balance_table(comparison: Comparison, pair: PairComparison) -> dict[str, Any] | None:
-    """Return accuracy, balanced accuracy and macro-F1; None if the classes are about as large, or they are unknown."""
-    rows = [pair.teacher, *pair.ranked]
-    support = [n for n in rows[0].models[0].evaluation.get("support") or [] if n]
-    if not support or max(support) <= SIMILAR * min(support) or not all(one.measures("macro_f1") for one in rows):
-        return None
-    majority = rows[0].models[0].evaluation["majority_top1"]
-    names = ("top1", "balanced_accuracy", "macro_f1")
-    return {
-        "rows": [
-            {
-                "label": results.label,
-                "kind": results.kind,
-                "values": [formatting.mean_std(results.mean(name), comparison.digits) for name in names],
-            }
-            for results in rows
-        ],
-        "majority": [f"{value:.{comparison.digits}f}" for value in (majority, 100 / len(support))],
     }

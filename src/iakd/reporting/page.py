@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from iakd.config import METHODS, Params
 from iakd.experiment import run_dir
-from iakd.reporting import formatting, key_table, paper, review, verdict
+from iakd.reporting import formatting, key_table, paper, review, tables, verdict
 from iakd.reporting.exported import Exports, pareto_front
 from iakd.reporting.figures import hints
 from iakd.reporting.results import (
@@ -71,6 +71,7 @@ def render(
         val_top1=formatting.VAL_TOP1,
         quantities=formatting.QUANTITIES,
         network=key_table.NETWORK,
+        balance_columns=tables.BALANCE_COLUMNS,
         runs=review.runs(comparison),
         answers=review.answers(comparison, studies, manifest),
         budgets=[review.budget(comparison, study) for study in studies],
@@ -102,7 +103,7 @@ def _pair(comparison: Comparison, pair: PairComparison, found: verdict.PairVerdi
         "networks": key_table.network_table(pair),
         "trainings": key_table.training_table(pair),
         "bits": key_table.bits_table(comparison, pair),
-        "balance": key_table.balance_table(comparison, pair),
+        "balance": tables.balance(comparison, pair),
         "added": key_table.swap_table(comparison, pair),
         "missing": verdict.missing_counterparts(comparison, pair),
         **key_table.key_table(comparison, pair),

@@ -6,7 +6,7 @@ from importlib import resources
 from typing import Any
 
 from iakd.config import METHODS, Recipe
-from iakd.reporting import formatting
+from iakd.reporting import formatting, tables
 from iakd.reporting.results import Comparison, MethodResults, PairComparison, StudyResults
 from iakd.reporting.statistics import MIN_SEEDS, PairedDifference
 
@@ -263,10 +263,14 @@ def _listed(words: Sequence[str]) -> str:
 
 
 def latex(comparison: Comparison) -> str:
-    """Return a table (booktabs) for each pair: mean ± std, the best in bold, significant gains marked."""
+    """Return a table (booktabs) for each pair: mean ± std, the best in bold, significant gains marked.
+
+    Where classes differ in size, another one has the balanced accuracy.
+    """
     commit = comparison.models[0].record["git_commit"]
     head = f"{_header(commit)}% needs \\usepackage{{booktabs}}\n"
-    return head + "\n".join(_table(comparison, pair) for pair in comparison.pairs)
+    found = [table for pair in comparison.pairs for table in (_table(comparison, pair), _uneven(comparison, pair))]
+    return head + "\n".join(table for table in found if table)
 
 
 def _table(comparison: Comparison, pair: PairComparison) -> str:
@@ -289,11 +293,28 @@ def _table(comparison: Comparison, pair: PairComparison) -> str:
     if references:
         caption += escape(f"Gains in points, with {level} intervals for other seeds and test images")
         caption += rf"; $^*$ significant among {counted} comparisons (Holm)." if counted else "."
+    return _environment(caption, f"{comparison.params.dataset.name}-{pair.name}", len(columns), rows)
+
+
+def _uneven(comparison: Comparison, pair: PairComparison) -> str:
+    models = tables.balance(comparison, pair)
+    if not models:
+        return ""
+    rows = [r"\toprule", _row(["Method", *map(escape, tables.BALANCE_COLUMNS)]), r"\midrule"]
+    rows += [_row([escape(name), *map(escape, values)]) for name, _, values in models] + [r"\bottomrule"]
+    caption = escape(
+        f"{pair.title} on {comparison.params.dataset.name}, whose classes differ in size. Balanced accuracy: the mean "
+        "accuracy of the classes. Macro-F1: the mean over the classes of the harmonic mean of precision and recall."
+    )
+    return _environment(caption, f"{comparison.params.dataset.name}-{pair.name}-balanced", len(models[0][2]) + 1, rows)
+
+
+def _environment(caption: str, label: str, columns: int, rows: Sequence[str]) -> str:
     inner = "\n".join(f"    {row}" for row in rows)
     return (
         "\\begin{table}\n  \\centering\\small\\setlength{\\tabcolsep}{4pt}\n"
-        f"  \\caption{{{caption}}}\n  \\label{{tab:{comparison.params.dataset.name}-{pair.name}}}\n"
-        f"  \\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}\n{inner}\n  \\end{{tabular}}\n\\end{{table}}\n"
+        f"  \\caption{{{caption}}}\n  \\label{{tab:{label}}}\n"
+        f"  \\begin{{tabular}}{{l{'r' * (columns - 1)}}}\n{inner}\n  \\end{{tabular}}\n\\end{{table}}\n"
     )
 
 

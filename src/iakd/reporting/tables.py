@@ -11,6 +11,9 @@ Rows = list[dict[str, Any]]
 ADDED_HEADER = ["method", "same loss without swaps", "its time", "compared at", "difference, points", "n"]
 COSTS = ("parameters", "weight_bytes", "macs", "latency_ms", "images_per_s")
 BALANCED = ("balanced_accuracy", "macro_f1")  # evaluations of earlier versions do not have them
+BALANCE_COLUMNS = ("Accuracy, %", "Balanced accuracy, %", "Macro-F1, %")
+MAJORITY = "always the most frequent class"
+SIMILAR = 1.5  # how many times as large as the smallest class the largest one may be
 BIT_COSTS = ("weight_bytes", "bit_operations")
 
 
@@ -197,8 +200,29 @@ def curves(comparison: Comparison) -> Rows:
     ]
 
 
+def balance(comparison: Comparison, pair: PairComparison) -> list[tuple[str, str, list[str]]]:
+    """Return name, kind and BALANCE_COLUMNS of each model, and of always answering the most frequent class.
+
+    Nothing if the classes are about as large, or if their sizes are unknown.
+    """
+    rows = [pair.teacher, *pair.ranked]
+    support = [n for n in rows[0].models[0].evaluation.get("support") or [] if n]
+    if not support or max(support) <= SIMILAR * min(support) or not all(one.measures("macro_f1") for one in rows):
+        return []
+    found = [
+        (
+            results.label if results.method else f"{TEACHER} ({pair.teacher_name})",
+            results.kind,
+            [formatting.mean_std(results.mean(name), comparison.digits) for name in ("top1", *BALANCED)],
+        )
+        for results in rows
+    ]
+    majority = (rows[0].models[0].evaluation["majority_top1"], 100 / len(support))
+    return [*found, (MAJORITY, "", [*(formatting.number(value, comparison.digits) for value in majority), "–"])]
+
+
 def markdown(comparison: Comparison) -> str:
-    """Return the main table of each pair as Markdown."""
+    """Return the main table of each pair as Markdown, and those on what swapping added and on uneven classes."""
     digits = comparison.digits
     level = formatting.percent(comparison.params.report.confidence)
     parts = []
@@ -228,6 +252,10 @@ def markdown(comparison: Comparison) -> str:
                 _line(["---", "---", "---:", "---", "---:", "---:"]),
             ]
             parts.append("\n".join([*lines, *(_line(_added(row, digits)) for row in added)]))
+        uneven = balance(comparison, pair)
+        if uneven:
+            lines = [_line(["method", *BALANCE_COLUMNS]), _line(["---", *["---:"] * len(BALANCE_COLUMNS)])]
+            parts.append("\n".join([*lines, *(_line([name, *values]) for name, _, values in uneven)]))
     return "\n\n".join(parts) + "\n"
 
 
