@@ -16,7 +16,7 @@ from snakemake_interface_logger_plugins.common import LogEvent
 from iakd.experiment.run_dir import REPORT, VERDICT
 from iakd.orchestration import run_view
 from iakd.orchestration.run_view import LogView
-from iakd.orchestration.workload import Running, Workload, piece_of
+from iakd.orchestration.workload import Progress, Running, Workload, piece_of
 
 HERE = Path(__file__)
 KD = "tiny/students/big-small/kd"
@@ -181,6 +181,15 @@ def test_a_running_training_is_as_far_as_its_last_epoch(pretend: Pretend, work: 
     assert (progress.fraction, progress.text, progress.accuracy) == (12 / 20, "epoch 12/20", "val 87.5 %")
     running = Running(piece, 6.0, progress)
     assert work.rest(running) == pytest.approx(4.0)
+
+
+def test_the_start_up_of_a_training_is_not_its_pace(work: Workload) -> None:
+    """Two seconds after its start, a training that takes ten as a rule has done a hundredth."""
+    piece = piece_of("distill", [f"results/{KD}/seed0/model.safetensors"])
+    work.learn(piece, 10.0)
+    rests = [work.rest(Running(piece, 2.0, Progress(done))) for done in (0.0, 0.01, 0.2)]
+    assert rests[0] == 8 and rests[2] == pytest.approx(8)
+    assert rests[1] is not None and 10 < rests[1] < 20  # not the 198 s of its pace
 
 
 def test_files_of_an_earlier_attempt_do_not_count(pretend: Pretend, work: Workload) -> None:

@@ -18,6 +18,7 @@ from iakd.experiment.run_dir import HISTORY, LOCK, RUN
 from iakd.tuning.results import trial_path
 
 SHORT_JOB = 3.0  # seconds that a job without a training takes, until one was measured
+SURE = 0.2  # of a job: once this much of it is done, its own pace alone says how long the rest takes
 MANY = 50  # benchmarks are enough to learn from
 HEAD, TAIL = 4096, 16384  # bytes of a history that are read
 NAMES = {  # rule: what its job is called
@@ -184,9 +185,11 @@ class Workload:
 
     def rest(self, job: Running, running: Iterable[Running] = ()) -> float | None:
         """Return the seconds until a running job is done; None as long as they cannot be known."""
-        if job.progress.fraction > 0:
-            return job.seconds / job.progress.fraction * (1 - job.progress.fraction)
-        seconds = self.expected(job.piece, running)
+        done, seconds = job.progress.fraction, self.expected(job.piece, running)
+        if done > 0:
+            pace = job.seconds / done  # of the whole job; at its beginning, the start-up makes it far too long
+            trust = min(done / SURE, 1.0)
+            return (1 - done) * (pace if seconds is None else trust * pace + (1 - trust) * seconds)
         if seconds is None:
             return None
         return seconds - job.seconds if seconds > job.seconds else job.seconds / 4  # late: nobody knows how late
