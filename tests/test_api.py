@@ -335,6 +335,13 @@ class Broken(Images):
 UINT8 = torch.zeros(1, 8, 8, dtype=torch.uint8)
 
 
+class NotANumber(nn.Flatten):
+    """A teacher whose training has diverged."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images)[:, :10] * float("nan")
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -355,6 +362,11 @@ UINT8 = torch.zeros(1, 8, 8, dtype=torch.uint8)
         ({"item": ("photo.png", 1)}, "item 3 has a str as its image"),
         ({"student": models.build(config.Network(arch="resnet8"), 3, 10)}, "the student takes images of 3 channels"),
         ({"teacher": models.build(config.Network(arch="resnet8"), 1, 7)}, "the teacher has 7 classes"),
+        (
+            {"teacher": models.build(config.Network(arch="resnet8"), 1, 12)},
+            r"the teacher has 12 classes, the student 10, and iakd\+kd compares their outputs",
+        ),
+        ({"teacher": NotANumber(), "method": "kd"}, "the teacher returns logits that are not finite numbers"),
         ({"student": nn.Flatten(), "method": "kd"}, "the student has no parameter that needs a gradient"),
         ({"student": nn.Flatten(0), "method": "kd"}, r"the student returns \(128,\) instead of logits"),
         ({"student": nn.Linear(3, 10), "method": "kd"}, r"the student cannot compute images of \(1, 8, 8\)"),

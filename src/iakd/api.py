@@ -130,11 +130,11 @@ def distill(
     student.cpu()
     network = _network(student, image, student_parts, "student", chosen)
     guide = _network(copy.deepcopy(teacher).cpu(), image, teacher_parts, "teacher", chosen) if teacher else None
-    _check_classes(network, train, "student")
+    classes = taught = _check_classes(network, train, "student")
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise UserError("the student has no parameter that needs a gradient, so there is nothing to train")
     if guide and chosen.needs_teacher:
-        _check_classes(guide, train, "teacher")
+        taught = _check_classes(guide, train, "teacher")
     trained = [(parameter, parameter.requires_grad) for parameter in student.parameters()]
     start = {name: sha256_bytes(save_weights(each)) for name, each in (("s", network), ("t", guide)) if each}
     if chosen.init == "teacher":
@@ -167,6 +167,12 @@ def distill(
             add_warm_start(trainer, chosen.blockwise, compute)
         try:
             history, metrics = trainer.fit()
+        except RuntimeError as error:
+            if classes == taught:
+                raise
+            raise UserError(
+                f"the teacher has {taught} classes, the student {classes}, and {chosen.method} compares their outputs"
+            ) from error
         finally:
             for parameter, needed in trained:  # a method may have frozen some
                 parameter.requires_grad_(needed)
@@ -225,8 +231,8 @@ def _check_augmentation(recipe: Recipe) -> None:
         )
 
 
-def _check_classes(network: Network, data: ImageLoader, name: str) -> None:
-    """Raise UserError unless the network computes such images, and has a class for each label."""
+def _check_classes(network: Network, data: ImageLoader, name: str) -> int:
+    """Return the number of classes. Raise UserError unless the network computes such images, and has all labels."""
     training = network.training
     try:
         with torch.no_grad():
@@ -239,8 +245,11 @@ def _check_classes(network: Network, data: ImageLoader, name: str) -> None:
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         what = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         raise UserError(f"the {name} returns {what} instead of logits (B, classes)")
+    if not logits.isfinite().all():
+        raise UserError(f"the {name} returns logits that are not finite numbers")
     if int(data.labels.max()) >= logits.shape[1]:
         raise UserError(f"the {name} has {logits.shape[1]} classes, and a label is {int(data.labels.max())}")
+    return int(logits.shape[1])
 
 
 def _check_accuracy(teacher: Network, data: ImageLoader) -> None:

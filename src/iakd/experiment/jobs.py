@@ -472,7 +472,7 @@ def select(jobs: list[Any], kind: str, **wanted: Any) -> list[Any]:
     chosen = [job for job in jobs if all(_attribute(job, name) in values for name, values in asked.items())]
     if not chosen:
         words = ", ".join(f"{name} {value}" for name, values in asked.items() for value in values)
-        raise UserError(f"no {kind} in the settings has {words or 'any entry'}")
+        raise UserError(f"no {kind} in the settings has {words}" if words else f"there is no {kind} in the settings")
     return chosen
 
 
