@@ -26,7 +26,7 @@ from iakd.devices import choose_device, keep_freed_memory
 from iakd.distillation.distiller import make_distiller, weights_of
 from iakd.distillation.registry import changes_student, timeline_of
 from iakd.distillation.warm_start import add_warm_start
-from iakd.errors import RunFailed, UserError
+from iakd.errors import RunFailed, UserError, is_out_of_memory
 from iakd.evaluation.plausibility import required_accuracy
 from iakd.experiment.run_dir import Row, Run
 from iakd.files import digest, sha256_bytes
@@ -168,7 +168,7 @@ def distill(
         try:
             history, metrics = trainer.fit()
         except RuntimeError as error:
-            if classes == taught:
+            if classes == taught or is_out_of_memory(error):
                 raise
             raise UserError(
                 f"the teacher has {taught} classes, the student {classes}, and {chosen.method} compares their outputs"

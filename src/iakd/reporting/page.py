@@ -72,6 +72,7 @@ def render(
         quantities=formatting.QUANTITIES,
         network=key_table.NETWORK,
         balance_columns=tables.BALANCE_COLUMNS,
+        balance_note=tables.BALANCE_NOTE,
         runs=review.runs(comparison),
         answers=review.answers(comparison, studies, manifest),
         budgets=[review.budget(comparison, study) for study in studies],

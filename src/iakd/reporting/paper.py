@@ -303,8 +303,7 @@ def _uneven(comparison: Comparison, pair: PairComparison) -> str:
     rows = [r"\toprule", _row(["Method", *map(escape, tables.BALANCE_COLUMNS)]), r"\midrule"]
     rows += [_row([escape(name), *map(escape, values)]) for name, _, values in models] + [r"\bottomrule"]
     caption = escape(
-        f"{pair.title} on {comparison.params.dataset.name}, whose classes differ in size. Balanced accuracy: the mean "
-        "accuracy of the classes. Macro-F1: the mean over the classes of the harmonic mean of precision and recall."
+        f"{pair.title} on {comparison.params.dataset.name}, whose classes differ in size. {tables.BALANCE_NOTE}"
     )
     return _environment(caption, f"{comparison.params.dataset.name}-{pair.name}-balanced", len(models[0][2]) + 1, rows)
 

@@ -12,6 +12,10 @@ ADDED_HEADER = ["method", "same loss without swaps", "its time", "compared at", 
 COSTS = ("parameters", "weight_bytes", "macs", "latency_ms", "images_per_s")
 BALANCED = ("balanced_accuracy", "macro_f1")  # evaluations of earlier versions do not have them
 BALANCE_COLUMNS = ("Accuracy, %", "Balanced accuracy, %", "Macro-F1, %")
+BALANCE_NOTE = (
+    "Balanced accuracy: the mean accuracy of the classes. Macro-F1: the mean over the classes of the harmonic mean of "
+    "precision and recall."
+)
 MAJORITY = "always the most frequent class"
 SIMILAR = 1.5  # how many times as large as the smallest class the largest one may be
 BIT_COSTS = ("weight_bytes", "bit_operations")
@@ -211,7 +215,7 @@ def balance(comparison: Comparison, pair: PairComparison) -> list[tuple[str, str
         return []
     found = [
         (
-            results.label if results.method else f"{TEACHER} ({pair.teacher_name})",
+            _name(pair, results),
             results.kind,
             [formatting.mean_std(results.mean(name), comparison.digits) for name in ("top1", *BALANCED)],
         )
@@ -219,6 +223,10 @@ def balance(comparison: Comparison, pair: PairComparison) -> list[tuple[str, str
     ]
     majority = (rows[0].models[0].evaluation["majority_top1"], 100 / len(support))
     return [*found, (MAJORITY, "", [*(formatting.number(value, comparison.digits) for value in majority), "–"])]
+
+
+def _name(pair: PairComparison, results: MethodResults) -> str:
+    return results.label if results.method else f"{TEACHER} ({pair.teacher_name})"
 
 
 def markdown(comparison: Comparison) -> str:
@@ -235,7 +243,7 @@ def markdown(comparison: Comparison) -> str:
         ]
         lines = [f"## {pair.title}", "", _line(header), _line(["---", *["---:"] * (len(header) - 1)])]
         for results in (pair.teacher, *pair.ranked):
-            name = results.label if results.method else f"{TEACHER} ({pair.teacher_name})"
+            name = _name(pair, results)
             gains = [_gain(results, reference, digits) for reference in comparison.references]
             lines.append(_line([name, formatting.mean_std(results.top1, digits), str(results.top1.n), *gains]))
             if peer := results.peer_top1:
