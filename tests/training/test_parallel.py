@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from torch import Tensor
 from iakd import cli
 from iakd.config import METHODS, Augment
 from iakd.data.loader import UNSHARDED, BatchFormat, DeviceLoader, EpochData, EpochSubset, Shard
+from iakd.errors import RunFailed
+from iakd.training import distributed
 
 STOPPED = {"stopped": "whole", "stopped sample": "whole sample"}
 BY_TWO = [name for name in CASES if name != "few"]
@@ -173,6 +176,27 @@ def test_a_killed_process_ends_the_others(monkeypatch: pytest.MonkeyPatch) -> No
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1 and time.monotonic() - began < 30
     assert done.stderr == "iakd: a process was killed by SIGKILL; run the same command again to resume\n"
+
+
+def test_restarted_processes_see_nothing_of_those_before() -> None:
+    """torchrun gives all attempts one store; whoever is back first must wait for the others, not for their ghosts."""
+    store = torch.distributed.HashStore()
+    with ThreadPoolExecutor(3) as threads:
+        for late in range(3):  # the rank that is back last
+            ranks = [rank for rank in range(3) if rank != late]
+            early = [threads.submit(distributed.meet, store, rank, 3) for rank in ranks]
+            time.sleep(0.3)
+            assert not any(one.done() for one in early), "they have met a process that is gone"
+            stores = [distributed.meet(store, late, 3), *(one.result(timeout=30) for one in early)]
+            assert not stores[0].check(["address"])
+            stores[0].set("address", str(late))
+            assert {one.get("address") for one in stores} == {str(late).encode()}
+
+
+def test_processes_that_do_not_come_are_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "SECONDS_TO_MEET", 0.1)
+    with pytest.raises(RunFailed, match="not all 2 processes of this training came"):
+        distributed.meet(torch.distributed.HashStore(), 0, 2)
 
 
 def test_signals_are_passed_on() -> None:

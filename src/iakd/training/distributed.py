@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 import traceback
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from iakd import files
 from iakd.data.loader import UNSHARDED, BatchShard, Shard
 from iakd.errors import RunFailed, UserError
 from iakd.experiment.run_dir import Run
@@ -28,6 +30,7 @@ from iakd.processes import RENDEZVOUS, STOP_SIGNALS, cores, rank_and_world_size
 T = TypeVar("T")
 FAILURE, REPORTED = "failure", "reported"  # keys of the store that all processes read and write
 POLL_SECONDS = 0.05
+SECONDS_TO_MEET = 300.0
 SECONDS_FOR_MESSAGE = 3.0  # in which a failed process says why
 SECONDS_FOR_REPORT = 20.0  # in which the main process prints it
 PROCESS_DIED = "a process of this training died (killed, or out of memory?); run the same command again to resume"
@@ -133,8 +136,9 @@ def all_gather(values: Tensor, shard: BatchShard) -> Tensor:
 def join_processes() -> Iterator[TrainingProcesses]:
     """Join the processes that the environment describes, as torchrun sets it, while the block runs.
 
-    Raises UserError where the environment is incomplete. In the main process, an error that ends the block is raised,
-    or the error of another process that failed first. The other processes print nothing and exit with the error's code.
+    Raises UserError where the environment is incomplete, RunFailed if the others do not come. In the main process, an
+    error that ends the block is raised, or the error of another process that failed first. The other processes print
+    nothing and exit with the error's code.
     """
     global _current
     rank, count = rank_and_world_size()
@@ -148,6 +152,7 @@ def join_processes() -> Iterator[TrainingProcesses]:
     if rank > 0:
         logging.disable()
         sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - open until the process ends
+    store = meet(store, rank, count)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=count)
     _current = TrainingProcesses(Shard(rank, count), int(os.environ.get("LOCAL_WORLD_SIZE", count)))
@@ -159,6 +164,32 @@ def join_processes() -> Iterator[TrainingProcesses]:
     finally:
         _current = SINGLE_PROCESS
     dist.destroy_process_group()
+
+
+def meet(store: dist.Store, rank: int, count: int) -> dist.Store:
+    """Wait for all processes, and return the part of `store` that belongs to them alone.
+
+    torchrun restarts processes with the store of those before. Without this, the first ones to be back would connect to
+    the addresses of processes that are gone. Raises RunFailed if the others do not come.
+    """
+    own = uuid.uuid4().hex
+    store.set(f"process {rank}", own)
+    deadline = time.monotonic() + SECONDS_TO_MEET
+    while time.monotonic() < deadline:
+        if rank == 0 and store.check([f"process {other}" for other in range(count)]):
+            present = [store.get(f"process {other}").decode() for other in range(count)]  # some perhaps of earlier ones
+            store.set("present", json.dumps(present))
+        else:
+            present = json.loads(store.get("present")) if store.check(["present"]) else []
+        if own in present:
+            ours = dist.PrefixStore(files.digest(present), store)
+            ours.set(f"joined {rank}", "")
+            if rank == 0 and ours.check([f"joined {other}" for other in range(count)]):
+                ours.set("complete", "")
+            if ours.check(["complete"]):
+                return ours
+        time.sleep(POLL_SECONDS)
+    raise RunFailed(f"not all {count} processes of this training came within {SECONDS_TO_MEET:.0f} seconds")
 
 
 def _fail(store: dist.Store, rank: int, error: BaseException) -> NoReturn:
