@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from iakd import files
 from iakd.config import Params, parse
 from iakd.errors import UserError
+from iakd.evaluation.record import with_hash
 from iakd.experiment.jobs import Experiment, Job, plan_experiment
 from iakd.orchestration import stale_results
 
@@ -158,7 +160,7 @@ DAYS = 2 * 86400
 
 def dates_of_results() -> dict[str, float]:
     """The dates of the records that Snakemake compares."""
-    names = ("manifest.json", "run.json", "evaluation.json", "metrics.json", "exported.json")
+    names = ("manifest.json", "run.json", "evaluation.json", "metrics.json", "exported.json", "report.html")
     return {str(path): path.stat().st_mtime for name in names for path in Path("results").glob(f"**/{name}")}
 
 
@@ -227,6 +229,62 @@ def test_an_export_of_another_model_is_made_again(made: Experiment) -> None:
     write(student.folder / "run.json", {"params": student.settings, "model_sha256": "s2"})
     stale_results.check(made, made_for(export))
     assert "export/big-small/exported.json" in outdated()
+
+
+@pytest.mark.parametrize(
+    ("file", "record", "result"),
+    [
+        ("data/train.images.npy", "data/manifest.json", "data/manifest.json"),
+        ("teachers/big/seed0/model.safetensors", "teachers/big/seed0/run.json", "teachers/big/seed0/run.json"),
+        ("tune/big-small/iakd/trials.csv", "tune/big-small/iakd/run.json", "tune/big-small/iakd/run.json"),
+        ("students/big-small/kd/seed0/history.csv",) + ("students/big-small/kd/seed0/run.json",) * 2,
+        ("export/big-small/kd/model.onnx", "export/big-small/kd/export.json", "export/big-small/exported.json"),
+        ("evaluation/summary.csv", "evaluation/made_from.json", "evaluation/metrics.json"),
+        ("report/results.json", "report/made_from.json", "report/report.html"),
+    ],
+)
+def test_what_was_damaged_since_is_made_again(
+    made: Experiment, caplog: pytest.LogCaptureFixture, file: str, record: str, result: str
+) -> None:
+    """Whatever its date, which a flipped bit does not change; except for arrays, whose date is trusted."""
+    with_hashes(made)
+    root = Path("results/toy")
+    (root / "report" / "report.html").write_text("")
+    write(root / "export/big-small/exported.json", {"params": made.exports[0].settings, "models": [{"folder": "kd"}]})
+    path = root / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"whole")
+    sha256 = files.sha256_file(path)
+    known = json.loads((root / record).read_text()) if (root / record).exists() else {}
+    known |= {"sha256": {path.name: sha256}, "files": {path.name: sha256}}
+    if "data" in file:
+        known |= {"sha256": "d", "splits": {"train": {"files": {path.name: sha256}}}}
+    if "model.safetensors" in file:
+        known |= {"sha256": {}, "model_sha256": sha256}
+        for job in (*made.studies, *made.students):
+            write(job.folder / "run.json", {"params": job.settings, "inputs": {"data": "d", "teacher": sha256}})
+        write(path.parent / "evaluation.json", {"data_sha256": "d", "model_sha256": sha256})
+    write(root / record, known)
+    stale_results.check(made, Recorded())
+    assert outdated() == set() and not caplog.messages
+    date = path.stat().st_mtime_ns
+    path.write_bytes(b"whose")
+    if "data" not in file:
+        os.utime(path, ns=(date, date))
+    records = Recorded({root / result: []})
+    stale_results.check(made, records)
+    assert caplog.messages == [f"{path}: missing or damaged, made again"]
+    assert outdated() == {result} and records.params(root / result) is None
+
+
+def test_an_evaluation_with_another_number_is_made_again(made: Experiment) -> None:
+    path = made.students[0].folder / "evaluation.json"
+    write(path, with_hash({"top1": 90.0}))
+    stale_results.check(made, Recorded())
+    assert outdated() == set()
+    write(path, {**with_hash({"top1": 90.0}), "top1": 91.0})
+    stale_results.check(made, Recorded())
+    assert outdated() == {str(path.relative_to("results/toy"))}
 
 
 @pytest.mark.parametrize("models", [None, 3, [7], [{"method": []}], [{"seed": {}}], {}])

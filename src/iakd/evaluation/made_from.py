@@ -81,6 +81,14 @@ def report(experiment: Experiment) -> Summary:
     return Summary(experiment.report, watched(experiment, "report", "stages.report"), _hash(inputs))
 
 
+def damaged(folder: Path) -> list[str]:
+    """Return the files of the comparison or the report in `folder` that are not those of its record.
+
+    Raises UserError if the record is missing or damaged.
+    """
+    return damaged_files(folder, files.read_object(folder / RECORD, "", "sha256")["sha256"])
+
+
 def _models(experiment: Experiment) -> Iterator[Path]:
     """Yield the records of all models; a run.json has the hashes of the files beside it."""
     for job in experiment.trained:

@@ -143,6 +143,11 @@ def _hash(evaluation: dict[str, Any]) -> str:
     return files.digest({name: value for name, value in evaluation.items() if name not in (*MEASURED, HASH)})
 
 
+def has_its_hash(evaluation: dict[str, Any]) -> bool:
+    """Whether no number in an evaluation was changed later, as far as its hash tells; earlier versions had none."""
+    return bool(evaluation.get(HASH, _hash(evaluation)) == _hash(evaluation))
+
+
 def network_key(network: Network, evaluation: dict[str, Any]) -> str:
     """Return what models of an experiment have in common if they are the same network with other weights.
 
@@ -155,7 +160,7 @@ def network_key(network: Network, evaluation: dict[str, Any]) -> str:
 def read_evaluation(path: Path, hint: str) -> dict[str, Any]:
     """Return an evaluation.json. Raises UserError if it is missing, damaged or incomplete, ending with `hint`."""
     found = read_record(path, _Evaluation, hint, "damaged or of an earlier version")
-    if found.get(HASH, _hash(found)) != _hash(found):
+    if not has_its_hash(found):
         raise UserError(f"{path} is damaged (its entries do not fit their SHA-256): {hint}")
     return found
 

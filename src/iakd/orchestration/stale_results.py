@@ -1,6 +1,7 @@
 """Decide by content which results are current, where Snakemake did not see them being made.
 
-They may have been pulled or checked out by DVC, made by plain commands, or by a workflow that was killed meanwhile.
+They may have been pulled or checked out by DVC, made by plain commands, by a workflow that was killed meanwhile, or
+damaged since.
 
 Snakemake notices changed settings by its own records only. Where these are missing, or describe other results than
 those on disk, it would take whatever it finds for current, or make again what is there. The results' own records (such
@@ -27,7 +28,7 @@ from iakd.data.sources.download import fingerprint
 from iakd.data.store import MANIFEST, PreparedData
 from iakd.errors import UserError
 from iakd.evaluation import made_from
-from iakd.evaluation.record import read_evaluation
+from iakd.evaluation.record import has_its_hash, read_evaluation
 from iakd.experiment.jobs import (
     LOGS,
     RESULTS,
@@ -44,8 +45,10 @@ from iakd.experiment.run_dir import (
     EVALUATION,
     EXPORT,
     EXPORTED,
+    HISTORY,
     LATENCY,
     METRICS,
+    MODEL,
     REPORT,
     RUN,
     damaged_files,
@@ -235,6 +238,53 @@ class OnDisk:
             if product.with_name(made_from.RECORD).exists() and summary(experiment).is_of_others:
                 yield product
 
+    def damaged(self) -> Iterator[tuple[Path, list[str]]]:
+        """Yield the results whose files are not, or no longer, those their own records have the hashes of; with these.
+
+        Prepared arrays may be large: only those written to since are looked at. A command that reads them looks at all.
+        """
+        experiment = self.experiment
+        checks: dict[Path, Callable[[], list[str]]] = {
+            experiment.data.folder / MANIFEST: self._damaged_arrays,
+            **{
+                job.folder / RUN: partial(self._damaged_products, job)
+                for job in (*experiment.studies, *experiment.trained)
+            },
+            **{job.folder / EVALUATION: partial(self._damaged_evaluation, job) for job in experiment.trained},
+            **{job.folder / EXPORTED: partial(self._damaged_exports, job) for job in experiment.exports},
+            experiment.evaluation / METRICS: partial(made_from.damaged, experiment.evaluation),
+            experiment.report / REPORT: partial(made_from.damaged, experiment.report),
+        }
+        for path, check in checks.items():
+            with suppress(UserError, OSError, KeyError, TypeError, AttributeError):  # no record that could be read
+                if path.exists() and (names := check()):
+                    yield path, names
+
+    def _damaged_arrays(self) -> list[str]:
+        path = self.experiment.data.folder / MANIFEST
+        hashes = {
+            name: sha256 for split in self.record(path)["splits"].values() for name, sha256 in split["files"].items()
+        }
+        written = path.stat().st_mtime_ns
+        since = [name for name in hashes if path.with_name(name).stat().st_mtime_ns > written]
+        return damaged_files(path.parent, hashes, only=tuple(since)) if since else []
+
+    def _damaged_products(self, job: Job) -> list[str]:
+        seen = (MODEL, HISTORY, METRICS)  # by Snakemake, if they are missing
+        damaged = damaged_products(job.folder, self.of(job))
+        return [name for name in damaged if name not in seen or (job.folder / name).exists()]
+
+    def _damaged_evaluation(self, job: Job) -> list[str]:
+        return [] if has_its_hash(self.record(job.folder / EVALUATION)) else [EVALUATION]
+
+    def _damaged_exports(self, job: ExportJob) -> list[str]:
+        folders = [job.folder / model["folder"] for model in self.of(job)["models"]]
+        return [
+            f"{folder.name}/{name}"
+            for folder in folders
+            for name in damaged_files(folder, self.record(folder / EXPORT)["files"])
+        ]
+
     @cached_property
     def _data(self) -> str | None:
         return self.of(self.experiment.data).get("sha256")
@@ -265,6 +315,9 @@ def check(experiment: Experiment, records: Records) -> None:
     else:
         refuse(unseen, _what_is_lost(on_disk, others))
     outdated = list(on_disk.made_from_others(others))
+    for path, damaged in on_disk.damaged():
+        log.warning("%s: missing or damaged, made again", ", ".join(str(path.parent / name) for name in damaged))
+        outdated.append(path)
     if _in_future(experiment):
         log.warning("some results are dated in the future (was the clock wrong?): their contents decide")
         _date(experiment)
