@@ -3,6 +3,7 @@
 import doctest
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from iakd.config import parse
 from iakd.data.store import PreparedData
 from iakd.experiment import run_dir
 from iakd.experiment.jobs import Experiment, plan_experiment
+from iakd.models.external import partition
 from iakd.models.network import initialise
 from iakd.seeding import derive
 from iakd.stages import distill as distill_stage
@@ -269,20 +271,23 @@ def test_models_of_torchvision_are_divided_by_their_family() -> None:
 
 
 def test_an_interrupted_call_continues(taught: Taught, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed in the middle and called again, it ends with the same weights, and removes its checkpoint."""
+    """Killed in the middle and called again, it ends with the same weights, and removes its checkpoint.
+
+    With other validation images or another normalisation it is another training, and begins anew.
+    """
     from iakd.training.trainer import Trainer
 
-    def train(checkpoints: Path | None) -> dict[str, Tensor]:
-        return iakd.distill(
-            taught.teacher(),
-            taught.student(),
-            taught.data("train"),
-            method="iakd+kd",
-            recipe=RECIPE,
-            normalisation=taught.normalisation,
-            device="cpu",
-            checkpoints=checkpoints,
-        ).student.state_dict()
+    def train(checkpoints: Path | None, **changes: Any) -> dict[str, Tensor]:
+        given: dict[str, Any] = {
+            "val_data": taught.data("val"),
+            "method": "iakd+kd",
+            "recipe": RECIPE,
+            "normalisation": taught.normalisation,
+            "device": "cpu",
+            "checkpoints": checkpoints,
+            **changes,
+        }
+        return iakd.distill(taught.teacher(), taught.student(), taught.data("train"), **given).student.state_dict()
 
     whole = train(None)
     original, steps = Trainer.train_step, []
@@ -300,6 +305,13 @@ def test_an_interrupted_call_continues(taught: Taught, tmp_path: Path, monkeypat
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+    for number, changes in enumerate(({"val_data": taught.data("test")}, {"normalisation": ([0.4], [0.3])})):
+        shutil.copytree(tmp_path, tmp_path / "copy")
+        began = len(steps)
+        train(tmp_path / "copy", **changes)
+        assert steps[began] == 0, f"change {number} goes on with the training of something else"
+        shutil.rmtree(tmp_path / "copy")
+        del steps[5:]
     resumed = train(tmp_path)
     assert steps[5] == 5, "the second call began where the first one ended"
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
@@ -329,7 +341,11 @@ class Broken(Images):
         self.item = item
 
     def __getitem__(self, i: int) -> tuple[Any, int]:
-        return self.item if i == 3 else super().__getitem__(i)
+        if i != 3:
+            return super().__getitem__(i)
+        if isinstance(self.item, Exception):
+            raise self.item
+        return self.item
 
 
 UINT8 = torch.zeros(1, 8, 8, dtype=torch.uint8)
@@ -342,16 +358,75 @@ class NotANumber(nn.Flatten):
         return super().forward(images)[:, :10] * float("nan")
 
 
+def cached(module: nn.Module) -> nn.Module:
+    """A module that has stored an output, which torch cannot copy."""
+    module.stored = module(torch.zeros(2, 1, 8, 8))
+    return module
+
+
+class Unlike(nn.Module):
+    """A network of two layers that does something besides what its parts do."""
+
+    parts = iakd.Partition(stem=("conv",), blocks=("block",), head=("flatten", "fc"))
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.conv, self.block = nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 2, 3, padding=1)
+        self.flatten, self.fc = nn.Flatten(), nn.Linear(128, 10)
+        self.what = what
+        if what == "parameter":
+            self.shift = nn.Parameter(torch.zeros(10))
+
+    def forward(self, images: Tensor) -> Any:
+        features = self.block(self.conv(images))
+        if self.what == "dropout":
+            features = nn.functional.dropout(features, training=self.training)
+        logits = self.fc(self.flatten(features))
+        if self.what == "parameter":
+            return logits + self.shift
+        return (logits, features) if self.what == "auxiliary" and self.training else logits
+
+
+def unlike(what: str, divided: bool = True) -> dict[str, Any]:
+    """Arguments with which a network is distilled from one that has the same parts."""
+    parts = {"teacher": Unlike(""), "teacher_parts": Unlike.parts, "student_parts": Unlike.parts} if divided else {}
+    return {"student": Unlike(what), "method": "iakd" if divided else "kd", **parts}
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"seed": 1.5}, "seed is 1.5; give a whole number"),
+        ({"seed": -1}, "seed is -1; give a whole number, at least 0"),
+        ({"workers": -1}, "workers is -1"),
+        ({"device": "cuda:0"}, "device 'cuda:0': unknown; known: auto, cpu, cuda"),
+        ({"recipe": "fast"}, "recipe is 'fast'; give a dictionary"),
+        ({"student": Unlike}, "the student is the class Unlike; give a network"),
+        ({"student_parts": {"stem": ("conv",)}}, "student_parts is a dict; give an iakd.Partition"),
+        ({"checkpoints": __file__}, "checkpoints: .*test_api.py: File exists; give a folder"),
+        ({"normalisation": (0.5, 0.25)}, r"give \(mean, std\), each a list"),
+        ({"normalisation": ([128], [64])}, "in 0–1 units, .* divide those of values up to 255 by 255"),
+        ({"normalisation": ([0.5], [float("inf")])}, "each std above 0"),
+        ({"train": "float", "normalisation": None, "item": (torch.full((1, 8, 8), np.nan), 1)}, "item 3 .* not finite"),
+        ({"item": LookupError("it is gone")}, r"train_data: item 3 fails \(LookupError: it is gone\)"),
+        ({"val_data": [(UINT8, 1), (UINT8, 11)]}, "the student has 10 classes, and a label in val_data is 11"),
+        ({"teacher": cached(Unlike("")), "method": "kd"}, r"the teacher cannot be copied \(Only Tensors created"),
+        (dict.fromkeys(("teacher", "student"), Unlike("")) | {"method": "kd"}, r"share parameters \(conv.weight\)"),
+        (unlike("parameter"), "student_parts: 'shift', a parameter of the student, is in none of its parts"),
+        (unlike("dropout"), "in training mode the student does not compute what its parts compute"),
+        (unlike("auxiliary"), "in training mode the student does not compute what its parts compute"),
+        (unlike("auxiliary", divided=False), "the student returns a tuple in training mode instead of logits"),
+        (
+            unlike("") | {"student_parts": iakd.Partition(("cnov",), ("block",), ("fc",))},
+            "the student has no module 'cnov'",
+        ),
         ({"method": "iakd+kdd"}, r"^method: unknown method 'kdd' \(did you mean 'kd'\?\)"),
         ({"method": {"method": "kd", "kd": {"temprature": 2}}}, r"method: kd\.temprature: unknown key"),
         ({"method": {"method": "iakd", "iakd": {"schedule": "tuned"}}}, "a study needs the pipeline"),
         ({"recipe": {"epoch": 3}}, r"recipe: epoch: unknown key \(did you mean 'epochs'\?\)"),
         ({"teacher": None}, "iakd\\+kd needs a teacher"),
         ({"normalisation": None}, r"train_data returns images of 0 to 255: say with `normalisation=\(mean, std\)`"),
-        ({"normalisation": ([0.5] * 3, [0.2] * 3)}, "give mean and std of 1 channels"),
+        ({"normalisation": ([0.5] * 3, [0.2] * 3)}, "give mean and std of 1 channel"),
         ({"train": "float"}, "train_data returns float tensors, .*: leave out `normalisation`"),
         ({"train": "float", "normalisation": None, "recipe": {"augment": {"pad": 1}}}, "let the Dataset augment"),
         ({"train": "float", "normalisation": None, "method": "mlkd"}, "shows each image twice, and float tensors are"),
@@ -443,16 +518,58 @@ def test_an_image_alone_with_the_teacher_goes_to_the_student_where_batchnorm_wou
         ({"granularty": "sample"}, r"hybrid: granularty: unknown key \(did you mean 'granularity'\?\)"),
         ({"schedule": 1.5}, r"hybrid: schedule.*p0"),
         ({"steps": 0}, "steps is 0"),
+        ({"steps": "3"}, "hybrid: steps is '3'; give a whole number"),
+        ({"granularity": "sample", "batch_size": 0}, "hybrid: batch_size is 0"),
+        ({"image": (8, 8)}, r"hybrid: image is \(8, 8\); give \(channels, height, width\)"),
+        ({"teacher": None}, "the teacher is a NoneType"),
     ],
 )
 def test_mistakes_in_a_hybrid(taught: Taught, changes: dict[str, Any], words: str) -> None:
     given: dict[str, Any] = {"steps": 5, "image": (1, 8, 8), **changes}
     with pytest.raises(iakd.UserError, match=words):
-        iakd.hybrid(taught.teacher(), taught.student(), **given)
+        iakd.hybrid(**{"teacher": taught.teacher(), "student": taught.student(), **given})
     network = iakd.hybrid(taught.teacher(), taught.student(), 5, (1, 8, 8))
-    for step in (None, 5, -1):
+    for step in (None, 5, -1, 1.5):
         with pytest.raises(iakd.UserError, match=f"step {step}: in training mode, give the number of the step"):
-            network(torch.randn(2, 1, 8, 8), step)
+            network(torch.randn(2, 1, 8, 8), step)  # type: ignore[arg-type]
+    with pytest.raises(iakd.UserError, match="step 5"):
+        network.keep_probabilities(5)
+
+
+def test_no_image_of_a_batch_is_dropped(taught: Taught) -> None:
+    """Draws for each image are made for `batch_size` images: fewer get the first of them, more are refused."""
+    network = iakd.hybrid(
+        taught.teacher(), taught.student(), 5, (1, 8, 8), schedule=0.5, granularity="sample", batch_size=4
+    )
+    assert len(network(torch.randn(3, 1, 8, 8), 0)) == 3
+    with pytest.raises(iakd.UserError, match="a batch of 5 images, and batch_size is 4"):
+        network(torch.randn(5, 1, 8, 8), 0)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.:DeprecationWarning")
+def test_a_teacher_of_torchscript_teaches(taught: Taught) -> None:
+    teacher = torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
+    given = {"method": "kd", "recipe": RECIPE, "normalisation": taught.normalisation, "device": "cpu"}
+    with pytest.warns(UserWarning, match="near chance"):
+        assert iakd.distill(teacher, taught.student(), taught.data("train"), **given).history
+
+
+def test_a_model_is_left_as_it_is_when_it_is_tried(taught: Taught) -> None:
+    """Neither the running statistics of its BatchNorms, nor the modes of its layers, nor anybody's random numbers."""
+    network = models.build(config.Network(arch="resnet8"), 1, 10)
+    network.stages[0].eval()
+    before, modes = {**network.state_dict()}, [module.training for module in network.modules()]
+    before = {name: tensor.clone() for name, tensor in before.items()}
+    torch.manual_seed(0)
+    expected = torch.rand(1), np.random.RandomState(0).rand()
+    torch.manual_seed(0)
+    np.random.seed(0)
+    with partition.trial(network, training=True):
+        network(torch.randn(4, 1, 8, 8))
+        np.random.rand()
+    assert (torch.rand(1), np.random.rand()) == expected
+    assert [module.training for module in network.modules()] == modes
+    assert all(torch.equal(tensor, network.state_dict()[name]) for name, tensor in before.items())
 
 
 # --- run ---

@@ -5,6 +5,7 @@ Importing `iakd` costs nothing: what is here, and torch with it, is imported wit
 
 import contextlib
 import copy
+import operator
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -29,10 +30,10 @@ from iakd.distillation.warm_start import add_warm_start
 from iakd.errors import RunFailed, UserError, is_out_of_memory
 from iakd.evaluation.plausibility import required_accuracy
 from iakd.experiment.run_dir import Row, Run
-from iakd.files import digest, sha256_bytes
+from iakd.files import check_writable, digest, sha256_bytes
 from iakd.interactive.hybrid import Hybrid
 from iakd.models import Network, save_weights
-from iakd.models.external.partition import Partition
+from iakd.models.external.partition import Partition, trial
 from iakd.models.external.plain import as_network, undivided
 from iakd.models.pairing import initialise_from_teacher
 from iakd.training.timeline import Timeline
@@ -111,6 +112,11 @@ def distill(
     Raises UserError, in one line, for networks, data or settings that do not go together, RunFailed where the loss is
     no longer finite, KeyboardInterrupt at Ctrl-C, after the current step.
     """
+    seed, workers = _whole(seed, "seed", 0), _whole(workers, "workers", 0)
+    _check_module(student, "student", student_parts)
+    if teacher is not None:
+        _check_module(teacher, "teacher", teacher_parts)
+        _check_apart(teacher, student)
     chosen = _section(Method, {"method": method} if isinstance(method, str) else method, "method")
     trained_by = recipe if isinstance(recipe, Recipe) else _section(Recipe, recipe or {}, "recipe")
     if chosen.tuned:
@@ -118,6 +124,8 @@ def distill(
     if teacher is None and chosen.needs_teacher:
         raise UserError(f"{chosen.method} needs a teacher")
     target = choose_device(device)
+    if checkpoints is not None:
+        _make_folder(Path(checkpoints))
     train = dataset_loader(train_data, normalisation, target, workers, "train_data")
     validation = dataset_loader(val_data, normalisation, target, workers, "val_data") if val_data is not None else None
     if isinstance(train, DatasetLoader):
@@ -129,8 +137,10 @@ def distill(
         raise UserError("init: blockwise needs val_data")
     student.cpu()
     network = _network(student, image, student_parts, "student", chosen)
-    guide = _network(copy.deepcopy(teacher).cpu(), image, teacher_parts, "teacher", chosen) if teacher else None
+    guide = _network(_copy(teacher), image, teacher_parts, "teacher", chosen) if teacher is not None else None
     classes = taught = _check_classes(network, train, "student")
+    if validation is not None and int(validation.labels.max()) >= classes:
+        raise UserError(f"the student has {classes} classes, and a label in val_data is {int(validation.labels.max())}")
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise UserError("the student has no parameter that needs a gradient, so there is nothing to train")
     if guide and chosen.needs_teacher:
@@ -147,7 +157,9 @@ def distill(
     if target.type == "cpu":
         keep_freed_memory()
     compute = Compute(threads=torch.get_num_threads(), checkpoint_seconds=30.0 if checkpoints else NEVER)
-    about = [chosen.settings(), trained_by.model_dump(mode="json"), seed, start, _identity(train), compute.threads]
+    data: list[Any] = [_identity(loader) for loader in (train, validation) if loader is not None]
+    data += [[float(value) for value in values] for values in normalisation or ()]
+    about = [chosen.settings(), trained_by.model_dump(mode="json"), seed, start, data, compute.threads]
     with contextlib.ExitStack() as stack:
         folder = Path(checkpoints or stack.enter_context(tempfile.TemporaryDirectory(prefix="iakd-")))
         training = _InMemory(f"{chosen.method}, seed {seed}", "distill", digest(about), {}, seed, {}, {})
@@ -202,7 +214,7 @@ def _network(
     module: nn.Module, image: tuple[int, int, int], parts: Partition | None, name: str, method: Method
 ) -> Network:
     """A module as a network, with blocks if it is known how it is divided; the method may need them."""
-    network = as_network(module, image, parts, name)
+    network = as_network(module, image, parts, name, trained=name == "student")
     if network is not None:
         return network
     blind = method.beyond_outputs
@@ -215,7 +227,57 @@ def _network(
     return undivided(module)
 
 
+def _check_module(module: Any, name: str, parts: Any) -> None:
+    if not isinstance(module, nn.Module):
+        what = f"the class {module.__name__}" if isinstance(module, type) else f"a {type(module).__name__}"
+        raise UserError(f"the {name} is {what}; give a network, a torch.nn.Module")
+    if not isinstance(parts, Partition | None):
+        raise UserError(f"{name}_parts is a {type(parts).__name__}; give an iakd.Partition")
+
+
+def _check_apart(teacher: nn.Module, student: nn.Module) -> None:
+    teachers = {id(parameter) for parameter in teacher.parameters()}
+    shared = [path for path, parameter in student.named_parameters() if id(parameter) in teachers]
+    if shared:
+        raise UserError(
+            f"teacher and student share parameters ({shared[0]}), so training would change the teacher: give one of "
+            "them a copy (copy.deepcopy)"
+        )
+
+
+def _copy(teacher: nn.Module) -> nn.Module:
+    try:
+        with torch.no_grad():  # or the parameters of TorchScript would be results of a computation
+            return copy.deepcopy(teacher).cpu()
+    except Exception as error:  # a user's module can fail in any way
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"the teacher cannot be copied ({reason}): it may have stored an output; call it once under torch.no_grad()"
+        ) from error
+
+
+def _make_folder(path: Path) -> None:
+    """Raises UserError unless checkpoints can be written there: at the end of a training it would be too late."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        check_writable(path)
+    except OSError as error:
+        raise UserError(f"checkpoints: {path}: {error.strerror}; give a folder that can be written to") from None
+
+
+def _whole(value: Any, name: str, least: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise UserError(f"{name} is {value!r}; give a whole number") from None
+    if number < least or isinstance(value, bool):
+        raise UserError(f"{name} is {value}; give a whole number, at least {least}")
+    return number
+
+
 def _section(model: type[Section], values: Mapping[str, Any], name: str) -> Section:
+    if not isinstance(values, Mapping):
+        raise UserError(f"{name} is {values!r}; give a dictionary of settings")
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
@@ -233,20 +295,19 @@ def _check_augmentation(recipe: Recipe) -> None:
 
 def _check_classes(network: Network, data: ImageLoader, name: str) -> int:
     """Return the number of classes. Raise UserError unless the network computes such images, and has all labels."""
-    training = network.training
-    try:
-        with torch.no_grad():
-            logits = network.eval()(torch.zeros(2, *data.image_shape))
-    except Exception as error:  # a user's module can fail in any way
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"the {name} cannot compute images of {data.image_shape} ({reason})") from None
-    finally:
-        network.train(training)
-    if not isinstance(logits, Tensor) or logits.dim() != 2:
-        what = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        raise UserError(f"the {name} returns {what} instead of logits (B, classes)")
-    if not logits.isfinite().all():
-        raise UserError(f"the {name} returns logits that are not finite numbers")
+    for training in (False, True) if name == "student" else (False,):
+        mode = " in training mode" * training
+        try:
+            with trial(network, training):
+                logits = network(torch.zeros(2, *data.image_shape))
+        except Exception as error:  # a user's module can fail in any way
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"the {name} cannot compute images of {data.image_shape}{mode} ({reason})") from None
+        if not isinstance(logits, Tensor) or logits.dim() != 2:
+            what = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+            raise UserError(f"the {name} returns {what}{mode} instead of logits (B, classes)")
+        if not logits.isfinite().all():
+            raise UserError(f"the {name} returns logits that are not finite numbers{mode}")
     if int(data.labels.max()) >= logits.shape[1]:
         raise UserError(f"the {name} has {logits.shape[1]} classes, and a label is {int(data.labels.max())}")
     return int(logits.shape[1])
@@ -293,7 +354,7 @@ class SwappingStudent(nn.Module):
         self.hybrid = Hybrid(network, teacher, options, seed)
         self._student = (student,)  # the hybrid holds its parts
         self.steps = timeline.total
-        self._batch_size = timeline.batch_size
+        self._batch_size, self._granularity = timeline.batch_size, options.granularity
         self.sampler = self.hybrid.make_sampler(timeline, seed, image)
 
     @property
@@ -304,17 +365,27 @@ class SwappingStudent(nn.Module):
     def forward(self, images: Tensor, step: int | None = None) -> Tensor:
         """Return logits (B, classes) of images (B, C, H, W); `step` counts from 0, and is needed in training mode.
 
-        What is swapped in a step depends on the seed and the step alone.
+        What is swapped in a step depends on the seed and the step alone. Raises UserError for another step, and with
+        `granularity: sample` for more images than `batch_size`.
         """
         if not self.training:
             return self.hybrid.student(images)
-        if step is None or not 0 <= step < self.steps:
-            raise UserError(f"step {step}: in training mode, give the number of the step, from 0 to {self.steps - 1}")
-        return self.hybrid(images, self.sampler.masks(step, len(images)))
+        if self._granularity == "sample" and len(images) > self._batch_size:
+            raise UserError(f"hybrid: a batch of {len(images)} images, and batch_size is {self._batch_size}")
+        return self.hybrid(images, self.sampler.masks(self._checked(step), len(images)))
 
     def keep_probabilities(self, step: int) -> list[float]:
         """Return p_i at a step: for each block slot, the probability that the student's blocks are kept."""
-        return [float(p) for p in self.sampler.planned(0)[step]]
+        return [float(p) for p in self.sampler.planned(0)[self._checked(step)]]
+
+    def _checked(self, step: Any) -> int:
+        try:
+            number = operator.index(step)
+        except TypeError:
+            number = -1
+        if not 0 <= number < self.steps:
+            raise UserError(f"step {step}: in training mode, give the number of the step, from 0 to {self.steps - 1}")
+        return number
 
 
 def hybrid(
@@ -358,6 +429,14 @@ def hybrid(
     >>> network.eval()(images).shape == student.eval()(images).shape  # the student alone, which has learned in place
     True
     """
+    seed, steps = _whole(seed, "hybrid: seed", 0), _whole(steps, "hybrid: steps", 1)
+    if batch_size is not None:
+        batch_size = _whole(batch_size, "hybrid: batch_size", 1)
+    if not isinstance(image, tuple | list) or len(image) != 3:
+        raise UserError(f"hybrid: image is {image!r}; give (channels, height, width)")
+    _check_module(student, "student", student_parts)
+    _check_module(teacher, "teacher", teacher_parts)
+    _check_apart(teacher, student)
     if isinstance(schedule, int | float):
         schedule = {"kind": "uniform", "p0": schedule, "student_only": 0.0}
     given = {**options} if schedule is None else {**options, "schedule": schedule}
@@ -366,12 +445,10 @@ def hybrid(
         raise UserError("hybrid: form: two_path, schedule: tuned and bn_reestimate need the pipeline's own loop")
     if chosen.granularity == "sample" and batch_size is None:
         raise UserError("hybrid: granularity: sample needs batch_size, the number of images in a step")
-    if steps < 1:
-        raise UserError(f"hybrid: steps is {steps}; a training has at least one")
     method = Method.model_validate({"method": "iakd"})
-    device = next(student.parameters()).device
+    device = next((parameter.device for parameter in student.parameters()), torch.device("cpu"))
     network = _network(student.cpu(), image, student_parts, "student", method)
-    guide = _network(copy.deepcopy(teacher).cpu().eval(), image, teacher_parts, "teacher", method)
+    guide = _network(_copy(teacher).eval(), image, teacher_parts, "teacher", method)
     timeline = Timeline(1, steps, 1.0, LrSchedule(kind="constant"), batch_size or 1)
     built = SwappingStudent(student, network, guide.requires_grad_(False), chosen, timeline, seed, image)
     return built.to(device)
@@ -390,6 +467,8 @@ def run(params: str | Path | Mapping[str, Any], changes: Sequence[str] = ()) -> 
     from iakd.stages import distill, evaluate, export, import_teacher, prepare, report, teach, tune
     from iakd.tracking.follower import ensure_follower
 
+    if not isinstance(params, str | Path | Mapping):
+        raise UserError(f"params is a {type(params).__name__}; give the path of a settings file, or a dictionary")
     if isinstance(params, Mapping):
         if changes:
             raise UserError("changes belong to a settings file; change the dictionary itself")

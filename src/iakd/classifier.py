@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -77,10 +77,16 @@ class Preprocess(v2.Transform):
             return np.array(decode(from_file(Path(image)), self.channels, self.size, crop)[0])
         if not isinstance(image, Image.Image | np.ndarray | Tensor):
             raise BadImage(f"is {type(image).__name__}, not a file, an image of Pillow, an array or a tensor")
-        pixels: Any = image.numpy(force=True).transpose(1, 2, 0) if isinstance(image, Tensor) else image
+        pixels: Any = image.numpy(force=True) if isinstance(image, Tensor) else image
+        if isinstance(image, Tensor) and image.dim() == 3:
+            pixels = pixels.transpose(1, 2, 0)
         if isinstance(pixels, np.ndarray):
+            if pixels.ndim not in (2, 3):
+                raise BadImage(f"has the shape {pixels.shape}; give single images, a batch as a list of them")
             if pixels.dtype != np.uint8:
                 raise BadImage(f"has pixels of type {pixels.dtype}; give uint8, from 0 to 255")
+            if pixels.ndim == 3 and not 1 <= pixels.shape[2] <= 4:
+                raise BadImage(f"has {pixels.shape[2]} channels; give 1 to 4")
             pixels = Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
         stored = pixels.format, getattr(pixels, "tile", [])  # which a copy forgets
         opened = pixels.copy()  # or a JPEG file that is still to be read would be reduced, in the caller's image, too
@@ -113,8 +119,6 @@ class Classifier:
         self.labels = list(labels)
         self.size = (size, size) if isinstance(size, int) else size
         self.channels = channels
-        if device not in get_args(Device):
-            raise UserError(f"device {device!r}: unknown; known: {', '.join(get_args(Device))}")
         self.device = choose_device(device)
         self.module = module.eval().to(self.device)
         self.transform = Preprocess(self.size, channels, crop_pct)

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -43,8 +44,10 @@ def set_up_device(compute: Compute) -> torch.device:
 def choose_device(wanted: Device, name: str = "device") -> torch.device:
     """Return the GPU if there is one and it is `wanted`, or else the CPU.
 
-    Raises UserError, with the `name` of what says so, if a GPU is required and missing.
+    Raises UserError, with the `name` of what says so, if a GPU is required and missing, or for another kind of device.
     """
+    if wanted not in get_args(Device):
+        raise UserError(f"{name} {wanted!r}: unknown; known: {', '.join(get_args(Device))}")
     available = torch.cuda.is_available()
     if wanted == "cuda" and not available:
         raise UserError(f"{name} is cuda, but torch sees no GPU; set it to auto or cpu")

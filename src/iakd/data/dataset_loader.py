@@ -22,6 +22,7 @@ from iakd.data.loader import (
     Normaliser,
 )
 from iakd.errors import UserError
+from iakd.files import plural
 
 Normalisation = tuple[Sequence[float], Sequence[float]]  # mean and std of each channel, in 0–1 units
 
@@ -95,12 +96,17 @@ def dataset_loader(
     except TypeError:
         raise UserError(f"{name} has no length; an iterable Dataset cannot be shuffled") from None
     if n < 2:
-        raise UserError(f"{name} has {n} images; at least two are needed")
+        raise UserError(f"{name} has {plural(n, 'image')}; at least two are needed")
     labels = np.empty(n, np.int64)
     images: NDArray[np.uint8] | None = None
     shape: tuple[int, int, int] | None = None
-    items = DataLoader(dataset, batch_size=None, collate_fn=_item, num_workers=workers)
-    for number, item in enumerate(items):
+    items = iter(DataLoader(dataset, batch_size=None, collate_fn=_item, num_workers=workers))
+    for number in range(n):
+        try:
+            item = next(items)
+        except Exception as error:  # a user's Dataset can fail in any way
+            last = str(error).strip().rpartition("\n")[2]
+            raise UserError(f"{name}: item {number} fails ({type(error).__name__}: {last})") from error
         if isinstance(item, str):
             raise UserError(f"{name}: item {number} {item}")
         image, labels[number] = item
@@ -125,9 +131,17 @@ def dataset_loader(
             f"{name} returns images of 0 to 255: say with `normalisation=(mean, std)`, one number per channel in 0–1 "
             "units, what both networks take; a trained teacher needs the one it was trained with"
         )
-    mean, std = (list(values) for values in normalisation)
-    if not len(mean) == len(std) == shape[0] or not all(value > 0 for value in std):
-        raise UserError(f"normalisation: give mean and std of {shape[0]} channels, each std above 0")
+    try:
+        mean, std = ([float(value) for value in values] for values in normalisation)
+    except (TypeError, ValueError):
+        raise UserError("normalisation: give (mean, std), each a list of one number per channel") from None
+    if not len(mean) == len(std) == shape[0] or not all(
+        0 <= m <= 1 and 0 < s <= 1 for m, s in zip(mean, std, strict=True)
+    ):
+        raise UserError(
+            f"normalisation: give mean and std of {plural(shape[0], 'channel')} in 0–1 units, each std above 0; divide "
+            "those of values up to 255 by 255"
+        )
     return DeviceLoader(images, labels, mean, std, device)
 
 
@@ -168,6 +182,8 @@ def _array(image: Any) -> NDArray[Any] | str:
         return f"has a {type(image).__name__} as its image; return a tensor (C, H, W) or an image of Pillow"
     if array.ndim != 3 or not (array.dtype == np.uint8 or np.issubdtype(array.dtype, np.floating)):
         return f"has an image of shape {array.shape} and type {array.dtype}; return (C, H, W), uint8 or float"
+    if array.dtype != np.uint8 and not np.isfinite(array).all():
+        return "has an image with values that are not finite numbers"
     return array
 
 

@@ -3,13 +3,17 @@
 The parts are the model's own modules, so together they compute what the model computes.
 """
 
+import contextlib
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from iakd.errors import UserError
 from iakd.models.network import Block, Network
 from iakd.models.shapes import Shape, channels, feature_shapes
 
@@ -31,6 +35,11 @@ class Partition:
     blocks: tuple[str, ...]
     head: tuple[ModulePath, ...]
     reducers: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("stem", "blocks", "head", "reducers"):
+            if not isinstance(getattr(self, name), tuple | list):
+                raise UserError(f"Partition: {name} is {getattr(self, name)!r}; give a tuple of module paths")
 
 
 class ExternalBlock(Block):
@@ -73,27 +82,53 @@ def split_model(model: nn.Module, scheme: Partition, image: Shape) -> Network:
     return network
 
 
-def can_split(model: nn.Module, scheme: Partition) -> bool:
-    """Return whether the model has all modules that the scheme names."""
+def missing_module(model: nn.Module, scheme: Partition) -> str | None:
+    """Return the first path in the scheme at which the model has no module; None if it has all."""
     paths = [part for part in (*scheme.stem, *scheme.blocks, *scheme.reducers, *scheme.head) if isinstance(part, str)]
-    try:
-        for path in paths:
+    for path in paths:
+        try:
             model.get_submodule(path.partition(".*")[0])
-    except AttributeError:
-        return False
-    return True
+        except (AttributeError, RuntimeError):  # a ScriptModule tells nothing of its modules
+            return path
+    return None
 
 
-def is_equivalent(model: nn.Module, network: Network, image: tuple[int, ...]) -> bool:
+def is_equivalent(model: nn.Module, network: Network, image: tuple[int, ...], training: bool = False) -> bool:
     """Return whether the parts compute what the model computes: a model may do more than its modules show.
 
-    Both in evaluation mode, in which they are left.
+    In evaluation mode, or in `training` mode with the same random numbers. Both are left as they are.
     """
-    images = torch.randn(1, *image, generator=torch.Generator().manual_seed(0))
-    model.eval()
-    network.eval()
-    with torch.no_grad():
-        return torch.equal(model(images), network(images))
+    images = torch.randn(2, *image, generator=torch.Generator().manual_seed(0))
+    with trial(model, training):
+        expected = model(images)
+    with trial(network, training):
+        found = network(images)
+    return isinstance(expected, Tensor) and torch.equal(expected, found)
+
+
+@contextlib.contextmanager
+def trial(module: nn.Module, training: bool) -> Iterator[None]:
+    """Have `module` in this mode, without gradients and with a fixed random seed, while the block runs.
+
+    Then modes, the content of buffers and all random states are as before.
+    """
+    modes = [(each, each.training) for each in module.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            random.seed(0)
+            np.random.seed(0)  # what a user's module may draw from
+            module.train(training)
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        for buffer, content in buffers:
+            buffer.copy_(content)
+        for each, mode in modes:
+            each.training = mode
 
 
 def change_channels(model: nn.Module, count: int) -> None:

@@ -3,40 +3,52 @@
 The parts are the module's own, so that what trains the network trains the module.
 """
 
+import contextlib
+
 from torch import nn
 
 from iakd.errors import UserError
 from iakd.models.external import timm, torchvision
-from iakd.models.external.partition import Partition, can_split, is_equivalent, split_model
+from iakd.models.external.partition import Partition, is_equivalent, missing_module, split_model, trial
 from iakd.models.network import Network
 from iakd.models.shapes import Shape, feature_shapes, image_channels
 
 KNOWN = (*(partition for partition, _ in torchvision.FAMILIES), *timm.PARTITIONS)
 
 
-def as_network(module: nn.Module, image: tuple[int, int, int], parts: Partition | None, name: str) -> Network | None:
+def as_network(
+    module: nn.Module, image: tuple[int, int, int], parts: Partition | None, name: str, trained: bool
+) -> Network | None:
     """Return a module as a network with blocks; None if nothing describes how it is divided.
 
-    `image` is (channels, height, width). The module computes on the CPU, and keeps its mode. Raises UserError, with the
-    module's `name`, if it does not take such images, or if `parts` do not compute what it computes.
+    `image` is (channels, height, width); `trained` says that the network is to be trained. The module computes on the
+    CPU, and stays as it is. Raises UserError, with the module's `name`, if it does not take such images, or if `parts`
+    do not compute what it computes.
     """
     if isinstance(module, Network):
         if parts:
             raise UserError(f"the {name} is a network of iakd, which knows its blocks: leave out its parts")
         _check_channels(module, image, name)
         return module
-    training = module.training
-    try:
-        for candidate in [parts] if parts else KNOWN:
-            if can_split(module, candidate) and (network := _divided(module, image, candidate)):
-                return network
-    finally:
-        module.train(training)
     if parts:
-        raise UserError(
-            f"the {name} does not compute what its parts compute, one after the other: each module that its `forward` "
-            "applies must be in one of them, functions such as a flattening as modules, too"
-        )
+        missing = missing_module(module, parts)
+        if missing:
+            raise UserError(f"{name}_parts: the {name} has no module {missing!r}")
+        network = _divided(module, image, parts)
+        if network is None:
+            raise UserError(
+                f"the {name} does not compute what its parts compute, one after the other: each module that its "
+                "`forward` applies must be in one of them, functions such as a flattening as modules, too"
+            )
+        if trained:
+            _check_training(module, network, image, name)
+        return network
+    for candidate in KNOWN:
+        if missing_module(module, candidate) is None and (network := _divided(module, image, candidate)):
+            with contextlib.suppress(UserError):  # a class that does more than the family it is derived from
+                if trained:
+                    _check_training(module, network, image, name)
+                return network
     return None
 
 
@@ -48,14 +60,36 @@ def undivided(module: nn.Module) -> Network:
 def _divided(module: nn.Module, image: Shape, parts: Partition) -> Network | None:
     """Return the network of these parts, if it computes the same as the module."""
     try:
-        network = split_model(module.eval(), parts, image)
-        shapes = feature_shapes(network, image)
+        with trial(module, training=False):
+            network = split_model(module, parts, image)
+            shapes = feature_shapes(network, image)
         same = is_equivalent(module, network, tuple(image))
     except UserError:
         raise
     except Exception:  # parts that do not fit together can fail in any way
         return None
     return network if same and all(len(shape) in (2, 3) for shape in shapes) else None
+
+
+def _check_training(module: nn.Module, network: Network, image: Shape, name: str) -> None:
+    """Raise UserError if training the network does not train all of the module, as it would be trained by itself."""
+    parts = {id(parameter) for parameter in network.parameters()}
+    for path, parameter in module.named_parameters():
+        if parameter.requires_grad and id(parameter) not in parts:
+            raise UserError(
+                f"{name}_parts: {path!r}, a parameter of the {name}, is in none of its parts, so it would not be "
+                "trained: make a module of what uses it, and name that"
+            )
+    try:
+        same = is_equivalent(module, network, tuple(image), training=True)
+    except Exception as error:  # a user's module can fail in any way
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"the {name} cannot compute in training mode ({reason})") from None
+    if not same:
+        raise UserError(
+            f"in training mode the {name} does not compute what its parts compute: make a module of what its "
+            "`forward` does there besides, such as dropout, and name that"
+        )
 
 
 def _check_channels(network: Network, image: Shape, name: str) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from iakd import config
 from iakd.errors import UserError
-from iakd.models.external.partition import Partition, can_split, is_equivalent, split_model
+from iakd.models.external.partition import Partition, is_equivalent, missing_module, split_model
 from iakd.models.network import Network
 
 PREFIX = "timm/"
@@ -87,7 +87,7 @@ def build(network: config.Network, channels: int, classes: int) -> Network:
     model = timm.create_model(name, pretrained=False, num_classes=classes, in_chans=channels).eval()
     image = (channels, *model.default_cfg["input_size"][1:])
     for scheme in PARTITIONS:
-        if can_split(model, scheme) and not (Tokens in scheme.stem and hasattr(model, "dist_token")):
+        if missing_module(model, scheme) is None and not (Tokens in scheme.stem and hasattr(model, "dist_token")):
             network_parts = split_model(model, scheme, image)
             if is_equivalent(model, network_parts, image):
                 return network_parts.train()
