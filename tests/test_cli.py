@@ -61,6 +61,9 @@ def test_an_impossible_student_is_found_before_its_teacher_is_trained(project: P
     mistake(iakd("teach", "--set", "students=[{arch: resnet21}]"), "network resnet21: unknown arch 'resnet21'")
     deeper = "students=[{arch: resnet32, width: 4}]"
     mistake(iakd("teach", "--set", deeper), "impossible pair: stage 1 of the teacher has 2 blocks and the student's 5")
+    mistake(iakd("teach", "--set", "distill.transfer=5000"), "distill.transfer: 5000 images")
+    unknown = "distill.recipe.class_weights={ten: 2}"
+    mistake(iakd("teach", "--set", unknown), "recipe.class_weights: no class 'ten'")
     assert not (project / "results/toy/teachers").exists()
     assert iakd("teach", "--set", deeper, "--set", "methods={kd: {}}")[0] == 0  # nothing is swapped
 

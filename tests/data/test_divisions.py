@@ -97,6 +97,9 @@ def test_a_list_may_leave_columns_out(tmp_path: Path) -> None:
     (root / "list.csv").write_text(as_csv([{"path": path, "label": str(len(path) % 11 + 2)} for path in paths]))
     numbers = read(root, list_file="list.csv").classes
     assert numbers == sorted(numbers, key=int)
+    named = [{"path": path, "label": str(len(path) % 11), "class": f"n{len(path) % 11}"} for path in paths]
+    (root / "list.csv").write_text(as_csv(named))
+    assert read(root, list_file="list.csv").classes == sorted({row["label"] for row in named}, key=int)
 
 
 def test_the_list_is_among_the_files_that_data_are_made_from(tmp_path: Path) -> None:
@@ -120,6 +123,13 @@ UNUSABLE = {
     "no train": (CSV.replace("train", "test"), "has no images for training"),
     "class": (CSV.replace("5.png,b,test", "5.png,x,test"), "the class 'x' has no images for training"),
     "one class": (CSV.replace(",b,", ",c,"), "has 1 class for training; at least two"),
+    "outside": (f"{CSV}\n../x.png,b,test", r"row 13 lists .*x\.png, which is not below dataset\.path"),
+    "absolute": (f"{CSV}\n/x.png,b,test", r"row 13 lists /x\.png, which is not below dataset\.path"),
+    "number": ("path,label\n0.png,1\n1.png,1.0\n2.png,x", r"the labels 1 and 1\.0 are the same number"),
+    "two labels": (
+        "path,class,label\n0.png,x,0\n1.png,y,0\n2.png,x,1",
+        "could be column 'label' or 'class', which div",
+    ),
     "gone": (f"{CSV}\nx.png,b,test", r"x\.png cannot be read \(No such file or directory\): repair or remove it"),
 }
 

@@ -109,10 +109,16 @@ CHECKPOINTS["parameters"] = {k.replace("/", "."): v for k, v in CHECKPOINTS["par
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
-def test_checkpoints_of_many_forms(name: str, tmp_path: Path) -> None:
+def test_checkpoints_of_many_forms(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Which of several networks was taken is said, as they may fit alike."""
     path = tmp_path / "checkpoint.pth.tar"
     torch.save(CHECKPOINTS[name], path)
-    found = load_external(settings(arch="resnet8"), 3, 10, path, "the checkpoint").state_dict()
+    with caplog.at_level(logging.INFO):
+        found = load_external(settings(arch="resnet8"), 3, 10, path, "the checkpoint").state_dict()
+    assert caplog.messages == {
+        "moving average beside": ["the checkpoint: the weights, in model, not those in model_ema"],
+        "teacher and student": ["the checkpoint: the weights, in teacher, not those in student"],
+    }.get(name, [])
     assert torch.allclose(found["stem.0.weight"], STATE["conv1.weight"], rtol=1e-3)
     assert torch.allclose(
         found["stages.2.0.shortcut.1.bias"], STATE["layer3.0.downsample.1.bias"], rtol=1e-3, atol=1e-3

@@ -124,6 +124,26 @@ def test_channels_that_are_swapped_are_swaps_too(judge):
     assert line.entry == "kd: {}"
 
 
+@pytest.mark.parametrize(
+    ("iakd", "reason"),
+    [
+        ({"schedule": {"student_only": 1.0}}, "p is 1 throughout"),
+        ({"schedule": {"kind": "uniform", "p0": 1.0}}, "p is 1 throughout"),
+        ({"form": "two_path", "weight": 0}, "the weight of the hybrid paths is 0"),
+    ],
+)
+def test_a_row_that_never_swaps_wins_nothing_for_swapping(judge, iakd, reason):
+    """It is kd under another name: it can neither lead for swapping nor stand for kd where the others are compared."""
+    never = {"method": "iakd+kd", "iakd": iakd}
+    scores = {"kd": [90, 90.2, 89.9], "never": [95, 95.3, 94.8], "iakd-linear": [80, 81, 82]}
+    found, result = judge(scores, never=never)
+    assert "never beat iakd-linear" in found.headline and "IAKD lost" in found.headline
+    assert verdict.warnings(result) == [
+        f"resnet20 → resnet8: never was trained without swaps ({reason}), so it counts as a method without swapping"
+    ]
+    assert {effect.method for effect in result.swap_effects["resnet20-resnet8"]} == {"iakd-linear"}
+
+
 def test_one_seed_may_be_chance(judge):
     found, result = judge({"scratch": [80], "kd": [90], "iakd-linear": [99]}, seeds=(4,))
     assert found.outcome == "open"

@@ -86,6 +86,15 @@ class IakdOptions(Strict):
         0.0, ge=0, description="two_path: weight of the distances between the features of both networks at all blocks"
     )
 
+    @property
+    def without_effect(self) -> str | None:
+        """Return why these settings train the student as if nothing were ever swapped; None if they do not."""
+        if isinstance(self.schedule, Schedule) and self.schedule.never_swaps:
+            return "p is 1 throughout"
+        if self.form == "two_path" and not (self.weight or self.seam_weight):
+            return "the weight of the hybrid paths is 0"
+        return None
+
     @model_validator(mode="after")
     def _fits_the_form(self) -> "IakdOptions":
         other = TWO_PATH_ONLY if self.form == "single_path" else SINGLE_PATH_ONLY

@@ -44,6 +44,12 @@ class Schedule(Strict):
         10.0, ge=0.001, le=1000, description="sigmoid: slope in the middle; with 10 it is nearly flat at both ends"
     )
 
+    @property
+    def never_swaps(self) -> bool:
+        """Whether p is 1 throughout."""
+        ends = {self.p0, self.p1} if "p1" in KINDS[self.kind].settings else {self.p0}
+        return self.student_only == 1 or (ends == {1} and not self.slope)
+
 
 @dataclass(frozen=True)
 class Kind:

@@ -129,7 +129,7 @@ class Recipe(Strict):
     )
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="the optimiser")
     lr: float = Field(0.05, gt=0, description="the highest learning rate")
-    momentum: Fraction = Field(0.9, description="for sgd")
+    momentum: float = Field(0.9, ge=0, lt=1, description="for sgd")
     nesterov: bool = Field(False, description="for sgd: Nesterov momentum")
     weight_decay: float = Field(5e-4, ge=0, description="of all trained parameters")
     lr_schedule: LrSchedule = LrSchedule()

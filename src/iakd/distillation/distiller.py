@@ -304,15 +304,21 @@ def weights_of(recipe: config.Recipe, data: ImageLoader, classes: Sequence[str])
         weights = present / counts.clamp(min=1)
     else:
         weights = torch.ones(len(classes), dtype=torch.float64)
+        check_class_weights(recipe, classes)
         for name, weight in recipe.class_weights.items():
-            if name not in classes:
-                raise UserError(
-                    f"recipe.class_weights: no class {name!r}{config.did_you_mean(name, classes)}; known: "
-                    f"{', '.join(classes[:9])}{' …' if len(classes) > 9 else ''}"
-                )
             weights[classes.index(name)] = weight
     shown = present if recipe.sampler == "balanced" else counts
     return (weights * shown.sum() / (weights * shown).sum()).float().to(data.labels.device)
+
+
+def check_class_weights(recipe: config.Recipe, classes: Sequence[str]) -> None:
+    """Raise UserError if the recipe has a weight for an unknown class."""
+    for name in recipe.class_weights if isinstance(recipe.class_weights, dict) else ():
+        if name not in classes:
+            raise UserError(
+                f"recipe.class_weights: no class {name!r}{config.did_you_mean(name, classes)}; known: "
+                f"{', '.join(classes[:9])}{' …' if len(classes) > 9 else ''}"
+            )
 
 
 def _teacher_outputs(

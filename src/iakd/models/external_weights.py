@@ -49,7 +49,9 @@ def fitted(
         if names is not None:
             _copy_weights(network, each.tensors, names, origin)
             inside = f", in {each.key_path}" if each.key_path else ""
-            log.debug("%s: the weights of %s%s", origin, settings.arch, inside)
+            others = [other.key_path or "the file itself" for other in found if other is not each and other.tensors]
+            if others:  # such as a moving average: which one was taken matters
+                log.info("%s: the weights%s, not those in %s", origin, inside, ", ".join(others))
             return network
     return None
 

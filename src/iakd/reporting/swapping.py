@@ -114,7 +114,7 @@ class _Counterparts:
     def __init__(self, swapping: Trained, methods: Sequence[Trained], compare: Compare) -> None:
         self.swapping, self.compare = swapping, compare
         self.own = _conditions(swapping)
-        self.others = [other for other in methods if other.method and not interactive(other.method)]
+        self.others = [other for other in methods if other.method and other.method.group != INTERACTIVE]
 
     def effects(self) -> Iterator[SwapEffect]:
         assert self.swapping.method
@@ -185,8 +185,8 @@ def _conditions(results: Trained) -> dict[str, Any]:
 
 
 def interactive(method: Method) -> bool:
-    """Whether a term of the sum swaps parts of the teacher into the student: iakd, rcn."""
-    return method.group == INTERACTIVE
+    """Whether a term of the sum, iakd or rcn, swaps parts of the teacher into the student, and with any effect."""
+    return method.group == INTERACTIVE and not (method.swaps and method.iakd.without_effect)
 
 
 def without_swaps(method: Method) -> str:

@@ -98,9 +98,20 @@ def verdict_lines(comparison: Comparison) -> str:
 
 
 def warnings(comparison: Comparison) -> list[str]:
-    """Return a sentence for each pair whose most accurate method is no better than always giving the same answer."""
+    """Return a sentence for each result that is not what it seems.
+
+    These are methods with swaps that never swap, and pairs whose most accurate method is no better than always giving
+    the same answer.
+    """
     found = []
     for pair in comparison.pairs:
+        for results in pair.methods:
+            reason = results.method.iakd.without_effect if results.method and results.method.swaps else None
+            if reason:
+                found.append(
+                    f"{pair.title}: {results.label} was trained without swaps ({reason}), so it counts as a method "
+                    "without swapping"
+                )
         leader = pair.ranked[0]
         majority = leader.models[0].evaluation.get("majority_top1")
         if majority is not None and leader.top1.mean <= majority:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ COLUMNS = {  # what a column holds, and names that it may have, in lower case
     "fold": ("fold",),
 }
 DELIMITERS = ",;\t"
+NUMBER = re.compile(r"[+-]?\d+(\.\d*)?", re.ASCII)
 
 
 @dataclass
@@ -49,6 +51,7 @@ def read_list(settings: Dataset, root: Path, problems: list[str]) -> ImageList:
         raise UserError(f"{path}: lists no images")
     columns = list(dict.fromkeys(name for row in rows for name in row))
     found = {kind: _column(columns, names) for kind, names in COLUMNS.items()}
+    _check_alternatives(path, rows, columns, found["label"])
     if found["path"] is None:
         raise UserError(f"{path}: has no column path (nor file, filename, …); its columns are {_listed(columns)}")
     by = settings.group_by.column if settings.group_by else None
@@ -57,6 +60,10 @@ def read_list(settings: Dataset, root: Path, problems: list[str]) -> ImageList:
     files = [_normal(root / _text(path, number, row, found["path"])) for number, row in enumerate(rows, 1)]
     first: dict[Path, int] = {}
     for number, file in enumerate(files, 1):
+        if not file.is_relative_to(_normal(root)):
+            raise UserError(
+                f"{path}: row {number} lists {printable(str(file))}, which is not below dataset.path, {root}"
+            )
         if first.setdefault(file, number) != number:
             raise UserError(f"{path}: rows {first[file]} and {number} list the same image, {printable(str(file))}")
 
@@ -72,6 +79,7 @@ def read_list(settings: Dataset, root: Path, problems: list[str]) -> ImageList:
                 "class"
             )
         labels = [file.parent.name for file in files]
+    _check_numbers(path, labels)
     splits = values(found["split"])
     folds = values(found["fold"]) if settings.fold is not None else None
     if folds is not None and settings.folds is not None:
@@ -90,6 +98,29 @@ def read_list(settings: Dataset, root: Path, problems: list[str]) -> ImageList:
         None if folds is None else [_fold(path, number, value) for number, value in enumerate(folds, 1)],
         values(by),
     )
+
+
+def _check_alternatives(path: Path, rows: list[dict[str, Any]], columns: list[str], chosen: str | None) -> None:
+    """Raise UserError if two columns may be the label, and divide the images differently, as species and genus do."""
+    for other in columns:
+        if chosen is not None and other != chosen and other.casefold() in COLUMNS["label"]:
+            both = {(str(row.get(chosen)), str(row.get(other))) for row in rows}
+            if not len(both) == len({first for first, _ in both}) == len({second for _, second in both}):
+                raise UserError(
+                    f"{path}: the label could be column {chosen!r} or {other!r}, which divide the images differently: "
+                    "rename the one that is not meant"
+                )
+
+
+def _check_numbers(path: Path, labels: list[str]) -> None:
+    """Raise UserError for a number that is written in two ways: each would become a class."""
+    first: dict[float, str] = {}
+    for label in dict.fromkeys(labels):
+        if NUMBER.fullmatch(label) and first.setdefault(float(label), label) != label:
+            raise UserError(
+                f"{path}: the labels {first[float(label)]} and {label} are the same number, but would be two classes: "
+                "write it in one way"
+            )
 
 
 def _normal(path: Path) -> Path:
