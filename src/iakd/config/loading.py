@@ -4,6 +4,7 @@ import copy
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
@@ -38,18 +39,6 @@ _Loader.add_implicit_resolver(
     re.compile(r"[-+]?([0-9][0-9_]*\.?|\.[0-9])[0-9_]*[eE][-+]?[0-9]+$"),
     list("-+.0123456789"),
 )
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes the texts that `_Loader` would take for numbers."""
-
-
-_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
-
-
-def yaml_text(settings: dict[str, Any]) -> str:
-    """Return settings as the text of a settings file."""
-    return yaml.dump(settings, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def params_text(params: Params) -> str:
@@ -118,7 +107,17 @@ def read_settings(path: Path) -> Any:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
+    if path.suffix == ".json":  # which is YAML, too, but read in a fiftieth of the time
+        with suppress(ValueError, RecursionError):
+            return json.loads(text, object_pairs_hook=_without_repetition)
     return read_yaml(text, str(path))
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key is there twice")  # `read_yaml` says which one
+    return found
 
 
 def load(path: Path, changes: list[str] = []) -> Params:  # noqa: B006 - never changed

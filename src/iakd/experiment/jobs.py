@@ -460,6 +460,8 @@ def select(jobs: list[Any], kind: str, **wanted: Any) -> list[Any]:
 
     Raises UserError if there are none.
     """
+    if not jobs:
+        raise UserError(f"there is no {kind} in the settings")
     asked = {name: value if isinstance(value, list) else [value] for name, value in wanted.items()}
     asked = {name: values for name, values in asked.items() if values and values != [None]}
     for name, values in asked.items():
@@ -472,7 +474,7 @@ def select(jobs: list[Any], kind: str, **wanted: Any) -> list[Any]:
     chosen = [job for job in jobs if all(_attribute(job, name) in values for name, values in asked.items())]
     if not chosen:
         words = ", ".join(f"{name} {value}" for name, values in asked.items() for value in values)
-        raise UserError(f"no {kind} in the settings has {words}" if words else f"there is no {kind} in the settings")
+        raise UserError(f"no {kind} in the settings has {words}")
     return chosen
 
 

@@ -10,6 +10,7 @@ import torch
 
 from iakd import config, models
 from iakd.errors import UserError
+from iakd.files import plural
 from iakd.models.checkpoint_matching import (
     BOOKKEEPING,
     COUNTER,
@@ -47,7 +48,8 @@ def explain(settings: config.Network, channels: int, classes: int, theirs: Shape
     if not rows:
         return f"has the layers of {settings.arch}, but its blocks are composed differently; nothing was loaded"
     log.error("%s", "\n".join(_table(rows)))
-    return f"does not fit {settings.arch}, {len(rows)} tensors differ (table above); nothing was loaded"
+    differ = plural(len(rows), "tensor differs", "tensors differ")
+    return f"does not fit {settings.arch}, {differ} (table above); nothing was loaded"
 
 
 def _near(settings: config.Network, theirs: Shapes) -> Iterator[config.Network]:

@@ -24,7 +24,7 @@ from iakd.processes import STOP_SIGNALS, WITH_PARENT, end_with_parent
 VARIABLE = "IAKD_FORK_SERVER"  # the socket, a path relative to the working directory
 COMMANDS = ("teach", "distill", "evaluate", "export")
 STAGES = (*COMMANDS, "import_teacher")
-PRELOAD = ("torch._dynamo", *(f"iakd.stages.{stage}" for stage in STAGES), "iakd.evaluation.measure")
+PRELOAD = ("torch._dynamo", "iakd.cli", *(f"iakd.stages.{stage}" for stage in STAGES), "iakd.evaluation.measure")
 KILLED = 128  # exit codes above it are those of workers that a signal has killed
 CREDENTIALS = struct.Struct("3i")  # of a peer: process, user and group
 NUMBER_BYTES = 4  # for the length of a message, a process id or an exit code

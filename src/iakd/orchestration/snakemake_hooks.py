@@ -1,6 +1,7 @@
 """What the Snakefile needs: the experiment of its settings, a lock, and the reason for a failure."""
 
 import contextlib
+import json
 import logging
 import os
 import shutil
@@ -12,7 +13,7 @@ from types import FrameType
 from typing import IO, Any, NoReturn, cast
 
 from iakd import files
-from iakd.config import SOURCES, merged, parse, read_settings, typed, yaml_text
+from iakd.config import SOURCES, merged, parse, read_settings, typed
 from iakd.data.earlier_results import refuse_other_data
 from iakd.data.sources.download import fingerprint
 from iakd.data.store import KINDS, MANIFEST, SPLITS, file_name
@@ -293,9 +294,12 @@ def data_files(experiment: Experiment) -> str | None:
 
 
 def _settings_file(settings: dict[str, Any]) -> Path:
-    """Write the settings to a file named after their content, so that jobs read exactly these and no other run's."""
-    path = STATE / "params" / f"{files.digest(settings)[:12]}.yaml"
-    text = yaml_text(settings)
+    """Write the settings to a file named after their content, so that jobs read exactly these and no other run's.
+
+    As JSON, since each job reads them.
+    """
+    path = STATE / "params" / f"{files.digest(settings)[:12]}.json"
+    text = json.dumps(settings)
     if not path.exists() or path.read_bytes() != text.encode():
         files.write_text(path, text)
     return path

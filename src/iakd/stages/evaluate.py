@@ -29,15 +29,17 @@ def evaluate_run(experiment: Experiment, folder: Path) -> Path:
     Raises UserError if `folder` is not one of the experiment's, or its model is missing, damaged, or was trained with
     other settings or data.
     """
-    jobs = {job.folder.resolve(): job for job in experiment.trained}
-    if folder.resolve() not in jobs:
+    jobs = {job.folder: job for job in experiment.trained}
+    if folder not in jobs:  # perhaps in other words; to resolve them all takes as long as to evaluate a small model
+        folder = {path.resolve(): path for path in jobs}.get(folder.resolve(), folder)
+    if folder not in jobs:
         names = [str(job.folder) for job in experiment.trained]
         shown = ", ".join(names[:4]) + (f", … ({len(names)} in all)" if len(names) > 4 else "")
         raise UserError(
             f"--run {folder}: not a model of these settings{did_you_mean(str(folder), names)}; known: {shown}"
         )
     return _evaluate(
-        experiment, jobs[folder.resolve()], PreparedData.open(experiment.data.folder, settings=experiment.data.settings)
+        experiment, jobs[folder], PreparedData.open(experiment.data.folder, settings=experiment.data.settings)
     )
 
 
