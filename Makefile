@@ -33,7 +33,7 @@ adopt: .venv/ready $(SETTINGS) ## accept the results on disk although they were 
 	@snakemake --cores 1 --quiet all --touch --forceall $(ARGS) && echo "adopted: the next run starts from these results"
 
 test: .venv/ready ## run all tests (about twenty minutes on two cores)
-	@pytest -q -n 2 --dist loadfile $(ARGS)
+	@pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 bench: .venv/ready ## measure the speed beside other training loops (under 10 minutes); bench/gpu.py: on a GPU
 	@for name in data train methods startup; do if [ -e bench/$$name.py ]; then python bench/$$name.py $(ARGS) || exit 1; fi; done

@@ -11,6 +11,11 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; tests are many and small
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run whole workflows first: begun last, they would leave the other processes of `pytest -n` without work."""
+    items.sort(key=lambda item: item.get_closest_marker("workflow") is None)
+
+
 @pytest.fixture
 def fit_until(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, int], None]:
     """`fit_until(training, step)`: fit it until a signal stops it after that step of the whole, counted from 1."""
