@@ -16,8 +16,11 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 MOST_PROCESSES = 1024  # and threads
 LONGEST_NAME = 100  # two of them and a seed are one folder, and file systems allow 255 bytes
 # Names of folders, so not only dots.
-Name = Annotated[str, Field(pattern=r"^\.*[A-Za-z0-9_][A-Za-z0-9_.]*$", max_length=LONGEST_NAME)]  # '-' joins two names
-Label = Annotated[str, Field(pattern=r"^\.*[A-Za-z0-9_+-][A-Za-z0-9_.+-]*$", max_length=LONGEST_NAME)]
+NAME = r"^\.*[A-Za-z0-9_][A-Za-z0-9_.]*$"  # '-' joins two names
+LABEL = r"^\.*[A-Za-z0-9_+-][A-Za-z0-9_.+-]*$"
+Name = Annotated[str, Field(pattern=NAME, max_length=LONGEST_NAME)]
+Label = Annotated[str, Field(pattern=LABEL, max_length=LONGEST_NAME)]
+IN_WORDS = {NAME: "A–Z, a–z, 0–9, _ and .", LABEL: "A–Z, a–z, 0–9, _, ., + and -"}
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
@@ -152,6 +155,10 @@ def _mistakes(error: ValidationError, model: type[BaseModel]) -> list[str]:
         if one["type"] == "extra_forbidden":
             key = str(path[-1])
             what = f"unknown key{did_you_mean(RENAMED.get(key, key), _keys(model, list(path[:-1])))}"
+        elif one["type"] == "string_pattern_mismatch" and one["ctx"]["pattern"] in IN_WORDS:
+            what = (
+                f"may consist of {IN_WORDS[one['ctx']['pattern']]} only, with more than dots, got {shown(one['input'])}"
+            )
         elif one["type"] != "value_error" and not isinstance(one["input"], dict | list):
             what += f", got {shown(one['input'])}"
         found += [f"{where}: {line}" if where else line for line in what.split("\n")]

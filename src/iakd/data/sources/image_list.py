@@ -145,7 +145,8 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         raise UserError(f"dataset.list_file: {path} does not exist (looked for below {Path.cwd()})") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"dataset.list_file: {path} cannot be read ({error})") from None
+        advice = "; save it as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
+        raise UserError(f"dataset.list_file: {path} cannot be read ({error}){advice}") from None
     if path.suffix.lower() not in (".json", ".jsonl"):
         return _csv_rows(path, text)
     try:
