@@ -12,7 +12,7 @@ from iakd import files
 from iakd.config import Params, parse
 from iakd.errors import UserError
 from iakd.evaluation.record import with_hash
-from iakd.experiment.jobs import Experiment, Job, plan_experiment
+from iakd.experiment.jobs import WORKFLOW_LOCK, Experiment, Job, plan_experiment
 from iakd.orchestration import stale_results
 
 SETTINGS: dict[str, Any] = {
@@ -275,6 +275,18 @@ def test_what_was_damaged_since_is_made_again(
     stale_results.check(made, records)
     assert caplog.messages == [f"{path}: missing or damaged, made again"]
     assert outdated() == {result} and records.params(root / result) is None
+
+
+def test_what_a_workflow_is_writing_is_left_alone(made: Experiment) -> None:
+    """`iakd status` looks while another process works."""
+    path = made.students[0].folder / "evaluation.json"
+    write(path, {**with_hash({"top1": 90.0}), "top1": 91.0})
+    WORKFLOW_LOCK.parent.mkdir()
+    with files.lock(WORKFLOW_LOCK):
+        stale_results.check(made, Recorded())
+        assert outdated() == set()
+    stale_results.check(made, Recorded())
+    assert outdated() == {str(path.relative_to("results/toy"))}
 
 
 def test_an_evaluation_with_another_number_is_made_again(made: Experiment) -> None:

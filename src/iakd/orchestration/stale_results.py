@@ -33,6 +33,7 @@ from iakd.experiment.jobs import (
     LOGS,
     RESULTS,
     STATE,
+    WORKFLOW_LOCK,
     Experiment,
     ExportJob,
     Job,
@@ -314,6 +315,8 @@ def check(experiment: Experiment, records: Records) -> None:
                 records.forget(path)  # Snakemake then decides by content, and makes it again
     else:
         refuse(unseen, _what_is_lost(on_disk, others))
+    if files.held(WORKFLOW_LOCK):
+        return  # the workflow that runs decides; results that it is writing are not damaged
     outdated = list(on_disk.made_from_others(others))
     for path, damaged in on_disk.damaged():
         log.warning("%s: missing or damaged, made again", ", ".join(str(path.parent / name) for name in damaged))
