@@ -397,6 +397,11 @@ def unlike(what: str, divided: bool = True) -> dict[str, Any]:
     ("changes", "words"),
     [
         ({"seed": 1.5}, "seed is 1.5; give a whole number"),
+        ({"checkpoints": 3}, "checkpoints is 3; give the path of a folder"),
+        (
+            unlike("") | {"student_parts": iakd.Partition(("conv", "block"), ("flatten.*",), ("flatten", "fc"))},
+            r"student_parts: its blocks \('flatten\.\*',\) are no modules of the student",
+        ),
         ({"seed": -1}, "seed is -1; give a whole number, at least 0"),
         ({"workers": -1}, "workers is -1"),
         ({"device": "cuda:0"}, "device 'cuda:0': unknown; known: auto, cpu, cuda"),
@@ -544,6 +549,17 @@ def test_no_image_of_a_batch_is_dropped(taught: Taught) -> None:
     assert len(network(torch.randn(3, 1, 8, 8), 0)) == 3
     with pytest.raises(iakd.UserError, match="a batch of 5 images, and batch_size is 4"):
         network(torch.randn(5, 1, 8, 8), 0)
+
+
+def test_batchnorm_without_a_momentum_can_be_swapped() -> None:
+    from torchvision.models import resnet18
+
+    teacher, student = resnet18(num_classes=10), resnet18(num_classes=10)
+    for module in (*teacher.modules(), *student.modules()):
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+    hybrid = iakd.hybrid(teacher, student, steps=2, image=(3, 32, 32), schedule=0.5)
+    assert hybrid(torch.randn(2, 3, 32, 32), 0).isfinite().all()
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.:DeprecationWarning")

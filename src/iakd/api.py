@@ -125,6 +125,8 @@ def distill(
         raise UserError(f"{chosen.method} needs a teacher")
     target = choose_device(device)
     if checkpoints is not None:
+        if not isinstance(checkpoints, str | Path):
+            raise UserError(f"checkpoints is {checkpoints!r}; give the path of a folder")
         _make_folder(Path(checkpoints))
     train = dataset_loader(train_data, normalisation, target, workers, "train_data")
     validation = dataset_loader(val_data, normalisation, target, workers, "val_data") if val_data is not None else None

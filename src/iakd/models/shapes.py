@@ -55,9 +55,19 @@ def unpooled_shape(network: Network, image: Shape) -> Shape:
 
 
 def meta_tensors(module: nn.Module, prefix: str) -> dict[str, Tensor]:
-    """Return meta tensors in place of a module's parameters and buffers, by name after `prefix`."""
+    """Return meta tensors in place of a module's parameters and buffers, by name after `prefix`.
+
+    Except for counters, of which copies are returned: BatchNorm without a momentum computes with their values.
+    """
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    return {prefix + name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+    return {
+        prefix + name: tensor.clone() if tensor.dtype == torch.int64 and not tensor.dim() else _on_meta(tensor)
+        for name, tensor in tensors.items()
+    }
+
+
+def _on_meta(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, device="meta")
 
 
 def image_channels(network: Network) -> int:

@@ -257,7 +257,9 @@ class OnDisk:
             experiment.report / REPORT: partial(made_from.damaged, experiment.report),
         }
         for path, check in checks.items():
-            with suppress(UserError, OSError, KeyError, TypeError, AttributeError):  # no record that could be read
+            with suppress(
+                UserError, OSError, KeyError, TypeError, ValueError, AttributeError
+            ):  # no record that could be read
                 if path.exists() and (names := check()):
                     yield path, names
 

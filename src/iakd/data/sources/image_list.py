@@ -6,6 +6,7 @@ import json
 import os
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +58,9 @@ def read_list(settings: Dataset, root: Path, problems: list[str]) -> ImageList:
     by = settings.group_by.column if settings.group_by else None
     if by is not None and by not in columns:
         raise UserError(f"dataset.group_by.column: {path} has no column {by!r}; its columns are {_listed(columns)}")
-    files = [_normal(root / _text(path, number, row, found["path"])) for number, row in enumerate(rows, 1)]
+    files = [_below(root, _text(path, number, row, found["path"]), path, number) for number, row in enumerate(rows, 1)]
     first: dict[Path, int] = {}
     for number, file in enumerate(files, 1):
-        if not file.is_relative_to(_normal(root)):
-            raise UserError(
-                f"{path}: row {number} lists {printable(str(file))}, which is not below dataset.path, {root}"
-            )
         if first.setdefault(file, number) != number:
             raise UserError(f"{path}: rows {first[file]} and {number} list the same image, {printable(str(file))}")
 
@@ -114,13 +111,25 @@ def _check_alternatives(path: Path, rows: list[dict[str, Any]], columns: list[st
 
 def _check_numbers(path: Path, labels: list[str]) -> None:
     """Raise UserError for a number that is written in two ways: each would become a class."""
-    first: dict[float, str] = {}
+    first: dict[Decimal, str] = {}
     for label in dict.fromkeys(labels):
-        if NUMBER.fullmatch(label) and first.setdefault(float(label), label) != label:
+        if NUMBER.fullmatch(label) and first.setdefault(Decimal(label), label) != label:
             raise UserError(
-                f"{path}: the labels {first[float(label)]} and {label} are the same number, but would be two classes: "
-                "write it in one way"
+                f"{path}: the labels {first[Decimal(label)]} and {label} are the same number, but would be two "
+                "classes: write it in one way"
             )
+
+
+def _below(root: Path, text: str, path: Path, number: int) -> Path:
+    """Return the file that a row names, as a path that begins with `root`.
+
+    Raises UserError for a file elsewhere, of which a change would not be noticed.
+    """
+    for whole in (os.path.abspath, os.path.realpath):  # by its name, or where links lead to
+        file, folder = Path(whole(root / text)), Path(whole(root))
+        if file.is_relative_to(folder):
+            return _normal(root / file.relative_to(folder))
+    raise UserError(f"{path}: row {number} lists {printable(text)}, which is not below dataset.path, {root}")
 
 
 def _normal(path: Path) -> Path:

@@ -35,6 +35,8 @@ def as_network(
         if missing:
             raise UserError(f"{name}_parts: the {name} has no module {missing!r}")
         network = _divided(module, image, parts)
+        if network is not None and not network.blocks:
+            raise UserError(f"{name}_parts: its blocks {parts.blocks} are no modules of the {name}")
         if network is None:
             raise UserError(
                 f"the {name} does not compute what its parts compute, one after the other: each module that its "
@@ -45,6 +47,8 @@ def as_network(
         return network
     for candidate in KNOWN:
         if missing_module(module, candidate) is None and (network := _divided(module, image, candidate)):
+            if not network.blocks:
+                continue
             with contextlib.suppress(UserError):  # a class that does more than the family it is derived from
                 if trained:
                     _check_training(module, network, image, name)
