@@ -209,7 +209,7 @@ def test_another_architecture_is_shown_as_a_table(tmp_path: Path, caplog: pytest
     other = public.ThreeStages(8, "plain").state_dict()
     other["layer1.0.attention.weight"] = torch.zeros(16, 2)
     with caplog.at_level(logging.ERROR):
-        assert "does not fit resnet8, 1 tensors differ" in refusal(tmp_path, other, arch="resnet8")
+        assert "does not fit resnet8, 1 tensor differs" in refusal(tmp_path, other, arch="resnet8")
     assert caplog.messages[-1].splitlines() == [
         "here  shape  in the file                shape",
         "–            layer1.0.attention.weight  16×2",
