@@ -27,7 +27,7 @@ from iakd.devices import choose_device, keep_freed_memory
 from iakd.distillation.distiller import make_distiller, weights_of
 from iakd.distillation.registry import changes_student, timeline_of
 from iakd.distillation.warm_start import add_warm_start
-from iakd.errors import RunFailed, UserError, is_out_of_memory
+from iakd.errors import RunFailed, UserError, is_out_of_memory, reason_of
 from iakd.evaluation.plausibility import required_accuracy
 from iakd.experiment.run_dir import Row, Run
 from iakd.files import check_writable, digest, sha256_bytes
@@ -252,7 +252,7 @@ def _copy(teacher: nn.Module) -> nn.Module:
         with torch.no_grad():  # or the parameters of TorchScript would be results of a computation
             return copy.deepcopy(teacher).cpu()
     except Exception as error:  # a user's module can fail in any way
-        reason = " ".join(str(error).split())[:200]
+        reason = reason_of(error)
         raise UserError(
             f"the teacher cannot be copied ({reason}): it may have stored an output; call it once under torch.no_grad()"
         ) from error
@@ -303,7 +303,7 @@ def _check_classes(network: Network, data: ImageLoader, name: str) -> int:
             with trial(network, training):
                 logits = network(torch.zeros(2, *data.image_shape))
         except Exception as error:  # a user's module can fail in any way
-            reason = " ".join(str(error).split())[:200]
+            reason = reason_of(error)
             raise UserError(f"the {name} cannot compute images of {data.image_shape}{mode} ({reason})") from None
         if not isinstance(logits, Tensor) or logits.dim() != 2:
             what = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"

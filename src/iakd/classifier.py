@@ -18,7 +18,7 @@ from iakd.config.networks import USUAL
 from iakd.data.decoding import BadImage, EncodedImage, decode, decode_each, decode_opened, from_file
 from iakd.data.geometry import centre_crop
 from iakd.devices import choose_device
-from iakd.errors import UserError
+from iakd.errors import UserError, reason_of
 from iakd.experiment.run_dir import LABELS, MODEL, ONNX, PREPROCESSING, RUN
 from iakd.export.folder import read_labels, read_network, read_preprocessing
 from iakd.files import printable
@@ -205,7 +205,7 @@ class Classifier:
         except UserError:
             raise
         except Exception as error:  # torch and ONNX Runtime raise almost anything for shapes that do not fit
-            reason = " ".join(str(error).split())[:200]
+            reason = reason_of(error)
             raise UserError(f"{self.name} cannot compute images of {'×'.join(map(str, shape))} ({reason})") from None
         if logits.shape != (2, len(self.labels)):
             wanted = f"{len(self.labels)} classes are named"

@@ -73,6 +73,11 @@ def one_line(text: str) -> str:
     return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
 
 
+def reason_of(error: Exception) -> str:
+    """Return what an error of foreign code says, as part of a line."""
+    return " ".join(str(error).split())[:200]
+
+
 REMEDIES = {  # for errors of the file system
     errno.ENOSPC: "free some disk space",
     errno.EDQUOT: "free some disk space",

@@ -20,7 +20,7 @@ from iakd.data.decoding import EncodedImage, decode
 from iakd.data.geometry import centre_crop
 from iakd.data.store import PreparedData
 from iakd.distillation.registry import build_deployed, changes_student
-from iakd.errors import UserError
+from iakd.errors import UserError, reason_of
 from iakd.models import Network
 
 FORMAT = "iakd-export-1"
@@ -185,7 +185,7 @@ def read_network(path: Path) -> Network:
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; {hint}") from None
     except (SafetensorError, KeyError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = reason_of(error)
         raise UserError(f"{path} is damaged ({type(error).__name__}: {reason}); {hint}") from None
     network = model.build()
     models.load_weights(network, content, str(path))

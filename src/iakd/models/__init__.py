@@ -12,7 +12,7 @@ from torch import Tensor
 
 from iakd import config
 from iakd.config.networks import family_of
-from iakd.errors import UserError
+from iakd.errors import UserError, reason_of
 from iakd.models.cifar import mobilenetv2, resnet, shufflenet, vgg, wrn
 from iakd.models.external import torchvision
 from iakd.models.network import Network
@@ -98,5 +98,5 @@ def load_weights(network: Network, content: bytes, origin: str) -> None:
     try:
         network.load_state_dict(load_tensors(content))
     except (SafetensorError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = reason_of(error)
         raise UserError(f"{origin}: these weights do not fit the network in the settings ({reason})") from None

@@ -62,6 +62,7 @@ LONG_AGO = 1.0  # seconds since 1970; to Snakemake, 0 would mean that there is n
 
 REBUILD = "IAKD_REBUILD"  # environment variable: 1 to lose results that were made with other settings
 SHOWN = 3  # differences that a message names
+DAMAGED_RECORD = (UserError, OSError, KeyError, TypeError, ValueError, AttributeError)  # what reading one may raise
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +149,7 @@ class OnDisk:
         checks = [self._checks[path] for path in products if path in self._checks]
         try:
             return bool(checks) and all(check() for check in checks)
-        except (UserError, OSError, KeyError, TypeError, ValueError, AttributeError):  # a damaged record
+        except DAMAGED_RECORD:
             return False
 
     def _data_fit(self) -> bool:
@@ -257,9 +258,7 @@ class OnDisk:
             experiment.report / REPORT: partial(made_from.damaged, experiment.report),
         }
         for path, check in checks.items():
-            with suppress(
-                UserError, OSError, KeyError, TypeError, ValueError, AttributeError
-            ):  # no record that could be read
+            with suppress(*DAMAGED_RECORD):
                 if path.exists() and (names := check()):
                     yield path, names
 
@@ -269,8 +268,8 @@ class OnDisk:
             name: sha256 for split in self.record(path)["splits"].values() for name, sha256 in split["files"].items()
         }
         written = path.stat().st_mtime_ns
-        since = [name for name in hashes if path.with_name(name).stat().st_mtime_ns > written]
-        return damaged_files(path.parent, hashes, only=tuple(since)) if since else []
+        since = {name: hashes[name] for name in hashes if path.with_name(name).stat().st_mtime_ns > written}
+        return damaged_files(path.parent, since)
 
     def _damaged_products(self, job: Job) -> list[str]:
         seen = (MODEL, HISTORY, METRICS)  # by Snakemake, if they are missing

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from iakd.errors import UserError
+from iakd.errors import UserError, reason_of
 from iakd.models.shapes import Shape
 
 FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}  # inputs in ONNX
@@ -39,7 +39,7 @@ class OnnxModel(nn.Module):
         try:
             self._session = open_onnx(model if isinstance(model, bytes) else str(model), torch.get_num_threads())
         except Exception as error:  # its own exceptions have no common base
-            reason = " ".join(str(error).split())[:200]
+            reason = reason_of(error)
             raise UserError(f"{origin} is not a usable ONNX file ({reason})") from None
         if len(self._session.get_inputs()) != 1:
             raise UserError(f"{origin} has {len(self._session.get_inputs())} inputs; a classifier has one, the images")

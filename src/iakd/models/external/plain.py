@@ -7,7 +7,7 @@ import contextlib
 
 from torch import nn
 
-from iakd.errors import UserError
+from iakd.errors import UserError, reason_of
 from iakd.models.external import timm, torchvision
 from iakd.models.external.partition import Partition, is_equivalent, missing_module, split_model, trial
 from iakd.models.network import Network
@@ -87,7 +87,7 @@ def _check_training(module: nn.Module, network: Network, image: Shape, name: str
     try:
         same = is_equivalent(module, network, tuple(image), training=True)
     except Exception as error:  # a user's module can fail in any way
-        reason = " ".join(str(error).split())[:200]
+        reason = reason_of(error)
         raise UserError(f"the {name} cannot compute in training mode ({reason})") from None
     if not same:
         raise UserError(
