@@ -175,12 +175,10 @@ def test_gpus_that_slurm_has_not_assigned_are_shared_by_all_jobs(monkeypatch: py
     with gpus.claim(AUTO) as mine:
         assert mine == "0"
         monkeypatch.setenv("SLURM_JOB_ID", "18")
-        monkeypatch.delenv(gpus.ASSIGNED)
-        monkeypatch.delenv(gpus.VISIBLE)
+        mine_alone = {name: os.environ.pop(name) for name in (gpus.ASSIGNED, gpus.VISIBLE)}
         with gpus.claim(AUTO) as other:
             assert other == "1"
-        monkeypatch.setenv(gpus.ASSIGNED, "0")  # as the outer block left them
-        monkeypatch.setenv(gpus.VISIBLE, "0")
+        os.environ.update(mine_alone)  # as the outer block left them
 
 
 def test_names_after_an_invalid_one_are_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
