@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -14,6 +14,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; tests
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run whole workflows first: begun last, they would leave the other processes of `pytest -n` without work."""
     items.sort(key=lambda item: item.get_closest_marker("workflow") is None)
+
+
+SET_FOR_GOOD = ("GIT_PYTHON_", "MLFLOW_", "PGCONNECT_TIMEOUT", "PYTEST_", "TORCH")  # by libraries, or for them
+
+
+@pytest.fixture(autouse=True)
+def _environment() -> Iterator[None]:
+    """No test leaves a variable behind: in another order, others would fail by it, or not without it."""
+    before = dict(os.environ)
+    yield
+    left = dict(before.items() ^ os.environ.items())
+    assert not [name for name in left if not name.startswith(SET_FOR_GOOD)]
 
 
 @pytest.fixture

@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 
 from iakd import files, models
 from iakd.config import parse
-from iakd.data.store import PreparedData, with_hash
+from iakd.data.store import PreparedData
 from iakd.errors import RunFailed, UserError
 from iakd.experiment.jobs import Experiment, plan_experiment
+from iakd.files import with_hash
 from iakd.models.external import torchvision
 from iakd.stages import distill, evaluate, import_teacher, prepare, report, teach
 from iakd.tracking import content

@@ -19,6 +19,8 @@ from iakd.errors import Busy, UserError
 
 PATIENCE = 1.0  # seconds; `held` takes a lock for microseconds, which must not look like another holder
 READABLE = 0o644  # less what the user's umask takes away
+RECORD_HASH = "record_sha256"  # entry of a record: the hash of its other entries
+UNHASHED = "unhashed"  # entry of a record: the names of those that the hash leaves out
 NOT_SUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # by some network file systems
 
 log = logging.getLogger(__name__)
@@ -105,6 +107,26 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json_text(value))
 
 
+def write_record(path: Path, record: dict[str, Any], unhashed: tuple[str, ...] = ()) -> None:
+    """Write `record` atomically as JSON `with_hash`."""
+    write_json(path, with_hash(record, unhashed))
+
+
+def with_hash(record: dict[str, Any], unhashed: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return a JSON object with a hash of it, by which `read_json` notices what was changed later.
+
+    The hash leaves out the entries `unhashed`, so that it is the same where only these differ.
+    """
+    record = {**record, UNHASHED: list(unhashed)} if unhashed else record
+    return {**record, RECORD_HASH: _record_hash(json.loads(json_text(record)))}
+
+
+def _record_hash(record: dict[str, Any]) -> str:
+    unhashed = record.get(UNHASHED)
+    left_out = [RECORD_HASH, *unhashed] if isinstance(unhashed, list) else [RECORD_HASH]
+    return digest({name: value for name, value in record.items() if name not in left_out})
+
+
 def printable(text: str) -> str:
     """Return `text` with escapes for what is not valid Unicode, such as a file name in an old encoding, and for control
     characters, such as the end of a line.
@@ -128,13 +150,30 @@ def plural(n: int, noun: str, many: str = "") -> str:
 
 
 def read_json(path: Path, hint: str) -> Any:
-    """Read a JSON file; `hint` says what to do where it is missing or damaged (UserError)."""
+    """Read a JSON file; `hint` says what to do where it is missing or damaged (UserError).
+
+    A record must have its hash; those of earlier versions have none.
+    """
     try:
-        return json.loads(path.read_bytes())
+        value = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: {hint}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}): {hint}") from None
+    if isinstance(value, dict) and RECORD_HASH in value and value[RECORD_HASH] != _record_hash(value):
+        raise UserError(f"{path} is damaged (its entries do not fit their SHA-256): {hint}")
+    return value
+
+
+def read_if_whole(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file, or an empty one if it is missing or, after a warning, if it is damaged."""
+    if not path.exists():
+        return {}
+    try:
+        return read_object(path, "made again")
+    except UserError as error:
+        log.warning("%s", error)
+        return {}
 
 
 def read_object(path: Path, hint: str, *names: str) -> dict[str, Any]:

@@ -168,7 +168,7 @@ def test_an_evaluation_that_is_incomplete_is_made_again(experiment, damage, capl
     whole = read(path)
     damaged = read(path)
     damage(damaged)
-    path.write_text(json.dumps(damaged))
+    files.write_record(path, damaged)
     assert evaluate_run(experiment, path.parent) == path
     again = read(path)
     assert {k: v for k, v in whole.items() if k not in SPEEDS} == {k: v for k, v in again.items() if k not in SPEEDS}
@@ -194,7 +194,7 @@ def test_a_peer_is_evaluated_too(tmp_path, monkeypatch):
     (student,) = experiment.students
     peer = (experiment.teachers[0].folder / run_dir.MODEL).read_bytes()
     record = read(student.folder / run_dir.RUN) | {"peer_sha256": files.sha256_bytes(peer)}
-    (student.folder / run_dir.RUN).write_text(json.dumps(record))
+    files.write_record(student.folder / run_dir.RUN, record)
     with pytest.raises(UserError, match=r"peer\.safetensors is missing or damaged: delete .*--method mutual --seed 0`"):
         evaluate_run(experiment, student.folder)
     (student.folder / run_dir.PEER).write_bytes(peer)
@@ -209,7 +209,7 @@ def test_a_new_model_is_evaluated_again(experiment):
     (job.folder / run_dir.MODEL).write_bytes((experiment.students[1].folder / run_dir.MODEL).read_bytes())
     record = read(job.folder / run_dir.RUN)
     record["model_sha256"] = read(experiment.students[1].folder / run_dir.RUN)["model_sha256"]
-    (job.folder / run_dir.RUN).write_text(json.dumps(record))
+    files.write_record(job.folder / run_dir.RUN, record)
     new = read(evaluate_run(experiment, job.folder))
     assert new["model_sha256"] != old["model_sha256"] and new["nll"] != old["nll"]
 
@@ -240,7 +240,7 @@ def test_model_of_other_settings(experiment):
 
 def test_model_of_other_data(experiment):
     path = experiment.students[0].folder / run_dir.RUN
-    path.write_text(json.dumps({**read(path), "data_sha256": "0" * 64}))
+    files.write_record(path, {**read(path), "data_sha256": "0" * 64})
     with pytest.raises(UserError, match="other data"):
         evaluate_run(experiment, path.parent)
 

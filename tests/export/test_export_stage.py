@@ -21,10 +21,10 @@ from iakd.data.decoding import from_file
 from iakd.data.store import PreparedData
 from iakd.distillation.assembly import network_of
 from iakd.errors import UserError
-from iakd.evaluation.record import with_hash
 from iakd.experiment import run_dir
 from iakd.experiment.jobs import Experiment, StudentJob, TeacherJob, plan_experiment
 from iakd.export.folder import Preprocessing, read_labels, read_preprocessing
+from iakd.files import with_hash
 from iakd.models.network import initialise
 from iakd.models.quantisation import each_bits
 from iakd.stages import latency, prepare

@@ -14,7 +14,6 @@ from iakd import files
 from iakd.config import parse
 from iakd.evaluation import made_from
 from iakd.evaluation.metrics import pack
-from iakd.evaluation.record import with_hash
 from iakd.experiment import run_dir
 from iakd.experiment.jobs import Experiment, Job, StudentJob, TeacherJob, plan_experiment
 from iakd.orchestration.stale_results import OnDisk
@@ -103,7 +102,7 @@ def evaluate(experiment: Experiment, job: TeacherJob | StudentJob, data: str) ->
         "latency_ms": 1.0,
         "images_per_s": 1.0,
     }
-    files.write_json(job.folder / "evaluation.json", with_hash(content))
+    files.write_record(job.folder / "evaluation.json", content)
 
 
 def export(experiment: Experiment) -> None:
@@ -114,13 +113,13 @@ def export(experiment: Experiment) -> None:
     files.write_bytes(folder / "model.onnx", b"onnx")
     hashes = {"model.onnx": files.sha256_bytes(b"onnx")}
     evaluation = files.digest(json.loads((student.folder / "evaluation.json").read_text()))
-    files.write_json(folder / "export.json", {"key": key, "evaluation_sha256": evaluation, "files": hashes})
+    files.write_record(folder / "export.json", {"key": key, "evaluation_sha256": evaluation, "files": hashes})
     model = {"method": student.label, "seed": student.seed, "folder": student.label, "key": key}
     candidates = [{"method": one.label, "seed": one.seed, "val_top1": 90.0} for one in job.students]
     index = {"params": job.settings, "candidates": candidates, "models": [model]}
-    files.write_json(job.folder / "exported.json", index)
+    files.write_record(job.folder / "exported.json", index)
     measured = {"networks": latency.networks_sha256(experiment)}
-    files.write_json(experiment.export_folder / "latency.json", measured)
+    files.write_record(experiment.export_folder / "latency.json", measured)
 
 
 PRODUCTS = {
@@ -130,7 +129,7 @@ PRODUCTS = {
     "scratch": ["students/big-small/scratch/seed0/run.json", "students/big-small/scratch/seed1/run.json"],
     "kd": ["students/big-small/kd/seed0/run.json", "students/big-small/kd/seed1/run.json"],
     "tuned": [f"{TUNED}/run.json"],
-    "evaluation of kd": [f"{KD}/evaluation.json"],
+    "evaluation": [f"{KD}/evaluation.json"],
     "export": ["export/big-small/exported.json"],
     "latency": ["export/latency.json"],
     "comparison": ["evaluation/summary.csv", "evaluation/metrics.json"],
@@ -160,6 +159,11 @@ def text(content: str) -> Callable[[Path], None]:
     return lambda path: path.write_text(content) and None
 
 
+def of_others(**changes: Any) -> Callable[[Path], None]:
+    """Another whole record."""
+    return lambda path: files.write_record(path, {**json.loads(path.read_text()), **changes})
+
+
 def entry(**changes: Any) -> Callable[[Path], None]:
     return lambda path: path.write_text(json.dumps({**json.loads(path.read_text()), **changes})) and None
 
@@ -167,24 +171,26 @@ def entry(**changes: Any) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("file", "change", "unfit"),
     [
-        ("data/manifest.json", entry(key="of other sources"), "data report"),
+        ("data/manifest.json", of_others(key="of other sources"), "data report"),
         ("data/val.labels.npy", Path.unlink, "data"),
-        ("teachers/big/seed0/run.json", entry(key="of other sources"), "teacher report comparison"),
+        ("teachers/big/seed0/run.json", of_others(key="of other sources"), "teacher report comparison"),
         ("teachers/big/seed0/model.safetensors", text("damaged"), "teacher"),
         ("teachers/big/seed0/history.csv", text("damaged"), "teacher"),
         ("teachers/big/seed0/run.json", text("{"), "teacher study kd tuned report comparison"),
         ("tune/big-small/iakd/study.journal", Path.unlink, "study"),
         ("tune/big-small/iakd/best.yaml", text(yaml.safe_dump({"iakd": {"method": "iakd"}})), "study tuned report"),
-        (f"{KD}/run.json", entry(inputs={"data": "other", "teacher": "other"}), "kd report comparison"),
-        (f"{KD}/run.json", entry(inputs=None), "kd report comparison"),
+        (f"{KD}/run.json", of_others(inputs={"data": "other", "teacher": "other"}), "kd report comparison"),
+        (f"{KD}/run.json", of_others(inputs=None), "kd report comparison"),
         (f"{KD}/model.safetensors", Path.unlink, "kd"),
-        (f"{KD}/evaluation.json", entry(key="of other sources"), "latency report comparison"),
-        (f"{KD}/evaluation.json", entry(top1=100.0), "latency report comparison"),
+        (f"{KD}/evaluation.json", of_others(key="of other sources"), "evaluation report comparison"),
+        (f"{KD}/evaluation.json", entry(top1=100.0), "evaluation latency report comparison"),
         (f"{KD}/metrics.json", entry(val_top1=91.0), "kd export"),
         ("export/big-small/scratch/model.onnx", text("damaged"), "export"),
         ("export/big-small/exported.json", text("[]"), "export report"),
-        ("export/latency.json", entry(networks="others"), "latency report"),
-        (f"{KD}/evaluation.json", entry(macs=2, sha256=None), "latency report comparison"),
+        ("export/latency.json", of_others(networks="others"), "latency report"),
+        ("export/latency.json", entry(measured="later"), "latency report"),
+        (f"{KD}/run.json", entry(wall_seconds=1.0), "kd evaluation report comparison"),
+        (f"{KD}/evaluation.json", of_others(macs=2), "latency report comparison"),
         ("evaluation/metrics.json", text("damaged"), "comparison"),
         ("evaluation/made_from.json", Path.unlink, "comparison"),
         ("report/figures/accuracy.svg", text("damaged"), "report"),
@@ -194,10 +200,7 @@ def test_what_is_damaged_or_of_other_origin_does_not_fit(
     copy: Path, file: str, change: Callable[[Path], None], unfit: str
 ) -> None:
     change(copy / file)
-    expected = {name for name in PRODUCTS if name in unfit.split()}
-    if file == f"{KD}/evaluation.json":
-        expected.add("evaluation of kd")
-    assert set(PRODUCTS) - fitting(plan_of()) == expected
+    assert set(PRODUCTS) - fitting(plan_of()) == set(unfit.split())
 
 
 @pytest.mark.parametrize(
@@ -205,7 +208,7 @@ def test_what_is_damaged_or_of_other_origin_does_not_fit(
     [
         ({"tune": {"trials": 4}}, {"study"}),
         ({"report": {"confidence": 0.9}}, {"comparison", "report"}),
-        ({"evaluate": {"batch_size": 7}}, {"evaluation of kd"}),
+        ({"evaluate": {"batch_size": 7}}, {"evaluation"}),
         ({"compute": {"threads": 2}}, set()),
     ],
 )

@@ -11,8 +11,8 @@ import pytest
 from iakd import files
 from iakd.config import Params, parse
 from iakd.errors import UserError
-from iakd.evaluation.record import with_hash
 from iakd.experiment.jobs import WORKFLOW_LOCK, Experiment, Job, plan_experiment
+from iakd.files import with_hash
 from iakd.orchestration import stale_results
 
 SETTINGS: dict[str, Any] = {
@@ -39,9 +39,11 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
     for job in (*experiment.studies, *experiment.trained):
         write(job.folder / "run.json", {"params": {"method": "as found", **job.settings}})
     for job in experiment.trained:
-        write(job.folder / "evaluation.json", {})
+        write(job.folder / "evaluation.json", {"top1": 90.0})
     write(experiment.evaluation / "metrics.json", {})
     write(experiment.report / "figures" / "accuracy.svg", {})
+    for folder in (experiment.evaluation, experiment.report):
+        write(folder / "made_from.json", {"sha256": {}})
     return experiment
 
 
@@ -160,8 +162,8 @@ DAYS = 2 * 86400
 
 def dates_of_results() -> dict[str, float]:
     """The dates of the records that Snakemake compares."""
-    names = ("manifest.json", "run.json", "evaluation.json", "metrics.json", "exported.json", "report.html")
-    return {str(path): path.stat().st_mtime for name in names for path in Path("results").glob(f"**/{name}")}
+    names = {"manifest", "run", "evaluation", "metrics", "exported", "latency", "report"}
+    return {str(path): path.stat().st_mtime for path in Path("results").glob("**/*.*") if path.stem in names}
 
 
 def with_hashes(experiment: Experiment) -> None:
@@ -174,6 +176,14 @@ def with_hashes(experiment: Experiment) -> None:
         write(job.folder / "run.json", record)
         if job in experiment.trained:
             write(job.folder / "evaluation.json", {"data_sha256": "d", "model_sha256": record["model_sha256"]})
+
+
+def report_and_exports(experiment: Experiment) -> None:
+    (experiment.report / "report.html").write_text("")
+    (export,) = experiment.exports
+    write(export.folder / "exported.json", {"params": export.settings, "models": [{"folder": "kd"}]})
+    write(export.folder / "kd" / "export.json", {"files": {}})
+    write(experiment.export_folder / "latency.json", {"models": []})
 
 
 def outdated() -> set[str]:
@@ -249,8 +259,7 @@ def test_what_was_damaged_since_is_made_again(
     """Whatever its date, which a flipped bit does not change; except for arrays, whose date is trusted."""
     with_hashes(made)
     root = Path("results/toy")
-    (root / "report" / "report.html").write_text("")
-    write(root / "export/big-small/exported.json", {"params": made.exports[0].settings, "models": [{"folder": "kd"}]})
+    report_and_exports(made)
     path = root / file
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"whole")
@@ -289,14 +298,44 @@ def test_what_a_workflow_is_writing_is_left_alone(made: Experiment) -> None:
     assert outdated() == {str(path.relative_to("results/toy"))}
 
 
-def test_an_evaluation_with_another_number_is_made_again(made: Experiment) -> None:
-    path = made.students[0].folder / "evaluation.json"
-    write(path, with_hash({"top1": 90.0}))
+RECORDS = {  # and what is made again if they are damaged
+    "data/manifest.json": "data/manifest.json",
+    "teachers/big/seed0/run.json": "teachers/big/seed0/run.json",
+    "tune/big-small/iakd/run.json": "tune/big-small/iakd/run.json",
+    "students/big-small/kd/seed0/run.json": "students/big-small/kd/seed0/run.json",
+    "students/big-small/kd/seed0/evaluation.json": "students/big-small/kd/seed0/evaluation.json",
+    "export/big-small/exported.json": "export/big-small/exported.json",
+    "export/big-small/kd/export.json": "export/big-small/exported.json",
+    "export/latency.json": "export/latency.json",
+    "evaluation/made_from.json": "evaluation/metrics.json",
+    "report/made_from.json": "report/report.html",
+}
+
+
+@pytest.mark.parametrize("damage", ["another number", "half of it", "another kind", "no such file"])
+@pytest.mark.parametrize("file", RECORDS)
+def test_what_has_a_damaged_record_is_made_again(
+    made: Experiment, caplog: pytest.LogCaptureFixture, file: str, damage: str
+) -> None:
+    root = Path("results/toy")
+    report_and_exports(made)
+    for name in RECORDS:
+        record = json.loads((root / name).read_text())
+        write(root / name, with_hash({**record, "seconds": 1.5}))
     stale_results.check(made, Recorded())
-    assert outdated() == set()
-    write(path, {**with_hash({"top1": 90.0}), "top1": 91.0})
+    assert outdated() == set() and not caplog.messages
+    path = root / file
+    if damage == "no such file":
+        path.unlink()
+        if RECORDS[file] == file:
+            return  # Snakemake sees it
+    else:
+        text = path.read_text()
+        changed = {"another number": text.replace("1.5", "1.6"), "half of it": text[:-9], "another kind": "[]"}
+        path.write_text(changed[damage])
     stale_results.check(made, Recorded())
-    assert outdated() == {str(path.relative_to("results/toy"))}
+    assert caplog.messages == [f"{path}: missing or damaged, made again"]
+    assert outdated() == {RECORDS[file]}
 
 
 @pytest.mark.parametrize("models", [None, 3, [7], [{"method": []}], [{"seed": {}}], {}])
@@ -368,11 +407,12 @@ def test_dates_of_the_past_are_left_alone(made: Experiment) -> None:
 
 
 @pytest.mark.parametrize("content", [b"[]", b"null", b'{"params": [], "inputs": 7}', b"\xff\x00", b"[" * 100_000])
-def test_a_damaged_record_is_left_to_the_command_that_reads_it(made: Experiment, content: bytes) -> None:
-    """Its message names the file; here it would stop all jobs, even those that make it again."""
-    for job in made.students:
-        (job.folder / "run.json").write_bytes(content)
-        (job.folder / "evaluation.json").write_bytes(content)
-    (made.data.folder / "manifest.json").write_bytes(content)
+def test_a_record_of_any_content_stops_no_other_jobs(made: Experiment, content: bytes) -> None:
+    """What is no record is made again; what is one of something else is left to the command that reads it."""
+    paths = [job.folder / name for job in made.students for name in ("run.json", "evaluation.json")]
+    paths.append(made.data.folder / "manifest.json")
+    for path in paths:
+        path.write_bytes(content)
     stale_results.check(made, Recorded())
-    assert outdated() == set()
+    expected = set() if b"inputs" in content else {str(path.relative_to("results/toy")) for path in paths}
+    assert outdated() == expected

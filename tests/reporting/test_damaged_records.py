@@ -10,10 +10,10 @@ import pytest
 
 from iakd import files
 from iakd.errors import UserError
-from iakd.evaluation.record import with_hash
 from iakd.experiment import run_dir
 from iakd.experiment.jobs import Experiment
 from iakd.experiment.run_dir import HISTORY, METRICS, RUN, damaged_products
+from iakd.files import with_hash
 from iakd.reporting import tables
 from iakd.reporting.results import read_comparison, read_study
 from iakd.tuning.results import finished_trials, up_to_date

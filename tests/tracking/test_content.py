@@ -57,12 +57,12 @@ def test_times_follow_the_epochs_and_stay_within_the_run(tree: Path) -> None:
     fake_runs.train(fake_runs.student(), epochs=4)
     record = files.read_json(RESULTS / fake_runs.student().path / "run.json", "")
     record["finished"] = record["started"][:-6].replace(record["started"][:4], "2999") + "+00:00"
-    files.write_json(RESULTS / fake_runs.student().path / "run.json", record)
+    files.write_record(RESULTS / fake_runs.student().path / "run.json", record)
     (run,) = read_all()
     times = {point.step: point.timestamp - run.started for point in run.history}
     assert times == {1: 2000, 2: 4000, 3: 6000, 4: 8000}
     record["finished"] = record["started"]  # a resumed run's epochs may add up to more than its last attempt
-    files.write_json(RESULTS / fake_runs.student().path / "run.json", record)
+    files.write_record(RESULTS / fake_runs.student().path / "run.json", record)
     (run,) = read_all()
     assert {point.timestamp for point in run.history} == {run.started}
 

@@ -183,6 +183,22 @@ def test_a_missing_product_is_made_again(project: "Project") -> None:
         path.write_bytes(text)
 
 
+def test_after_damage_only_what_was_damaged_is_made_again(project: "Project") -> None:
+    """Jobs that depend on it find their results in place, made from the same; and all are still made on request."""
+    manifest, teacher, student = (
+        project.path / "results/tiny" / name
+        for name in ("data/manifest.json", "teachers/big/seed0/run.json", "students/big-small/kd/seed1/run.json")
+    )
+    before = [path.read_bytes() for path in (manifest, teacher, student)]
+    manifest.write_bytes(before[0][:99])
+    assert "results/tiny/data/manifest.json: missing or damaged, made again" in project.run(*SNAKEMAKE)
+    assert [path.read_bytes() for path in (manifest, teacher, student)] == before
+    assert "Nothing to be done" in project.run(*SNAKEMAKE)
+    project.run(*SNAKEMAKE, "--forcerun", "teach")
+    assert teacher.read_bytes() != before[1], "its dates"
+    assert student.read_bytes() == before[2]
+
+
 def test_a_second_workflow_says_so_and_leaves_the_first_alone(project: "Project") -> None:
     with files.lock(project.path / ".state/workflow.lock"):
         printed = project.run(*SNAKEMAKE, "--forcerun", "report", code=2)

@@ -21,22 +21,12 @@ Labels = NDArray[np.int64]
 SPLITS = ("train", "val", "test")
 KINDS = {"array": ("images", "labels"), "files": ("files", "labels")}  # of files of a split, by `storage`
 MANIFEST = "manifest.json"
-HASH = "manifest_sha256"  # of all other entries of the manifest; `sha256` is that of the data
 PREPARE_AGAIN = "run `iakd prepare` again"
 
 
 def file_name(split: str, kind: str) -> str:
     """Return the name of a split's file of `kind`."""
     return f"{split}.{kind}.npy"
-
-
-def with_hash(manifest: dict[str, Any]) -> dict[str, Any]:
-    """Return a manifest with a hash of it, so that a mean or a name that was changed later is noticed."""
-    return {**manifest, HASH: _hash(manifest)}
-
-
-def _hash(manifest: dict[str, Any]) -> str:
-    return files.digest({name: value for name, value in manifest.items() if name != HASH})
 
 
 def combined_sha256(splits: dict[str, Any]) -> str:
@@ -59,7 +49,7 @@ class PreparedData:
         given.
         """
         path = folder / MANIFEST
-        manifest = files.read_json(path, "run `iakd prepare`")
+        manifest = files.read_json(path, PREPARE_AGAIN if path.exists() else "run `iakd prepare`")
         store = cls(folder, manifest)
         try:
             complete = store._is_complete()
@@ -138,8 +128,7 @@ class PreparedData:
         channels = self.image_shape[0]
         splits = self.manifest["splits"]
         return (
-            self.manifest.get(HASH, _hash(self.manifest)) == _hash(self.manifest)
-            and len(self.mean) == len(self.std) == channels
+            len(self.mean) == len(self.std) == channels
             and {"settings", "classes", "problems"} <= set(self.manifest)
             and self.sha256 == combined_sha256(splits)
             and all(

@@ -24,7 +24,7 @@ from iakd.data.statistics import (
     near_duplicates,
     similar_names,
 )
-from iakd.data.store import KINDS, MANIFEST, SPLITS, combined_sha256, file_name, with_hash
+from iakd.data.store import KINDS, MANIFEST, SPLITS, combined_sha256, file_name
 
 
 def write_store(
@@ -54,7 +54,9 @@ def write_store(
                 hashes[file] = _save(new[file], array, split.indices)
         manifest: dict[str, Any] = {"settings": settings.model_dump(mode="json"), "key": key}
         manifest |= {"fingerprint": fingerprint} if fingerprint else {}
-        described = files.json_text(with_hash({**manifest, **_describe(source, settings, splits, storage, hashes)}))
+        described = files.json_text(
+            files.with_hash({**manifest, **_describe(source, settings, splits, storage, hashes)})
+        )
         new[MANIFEST].write_bytes(described.encode())
         (folder / MANIFEST).unlink(missing_ok=True)
         for name in unused:  # of data with the other kind of storage

@@ -42,17 +42,17 @@ class Summary:
         paths = [path for path in sorted(self.folder.glob("**/*")) if path.is_file() and not path.name.startswith(".")]
         hashes = {str(path.relative_to(self.folder)): files.sha256_file(path) for path in paths if path.name != RECORD}
         record = {"settings": self.settings, "inputs": self.inputs, "sha256": hashes}
-        files.write_json(self.folder / RECORD, record)
+        files.write_record(self.folder / RECORD, record)
 
     @property
     def is_there(self) -> bool:
         """Whether the folder holds this very summary, undamaged."""
         try:
-            record = files.read_object(self.folder / RECORD, "", "settings", "inputs", "sha256")
-            this = (record["settings"], record["inputs"]) == (self.settings, self.inputs)
-            return this and not damaged_files(self.folder, record["sha256"])
-        except (UserError, OSError, TypeError, AttributeError):
+            record = files.read_object(self.folder / RECORD, "", "settings", "inputs")
+        except (UserError, OSError):
             return False
+        this = (record["settings"], record["inputs"]) == (self.settings, self.inputs)
+        return this and not damaged(self.folder)
 
     @property
     def is_of_others(self) -> bool:
@@ -82,11 +82,11 @@ def report(experiment: Experiment) -> Summary:
 
 
 def damaged(folder: Path) -> list[str]:
-    """Return the files of the comparison or the report in `folder` that are not those of its record.
-
-    Raises UserError if the record is missing or damaged.
-    """
-    return damaged_files(folder, files.read_object(folder / RECORD, "", "sha256")["sha256"])
+    """Return the files of the comparison or the report in `folder` that are not those of its record, or the record."""
+    try:
+        return damaged_files(folder, files.read_object(folder / RECORD, "", "sha256")["sha256"])
+    except (UserError, OSError, TypeError, AttributeError):
+        return [RECORD]
 
 
 def _models(experiment: Experiment) -> Iterator[Path]:

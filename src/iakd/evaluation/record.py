@@ -131,21 +131,6 @@ def read_record(path: Path, model: type[BaseModel], hint: str, fault: str = "dam
 
 
 MEASURED = ("latency_ms", "images_per_s")  # differ from one evaluation of a model to the next
-HASH = "sha256"  # of all other entries of an evaluation
-
-
-def with_hash(evaluation: dict[str, Any]) -> dict[str, Any]:
-    """Return an evaluation with a hash of it, so that a number that was changed later is noticed."""
-    return {**evaluation, HASH: _hash(evaluation)}
-
-
-def _hash(evaluation: dict[str, Any]) -> str:
-    return files.digest({name: value for name, value in evaluation.items() if name not in (*MEASURED, HASH)})
-
-
-def has_its_hash(evaluation: dict[str, Any]) -> bool:
-    """Whether no number in an evaluation was changed later, as far as its hash tells; earlier versions had none."""
-    return bool(evaluation.get(HASH, _hash(evaluation)) == _hash(evaluation))
 
 
 def network_key(network: Network, evaluation: dict[str, Any]) -> str:
@@ -159,10 +144,7 @@ def network_key(network: Network, evaluation: dict[str, Any]) -> str:
 
 def read_evaluation(path: Path, hint: str) -> dict[str, Any]:
     """Return an evaluation.json. Raises UserError if it is missing, damaged or incomplete, ending with `hint`."""
-    found = read_record(path, _Evaluation, hint, "damaged or of an earlier version")
-    if not has_its_hash(found):
-        raise UserError(f"{path} is damaged (its entries do not fit their SHA-256): {hint}")
-    return found
+    return read_record(path, _Evaluation, hint, "damaged or of an earlier version")
 
 
 def read_exported(path: Path, hint: str) -> list[dict[str, Any]]:

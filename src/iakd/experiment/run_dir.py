@@ -96,12 +96,8 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether results/<path>/ already holds this very run, complete and undamaged.
-
-        Raises UserError if its run.json is damaged.
-        """
-        path = self.folder / RUN
-        record = files.read_object(path, "delete it to train again") if path.exists() else {}
+        """Whether results/<path>/ already holds this very run, complete and undamaged."""
+        record = files.read_if_whole(self.folder / RUN)
         if record.get("key") != self.key:
             return False
         damaged = damaged_products(self.folder, record)
@@ -198,7 +194,7 @@ class Run:
         files.write_text(self.folder / HISTORY, history_text(history))
         files.write_json(self.folder / METRICS, metrics)
         record["sha256"] = {name: files.sha256_file(self.folder / name) for name in (HISTORY, METRICS, *written)}
-        files.write_json(self.folder / RUN, record)
+        files.write_record(self.folder / RUN, record)
 
     def clear_live(self) -> None:
         """Remove this run's live files, but neither the lock nor the folders of nested runs (a study's trials).

@@ -188,13 +188,32 @@ def accept_by_content(experiment: Experiment) -> None:
     What fits the settings, sources and inputs of a job is recorded and dated as if the job had just made it; what does
     not, and would be taken for current without a record, is made again. In a storage, which has no records of its own,
     such results end the process, also if nothing is to be done.
+
+    A job finds in place what fits when it starts, and has nothing to do: what it is made from may have been made again
+    with the same content, after damage. Snakemake would delete it first.
     """
     from snakemake.dag import DAG
+    from snakemake.jobs import Job
 
-    plan = DAG.init
+    plan, asked_for = DAG.init, set[str]()
+
+    async def remove_what_does_not_fit(job: Any) -> None:
+        products = [path for path in map(Path, job.output) if path.exists()]
+        kept = set[Path]()
+        if (
+            products and job.rule.name != "latency" and not _is_asked_for(job, asked_for)
+        ):  # its sources are in no record
+            on_disk = stale_results.OnDisk(experiment)
+            kept = {path.parent for path in products if on_disk.fit([path])}
+        for path in (*job.output, *job.log):
+            if Path(path).parent not in kept:
+                with contextlib.suppress(FileNotFoundError):
+                    await path.remove(remove_non_empty_dir=False)
+
+    Job.remove_existing_output = remove_what_does_not_fit
 
     async def init(dag: Any, *arguments: Any, **options: Any) -> None:
-        asked_for = set(dag.forcefiles)
+        asked_for.update(dag.forcefiles)
         await plan(dag, *arguments, **options)
         nothing_runs = dag.workflow.execution_settings is None  # only environments are made, or the like
         if not dag.workflow.is_main_process or nothing_runs:
@@ -208,6 +227,11 @@ def accept_by_content(experiment: Experiment) -> None:
             await _Acceptance(dag, asked_for, stale_results.OnDisk(experiment)).run()
 
     DAG.init = init
+
+
+def _is_asked_for(job: Any, asked_for: set[str]) -> bool:
+    """Whether the user wants a job's products to be made again in any case; `asked_for` are such files."""
+    return job.rule in job.dag.forcerules or not asked_for.isdisjoint(job.output)
 
 
 class _Acceptance:
@@ -255,7 +279,7 @@ class _Acceptance:
         """Whether a job's inputs and products are there, and Snakemake does not know that it has made the products."""
         if not job.output or not (self.dag.needrun(job) or self.dag.reason(job).no_metadata):
             return False
-        if job.rule in self.dag.forcerules or not self.asked_for.isdisjoint(job.output):
+        if _is_asked_for(job, self.asked_for):
             return False
         if not all(Path(path).exists() for path in (*job.output, *job.input)):
             return False

@@ -28,7 +28,7 @@ from iakd.data.sources.download import fingerprint
 from iakd.data.store import MANIFEST, PreparedData
 from iakd.errors import UserError
 from iakd.evaluation import made_from
-from iakd.evaluation.record import has_its_hash, read_evaluation
+from iakd.evaluation.record import read_evaluation
 from iakd.experiment.jobs import (
     LOGS,
     RESULTS,
@@ -246,21 +246,23 @@ class OnDisk:
         Prepared arrays may be large: only those written to since are looked at. A command that reads them looks at all.
         """
         experiment = self.experiment
-        checks: dict[Path, Callable[[], list[str]]] = {
+        records: dict[Path, Callable[[], list[str]]] = {  # and what of the files that they describe is damaged
             experiment.data.folder / MANIFEST: self._damaged_arrays,
             **{
                 job.folder / RUN: partial(self._damaged_products, job)
                 for job in (*experiment.studies, *experiment.trained)
             },
-            **{job.folder / EVALUATION: partial(self._damaged_evaluation, job) for job in experiment.trained},
+            **{job.folder / EVALUATION: list for job in experiment.trained},
             **{job.folder / EXPORTED: partial(self._damaged_exports, job) for job in experiment.exports},
-            experiment.evaluation / METRICS: partial(made_from.damaged, experiment.evaluation),
-            experiment.report / REPORT: partial(made_from.damaged, experiment.report),
+            experiment.export_folder / LATENCY: list,
         }
-        for path, check in checks.items():
+        for path, check in records.items():
             with suppress(*DAMAGED_RECORD):
-                if path.exists() and (names := check()):
+                if path.exists() and (names := check() if self.record(path) else [path.name]):
                     yield path, names
+        for folder, product in ((experiment.evaluation, METRICS), (experiment.report, REPORT)):
+            if (folder / product).exists() and (names := made_from.damaged(folder)):
+                yield folder / product, names
 
     def _damaged_arrays(self) -> list[str]:
         path = self.experiment.data.folder / MANIFEST
@@ -276,16 +278,13 @@ class OnDisk:
         damaged = damaged_products(job.folder, self.of(job))
         return [name for name in damaged if name not in seen or (job.folder / name).exists()]
 
-    def _damaged_evaluation(self, job: Job) -> list[str]:
-        return [] if has_its_hash(self.record(job.folder / EVALUATION)) else [EVALUATION]
-
     def _damaged_exports(self, job: ExportJob) -> list[str]:
-        folders = [job.folder / model["folder"] for model in self.of(job)["models"]]
-        return [
-            f"{folder.name}/{name}"
-            for folder in folders
-            for name in damaged_files(folder, self.record(folder / EXPORT)["files"])
-        ]
+        found = []
+        for folder in [job.folder / model["folder"] for model in self.of(job)["models"]]:
+            hashes = self.record(folder / EXPORT).get("files")
+            names = [EXPORT] if hashes is None else damaged_files(folder, hashes)
+            found += [f"{folder.name}/{name}" for name in names]
+        return found
 
     @cached_property
     def _data(self) -> str | None:

@@ -12,7 +12,7 @@ from iakd.config import did_you_mean
 from iakd.data.store import PreparedData
 from iakd.errors import UserError, try_each
 from iakd.evaluation import made_from
-from iakd.evaluation.record import read_evaluation, with_hash
+from iakd.evaluation.record import MEASURED, read_evaluation
 from iakd.experiment import run_dir
 from iakd.experiment.jobs import Experiment, StudentJob, TeacherJob, as_trained
 from iakd.reporting import tables, verdict
@@ -124,7 +124,7 @@ def _evaluate(experiment: Experiment, job: TeacherJob | StudentJob, store: Prepa
         test = load_for_test(experiment.params, peer, own, content, weights, store)
         measured["peer"] = evaluate_peer(experiment.params, peer, test)
     key = made_from.evaluation_key(experiment, record["model_sha256"], store.sha256)
-    files.write_json(path, with_hash({**about, "key": key, **measured}))
+    files.write_record(path, {**about, "key": key, **measured}, unhashed=MEASURED)
     return path
 
 

@@ -63,7 +63,7 @@ def run(experiment: Experiment, job: ExportJob) -> Path:
                 for student in chosen
             ],
         }
-        files.write_json(job.folder / run_dir.EXPORTED, index)
+        files.write_record(job.folder / run_dir.EXPORTED, index)
     return job.folder / run_dir.EXPORTED
 
 
@@ -153,7 +153,7 @@ def _export(
         building = Path(tempfile.mkdtemp(prefix=KEPT_APART, dir=job.folder))
         results = build(building, experiment, student.job, content, record, store, _for_the_card(student, candidates))
         hashes = {path.name: files.sha256_file(path) for path in sorted(building.iterdir())}
-        files.write_json(
+        files.write_record(
             building / run_dir.EXPORT,
             {**about, **results, "files": hashes, "params": student.record["params"], **provenance()},
         )
@@ -198,11 +198,12 @@ def _is_whole(folder: Path, about: dict[str, Any]) -> bool:
     path = folder / run_dir.EXPORT
     if not path.exists():
         return False
-    record = read_export(path, f"delete {folder}, then run `iakd export`")
-    return about.items() <= record.items() and all(
-        (folder / name).is_file() and files.sha256_file(folder / name) == sha256
-        for name, sha256 in record["files"].items()
-    )
+    try:
+        record = read_export(path, "exported again")
+    except UserError as error:
+        log.warning("%s", error)
+        return False
+    return about.items() <= record.items() and not run_dir.damaged_files(folder, record["files"])
 
 
 def _publish(building: Path, folder: Path) -> None:

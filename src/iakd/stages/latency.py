@@ -52,11 +52,11 @@ def run(experiment: Experiment) -> Path:
     threads = experiment.params.compute.threads
     of = {"threads": threads, "onnxruntime": version("onnxruntime"), **machine(), "left_out": left_out}
     of["networks"] = _hash(networks)
-    if path.exists() and _is_of(files.read_object(path, "delete it, then run `iakd latency`"), of, wanted):
+    if _is_of(files.read_if_whole(path), of, wanted):
         log.info("%s: already measured", path)
         return path
     models = [{**about, **_measure(file, threads)} for about, file in wanted]
-    files.write_json(path, {**of, "measured": run_dir.now(), "models": models})
+    files.write_record(path, {**of, "measured": run_dir.now(), "models": models})
     _tidy(experiment.graphs, [file for _, file in wanted])
     return path
 
