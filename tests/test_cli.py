@@ -64,7 +64,10 @@ def test_an_impossible_student_is_found_before_its_teacher_is_trained(project: P
     mistake(iakd("teach", "--set", "distill.transfer=5000"), "distill.transfer: 5000 images")
     unknown = "distill.recipe.class_weights={ten: 2}"
     mistake(iakd("teach", "--set", unknown), "recipe.class_weights: no class 'ten'")
+    wide = "recipe.augment.pad: 8 pixels are too many for images of 8×8"
+    mistake(iakd("teach", "--set", "distill.recipe.augment.pad=8"), wide)
     assert not (project / "results/toy/teachers").exists()
+    mistake(iakd("teach", "--set", "teach.recipe.augment.pad=8"), wide)
     assert iakd("teach", "--set", deeper, "--set", "methods={kd: {}}")[0] == 0  # nothing is swapped
 
 

@@ -28,6 +28,11 @@ DEFAULT = ROOT / "params.yaml"
         ("methods.new.method=ikad", "unknown method 'ikad' (did you mean 'iakd'?); known: iakd, "),
         ("methods.kd.iakd.stem=teacher", "methods.kd: has options for 'iakd', which 'kd' does not use"),
         ("methods.new.method=kd+kd", "names a method twice"),
+        (
+            "methods.new={method: kd, kd: {ce_weight: 0, kd_weight: 0}}",
+            "kd: ce_weight, kd_weight are all 0",
+        ),
+        ("methods.new={method: dkd, dkd: {ce_weight: 0, alpha: 0, beta: 0}}", "ce_weight, alpha, beta are all 0"),
         ("methods.new.method=scratch+kd", "scratch cannot be added to kd: it adds no loss"),
         ("dataset.val=many", "dataset.val: Input should be a valid integer"),
         ("dataset.val=-1", "dataset.val: Input should be greater than 0, got -1"),

@@ -144,6 +144,12 @@ def test_mistakes_are_one_line_and_leave_nothing(iakd: Iakd, arguments: tuple[st
     assert not Path("mine").exists()
 
 
+def test_a_folder_that_snakemake_cannot_use_is_not_made(iakd: Iakd) -> None:
+    code, _, err = iakd("init", "{mine}")
+    assert (code, err.count("\n")) == (2, 1) and "/{mine}: Snakemake takes braces in the name of a folder" in err
+    assert not Path("{mine}").exists()
+
+
 def test_it_can_be_repeated_and_overwrites_nothing(iakd: Iakd) -> None:
     Path("mine").mkdir()
     Path("mine/.gitignore").write_text("*.bak")

@@ -144,6 +144,12 @@ def check_writable(folder: Path) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(nearest))
 
 
+def refuse_braces(folder: Path) -> None:
+    """Raise UserError for a folder, of the results or of the workflow, that Snakemake cannot use."""
+    if set("{}") & set(str(folder)):
+        raise UserError(f"{folder}: Snakemake takes braces in the name of a folder for wildcards: use another name")
+
+
 def plural(n: int, noun: str, many: str = "") -> str:
     """Return '1 seed', '3 seeds'."""
     return f"{n} {noun if n == 1 else many or noun + 's'}"

@@ -116,7 +116,7 @@ def test_draws_depend_on_seed_and_epoch_and_on_nothing_before() -> None:
 
 
 @pytest.mark.parametrize("shape", [(3, 6, 4), (1, 8, 8), (2, 5, 9)])
-@pytest.mark.parametrize("augment", [Augment(pad=2, flip=True), Augment(pad=1), Augment(flip=True), Augment(pad=7)])
+@pytest.mark.parametrize("augment", [Augment(pad=2, flip=True), Augment(pad=1), Augment(flip=True), Augment(pad=3)])
 def test_augmentation_is_what_torchvision_does_image_by_image(shape: tuple[int, int, int], augment: Augment) -> None:
     images = np.random.default_rng(2).integers(1, 256, (30, *shape), dtype=np.uint8)
     height, width = shape[1:]

@@ -130,6 +130,7 @@ def test_channels_that_are_swapped_are_swaps_too(judge):
         ({"schedule": {"student_only": 1.0}}, "p is 1 throughout"),
         ({"schedule": {"kind": "uniform", "p0": 1.0}}, "p is 1 throughout"),
         ({"form": "two_path", "weight": 0}, "the weight of the hybrid paths is 0"),
+        ({"form": "two_path", "teacher_weight": 0}, "the weight of the hybrid paths is 0"),
     ],
 )
 def test_a_row_that_never_swaps_wins_nothing_for_swapping(judge, iakd, reason):

@@ -12,7 +12,7 @@ from pathlib import Path
 from snakemake.common import overwrite_function_params
 from snakemake.settings.types import DeploymentMethod
 
-from iakd import slurm
+from iakd import files, slurm
 from iakd.data.store import MANIFEST
 from iakd.errors import UserError
 from iakd.evaluation import made_from
@@ -30,7 +30,7 @@ IN_MODULE = workflow.modifier.parent_modifier is not None  # of another workflow
 try:
     if workflow.modifier.path_modifier.prefix or workflow.modifier.path_modifier.modifies_prefixes:
         raise UserError("a module's prefix does not change where results are: leave it out")
-    hooks.refuse_braces(Path(workflow.main_snakefile).parent)
+    files.refuse_braces(Path(workflow.main_snakefile).parent)
     EXPERIMENT = hooks.set_up(
         [] if IN_MODULE else workflow.overwrite_configfiles or [Path("params.yaml")],
         config if IN_MODULE else workflow.config_settings.config,

@@ -1,6 +1,6 @@
 """The options of each method, set in the section with its name; formulas and sources: docs/methods/."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -91,7 +91,8 @@ class IakdOptions(Strict):
         """Return why these settings train the student as if nothing were ever swapped; None if they do not."""
         if isinstance(self.schedule, Schedule) and self.schedule.never_swaps:
             return "p is 1 throughout"
-        if self.form == "two_path" and not (self.weight or self.seam_weight):
+        path_weight = self.weight * (self.label_weight + self.teacher_weight)
+        if self.form == "two_path" and not (path_weight or self.seam_weight):
             return "the weight of the hybrid paths is 0"
         return None
 
@@ -121,7 +122,13 @@ class BlockwiseOptions(Strict):
     lr: float = Field(0.01, gt=0, description="its learning rate for AdamW, which falls to 0 along half a cosine")
 
 
-class KdOptions(Strict):
+class WeightedSum(Strict):
+    """The options of a loss that weighs the cross-entropy, too; alone, one of its weights must not be 0."""
+
+    WEIGHTS: ClassVar[tuple[str, ...]] = ("ce_weight", "kd_weight")
+
+
+class KdOptions(WeightedSum):
     """Hinton's distillation: ce_weight·CE + kd_weight·T²·KL(teacher_T ‖ student_T)."""
 
     temperature: float = Field(4.0, gt=0, description=TEMPERATURE)
@@ -144,8 +151,10 @@ class LabelSmoothingOptions(Strict):
     epsilon: Fraction = Field(0.1, description="probability mass spread evenly over all classes")
 
 
-class DkdOptions(Strict):
+class DkdOptions(WeightedSum):
     """Decoupled distillation: ce_weight·CE + min(epoch/warmup_epochs, 1)·(alpha·TCKD + beta·NCKD)."""
+
+    WEIGHTS = ("ce_weight", "alpha", "beta")
 
     temperature: float = Field(4.0, gt=0, description=TEMPERATURE)
     ce_weight: float = Field(1.0, ge=0, description=CE_WEIGHT)
@@ -158,8 +167,10 @@ class DkdOptions(Strict):
     warmup_epochs: int = Field(20, ge=0, description="epochs over which both weights grow linearly from 0")
 
 
-class DistOptions(Strict):
+class DistOptions(WeightedSum):
     """Match relations, not values: ce_weight·CE + T²·(inter·(1 − ρ over classes) + intra·(1 − ρ over the batch))."""
+
+    WEIGHTS = ("ce_weight", "inter", "intra")
 
     temperature: float = Field(4.0, gt=0, description=TEMPERATURE)
     ce_weight: float = Field(1.0, ge=0, description=CE_WEIGHT)
@@ -167,7 +178,7 @@ class DistOptions(Strict):
     intra: float = Field(2.0, ge=0, description="weight of the relations between images, for each class")
 
 
-class CtkdOptions(Strict):
+class CtkdOptions(WeightedSum):
     """kd with an adversarially learned temperature: start + span·sigmoid(θ)."""
 
     ce_weight: float = Field(0.1, ge=0, description=CE_WEIGHT)
@@ -180,7 +191,7 @@ class CtkdOptions(Strict):
     strength: float = Field(1.0, ge=0, description="factor of the reversed gradient after that")
 
 
-class LskdOptions(Strict):
+class LskdOptions(WeightedSum):
     """kd between logits that are standardised per image."""
 
     temperature: float = Field(2.0, gt=0, description=TEMPERATURE)
@@ -188,7 +199,7 @@ class LskdOptions(Strict):
     kd_weight: float = Field(9.0, ge=0, description=KD_WEIGHT)
 
 
-class MlkdOptions(Strict):
+class MlkdOptions(WeightedSum):
     """Several temperatures and relations, on a weak and a strong view of each image."""
 
     temperatures: list[Annotated[float, Field(gt=0)]] = Field(
@@ -217,7 +228,7 @@ class MlkdOptions(Strict):
         return self
 
 
-class MutualOptions(Strict):
+class MutualOptions(WeightedSum):
     """A copy of the teacher is trained with the student; each minimises ce_weight·CE + kd_weight·T²·KL(other ‖ own)."""
 
     temperature: float = Field(1.0, gt=0, description=TEMPERATURE)
@@ -311,8 +322,10 @@ class HintPointsOptions(Strict):
     images: int = Field(512, ge=4, description=COMPARED)
 
 
-class FcfdOptions(Strict):
+class FcfdOptions(WeightedSum):
     """Function consistency: CE + KL of the student and of two hybrid paths, and distances between feature maps."""
+
+    WEIGHTS = ("ce_weight", "kd_weight", "path_weight", "appearance_weight")
 
     temperature: float = Field(4.0, gt=0, description=TEMPERATURE)
     ce_weight: float = Field(1.0, ge=0, description=CE_WEIGHT)
@@ -326,8 +339,10 @@ class FcfdOptions(Strict):
     warmup_epochs: int = Field(20, ge=0, description="epochs over which that weight grows linearly")
 
 
-class BlockkdOptions(Strict):
+class BlockkdOptions(WeightedSum):
     """Block-wise logit distillation: CE + KL of the student and of stepping stones between it and the teacher."""
+
+    WEIGHTS = ("ce_weight", "kd_weight", "stone_weight", "label_weight")
 
     temperature: float = Field(4.0, gt=0, description=TEMPERATURE)
     ce_weight: float = Field(1.0, ge=0, description=CE_WEIGHT)

@@ -391,6 +391,10 @@ class _Method(Strict):
         for name in self.model_fields_set & set(METHODS):
             if name not in self.names:
                 raise ValueError(f"has options for {name!r}, which {self.method!r} does not use")
+        given = self.options(self.method) if len(self.names) == 1 else None
+        weights = given.WEIGHTS if isinstance(given, options.WeightedSum) and not self.tune else ()
+        if weights and not any(getattr(given, name) for name in weights):
+            raise ValueError(f"{self.method}: {', '.join(weights)} are all 0: nothing would be learned")
         if "blockwise" in self.model_fields_set and self.init != "blockwise":
             raise ValueError(f"has options for 'blockwise', which init: {self.init} does not use; set init: blockwise")
         return self

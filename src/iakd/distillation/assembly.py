@@ -12,6 +12,7 @@ import torch
 
 from iakd import config, devices, models
 from iakd.config import Method
+from iakd.data.augmentation import check_padding
 from iakd.data.file_loader import make_loader
 from iakd.data.loader import ImageLoader, steps_per_epoch
 from iakd.data.splits import Indices, fraction_per_class, stratified
@@ -59,14 +60,16 @@ def finished_network(job: TeacherJob | StudentJob, content: bytes, store: Prepar
 def check_students(experiment: Experiment, teacher: TeacherJob, store: PreparedData) -> None:
     """Raise UserError if a student of this teacher cannot be trained as its settings say; nothing is computed.
 
-    Because it cannot be built, or its blocks not be swapped, or there are no such classes, or too few images. Otherwise
-    a misspelt architecture would be found only when the teacher has been trained, perhaps for hours.
+    Because it cannot be built, or its blocks not be swapped, or there are no such classes, or the images are too few or
+    too small. Otherwise a misspelt architecture would be found only when the teacher has been trained, perhaps for
+    hours.
     """
     channels, classes = store.image_shape[0], len(store.classes)
     jobs = [job for job in experiment.students if job.teacher.network == teacher.network]
     transfer_set(experiment, store)
     for job in jobs:
         check_class_weights(job.recipe, store.classes)
+        check_padding(job.recipe.augment, store.image_shape[1:])
     # One method that swaps is enough to need pairs, and one job of each kind to find out.
     for job in {(job.student.name, job.method.swaps): job for job in jobs}.values():
         with without_weights(teacher.network, job.student):

@@ -49,7 +49,7 @@ def set_up(paths: Sequence[Path], changes: dict[str, Any], main: bool, remote: b
     Raises UserError for a mistake in the settings, for results that only seem to be made with them, and in a folder
     that Snakemake cannot use.
     """
-    refuse_braces(Path.cwd())
+    files.refuse_braces(Path.cwd())
     origin = ", ".join(os.path.relpath(path) for path in paths) + (" with --config" if changes else "")
     origin = origin if paths else "config of the module"
     with saying_what_takes_long("reading the settings"):
@@ -75,12 +75,6 @@ def set_up(paths: Sequence[Path], changes: dict[str, Any], main: bool, remote: b
         signal.signal(signal.SIGUSR1, _leave_to_child)
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     return experiment
-
-
-def refuse_braces(folder: Path) -> None:
-    """Raise UserError for a folder, of the results or of the workflow, that Snakemake cannot use."""
-    if set("{}") & set(str(folder)):
-        raise UserError(f"{folder}: Snakemake takes braces in the name of a folder for wildcards: rename the folder")
 
 
 def _say_what_is_merged(experiment: Experiment, changes: Any) -> None:

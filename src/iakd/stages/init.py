@@ -11,7 +11,7 @@ from iakd import __version__, shipped
 from iakd.config import load
 from iakd.config.base import LONGEST_NAME, did_you_mean
 from iakd.errors import UserError
-from iakd.files import write_text
+from iakd.files import refuse_braces, write_text
 
 SCHEMA = "params.schema.json"
 DEFAULT = "params.yaml"
@@ -53,8 +53,10 @@ def run(folder: Path, experiment: str | None = None, images: Path | None = None)
     per class, those for own images. Files that are there and equal are left alone, so an interrupted `run` can be
     repeated. Returns the new files.
 
-    Raises UserError for an unknown experiment, for `images` that is no folder, and where another file is in the way.
+    Raises UserError for an unknown experiment, for `images` that is no folder, for a folder that Snakemake cannot use,
+    and where another file is in the way.
     """
+    refuse_braces(folder.absolute())
     texts = _texts(folder, experiment, images)
     for name, text in texts.items():
         path = folder / name

@@ -5,6 +5,7 @@ image; flip is 1 if the crop is mirrored, else 0.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,18 @@ from torch import Tensor
 from iakd.config import Augment, Erase
 from iakd.data.augmentation.policy import Policy
 from iakd.devices import to_device
+from iakd.errors import UnsuitableSettings
 from iakd.seeding import generator
+
+
+def check_padding(augment: Augment, size: Sequence[int]) -> None:
+    """Raise UnsuitableSettings if crops of images of `size` (height, width) could show nothing but padding."""
+    height, width = size
+    if augment.pad >= min(height, width):
+        raise UnsuitableSettings(
+            f"recipe.augment.pad: {augment.pad} pixels are too many for images of {height}×{width}: crops could show "
+            "nothing of them"
+        )
 
 
 def view_numbers(augment: Augment, flips: Tensor, corners: Tensor) -> Tensor:
@@ -177,6 +189,7 @@ class Augmenter:
         device: torch.device,
         stream: str = "augment",
     ) -> None:
+        check_padding(augment, size)
         self.augment = augment
         draws = generator(stream, seed, epoch)
         flips = torch.randint(2, (n,), generator=draws)
