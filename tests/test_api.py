@@ -407,6 +407,9 @@ def unlike(what: str, divided: bool = True) -> dict[str, Any]:
         ({"device": "cuda:0"}, "device 'cuda:0': unknown; known: auto, cpu, cuda"),
         ({"recipe": "fast"}, "recipe is 'fast'; give a dictionary"),
         ({"student": Unlike}, "the student is the class Unlike; give a network"),
+        ({"student": Plain(2, 1).double()}, r"entry.weight of the student is float64; .* with student.float\(\)"),
+        ({"student": nn.Sequential(nn.Flatten(), nn.LazyLinear(10))}, "1.weight of the student has no shape yet"),
+        ({"student": Plain(2, 1).requires_grad_(False)}, "the student has no parameter that needs a gradient"),
         ({"student_parts": {"stem": ("conv",)}}, "student_parts is a dict; give an iakd.Partition"),
         ({"checkpoints": __file__}, "checkpoints: .*test_api.py: File exists; give a folder"),
         ({"normalisation": (0.5, 0.25)}, r"give \(mean, std\), each a list"),
@@ -448,7 +451,10 @@ def unlike(what: str, divided: bool = True) -> dict[str, Any]:
         ),
         ({"teacher": NotANumber(), "method": "kd"}, "the teacher returns logits that are not finite numbers"),
         ({"student": nn.Flatten(), "method": "kd"}, "the student has no parameter that needs a gradient"),
-        ({"student": nn.Flatten(0), "method": "kd"}, r"the student returns \(128,\) instead of logits"),
+        (
+            {"student": nn.Sequential(nn.Flatten(), nn.Linear(64, 1), nn.Flatten(0)), "method": "kd"},
+            r"the student returns \(2,\) instead of logits",
+        ),
         ({"student": nn.Linear(3, 10), "method": "kd"}, r"the student cannot compute images of \(1, 8, 8\)"),
         ({"method": {"method": "kd", "init": "blockwise"}}, "init: blockwise needs val_data"),
         ({"student": models.build(config.Network(arch="resnet20"), 1, 10)}, "impossible pair"),
@@ -527,6 +533,7 @@ def test_an_image_alone_with_the_teacher_goes_to_the_student_where_batchnorm_wou
         ({"granularity": "sample", "batch_size": 0}, "hybrid: batch_size is 0"),
         ({"image": (8, 8)}, r"hybrid: image is \(8, 8\); give \(channels, height, width\)"),
         ({"teacher": None}, "the teacher is a NoneType"),
+        ({"student": Plain(2, 1).requires_grad_(False)}, "the student has no parameter that needs a gradient"),
     ],
 )
 def test_mistakes_in_a_hybrid(taught: Taught, changes: dict[str, Any], words: str) -> None:
@@ -539,6 +546,11 @@ def test_mistakes_in_a_hybrid(taught: Taught, changes: dict[str, Any], words: st
             network(torch.randn(2, 1, 8, 8), step)  # type: ignore[arg-type]
     with pytest.raises(iakd.UserError, match="step 5"):
         network.keep_probabilities(5)
+
+
+def test_a_compiled_network_is_refused(taught: Taught) -> None:
+    with pytest.raises(iakd.UserError, match=r"the student comes from torch\.compile; give the network that was"):
+        iakd.hybrid(taught.teacher(), torch.compile(taught.student()), 5, (1, 8, 8))
 
 
 def test_no_image_of_a_batch_is_dropped(taught: Taught) -> None:

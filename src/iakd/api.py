@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils.data import Dataset
 
 from iakd.classifier import Classifier, Prediction, load
@@ -143,8 +144,6 @@ def distill(
     classes = taught = _check_classes(network, train, "student")
     if validation is not None and int(validation.labels.max()) >= classes:
         raise UserError(f"the student has {classes} classes, and a label in val_data is {int(validation.labels.max())}")
-    if not any(parameter.requires_grad for parameter in network.parameters()):
-        raise UserError("the student has no parameter that needs a gradient, so there is nothing to train")
     if guide and chosen.needs_teacher:
         taught = _check_classes(guide, train, "teacher")
     trained = [(parameter, parameter.requires_grad) for parameter in student.parameters()]
@@ -235,6 +234,16 @@ def _check_module(module: Any, name: str, parts: Any) -> None:
         raise UserError(f"the {name} is {what}; give a network, a torch.nn.Module")
     if not isinstance(parts, Partition | None):
         raise UserError(f"{name}_parts is a {type(parts).__name__}; give an iakd.Partition")
+    if hasattr(module, "_orig_mod"):
+        raise UserError(f"the {name} comes from torch.compile; give the network that was compiled")
+    for path, parameter in module.named_parameters():
+        if is_lazy(parameter):
+            raise UserError(f"{path} of the {name} has no shape yet: call the network with a batch of images first")
+        if parameter.is_floating_point() and parameter.dtype != torch.float32:
+            kind = str(parameter.dtype).removeprefix("torch.")
+            raise UserError(f"{path} of the {name} is {kind}; make the network float32, with {name}.float()")
+    if name == "student" and not any(parameter.requires_grad for parameter in module.parameters()):
+        raise UserError("the student has no parameter that needs a gradient, so there is nothing to train")
 
 
 def _check_apart(teacher: nn.Module, student: nn.Module) -> None:
