@@ -194,9 +194,9 @@ def accept_by_content(experiment: Experiment) -> None:
     async def remove_what_does_not_fit(job: Any) -> None:
         products = [path for path in map(Path, job.output) if path.exists()]
         kept = set[Path]()
-        if (
-            products and job.rule.name != "latency" and not _is_asked_for(job, asked_for)
-        ):  # its sources are in no record
+        # The sources of `latency` are in no record. A job on a cluster is always told to force what it makes.
+        forced = job.dag.workflow.is_main_process and _is_asked_for(job, asked_for)
+        if products and job.rule.name != "latency" and not forced:
             on_disk = stale_results.OnDisk(experiment)
             kept = {path.parent for path in products if on_disk.fit([path])}
         for path in (*job.output, *job.log):
