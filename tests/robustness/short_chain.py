@@ -99,7 +99,8 @@ def _comparable(path: Path) -> bytes:
         return json.dumps([{k: v for k, v in e.items() if k not in NEVER_EQUAL} for e in entries]).encode()
     if path.name == "run.json":
         record = json.loads(content)
-        record["sha256"].pop("study.journal", None)
+        if record["sha256"].pop("study.journal", None):
+            del record["record_sha256"]
         return json.dumps(record).encode()
     return content
 
