@@ -259,6 +259,13 @@ def test_a_chain_with_mishaps_ends_with_what_one_machine_makes(project: Path, su
     assert not list(Path(".state").glob("fork_server*"))
     assert (first.jobs, second.jobs) == (2, 1)
 
+    manifest, *trained = Path("results/toy/data/manifest.json"), *sorted(Path("results/toy").glob("**/seed*/run.json"))
+    before = {path: path.read_bytes() for path in trained}
+    manifest.write_bytes(manifest.read_bytes()[:99])
+    with Workflow("third.log", "--", "teachers", "students") as third:
+        third.finish(240)
+    assert before == {path: path.read_bytes() for path in trained} and len(trained) == 3, "only the data are made again"
+
 
 @needs_plugin
 @pytest.mark.slow
