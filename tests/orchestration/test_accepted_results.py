@@ -73,7 +73,7 @@ def publish(
     model = None if metrics else job.path.encode()
     written = ("best.yaml", "trials.csv", "study.journal") if metrics else ()
     run = run_dir.Run(job.path, job.stage, key, params, 0, {}, inputs, started=run_dir.now())
-    run.publish([{"epoch": 1}], metrics or {"val_top1": 90.0}, model, written=written)
+    run.publish([{"epoch": 1}], metrics or {"val_top1": 90.0, "val_nll": 0.5}, model, written=written)
 
 
 def evaluate(experiment: Experiment, job: TeacherJob | StudentJob, data: str) -> None:
@@ -115,7 +115,7 @@ def export(experiment: Experiment) -> None:
     evaluation = files.digest(json.loads((student.folder / "evaluation.json").read_text()))
     files.write_record(folder / "export.json", {"key": key, "evaluation_sha256": evaluation, "files": hashes})
     model = {"method": student.label, "seed": student.seed, "folder": student.label, "key": key}
-    candidates = [{"method": one.label, "seed": one.seed, "val_top1": 90.0} for one in job.students]
+    candidates = [{"method": one.label, "seed": one.seed, "val_top1": 90.0, "val_nll": 0.5} for one in job.students]
     index = {"params": job.settings, "candidates": candidates, "models": [model]}
     files.write_record(job.folder / "exported.json", index)
     measured = {"networks": latency.networks_sha256(experiment)}
@@ -185,10 +185,12 @@ def entry(**changes: Any) -> Callable[[Path], None]:
         (f"{KD}/evaluation.json", of_others(key="of other sources"), "evaluation report comparison"),
         (f"{KD}/evaluation.json", entry(top1=100.0), "evaluation latency report comparison"),
         (f"{KD}/metrics.json", entry(val_top1=91.0), "kd export"),
+        (f"{KD}/metrics.json", entry(val_nll=0.4), "kd export"),
         ("export/big-small/scratch/model.onnx", text("damaged"), "export"),
-        ("export/big-small/exported.json", text("[]"), "export report"),
+        ("export/big-small/exported.json", text("[]"), "export latency report"),
         ("export/latency.json", of_others(networks="others"), "latency report"),
         ("export/latency.json", entry(measured="later"), "latency report"),
+        ("export/big-small/scratch/model-int8.onnx", text("another precision"), "latency"),
         (f"{KD}/run.json", entry(wall_seconds=1.0), "kd evaluation report comparison"),
         (f"{KD}/evaluation.json", of_others(macs=2), "latency report comparison"),
         ("evaluation/metrics.json", text("damaged"), "comparison"),

@@ -40,7 +40,7 @@ def manifest(project: "Project") -> dict:
 def test_data_on_which_nothing_was_trained_are_prepared_again(project: "Project") -> None:
     project.run("iakd", "prepare")
     other = ("snakemake", "--cores", "1", "--config", "dataset={val: 50}", "--", "data")
-    said = "the results of 1 job do not fit these settings, sources and inputs, and have no record of this workflow"
+    said = "the results of 1 job do not fit these settings, sources and inputs: made again"
     assert said in project.run(*other)
     assert manifest(project)["splits"]["val"]["n"] == 50
     project.run("snakemake", "--cores", "1", "--", "data")  # and back, of which Snakemake has a record now

@@ -199,6 +199,21 @@ def test_after_damage_only_what_was_damaged_is_made_again(project: "Project") ->
     assert student.read_bytes() == before[2]
 
 
+def test_exchanged_results_are_made_again_where_their_records_say_otherwise(project: "Project") -> None:
+    """Somebody has put older results back, and Snakemake's records are of the later ones."""
+    older = project.path / "results.older"
+    shutil.copytree(project.path / "results", older)
+    change = ("--config", "report={title: Later}")
+    project.run(*SNAKEMAKE, *change)
+    shutil.rmtree(project.path / "results")
+    older.rename(project.path / "results")
+    printed = project.run(*SNAKEMAKE, *change)
+    assert "the results of 1 job do not fit these settings, sources and inputs: made again" in printed
+    assert "<title>Later" in (project.path / "results/tiny/report/report.html").read_text()
+    assert "Nothing to be done" in project.run(*SNAKEMAKE, *change)
+    project.run(*SNAKEMAKE)
+
+
 def test_a_second_workflow_says_so_and_leaves_the_first_alone(project: "Project") -> None:
     with files.lock(project.path / ".state/workflow.lock"):
         printed = project.run(*SNAKEMAKE, "--forcerun", "report", code=2)

@@ -64,6 +64,11 @@ def merit(metrics: dict[str, Any]) -> tuple[float, float]:
     return metrics["val_top1"], -metrics.get("val_nll", 0.0)
 
 
+def candidate(method: str, seed: int, metrics: dict[str, Any]) -> dict[str, Any]:
+    """Return what exports record of each model from which they choose by `merit`."""
+    return {"method": method, "seed": seed, "val_top1": metrics["val_top1"], "val_nll": metrics.get("val_nll")}
+
+
 def now() -> str:
     """Return the time as ISO 8601 in UTC."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")

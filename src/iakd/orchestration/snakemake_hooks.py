@@ -184,27 +184,35 @@ def accept_by_content(experiment: Experiment) -> None:
     such results end the process, also if nothing is to be done.
 
     A job finds in place what fits when it starts, and has nothing to do: what it is made from may have been made again
-    with the same content, after damage. Snakemake would delete it first.
+    with the same content, after damage. Snakemake would delete it first, and also when another product of the job has
+    failed.
     """
     from snakemake.dag import DAG
     from snakemake.jobs import Job
 
-    plan, asked_for = DAG.init, set[str]()
+    plan, clean_up, asked_for = DAG.init, Job.cleanup, set[str]()
+
+    def fitting(job: Any) -> list[Any]:
+        products = [path for path in map(Path, job.output) if path.exists()]
+        if not products or job.rule.name == "latency":  # whose sources are in no record
+            return []
+        on_disk = stale_results.OnDisk(experiment)
+        folders = {path.parent for path in products if on_disk.fit([path])}
+        return [path for path in job.output if Path(path).parent in folders]
 
     async def remove_what_does_not_fit(job: Any) -> None:
-        products = [path for path in map(Path, job.output) if path.exists()]
-        kept = set[Path]()
-        # The sources of `latency` are in no record. A job on a cluster is always told to force what it makes.
+        # a job on a cluster is always told to force what it makes
         forced = job.dag.workflow.is_main_process and _is_asked_for(job, asked_for)
-        if products and job.rule.name != "latency" and not forced:
-            on_disk = stale_results.OnDisk(experiment)
-            kept = {path.parent for path in products if on_disk.fit([path])}
+        kept = [] if forced else fitting(job)
         for path in (*job.output, *job.log):
-            if Path(path).parent not in kept:
+            if path not in kept:
                 with contextlib.suppress(FileNotFoundError):
                     await path.remove(remove_non_empty_dir=False)
 
-    Job.remove_existing_output = remove_what_does_not_fit
+    async def clean_up_what_does_not_fit(job: Any, kept: Sequence[Any]) -> None:
+        await clean_up(job, [*kept, *fitting(job)])
+
+    Job.remove_existing_output, Job.cleanup = remove_what_does_not_fit, clean_up_what_does_not_fit
 
     async def init(dag: Any, *arguments: Any, **options: Any) -> None:
         asked_for.update(dag.forcefiles)
@@ -238,6 +246,7 @@ class _Acceptance:
         self.on_disk = on_disk
         self.accepted: set[Any] = set()
         self.refused: set[Any] = set()
+        self.current: set[Any] = set()  # those of which Snakemake knows, and is right
 
     async def run(self) -> None:
         """Accept what fits until nothing is left to be decided, and say so in a line."""
@@ -250,7 +259,7 @@ class _Acceptance:
             self.records.drop_iocache()  # a dry run has saved the old dates
         for jobs, what in (
             (self.accepted, "fit these settings: accepted, although this workflow did not make them"),
-            (self.refused, "do not fit these settings, sources and inputs, and have no record of this workflow"),
+            (self.refused, "do not fit these settings, sources and inputs: made again"),
         ):
             if jobs:
                 print(f"iakd: the results of {len(jobs)} {'job' if len(jobs) == 1 else 'jobs'} {what}", file=sys.stderr)
@@ -260,13 +269,20 @@ class _Acceptance:
         before = len(self.accepted) + len(self.refused)
         for level in list(self.dag.toposorted()):  # a job after those that it depends on, since dates follow
             for job in level:
-                if job not in self.accepted and job not in self.refused and await self._is_undecided(job):
-                    if self.on_disk.fit([Path(path) for path in job.output]):
-                        await self._record(job)
-                        self.accepted.add(job)
-                    elif not self.dag.needrun(job):
-                        self.dag.forcefiles.update(job.output)
-                        self.refused.add(job)
+                if job in self.accepted | self.refused | self.current:
+                    continue
+                undecided = await self._is_undecided(job)
+                if not undecided and not self._is_taken_for_current(job):
+                    continue
+                fits = self.on_disk.fit([Path(path) for path in job.output])
+                if fits and undecided:
+                    await self._record(job)
+                    self.accepted.add(job)
+                elif fits:
+                    self.current.add(job)
+                elif not self.dag.needrun(job):
+                    self.dag.forcefiles.update(job.output)
+                    self.refused.add(job)
         return len(self.accepted) + len(self.refused) > before
 
     async def _is_undecided(self, job: Any) -> bool:
@@ -278,6 +294,18 @@ class _Acceptance:
         if not all(Path(path).exists() for path in (*job.output, *job.input)):
             return False
         return job.rule.name != "latency" or not self.records.params_changed(job)  # its sources are in no other record
+
+    def _is_taken_for_current(self, job: Any) -> bool:
+        """Whether Snakemake calls products current that it has a record of, with which they may have been exchanged.
+
+        Not of the data, whose hashes take long, nor where the user has asked for some of Snakemake's triggers only.
+        """
+        from snakemake.settings.types import RerunTrigger
+
+        decided_by_all = self.dag.workflow.rerun_triggers == RerunTrigger.all()
+        known = job.rule.name != "prepare" and self.on_disk.knows([Path(path) for path in job.output])
+        follows = any(one in self.refused or self.dag.needrun(one) for one in self.dag.dependencies[job])
+        return decided_by_all and known and not follows and not self.dag.needrun(job)
 
     async def _record(self, job: Any) -> None:
         """Record that Snakemake has made the products, and date them no earlier than what they were made from."""

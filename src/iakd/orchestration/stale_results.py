@@ -52,6 +52,7 @@ from iakd.experiment.run_dir import (
     MODEL,
     REPORT,
     RUN,
+    candidate,
     damaged_files,
     damaged_products,
 )
@@ -89,6 +90,7 @@ class OnDisk:
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
         self._read: dict[Path, dict[str, Any]] = {}
+        self._damaged: set[Path] = set()  # records that cannot be read
         self._found: dict[str, StudentJob | None] = {}  # by a study's path: one of its students as it is to be trained
         self._checks: dict[Path, Callable[[], bool]] = {
             experiment.data.folder / MANIFEST: self._data_fit,
@@ -105,8 +107,12 @@ class OnDisk:
         """Return the JSON object in a file; empty if there is none."""
         if path not in self._read:
             self._read[path] = {}
-            with suppress(OSError, UserError):
+            try:
                 self._read[path] = files.read_object(path, "")
+            except UserError:
+                self._damaged.add(path)
+            except OSError:
+                pass  # it may be whole
         return self._read[path]
 
     def of(self, job: Job) -> dict[str, Any]:
@@ -140,6 +146,10 @@ class OnDisk:
                 self._found[job.study.path] = with_found_settings(job)
         found = self._found[job.study.path]
         return found and replace(job, method=found.method, recipe=found.recipe)
+
+    def knows(self, products: list[Path]) -> bool:
+        """Whether there are records of the products of one of Snakemake's jobs."""
+        return any(path in self._checks and path.exists() for path in products)
 
     def fit(self, products: list[Path]) -> bool:
         """Whether the products of one of Snakemake's jobs are what it would make now, complete and undamaged.
@@ -182,10 +192,7 @@ class OnDisk:
 
     def _export_fits(self, job: ExportJob) -> bool:
         index = self.of(job)
-        present = [
-            {"method": one.label, "seed": one.seed, "val_top1": self.record(one.folder / METRICS)["val_top1"]}
-            for one in job.students
-        ]
+        present = [candidate(one.label, one.seed, self.record(one.folder / METRICS)) for one in job.students]
         return (
             index["params"] == job.settings
             and index["candidates"] == present
@@ -252,17 +259,28 @@ class OnDisk:
                 job.folder / RUN: partial(self._damaged_products, job)
                 for job in (*experiment.studies, *experiment.trained)
             },
-            **{job.folder / EVALUATION: list for job in experiment.trained},
+            **{job.folder / EVALUATION: partial(self._damaged_evaluation, job) for job in experiment.trained},
             **{job.folder / EXPORTED: partial(self._damaged_exports, job) for job in experiment.exports},
-            experiment.export_folder / LATENCY: list,
+            experiment.export_folder / LATENCY: self._damaged_latency,
         }
         for path, check in records.items():
-            with suppress(*DAMAGED_RECORD):
-                if path.exists() and (names := check() if self.record(path) else [path.name]):
-                    yield path, names
+            if path.exists() and (names := self._damaged_record(path) or self._damaged_files(path, check)):
+                yield path, names
         for folder, product in ((experiment.evaluation, METRICS), (experiment.report, REPORT)):
             if (folder / product).exists() and (names := made_from.damaged(folder)):
                 yield folder / product, names
+
+    def _damaged_record(self, path: Path) -> list[str]:
+        self.record(path)
+        return [path.name] if path in self._damaged else []
+
+    def _damaged_files(self, path: Path, check: Callable[[], list[str]]) -> list[str]:
+        try:
+            return check()
+        except OSError:
+            return []
+        except DAMAGED_RECORD:  # it is the record of something else
+            return [path.name]
 
     def _damaged_arrays(self) -> list[str]:
         path = self.experiment.data.folder / MANIFEST
@@ -275,8 +293,14 @@ class OnDisk:
 
     def _damaged_products(self, job: Job) -> list[str]:
         seen = (MODEL, HISTORY, METRICS)  # by Snakemake, if they are missing
-        damaged = damaged_products(job.folder, self.of(job))
+        record = self.of(job)
+        if not isinstance(record["params"], dict):
+            return [RUN]
+        damaged = damaged_products(job.folder, record)
         return [name for name in damaged if name not in seen or (job.folder / name).exists()]
+
+    def _damaged_evaluation(self, job: Job) -> list[str]:
+        return [] if "top1" in self.record(job.folder / EVALUATION) else [EVALUATION]
 
     def _damaged_exports(self, job: ExportJob) -> list[str]:
         found = []
@@ -285,6 +309,9 @@ class OnDisk:
             names = [EXPORT] if hashes is None else damaged_files(folder, hashes)
             found += [f"{folder.name}/{name}" for name in names]
         return found
+
+    def _damaged_latency(self) -> list[str]:
+        return [] if isinstance(self.record(self.experiment.export_folder / LATENCY)["models"], list) else [LATENCY]
 
     @cached_property
     def _data(self) -> str | None:

@@ -121,10 +121,7 @@ def _mean_merit(seeds: list[Student]) -> tuple[float, float]:
 
 
 def _candidates(students: list[Student]) -> list[dict[str, Any]]:
-    return [
-        {"method": student.job.label, "seed": student.job.seed, "val_top1": student.metrics["val_top1"]}
-        for student in students
-    ]
+    return [run_dir.candidate(student.job.label, student.job.seed, student.metrics) for student in students]
 
 
 def _export(

@@ -51,7 +51,7 @@ def run(experiment: Experiment) -> Path:
             wanted.append(({**about, "precision": precision, "bytes": size, "sha256": sha256}, file))
     threads = experiment.params.compute.threads
     of = {"threads": threads, "onnxruntime": version("onnxruntime"), **machine(), "left_out": left_out}
-    of["networks"] = _hash(networks)
+    of["networks"] = networks_sha256(experiment)
     if _is_of(files.read_if_whole(path), of, wanted):
         log.info("%s: already measured", path)
         return path
@@ -75,6 +75,10 @@ class SameNetwork:
         names = (j.network.name if isinstance(j, TeacherJob) else f"{j.pair}/{j.label}" for j in self.jobs)
         return list(dict.fromkeys(names))
 
+    def folders(self, exported: dict[str, Path]) -> list[Path]:
+        """The folders of its exports, among all that are `exported`, by the paths of their jobs."""
+        return [exported[job.path] for job in self.jobs if job.path in exported]
+
 
 def _networks(experiment: Experiment) -> list[SameNetwork]:
     found: dict[str, SameNetwork] = {}
@@ -86,16 +90,16 @@ def _networks(experiment: Experiment) -> list[SameNetwork]:
     return list(found.values())
 
 
-def _hash(networks: list[SameNetwork]) -> str:
-    return files.digest([[same.key, same.names] for same in networks])
-
-
 def networks_sha256(experiment: Experiment) -> str:
-    """Return the hash that a latency.json of the present networks has, whatever their weights.
+    """Return the hash that a latency.json of the present networks and precisions has, whatever their weights.
 
-    Raises UserError if an evaluation is missing.
+    Raises UserError if an evaluation or an export is missing.
     """
-    return _hash(_networks(experiment))
+    exported, found = _exported(experiment), []
+    for same in _networks(experiment):
+        graphs_of_exports = {path.name for folder in same.folders(exported) for path in folder.glob("*.onnx")}
+        found.append([same.key, same.names, sorted(graphs_of_exports)])
+    return files.digest(found)
 
 
 def _exported(experiment: Experiment) -> dict[str, Path]:
@@ -114,7 +118,7 @@ def _exported(experiment: Experiment) -> dict[str, Path]:
 def _files(experiment: Experiment, same: SameNetwork, exported: dict[str, Path], store: PreparedData) -> list[Path]:
     """Return ONNX files of a network, one of each precision. Raises RunFailed if torch cannot make them."""
     found: dict[str, Path] = {}
-    for folder in (exported[job.path] for job in same.jobs if job.path in exported):
+    for folder in same.folders(exported):
         for path in sorted(folder.glob("*.onnx")):
             found.setdefault(path.name, path)
     return list((found or graphs(experiment, same.jobs[0], store)).values())

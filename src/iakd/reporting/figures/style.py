@@ -349,7 +349,7 @@ def _font_face(weight: str, letters: frozenset[str]) -> str:
 
 
 def write_all(figures: dict[str, Figure], folder: Path, about: dict[str, str]) -> dict[str, str]:
-    """`write` each figure, with the text in `about`; return the elements of the page, by name.
+    """`write` each figure, with the text in `about`; return the elements of the page, by name. Others are removed.
 
     In several processes, since this is most of the work of a report, and a workflow has nothing else to do meanwhile.
     Raises RunFailed if one of them dies.
@@ -359,7 +359,11 @@ def write_all(figures: dict[str, Figure], folder: Path, about: dict[str, str]) -
     try:
         with signals_held():  # the first call starts processes
             written = pool.map(_write_shared, figures)
-        return dict(zip(figures, written, strict=True))
+        elements = dict(zip(figures, written, strict=True))
+        for path in folder.glob("*"):
+            if path.is_file() and path.stem not in figures:
+                path.unlink()
+        return elements
     except BrokenProcessPool:
         raise RunFailed(f"{folder}: a process that writes figures died; probably out of memory") from None
     finally:
