@@ -246,7 +246,7 @@ class _Acceptance:
         self.on_disk = on_disk
         self.accepted: set[Any] = set()
         self.refused: set[Any] = set()
-        self.current: set[Any] = set()  # those of which Snakemake knows, and is right
+        self.decided: set[Any] = set()  # these, and those of which Snakemake knows, and is right
 
     async def run(self) -> None:
         """Accept what fits until nothing is left to be decided, and say so in a line."""
@@ -265,11 +265,11 @@ class _Acceptance:
                 print(f"iakd: the results of {len(jobs)} {'job' if len(jobs) == 1 else 'jobs'} {what}", file=sys.stderr)
 
     async def _accept(self) -> bool:
-        """Decide about all jobs that are to run or have no record; return whether the plan has to be made again."""
+        """Decide about all jobs whose results may fit or have been exchanged; return whether to make the plan again."""
         before = len(self.accepted) + len(self.refused)
         for level in list(self.dag.toposorted()):  # a job after those that it depends on, since dates follow
             for job in level:
-                if job in self.accepted | self.refused | self.current:
+                if job in self.decided:
                     continue
                 undecided = await self._is_undecided(job)
                 if not undecided and not self._is_taken_for_current(job):
@@ -278,11 +278,11 @@ class _Acceptance:
                 if fits and undecided:
                     await self._record(job)
                     self.accepted.add(job)
-                elif fits:
-                    self.current.add(job)
-                elif not self.dag.needrun(job):
+                elif not fits and not self.dag.needrun(job):
                     self.dag.forcefiles.update(job.output)
                     self.refused.add(job)
+                if fits or job in self.refused:
+                    self.decided.add(job)
         return len(self.accepted) + len(self.refused) > before
 
     async def _is_undecided(self, job: Any) -> bool:
