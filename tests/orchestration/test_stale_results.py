@@ -347,6 +347,23 @@ def test_a_damaged_list_of_exports_is_left_to_the_command_that_reads_it(made: Ex
     stale_results.check(made, made_for(made.exports[0]))
 
 
+def test_a_record_that_cannot_be_read_may_be_whole(made: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody else's file, or a disk that fails for a moment, is no reason to train again."""
+    read = files.read_object
+
+    def refuse(path: Path, *arguments: str) -> dict[str, Any]:
+        if path.name in ("run.json", "evaluation.json", "manifest.json"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path, *arguments)
+
+    student = made.students[0].folder / "run.json"
+    assert stale_results.OnDisk(made).knows([student])
+    monkeypatch.setattr(files, "read_object", refuse)
+    stale_results.check(made, Recorded())
+    assert outdated() == set()
+    assert not stale_results.OnDisk(made).knows([student])
+
+
 def test_results_of_another_found_schedule_are_made_again(made: Experiment) -> None:
     with_hashes(made)
     tuned = made.students[1]

@@ -90,7 +90,7 @@ class OnDisk:
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
         self._read: dict[Path, dict[str, Any]] = {}
-        self._damaged: set[Path] = set()  # records that cannot be read
+        self._unreadable: set[Path] = set()  # records that may be whole
         self._found: dict[str, StudentJob | None] = {}  # by a study's path: one of its students as it is to be trained
         self._checks: dict[Path, Callable[[], bool]] = {
             experiment.data.folder / MANIFEST: self._data_fit,
@@ -104,15 +104,14 @@ class OnDisk:
         }
 
     def record(self, path: Path) -> dict[str, Any]:
-        """Return the JSON object in a file; empty if there is none."""
+        """Return the JSON object in a file; empty if there is none, or none that can be read."""
         if path not in self._read:
             self._read[path] = {}
             try:
-                self._read[path] = files.read_object(path, "")
-            except UserError:
-                self._damaged.add(path)
+                with suppress(UserError):
+                    self._read[path] = files.read_object(path, "")
             except OSError:
-                pass  # it may be whole
+                self._unreadable.add(path)
         return self._read[path]
 
     def of(self, job: Job) -> dict[str, Any]:
@@ -148,8 +147,11 @@ class OnDisk:
         return found and replace(job, method=found.method, recipe=found.recipe)
 
     def knows(self, products: list[Path]) -> bool:
-        """Whether there are records of the products of one of Snakemake's jobs."""
-        return any(path in self._checks and path.exists() for path in products)
+        """Whether there are records of the products of one of Snakemake's jobs, and none so far was unreadable."""
+        recorded = [path for path in products if path in self._checks and path.exists()]
+        for path in recorded:
+            self.record(path)
+        return bool(recorded) and not self._unreadable
 
     def fit(self, products: list[Path]) -> bool:
         """Whether the products of one of Snakemake's jobs are what it would make now, complete and undamaged.
@@ -264,23 +266,20 @@ class OnDisk:
             experiment.export_folder / LATENCY: self._damaged_latency,
         }
         for path, check in records.items():
-            if path.exists() and (names := self._damaged_record(path) or self._damaged_files(path, check)):
+            if path.exists() and (names := self._damaged_files(path, check)):
                 yield path, names
         for folder, product in ((experiment.evaluation, METRICS), (experiment.report, REPORT)):
             if (folder / product).exists() and (names := made_from.damaged(folder)):
                 yield folder / product, names
 
-    def _damaged_record(self, path: Path) -> list[str]:
-        self.record(path)
-        return [path.name] if path in self._damaged else []
-
     def _damaged_files(self, path: Path, check: Callable[[], list[str]]) -> list[str]:
         try:
-            return check()
+            names = check()
         except OSError:
             return []
-        except DAMAGED_RECORD:  # it is the record of something else
-            return [path.name]
+        except DAMAGED_RECORD:  # it is none, or that of something else
+            names = [path.name]
+        return [] if path in self._unreadable else names
 
     def _damaged_arrays(self) -> list[str]:
         path = self.experiment.data.folder / MANIFEST
