@@ -197,7 +197,7 @@ def test_a_pair_may_differ_in_recipe_and_options() -> None:
         "pairs=[[resnet20w8, resnet8w8], {teacher: resnet20w8, student: other, recipe: {lr: 0.01}, "
         "methods: {kd: {kd: {temperature: 2}}}}]"
     )
-    jobs = experiment("students=[{arch: resnet8, width: 8}, {arch: resnet8, width: 4, name: other}]", pair)
+    jobs = experiment("students=[{arch: resnet8, width: 8, shortcut: A}, {arch: resnet8, width: 4, name: other}]", pair)
     own, other = (
         {job.label: job for job in jobs.students if job.student.name == name} for name in ("resnet8w8", "other")
     )

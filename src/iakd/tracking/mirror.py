@@ -196,9 +196,8 @@ class Mirror:
         run = runs.get(student.key) if student else None
         if student is None or run is None or student.tags.get("iakd.model_sha256") != content.model_sha256:
             return  # its student is gone, or was trained again and will be exported again
-        final = [
-            value for value in student.history if value.step == student.last_epoch and value.name.startswith("val_")
-        ]
+        last = student.last_epoch
+        final = [value for value in student.history if value.step == last and value.name.startswith("val_")]
         metrics = final + student.results.get(EVALUATION, [])
         model = self.models.log(content, run, student.params, metrics, student.data)
         name = self.plan.registered.get(content.pair)
