@@ -32,7 +32,7 @@ run: .venv/ready $(SETTINGS) ## run the experiment in params.yaml, from the imag
 adopt: .venv/ready $(SETTINGS) ## accept the results on disk although they were made by another version of the source code
 	@snakemake --cores 1 --quiet all --touch --forceall $(ARGS) && echo "adopted: the next run starts from these results"
 
-test: .venv/ready ## run all tests (twenty to thirty minutes on two cores)
+test: .venv/ready ## run all tests (twenty to forty minutes on two cores)
 	@pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 bench: .venv/ready ## measure the speed beside other training loops (under 10 minutes); bench/gpu.py: on a GPU
