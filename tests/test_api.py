@@ -20,6 +20,7 @@ import iakd
 from iakd import api, config, models
 from iakd.config import parse
 from iakd.data.store import PreparedData
+from iakd.devices import set_memory_format
 from iakd.experiment import run_dir
 from iakd.experiment.jobs import Experiment, plan_experiment
 from iakd.models.external import partition
@@ -508,6 +509,21 @@ def test_a_students_channels_and_samples(taught: Taught) -> None:
     for options in ({"granularity": "sample", "batch_size": 6}, {"granularity": "channel"}, {"unit": "stage"}):
         network = iakd.hybrid(taught.teacher(), taught.student(), 5, (1, 8, 8), schedule=0.5, **options)
         assert network(torch.randn(6, 1, 8, 8), 2).shape == (6, 10)
+
+
+def test_the_layout_of_one_network_is_not_forced_on_a_narrow_one() -> None:
+    """Maps of a teacher in channels_last would lead the student's convolutions to the kernel that leaves its buffer."""
+    wide, narrow = (models.build(config.Network(arch="resnet8", width=width), 1, 10) for width in (16, 4))
+    data = Images(np.random.default_rng(0).integers(0, 256, (32, 1, 8, 8), dtype=np.uint8), np.arange(32) % 10)
+    recipe = {"epochs": 1, "batch_size": 16}
+    iakd.distill(None, wide, data, method="scratch", recipe=recipe, normalisation=([0.5], [0.3]))
+    assert all(weight.is_contiguous() for weight in wide.parameters()), "as it was before"
+    set_memory_format(wide, channels_last=True)
+    network = iakd.hybrid(wide, narrow, 5, (1, 8, 8), schedule=0.5)
+    assert all(weight.is_contiguous() for weight in network.parameters())
+    alone = models.build(config.Network(arch="resnet8", width=16), 1, 10)
+    network = iakd.hybrid(wide, alone, 5, (1, 8, 8), schedule=0.5)
+    assert not all(weight.is_contiguous() for weight in network.parameters()), "the user's choice, where it is safe"
 
 
 def test_an_image_alone_with_the_teacher_goes_to_the_student_where_batchnorm_would_refuse_it() -> None:

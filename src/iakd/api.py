@@ -24,7 +24,7 @@ from iakd.config import Compute, Device, IakdOptions, LrSchedule, Method, Recipe
 from iakd.config import load as read_params
 from iakd.data.dataset_loader import DatasetLoader, dataset_loader
 from iakd.data.loader import DeviceLoader, ImageLoader
-from iakd.devices import choose_device, keep_freed_memory
+from iakd.devices import choose_device, keep_freed_memory, set_memory_format, use_channels_last
 from iakd.distillation.distiller import make_distiller, weights_of
 from iakd.distillation.registry import changes_student, timeline_of
 from iakd.distillation.warm_start import add_warm_start
@@ -191,6 +191,7 @@ def distill(
                 parameter.requires_grad_(needed)
         training.clear()
     result = trainer.objective.student if changes_student(chosen) else student
+    set_memory_format(result, channels_last=False)  # beside another network, the layout of the training may be unsafe
     return Distilled(result.eval(), history, metrics)
 
 
@@ -462,6 +463,8 @@ def hybrid(
     guide = _network(_copy(teacher).eval(), image, teacher_parts, "teacher", method)
     timeline = Timeline(1, steps, 1.0, LrSchedule(kind="constant"), batch_size or 1)
     built = SwappingStudent(student, network, guide.requires_grad_(False), chosen, timeline, seed, image)
+    if not use_channels_last(Compute(), device, built):
+        set_memory_format(built, channels_last=False)
     return built.to(device)
 
 

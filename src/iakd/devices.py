@@ -82,12 +82,10 @@ def use_channels_last(compute: Compute, device: torch.device, module: nn.Module)
 
 
 def _overruns(module: nn.Module) -> bool:
-    """Whether a layer of `module` would write beyond its buffer: oneDNN (in torch 2.13) does so in the backward pass of
-    a strided 1×1 convolution of fewer channels than the processor's vectors have floats, in this layout only."""
-    processor = torch.cpu.get_capabilities()
-    floats = 8 if processor.get("avx2") and not processor.get("avx512_f") else 16
+    """Whether a layer of `module` would write beyond its buffer: oneDNN (in torch 2.13, with AVX-512) does so in the
+    backward pass of a strided 1×1 convolution of fewer than 16 channels, in this layout only."""
     return any(
-        layer.kernel_size == (1, 1) and max(layer.stride) > 1 and layer.in_channels // layer.groups < floats
+        layer.kernel_size == (1, 1) and max(layer.stride) > 1 and layer.in_channels // layer.groups < 16
         for layer in module.modules()
         if isinstance(layer, nn.Conv2d)
     )
