@@ -11,7 +11,6 @@ from torch import nn
 
 from iakd import config, models
 from iakd.config import Method, Params
-from iakd.devices import set_memory_format
 from iakd.errors import UserError
 from iakd.models.branches import (
     BranchedBatchNorm2d,
@@ -185,7 +184,6 @@ def test_the_finished_student_computes_what_was_validated(make_training: Make) -
     assert metrics["rcn"]["branches"] == 9
     single = models.build(config.Network(arch="resnet8", width=8), 1, 10)
     models.load_weights(single, models.save_weights(student), "here")
-    set_memory_format(student, channels_last=False)
     assert torch.equal(single.eval()(images), student(images))
 
 
