@@ -17,6 +17,7 @@ from iakd.processes import WITH_PARENT
 # A stand-in for the real command line, imported by the workers in its place.
 COMMAND_LINE = """
 import os, signal, sys, time
+from pathlib import Path
 def main():
     action = sys.argv[2]
     if action == "tell":
@@ -25,11 +26,13 @@ def main():
         sys.exit(int(sys.argv[3]))
     if action == "wait":
         def stop(number, frame):
-            open("stopped", "w").write(signal.Signals(number).name)
+            Path("stopped").write_text(signal.Signals(number).name)
             sys.exit(1)
         signal.signal(signal.SIGTERM, stop)
-        open("working", "w").write(str(os.getpid()))
-        time.sleep(60)
+        Path("working").write_text("")  # an open file that nobody closes would swallow what `stop` raises
+        end = time.monotonic() + 60
+        while time.monotonic() < end:  # in one long sleep, a signal that arrives as it begins would be lost
+            time.sleep(0.05)
     if action == "crash":
         raise ValueError("a defect")
     if action == "die":

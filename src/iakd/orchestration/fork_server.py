@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import json
 import os
+import select
 import selectors
 import signal
 import socket
@@ -27,6 +28,7 @@ STAGES = (*COMMANDS, "import_teacher")
 PRELOAD = ("torch._dynamo", "iakd.cli", *(f"iakd.stages.{stage}" for stage in STAGES), "iakd.evaluation.measure")
 KILLED = 128  # exit codes above it are those of workers that a signal has killed
 CREDENTIALS = struct.Struct("3i")  # of a peer: process, user and group
+SECONDS_TO_FORWARD = 1.0  # a signal, at most
 NUMBER_BYTES = 4  # for the length of a message, a process id or an exit code
 
 
@@ -61,6 +63,8 @@ def run_in_server(arguments: list[str]) -> int | None:
             _forward(worker, number)
 
         before = {number: signal.signal(number, forward) for number in STOP_SIGNALS if worker}
+        while not select.select([connection], [], [], SECONDS_TO_FORWARD)[0]:
+            pass  # Python forwards a signal here that arrived just before this process began to wait
         answer = _receive(connection)
     code = int.from_bytes(answer, "big") if answer else None
     if stopped or (code is not None and code <= KILLED):
