@@ -79,11 +79,11 @@ def test_the_most_frequent_mistakes_come_first_and_of_equals_those_of_the_rarer_
 def test_a_process_that_dies_while_it_writes_figures_ends_the_report_with_a_line(tmp_path, monkeypatch):
     monkeypatch.setattr(style, "svg", lambda *_: os._exit(9))  # as one that is killed because memory is short
     with pytest.raises(RunFailed, match="a process that writes figures died; probably out of memory"):
-        style.write_all({"one": Figure(), "two": Figure()}, tmp_path, {"one": "", "two": ""})
+        style.write_all({"one": Figure, "two": Figure}, tmp_path, {"one": "", "two": ""})
 
 
 def test_figures_of_an_earlier_report_are_removed(tmp_path):
     with style.drawing():
         for names in (["one", "two"], ["two"]):
-            style.write_all({name: Figure() for name in names}, tmp_path, dict.fromkeys(names, ""))
+            style.write_all(dict.fromkeys(names, Figure), tmp_path, dict.fromkeys(names, ""))
     assert {path.stem for path in tmp_path.iterdir()} == {"two"}

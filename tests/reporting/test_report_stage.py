@@ -554,7 +554,7 @@ def test_damaged_history(example, damage, reason):
     path.write_text(damage(path.read_text()))
     comparison = read_comparison(example)
     with pytest.raises(UserError) as error:
-        comparison.pairs[0].methods[1].histories()
+        _ = comparison.pairs[0].methods[1].histories
     message = str(error.value)
     assert message.startswith(f"{path} is damaged (") and reason in message and "\n" not in message
     assert "`iakd distill" in message

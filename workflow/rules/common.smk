@@ -258,7 +258,7 @@ def start():
             not DEPLOYMENT
             and sum(job.rule.name.split("_")[0] in fork_server.COMMANDS for job in workflow.dag.needrun_jobs()) > 1
         ):
-            fork_server.start(STATE / "fork_server.socket")
+            fork_server.start(STATE / "fork_server.socket", Path(os.environ["IAKD_PARAMS"]))
         run_view.plan()
     except (UserError, OSError) as error:
         hooks.stop(error)

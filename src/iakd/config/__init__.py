@@ -19,7 +19,7 @@ from iakd.config.experiment import (
     network_called,
 )
 from iakd.config.export import Export, NamedModel
-from iakd.config.loading import load, load_teachers, params_text, parse, read_settings, schema_text, typed
+from iakd.config.loading import load, load_teachers, params_text, parse, read_settings, remember, schema_text, typed
 from iakd.config.method_options import IakdOptions
 from iakd.config.methods import METHODS, Method, shortest_sum
 from iakd.config.networks import Network, Normalisation, Teacher
@@ -75,6 +75,7 @@ __all__ = [
     "params_text",
     "parse",
     "read_settings",
+    "remember",
     "schema_text",
     "shortest_sum",
     "typed",

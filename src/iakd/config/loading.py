@@ -99,14 +99,21 @@ def parse(raw: Any, origin: str) -> Params:
 
 def read_settings(path: Path) -> Any:
     """Return the content of a settings file, not yet validated. Raises UserError if it cannot be read."""
+    return _content(_text(path), path)
+
+
+def _text(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(
             f"{path} does not exist; run in the folder of params.yaml, or name a file with --params"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
+
+
+def _content(text: str, path: Path) -> Any:
     if path.suffix == ".json":  # which is YAML, too, but read in a fiftieth of the time
         with suppress(ValueError, RecursionError):
             return json.loads(text, object_pairs_hook=_without_repetition)
@@ -125,10 +132,22 @@ def load(path: Path, changes: list[str] = []) -> Params:  # noqa: B006 - never c
 
     Raises UserError with one line if the file or a change is invalid.
     """
-    raw = read_settings(path)
+    text = _text(path)
+    if text in _remembered and not changes:
+        return _remembered[text]
+    raw = _content(text, path)
     for change in changes:
         raw = _apply(raw, change)
     return parse(raw, str(path) + (f" with {', '.join(map(cut, changes))}" if changes else ""))
+
+
+_remembered: dict[str, Params] = {}  # by the text of the file
+
+
+def remember(path: Path) -> None:
+    """Load settings that processes will need that are forked from this one. It is they who report a mistake."""
+    with suppress(UserError):
+        _remembered[_text(path)] = load(path)
 
 
 def load_teachers(path: Path, changes: list[str]) -> Params:

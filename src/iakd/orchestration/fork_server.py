@@ -1,8 +1,8 @@
 """A fork server: a process that has torch loaded forks itself for each command, which saves the start-up time.
 
 Importing torch and what its optimizers need takes five seconds of CPU time, as long as the training of a small student.
-A workflow starts one server (`python -m iakd.orchestration.fork_server SOCKET`); `iakd` sends its command line to it,
-forwards signals and exits with the same code. If no server answers, the command runs in its own process.
+A workflow starts one server (`python -m iakd.orchestration.fork_server SOCKET SETTINGS`); `iakd` sends its command line
+to it, forwards signals and exits with the same code. If no server answers, the command runs in its own process.
 """
 
 import contextlib
@@ -100,13 +100,16 @@ def _forward(worker: int, number: int) -> None:
         os.kill(worker, number)
 
 
-def start(path: Path) -> subprocess.Popen[bytes]:
-    """Start a server that ends with this process and serves the commands that are started from it."""
+def start(path: Path, settings: Path) -> subprocess.Popen[bytes]:
+    """Start a server that ends with this process and serves the commands that are started from it.
+
+    Most of them will read the file `settings`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     # One thread, since a process with several cannot be forked safely. Trainings set their own number.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "iakd.orchestration.fork_server", str(path)]
+    command = [sys.executable, "-m", "iakd.orchestration.fork_server", str(path), str(settings)]
     server = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
     os.environ[VARIABLE] = str(path)
     return server
@@ -120,8 +123,8 @@ def _preload() -> tuple[str, ...]:
     return (*PRELOAD, *sorted(losses))
 
 
-def serve(path: Path, preload: tuple[str, ...]) -> None:
-    """Fork a worker for each incoming command, until this process is stopped.
+def serve(path: Path, preload: tuple[str, ...], settings: Path | None = None) -> None:
+    """Fork a worker for each incoming command, with these modules and settings loaded, until this process is stopped.
 
     Returns at once where the file system has no sockets; each command then runs in its own process.
     """
@@ -138,6 +141,10 @@ def serve(path: Path, preload: tuple[str, ...]) -> None:
     for module in preload:
         importlib.import_module(module)
     _remember_sources(preload)
+    if settings:
+        from iakd.config import remember
+
+        remember(settings)
     clients: dict[int, tuple[socket.socket, int]] = {}  # by the worker's pidfd
     with selectors.DefaultSelector() as selector:
         selector.register(listener, selectors.EVENT_READ, "command")
@@ -225,4 +232,4 @@ def _work(request: dict[str, Any], descriptors: list[int]) -> None:
 
 if __name__ == "__main__":
     end_with_parent()
-    serve(Path(sys.argv[1]), _preload())
+    serve(Path(sys.argv[1]), _preload(), Path(sys.argv[2]))

@@ -169,12 +169,12 @@ class MethodResults:
     @cached_property
     def epoch_seconds(self) -> list[float]:
         """The time of each epoch without its validation, the median over the seeds: CPU time, or on a GPU wall time."""
-        histories = self.histories()
-        seeds = [[float(row.get("cpu_seconds", row["seconds"]) or 0) for row in history] for history in histories]
+        seeds = [[float(row.get("cpu_seconds", row["seconds"]) or 0) for row in history] for history in self.histories]
         return [statistics.median(times) for times in zip(*seeds, strict=True)]
 
+    @cached_property
     def histories(self) -> list[list[Row]]:
-        """Return the history of each seed, all with the same epochs, validations and blocks.
+        """The history of each seed, all with the same epochs, validations and blocks.
 
         Raises UserError if one is damaged.
         """

@@ -198,8 +198,8 @@ def curves(comparison: Comparison) -> Rows:
         }
         for pair in comparison.pairs
         for results in pair.methods
-        for model in results.models
-        for row in model.history()
+        for model, history in zip(results.models, results.histories, strict=True)
+        for row in history
         if row.get("val_top1") is not None
     ]
 

@@ -1,5 +1,6 @@
 """Write results/<dataset>/report/ (page, tables, figures), from files alone."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,20 +57,20 @@ def run(experiment: Experiment) -> Path:
     exports = read_exports(experiment, comparison)
     folder = experiment.report / run_dir.FIGURES
     origins = review.figure_origins(comparison, studies, exports)
+    drawings = {  # the one that takes longest first
+        "tuning": partial(tuning.draw_studies, studies),
+        "accuracy": partial(accuracy.draw_accuracy, comparison),
+        "added": partial(added.draw_added, comparison),
+        "curves": partial(training.draw_learning_curves, comparison),
+        "swaps": partial(training.draw_swap_probabilities, comparison),
+        "hints": partial(hints.draw_hint_points, comparison),
+        "calibration": partial(mistakes.draw_calibration, comparison),
+        "confusion": partial(mistakes.draw_confusion, comparison, manifest["classes"]),
+    }
+    if exports:
+        drawings["pareto"] = partial(pareto.draw_pareto, exports)
     with style.drawing():
-        drawn = {
-            "accuracy": accuracy.draw_accuracy(comparison),
-            "added": added.draw_added(comparison),
-            "curves": training.draw_learning_curves(comparison),
-            "swaps": training.draw_swap_probabilities(comparison),
-            "hints": hints.draw_hint_points(comparison),
-            "tuning": tuning.draw_studies(studies),
-            "calibration": mistakes.draw_calibration(comparison),
-            "confusion": mistakes.draw_confusion(comparison, manifest["classes"]),
-        }
-        if exports:
-            drawn["pareto"] = pareto.draw_pareto(exports)
-        figures = style.write_all(drawn, folder, origins)
+        figures = style.write_all(drawings, folder, origins)
     text = paper.paragraph(comparison, studies, manifest)
     commit = comparison.models[0].record["git_commit"]
     settings = page.settings_text(experiment.params)

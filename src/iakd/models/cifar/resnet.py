@@ -29,8 +29,8 @@ class PaddedIdentity(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         if self.averaged:
             features = F.avg_pool2d(features, self.stride, ceil_mode=True, count_include_pad=False)
-        else:
-            features = features[:, :, :: self.stride, :: self.stride]
+        else:  # the same as a slice, whose gradient has another memory layout
+            features = F.avg_pool2d(features, 1, self.stride)
         return F.pad(features, (0, 0, 0, 0, self.before, self.after))
 
 

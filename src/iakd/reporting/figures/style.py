@@ -11,7 +11,7 @@ import re
 import string
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
@@ -348,20 +348,20 @@ def _font_face(weight: str, letters: frozenset[str]) -> str:
     return f"@font-face{{font-family:'{FONT}';font-weight:{weight};src:url(data:font/woff;base64,{data})}}"
 
 
-def write_all(figures: dict[str, Figure], folder: Path, about: dict[str, str]) -> dict[str, str]:
-    """`write` each figure, with the text in `about`; return the elements of the page, by name. Others are removed.
+def write_all(drawings: Mapping[str, Callable[[], Figure]], folder: Path, about: dict[str, str]) -> dict[str, str]:
+    """Draw and `write` each figure, with the text in `about`; return the elements of the page, by name.
 
-    In several processes, since this is most of the work of a report, and a workflow has nothing else to do meanwhile.
-    Raises RunFailed if one of them dies.
+    Files of other figures are removed. In several processes, since this is most of the work of a report, and a workflow
+    has nothing else to do meanwhile. Raises RunFailed if one of them dies.
     """
-    fork = multiprocessing.get_context("fork")  # with the figures in memory, in the style of `drawing`
-    pool = ProcessPoolExecutor(min(cores(), len(figures)), fork, _share, (os.getpid(), figures, folder, about))
+    fork = multiprocessing.get_context("fork")  # with what is drawn in memory, in the style of `drawing`
+    pool = ProcessPoolExecutor(min(cores(), len(drawings)), fork, _share, (os.getpid(), drawings, folder, about))
     try:
         with signals_held():  # the first call starts processes
-            written = pool.map(_write_shared, figures)
-        elements = dict(zip(figures, written, strict=True))
+            written = pool.map(_write_shared, drawings)
+        elements = dict(zip(drawings, written, strict=True))
         for path in folder.glob("*"):
-            if path.is_file() and path.stem not in figures:
+            if path.is_file() and path.stem not in drawings:
                 path.unlink()
         return elements
     except BrokenProcessPool:
@@ -370,17 +370,17 @@ def write_all(figures: dict[str, Figure], folder: Path, about: dict[str, str]) -
         pool.shutdown(cancel_futures=True)
 
 
-_shared_figures: list[Any] = []  # the arguments of `write_all`, in its processes
+_arguments: list[Any] = []  # the arguments of `write_all`, in its processes
 
 
 def _share(parent: int, *arguments: Any) -> None:
     serve_parent(parent)
-    _shared_figures[:] = arguments
+    _arguments[:] = arguments
 
 
 def _write_shared(name: str) -> str:
-    figures, folder, about = _shared_figures
-    return write(figures[name], folder, name, about[name])
+    drawings, folder, about = _arguments
+    return write(drawings[name](), folder, name, about[name])
 
 
 def write(figure: Figure, folder: Path, name: str, about: str) -> str:

@@ -74,7 +74,7 @@ def _has_peer(results: MethodResults) -> bool:
 
 def _accuracy_curves(results: MethodResults, column: str = "val_top1") -> AccuracyCurves:
     """Read the validated epochs of a method, which are the same for all seeds."""
-    histories = results.histories()
+    histories = results.histories
     points = [[(r["epoch"], r[column]) for r in rows if r.get(column) is not None] for rows in histories]
     table = np.array(points, dtype=np.float64)
     return table[0, :, 0], table[:, :, 1]
@@ -124,7 +124,7 @@ def _draw_dots(axes: Axes, x: Floats, y: Floats, tint: str) -> None:
 
 def _swap_history(results: MethodResults) -> tuple[Floats, Floats, Floats]:
     """Read epochs (E,), planned p (E, blocks) of the first seed, and fractions drawn (E, blocks), mean over seeds."""
-    tables = results.histories()
+    tables = results.histories
     blocks = sum(bool(re.fullmatch(r"p_planned_\d+", name)) for name in tables[0][0])
     values = {
         kind: np.array([[[row[f"p_{kind}_{i}"] for i in range(blocks)] for row in rows] for rows in tables], float)
