@@ -516,8 +516,16 @@ def test_the_layout_of_one_network_is_not_forced_on_a_narrow_one() -> None:
     wide, narrow = (models.build(config.Network(arch="resnet8", width=width), 1, 10) for width in (16, 4))
     data = Images(np.random.default_rng(0).integers(0, 256, (32, 1, 8, 8), dtype=np.uint8), np.arange(32) % 10)
     recipe = {"epochs": 1, "batch_size": 16}
-    iakd.distill(None, wide, data, method="scratch", recipe=recipe, normalisation=([0.5], [0.3]))
+    given = {"method": "scratch", "recipe": recipe, "normalisation": ([0.5], [0.3])}
+    iakd.distill(None, wide, data, **given)
     assert all(weight.is_contiguous() for weight in wide.parameters()), "as it was before"
+
+    def stop(row: dict[str, object]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        iakd.distill(None, wide, data, on_epoch=stop, **given)
+    assert all(weight.is_contiguous() for weight in wide.parameters()), "after an interruption, too"
     set_memory_format(wide, channels_last=True)
     network = iakd.hybrid(wide, narrow, 5, (1, 8, 8), schedule=0.5)
     assert all(weight.is_contiguous() for weight in network.parameters())

@@ -187,11 +187,12 @@ def distill(
                 f"the teacher has {taught} classes, the student {classes}, and {chosen.method} compares their outputs"
             ) from error
         finally:
+            result = trainer.objective.student if changes_student(chosen) else student
             for parameter, needed in trained:  # a method may have frozen some
                 parameter.requires_grad_(needed)
+            for module in (student, result):  # the layout of the training may be unsafe beside another network
+                set_memory_format(module, channels_last=False)
         training.clear()
-    result = trainer.objective.student if changes_student(chosen) else student
-    set_memory_format(result, channels_last=False)  # beside another network, the layout of the training may be unsafe
     return Distilled(result.eval(), history, metrics)
 
 
