@@ -96,4 +96,4 @@ def test_a_study_says_what_it_searched_for(objective: str, words: str) -> None:
     experiment = fake_experiment.plan(methods, epochs=5, tune={"objective": objective})
     fake_experiment.write(experiment, {"scratch": [80.0] * 3, "tuned": [90.0] * 3})
     run(experiment)
-    assert f">Validation {words}, %, of each trial" in (experiment.report / "figures" / "tuning.svg").read_text()
+    assert f">Validation {words}, %, by trial" in (experiment.report / "figures" / "tuning.svg").read_text()

@@ -1,5 +1,7 @@
 """Numbers and settings as text."""
 
+import dataclasses
+
 import pytest
 
 from iakd.config import Candidate, Method, Recipe
@@ -18,6 +20,13 @@ def test_a_bound_of_a_significant_difference_is_not_rounded_to_zero():
     assert formatting.interval(PairedDifference(3, -1.1, -2.25, -0.03, 0.04), 1) == "−2.25 to −0.03"
     assert formatting.interval(PairedDifference(3, -1.1, -2.25, 0.03, 0.06), 1) == "−2.2 to 0.0"
     assert formatting.interval(PairedDifference(1, 4.0, None, None, None), 1) == ""
+
+
+def test_an_interval_without_zero_that_is_not_significant_says_why():
+    alone = PairedDifference(3, 1.0, 0.1, 1.9, 0.04)
+    assert formatting.judgement(alone) == "not significant among all differences"
+    assert formatting.judgement(dataclasses.replace(alone, low=-0.1)) == "not significant"
+    assert formatting.judgement(dataclasses.replace(alone, significant=True)) == "significant"
 
 
 @pytest.mark.parametrize(

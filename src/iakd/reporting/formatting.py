@@ -82,10 +82,15 @@ def interval(difference: PairedDifference, digits: int) -> str:
 
 
 def judgement(difference: PairedDifference) -> str:
-    """Return 'significant', 'not significant', 'one seed only' or 'two seeds only'."""
+    """Return 'significant', 'not significant', 'one seed only' or 'two seeds only'.
+
+    Beside an interval without zero, say why it is not: of many intervals, some exclude zero by chance.
+    """
     if difference.n < MIN_SEEDS:
         return "one seed only" if difference.n == 1 else "two seeds only"
-    return "significant" if difference.significant else "not significant"
+    if difference.significant:
+        return "significant"
+    return "not significant" + " among all differences" * difference.excludes_zero
 
 
 def with_prefix(value: float) -> str:

@@ -59,8 +59,8 @@ def _draw_top(figure: SubFigure, study: StudyResults) -> None:
 
 
 def _draw_history(axes: Axes, study: StudyResults) -> None:
-    mean = f", mean of {study.seeds} seeds" if study.seeds > 1 else ""
-    axes.set_title(f"Validation {study.measure}, %, of each trial{mean}\n")
+    mean = f" (mean of {study.seeds} seeds)" if study.seeds > 1 else ""
+    axes.set_title(f"Validation {study.measure}, %, by trial{mean}\n")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     styles = {
         "first": ("D", style.OTHER, "from the settings"),
@@ -200,7 +200,9 @@ def _draw_slice(axes: Axes, parameter: Parameter, trials: list[TrialRow], best: 
         axes.set_xlim(-0.6, len(tried) - 0.4)
     elif parameter.values.log:
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        values = _column(trials, parameter.name)
+        wide = len(values) > 0 and values.max() > 10 * values.min()  # otherwise LogLocator names every digit
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if wide else MaxNLocator(3, steps=[1, 2, 5, 10]))
         axes.xaxis.set_major_formatter(lambda value, position: f"{value:g}")
         axes.xaxis.set_minor_locator(NullLocator())
     else:
