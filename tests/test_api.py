@@ -19,6 +19,8 @@ from torch.utils.data import Dataset
 import iakd
 from iakd import api, config, models
 from iakd.config import parse
+from iakd.data.dataset_loader import dataset_loader
+from iakd.data.loader import BatchFormat
 from iakd.data.store import PreparedData
 from iakd.devices import set_memory_format
 from iakd.experiment import run_dir
@@ -475,6 +477,174 @@ def test_mistakes_are_one_line(taught: Taught, changes: dict[str, Any], words: s
     with pytest.raises(iakd.UserError, match=words) as error:
         iakd.distill(**given)
     assert "\n" not in str(error.value)
+
+
+class Small(nn.Module):
+    """A network of somebody else's: two classes, blocks after one another, with dropout."""
+
+    def __init__(self, blocks: int = 2, classes: int = 2, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, padding=1)
+        self.layers = nn.Sequential(
+            *(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU()) for _ in range(blocks))
+        )
+        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout))
+        self.fc = nn.Linear(4, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(self.pool(self.layers(self.conv(images))))
+
+
+PARTS_OF_SMALL = iakd.Partition(stem=("conv",), blocks=("layers.*",), head=("pool", "fc"))
+
+
+def small(seed: int, *arguments: Any) -> Small:
+    torch.manual_seed(seed)
+    return Small(*arguments)
+
+
+def distil_small(student: Small, method: Any, teacher: Small | None = None, **changes: Any) -> iakd.Distilled:
+    """Train on 40 random images of two classes, for 3 epochs of 5 steps."""
+    images = np.random.default_rng(0).integers(0, 256, (40, 1, 8, 8), dtype=np.uint8)
+    data = Images(images, np.arange(40) % 2, changes.pop("form", "uint8"))
+    given: dict[str, Any] = {
+        "recipe": {"epochs": 3, "batch_size": 8},
+        "normalisation": ([0.5], [0.3]) if data.form == "uint8" else None,
+        "device": "cpu",
+        "student_parts": PARTS_OF_SMALL,
+        "teacher_parts": PARTS_OF_SMALL,
+        **changes,
+    }
+    return iakd.distill(teacher or small(1, 4), student, given.pop("train_data", data), method=method, **given)
+
+
+def weights(module: nn.Module) -> list[Tensor]:
+    return [tensor.clone() for tensor in module.state_dict().values()]
+
+
+def same(one: list[Tensor], other: list[Tensor]) -> bool:
+    return all(map(torch.equal, one, other))
+
+
+def test_the_recipe_of_a_method_overrides_the_other_one() -> None:
+    found = distil_small(small(0), {"method": "kd", "recipe": {"epochs": 1}})
+    assert found.metrics["epochs"] == 1
+    with pytest.raises(iakd.UserError, match=r"method.recipe: epoch: unknown key"):
+        distil_small(small(0), {"method": "kd", "recipe": {"epoch": 1}})
+
+
+@pytest.mark.parametrize(
+    ("method", "recipe"),
+    [
+        ({"method": "iakd+hints", "iakd": {"stem": "teacher", "unit": "stage"}, "hints": {"points": 2}}, {}),
+        ({"method": "kd", "init": "teacher"}, {"class_weights": {"cat": 2.0}}),
+    ],
+)
+def test_a_call_that_fails_leaves_the_student_as_it_was(method: dict[str, Any], recipe: dict[str, Any]) -> None:
+    """Both start with weights of the teacher, and the first one freezes the stem."""
+    student = small(0, 4)
+    before = weights(student)
+    with pytest.raises(iakd.UserError):
+        distil_small(student, method, recipe={"epochs": 1, "batch_size": 8, **recipe})
+    assert same(weights(student), before)
+    assert all(parameter.requires_grad for parameter in student.parameters())
+
+
+@pytest.mark.parametrize(("of_teacher", "of_student"), [(5, 2), (2, 5)])
+def test_outputs_of_other_classes_are_not_compared(of_teacher: int, of_student: int) -> None:
+    """Of two classes, dkd's other class would be compared with each of the others."""
+    with pytest.raises(iakd.UserError, match=r"classes, the student \d, and dkd compares their outputs"):
+        distil_small(small(0, 2, of_student), "dkd", small(1, 4, of_teacher))
+
+
+def test_a_student_of_which_nothing_is_trained_in_a_step_is_refused() -> None:
+    student = small(0)
+    student.conv.requires_grad_(False)
+    student.fc.requires_grad_(False)
+    schedule = {"kind": "uniform", "p0": 0.05, "student_only": 0.0}
+    method = {"method": "iakd", "iakd": {"schedule": schedule}}
+    distil_small(student, method)  # each step keeps a block
+    student.layers[0].requires_grad_(False)
+    with pytest.raises(iakd.UserError, match="nothing is trained in the student's stem, head and block slot 1"):
+        distil_small(student, method)
+
+
+def test_shared_buffers_are_refused() -> None:
+    teacher, student = small(1, 4), small(0)
+    student.layers[0][1].running_mean = teacher.layers[0][1].running_mean
+    with pytest.raises(iakd.UserError, match=r"share buffers \(layers.0.1.running_mean\)"):
+        distil_small(student, "kd", teacher)
+
+
+class Interruption:
+    """Ends trainings by Ctrl-C in their step number `at`, and notes the steps that are taken."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from iakd.training.trainer import Trainer
+
+        original = Trainer.train_step
+        self.at, self.steps = -1, list[int]()
+
+        def train_step(trainer: Trainer, batch: Any) -> None:
+            original(trainer, batch)
+            self.steps.append(trainer.step)
+            if trainer.step == self.at:
+                import os
+                import signal
+
+                os.kill(os.getpid(), signal.SIGINT)
+
+        monkeypatch.setattr(Trainer, "train_step", train_step)
+
+    def stop(self, student: Small, checkpoints: Path, at: int, **changes: Any) -> None:
+        self.at = at
+        with pytest.raises(KeyboardInterrupt):
+            distil_small(student, "kd", checkpoints=checkpoints, **changes)
+        self.at = -1
+        self.steps.clear()
+
+
+@pytest.mark.parametrize("form", ["uint8", "float"])
+def test_the_same_student_continues_in_the_middle_of_an_epoch(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With dropout, whose draws nothing may disturb; the interrupted student is as it was, and can be given again."""
+    whole = weights(distil_small(small(0, 2, 2, 0.5), "kd", form=form).student)
+    interruption = Interruption(monkeypatch)
+    student = small(0, 2, 2, 0.5)
+    before = weights(student)
+    interruption.stop(student, tmp_path, 7, form=form)
+    assert same(weights(student), before)
+    assert same(weights(distil_small(student, "kd", form=form, checkpoints=tmp_path).student), whole)
+    assert interruption.steps[0] == 8
+
+
+@pytest.mark.parametrize("change", ["images", "dropout", "frozen"])
+def test_another_training_begins_anew(change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interruption = Interruption(monkeypatch)
+    interruption.stop(small(0), tmp_path, 7, form="float")
+    student, changes = small(0), {"form": "float"}
+    if change == "images":
+        changes["train_data"] = Images(np.zeros((40, 1, 8, 8), np.uint8), np.arange(40) % 2, "float")
+    elif change == "dropout":
+        student = small(0, 2, 2, 0.9)
+    else:
+        student.conv.requires_grad_(False)
+    distil_small(student, "kd", checkpoints=tmp_path, **changes)
+    assert interruption.steps[0] == 0
+
+
+def test_images_drawn_at_random_differ_in_each_epoch_of_workers() -> None:
+    class Noise(Images):
+        def __getitem__(self, i: int) -> tuple[Any, int]:
+            return torch.rand(1, 8, 8), int(self.labels[i])
+
+    data = dataset_loader(Noise(np.zeros((8, 1, 8, 8), np.uint8), np.arange(8) % 2), None, "cpu", 1, "data")
+    form = BatchFormat(8)
+    first, second = (next(iter(data.epoch(0, epoch, form))).images for epoch in (0, 1))
+    assert not torch.equal(first, second)
+    assert torch.equal(first, next(iter(data.epoch(0, 0, form))).images)
+    assert data.fingerprint() is None
 
 
 # --- hybrid ---

@@ -8,8 +8,9 @@ import copy
 import operator
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,8 +21,9 @@ from torch.nn.parameter import is_lazy
 from torch.utils.data import Dataset
 
 from iakd.classifier import Classifier, Prediction, load
-from iakd.config import Compute, Device, IakdOptions, LrSchedule, Method, Recipe, Schedule, explain_all, parse
+from iakd.config import Compute, Device, IakdOptions, LrSchedule, Method, Recipe, Schedule, explain_all, merged, parse
 from iakd.config import load as read_params
+from iakd.config.base import plain
 from iakd.data.dataset_loader import DatasetLoader, dataset_loader
 from iakd.data.loader import DeviceLoader, ImageLoader
 from iakd.devices import choose_device, keep_freed_memory, set_memory_format, use_channels_last
@@ -29,7 +31,7 @@ from iakd.distillation.distiller import make_distiller, weights_of
 from iakd.distillation.registry import changes_student, timeline_of
 from iakd.distillation.warm_start import add_warm_start
 from iakd.errors import RunFailed, UserError, is_out_of_memory, reason_of
-from iakd.evaluation.plausibility import required_accuracy
+from iakd.evaluation.plausibility import is_near_chance
 from iakd.experiment.run_dir import Row, Run
 from iakd.files import check_writable, digest, sha256_bytes
 from iakd.interactive.hybrid import Hybrid
@@ -106,9 +108,10 @@ def distill(
     torchvision and timm whose families docs/networks.md lists. For a class of your own, describe them by a
     `Partition` of module paths: `Partition(stem=("conv",), blocks=("layer1.*", "layer2.*"), head=("pool", "fc"))`.
 
-    With `checkpoints`, a folder, an interrupted call continues when it is repeated. The same seed gives the same
-    result, bit for bit on the CPU, unless the Dataset itself draws at random; it is that of `iakd distill` for the
-    same images, weights and number of threads. `on_epoch` is called with each row of the history.
+    With `checkpoints`, a folder, an interrupted call leaves the student as it was, and continues when it is repeated.
+    The same seed gives the same result, bit for bit on the CPU, unless the Dataset or a layer draws at random by
+    itself, or a layer changes buffers that it does not save; it is that of `iakd distill` for the same images, weights
+    and number of threads. `on_epoch` is called with each row of the history.
 
     Raises UserError, in one line, for networks, data or settings that do not go together, RunFailed where the loss is
     no longer finite, KeyboardInterrupt at Ctrl-C, after the current step.
@@ -120,6 +123,7 @@ def distill(
         _check_apart(teacher, student)
     chosen = _section(Method, {"method": method} if isinstance(method, str) else method, "method")
     trained_by = recipe if isinstance(recipe, Recipe) else _section(Recipe, recipe or {}, "recipe")
+    trained_by = _section(Recipe, merged(plain(trained_by), chosen.recipe), "method.recipe")
     if chosen.tuned:
         raise UserError("method: a study needs the pipeline (`iakd tune`); here all settings must have values")
     if teacher is None and chosen.needs_teacher:
@@ -147,53 +151,76 @@ def distill(
     if guide and chosen.needs_teacher:
         taught = _check_classes(guide, train, "teacher")
     trained = [(parameter, parameter.requires_grad) for parameter in student.parameters()]
-    start = {name: sha256_bytes(save_weights(each)) for name, each in (("s", network), ("t", guide)) if each}
-    if chosen.init == "teacher":
-        assert guide is not None
-        initialise_from_teacher(network, guide)
-    student.to(target)
-    network.to(target)
-    if guide and chosen.needs_teacher:
-        _check_accuracy(guide.to(target), validation or train)
-    if target.type == "cpu":
-        keep_freed_memory()
+    as_given = {name: tensor.detach().clone() for name, tensor in _tensors(student)}
+    networks = [each for each in (network, guide) if each]
+    start = [(sha256_bytes(save_weights(each)), repr(each)) for each in networks]
     compute = Compute(threads=torch.get_num_threads(), checkpoint_seconds=30.0 if checkpoints else NEVER)
-    data: list[Any] = [_identity(loader) for loader in (train, validation) if loader is not None]
+    data: list[Any] = [_identity(loader) for loader in (train, validation) if loader is not None and checkpoints]
     data += [[float(value) for value in values] for values in normalisation or ()]
-    about = [chosen.settings(), trained_by.model_dump(mode="json"), seed, start, data, compute.threads]
+    needed = [learns for _, learns in trained]
+    about = [chosen.settings(), trained_by.model_dump(mode="json"), seed, start, needed, data, compute.threads]
+    other_classes = (
+        f"the teacher has {taught} classes, the student {classes}, and {chosen.method} compares their outputs"
+    )
+    trainer: Trainer | None = None
     with contextlib.ExitStack() as stack:
         folder = Path(checkpoints or stack.enter_context(tempfile.TemporaryDirectory(prefix="iakd-")))
         training = _InMemory(f"{chosen.method}, seed {seed}", "distill", digest(about), {}, seed, {}, {})
         training.live, training.on_epoch = folder, on_epoch
-        distiller = make_distiller(
-            network,
-            guide if chosen.needs_teacher else None,
-            chosen,
-            data=train,
-            timeline=timeline_of(trained_by, chosen, len(train)),
-            seed=seed,
-            label_smoothing=trained_by.label_smoothing,
-            class_weights=weights_of(trained_by, train, [str(label) for label in range(int(train.labels.max()) + 1)]),
-        )
-        trainer = Trainer(training, distiller, train, validation, trained_by, compute)
-        if chosen.init == "blockwise":
-            add_warm_start(trainer, chosen.blockwise, compute)
         try:
+            if chosen.init == "teacher":
+                assert guide is not None
+                initialise_from_teacher(network, guide)
+            student.to(target)
+            network.to(target)
+            if guide and chosen.needs_teacher:
+                _check_accuracy(guide.to(target), validation or train)
+            if target.type == "cpu":
+                keep_freed_memory()
+            distiller = make_distiller(
+                network,
+                guide if chosen.needs_teacher else None,
+                chosen,
+                data=train,
+                timeline=timeline_of(trained_by, chosen, len(train)),
+                seed=seed,
+                label_smoothing=trained_by.label_smoothing,
+                class_weights=weights_of(
+                    trained_by, train, [str(label) for label in range(int(train.labels.max()) + 1)]
+                ),
+            )
+            if taught != classes and distiller.compares_outputs:
+                raise UserError(other_classes)
+            trainer = Trainer(training, distiller, train, validation, trained_by, compute)
+            if chosen.init == "blockwise":
+                add_warm_start(trainer, chosen.blockwise, compute)
             history, metrics = trainer.fit()
-        except RuntimeError as error:
-            if classes == taught or is_out_of_memory(error):
-                raise
-            raise UserError(
-                f"the teacher has {taught} classes, the student {classes}, and {chosen.method} compares their outputs"
-            ) from error
+        except BaseException as error:
+            if checkpoints or trainer is None or trainer.step == 0:  # the same call continues, or another one begins
+                _restore(student, as_given)
+            if isinstance(error, RuntimeError) and classes != taught and not is_out_of_memory(error):
+                raise UserError(other_classes) from error
+            raise
         finally:
-            result = trainer.objective.student if changes_student(chosen) else student
-            for parameter, needed in trained:  # a method may have frozen some
-                parameter.requires_grad_(needed)
+            for parameter, learns in trained:  # a method may have frozen some
+                parameter.requires_grad_(learns)
+            result = trainer.objective.student if trainer and changes_student(chosen) else student
             for module in (student, result):  # the layout of the training may be unsafe beside another network
                 set_memory_format(module, channels_last=False)
         training.clear()
     return Distilled(result.eval(), history, metrics)
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    return chain(module.named_parameters(), module.named_buffers())
+
+
+@torch.no_grad()
+def _restore(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy `tensors` back, but those whose places a method has changed."""
+    for name, tensor in _tensors(module):
+        if name in tensors and tensors[name].shape == tensor.shape:
+            tensor.copy_(tensors[name])
 
 
 class _InMemory(Run):
@@ -217,6 +244,8 @@ def _network(
     module: nn.Module, image: tuple[int, int, int], parts: Partition | None, name: str, method: Method
 ) -> Network:
     """A module as a network, with blocks if it is known how it is divided; the method may need them."""
+    if parts is not None:
+        _trial_logits(module, image, name)  # or what it cannot do would be taken for a fault of the parts
     network = as_network(module, image, parts, name, trained=name == "student")
     if network is not None:
         return network
@@ -249,13 +278,14 @@ def _check_module(module: Any, name: str, parts: Any) -> None:
 
 
 def _check_apart(teacher: nn.Module, student: nn.Module) -> None:
-    teachers = {id(parameter) for parameter in teacher.parameters()}
-    shared = [path for path, parameter in student.named_parameters() if id(parameter) in teachers]
-    if shared:
-        raise UserError(
-            f"teacher and student share parameters ({shared[0]}), so training would change the teacher: give one of "
-            "them a copy (copy.deepcopy)"
-        )
+    for kind in ("parameters", "buffers"):
+        teachers = {id(tensor) for tensor in getattr(teacher, kind)()}
+        shared = [path for path, tensor in getattr(student, f"named_{kind}")() if id(tensor) in teachers]
+        if shared:
+            raise UserError(
+                f"teacher and student share {kind} ({shared[0]}), so training would change the teacher: give one of "
+                "them a copy (copy.deepcopy)"
+            )
 
 
 def _copy(teacher: nn.Module) -> nn.Module:
@@ -310,12 +340,7 @@ def _check_classes(network: Network, data: ImageLoader, name: str) -> int:
     """Return the number of classes. Raise UserError unless the network computes such images, and has all labels."""
     for training in (False, True) if name == "student" else (False,):
         mode = " in training mode" * training
-        try:
-            with trial(network, training):
-                logits = network(torch.zeros(2, *data.image_shape))
-        except Exception as error:  # a user's module can fail in any way
-            reason = reason_of(error)
-            raise UserError(f"the {name} cannot compute images of {data.image_shape}{mode} ({reason})") from None
+        logits = _trial_logits(network, data.image_shape, name, training)
         if not isinstance(logits, Tensor) or logits.dim() != 2:
             what = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
             raise UserError(f"the {name} returns {what}{mode} instead of logits (B, classes)")
@@ -326,12 +351,22 @@ def _check_classes(network: Network, data: ImageLoader, name: str) -> int:
     return int(logits.shape[1])
 
 
+def _trial_logits(module: nn.Module, image: Sequence[int], name: str, training: bool = False) -> Any:
+    """Return what a network makes of two black images. Raises UserError if it cannot compute them."""
+    try:
+        with trial(module, training):
+            return module(torch.zeros(2, *image))
+    except Exception as error:  # a user's module can fail in any way
+        mode = " in training mode" * training
+        raise UserError(f"the {name} cannot compute images of {tuple(image)}{mode} ({reason_of(error)})") from None
+
+
 def _check_accuracy(teacher: Network, data: ImageLoader) -> None:
     """Warn of a teacher that is near chance: it takes other images, or its classes have another order."""
     with contextlib.closing(data):
-        top1 = validate(teacher, data, BATCH)["val_top1"]
-    labels = data.labels.cpu().numpy()
-    if top1 < 100 * required_accuracy(labels, int(labels.max()) + 1):
+        found = validate(teacher, data, BATCH)
+    labels, top1 = data.labels.cpu().numpy(), found["val_top1"]
+    if is_near_chance(top1 / 100, found["val_balanced_accuracy"] / 100, labels, int(labels.max()) + 1):
         warnings.warn(
             f"the teacher is right for only {top1:.1f} % of the images, near chance: check the normalisation and the "
             "order of the classes",
@@ -339,10 +374,13 @@ def _check_accuracy(teacher: Network, data: ImageLoader) -> None:
         )
 
 
-def _identity(data: ImageLoader) -> list[str]:
-    """What tells data apart for a checkpoint; of float tensors, which may be drawn at random, their labels."""
+def _identity(data: ImageLoader) -> list[str | None]:
+    """What tells data apart for a checkpoint: labels and images, or labels alone where images are drawn at random."""
     labels = sha256_bytes(data.labels.cpu().numpy().tobytes())
-    return [labels, sha256_bytes(data.images.cpu().numpy().tobytes())] if isinstance(data, DeviceLoader) else [labels]
+    if isinstance(data, DatasetLoader):
+        return [labels, data.fingerprint()]
+    assert isinstance(data, DeviceLoader)
+    return [labels, sha256_bytes(data.images.cpu().numpy().tobytes())]
 
 
 class SwappingStudent(nn.Module):

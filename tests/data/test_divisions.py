@@ -143,6 +143,11 @@ UNUSABLE = {
         "path,class,label\n0.png,x,0\n1.png,y,0\n2.png,x,1",
         "could be column 'label' or 'class', which div",
     ),
+    "column twice": ("path,label, label\n0.png,x,0\n1.png,y,0", "two columns are called 'label'"),
+    "two splits": (
+        "path,label,split,subset\n0.png,x,train,test\n1.png,y,train,train",
+        "the split could be column 'split' or 'subset', which div",
+    ),
     "gone": (f"{CSV}\nx.png,b,test", r"x\.png cannot be read \(No such file or directory\): repair or remove it"),
 }
 

@@ -1,6 +1,7 @@
 """Knowledge condensation: which images are ranked, dropped and mixed, and what shorter epochs do to a training."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,18 @@ def test_rank_by_mean_entropy_and_how_often_an_image_was_shown() -> None:
     assert order.tolist() == np.argsort(-score, kind="stable").tolist()
     often = rank(torch.tensor([40.0, 80.0, 10.0]), torch.tensor([40.0, 80.0, 0.0]), 40, 0.03)
     assert often.tolist() == [2, 1, 0]  # never shown, then the one that was shown more often at equal means
+
+
+def test_an_image_that_is_twice_in_a_batch_counts_twice(make_training: Make) -> None:
+    """As a balanced sampler may show one."""
+    part = next(iter(make(make_training).objective.losses.values()))
+    logits = torch.randn(3, 10)
+    indices = torch.tensor([5, 7, 5])
+    outputs = SimpleNamespace(batch=SimpleNamespace(indices=indices), student=SimpleNamespace(logits=logits))
+    part(outputs)
+    expected = entropy(logits)
+    assert part.counts[[5, 7, 6]].tolist() == [2, 1, 0]
+    assert torch.allclose(part.entropies[[5, 7]], torch.stack([expected[0] + expected[2], expected[1]]))
 
 
 def test_mixing_weights_decrease_linearly() -> None:

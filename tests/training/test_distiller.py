@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from iakd.config import Augment, Schedule
 from iakd.data.loader import Batch, BatchFormat
+from iakd.distillation.distiller import reestimate_statistics
 from iakd.training.trainer import Trainer
 
 Make = Callable[..., Trainer]
@@ -120,6 +122,10 @@ def test_statistics_are_re_estimated_over_all_images_where_asked(make_training: 
     again = finished({"bn_reestimate": True}).objective.student.stem[1]
     assert torch.allclose(again.running_mean, means.mean(0), atol=1e-5)
     assert again.momentum == 0.1 and again.num_batches_tracked == 5
+    student.head.append(nn.BatchNorm1d(4))
+    student.train()
+    reestimate_statistics(student, training.data, 16)
+    assert student.head[-1].num_batches_tracked == 5, "in a head of somebody else's"
     for options, expression in (({}, "iakd"), ({}, "kd")):
         untouched = finished(options, expression).objective.student.stem[1]
         assert untouched.num_batches_tracked == 0

@@ -1,5 +1,6 @@
 """Loaders for a user's own torch Dataset of (image, label)."""
 
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -22,11 +23,12 @@ from iakd.data.loader import (
     Normaliser,
 )
 from iakd.errors import UserError
-from iakd.files import plural
+from iakd.files import plural, sha256_bytes
 
 Normalisation = tuple[Sequence[float], Sequence[float]]  # mean and std of each channel, in 0–1 units
 
 
+FEW = 8  # images by which two Datasets are told apart
 AS_GIVEN = "float tensors are taken as they are: let the Dataset return uint8 images, or images of Pillow"
 
 
@@ -65,6 +67,14 @@ class DatasetLoader(ImageLoader):
             raise UserError(f"the method shows each image twice, and {AS_GIVEN}")
         return super().epoch(seed, epoch, form, start, data)
 
+    def fingerprint(self) -> str | None:
+        """A hash of a few images; None if two calls for them differ, as where the Dataset draws at random."""
+        chosen = np.unique(np.linspace(0, len(self.labels) - 1, FEW).astype(np.int64)).tolist()
+        with torch.random.fork_rng(devices=[]):
+            twice = [_images_of([self._dataset[i] for i in chosen]).numpy().tobytes() for _ in range(2)]
+        first, again = map(sha256_bytes, twice)
+        return first if first == again else None
+
     def _fetch(self, requests: list[FetchRequest], parts: list[slice]) -> Iterator[list[Tensor]]:
         if len(requests) > 1:
             raise UserError(f"the method mixes images with others, and {AS_GIVEN}")
@@ -74,6 +84,8 @@ class DatasetLoader(ImageLoader):
             batch_sampler=batches,
             num_workers=self._workers,
             collate_fn=_images_of,
+            # its own, or an epoch that is resumed would draw from torch's once more; others in each epoch
+            generator=torch.Generator().manual_seed(zlib.crc32(requests[0].indices.numpy().tobytes())),
             pin_memory=self.device.type == "cuda",
         )
         for batch in images:

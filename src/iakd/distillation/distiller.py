@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from iakd import config
 from iakd.config import METHODS
@@ -92,6 +93,11 @@ class Distiller(Objective):
     def hybrid(self) -> Hybrid | None:
         """The student with teacher blocks swapped in, where the method swaps."""
         return self.path if isinstance(self.path, Hybrid) else None
+
+    @property
+    def compares_outputs(self) -> bool:
+        """Whether a loss reads the teacher's logits, for which both networks need the same classes."""
+        return _features_of(self._with_terms)[1].logits
 
     def lr_factors(self) -> dict[nn.Parameter, float]:
         return {parameter: factor for loss in self._losses() for parameter, factor in loss.lr_factors().items()}
@@ -231,7 +237,7 @@ def reestimate_statistics(student: Network, data: ImageLoader, batch_size: int) 
 
     Layers in evaluation mode, which are frozen, keep theirs.
     """
-    layers = [m for m in student.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
+    layers = [m for m in student.modules() if isinstance(m, _BatchNorm) and m.training]
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
         layer.reset_running_stats()

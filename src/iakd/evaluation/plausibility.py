@@ -24,6 +24,7 @@ from iakd.training.validation import predict
 
 MIN_GAIN = 0.05  # of the way from chance to 100 %
 SIGMAS = 3.0  # standard deviations above chance
+MOST_GAIN = 0.5  # but no more than this part of the way: of a few images, all may be needed for three deviations
 TRIED_IMAGES = 1000  # enough to see what is wrong
 SCREENED = 100  # enough to see which forms of a network are not worse
 CONVINCING = 0.5  # accuracy with a change for it to be named as the likely reason
@@ -47,12 +48,29 @@ def chance_accuracy(labels: NDArray[np.int64], classes: int) -> float:
 def required_accuracy(labels: NDArray[np.int64], classes: int) -> float:
     """Return the accuracy, 0–1, that a working network must reach.
 
-    It is a twentieth of the way from chance to 100 %, and at least three standard deviations above chance: 6 % for
-    100 classes, 15 % for 10, 57 % for 2 on 500 images. Useful teachers are far above; networks with another order of
-    classes or with misplaced weights are below.
+    It is a twentieth of the way from chance to 100 %, and at least three standard deviations above chance, but at most
+    half of the way: 6 % for 100 classes, 15 % for 10, 57 % for 2 on 500 images. Useful teachers are far above; networks
+    with another order of classes or with misplaced weights are below.
     """
     chance = chance_accuracy(labels, classes)
-    return chance + max(MIN_GAIN * (1 - chance), SIGMAS * (chance * (1 - chance) / len(labels)) ** 0.5)
+    return _required(chance, (chance * (1 - chance) / len(labels)) ** 0.5)
+
+
+def _required(chance: float, deviation: float) -> float:
+    return chance + min(max(MIN_GAIN * (1 - chance), SIGMAS * deviation), MOST_GAIN * (1 - chance))
+
+
+def is_near_chance(top1: float, balanced_accuracy: float, labels: NDArray[np.int64], classes: int) -> bool:
+    """Whether these accuracies, 0–1, are hardly better than guessing.
+
+    Where classes differ in size, a useful network may be right less often than one that always names the largest class,
+    but then it is right for more of the others.
+    """
+    counts = np.bincount(labels, minlength=classes)
+    counts = counts[counts > 0]
+    chance = 1 / len(counts)
+    deviation = float((chance * (1 - chance) / counts).sum() ** 0.5 / len(counts))
+    return top1 < required_accuracy(labels, classes) and balanced_accuracy < _required(chance, deviation)
 
 
 def likely_cause(

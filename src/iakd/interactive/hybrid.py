@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from iakd.config import IakdOptions, Schedule
 from iakd.devices import to_device
-from iakd.errors import UnsuitableSettings
+from iakd.errors import UnsuitableSettings, UserError
 from iakd.interactive.paths import Path
 from iakd.interactive.swap_sampler import KeepMask, SwapSampler, make_swap_sampler
 from iakd.models import Network
@@ -170,7 +170,7 @@ class Hybrid(nn.Module):
     @property
     def only_blocks_train(self) -> bool:
         """Whether stem and head are frozen, so that a step without student blocks would train nothing."""
-        return len(self._copied) == 2
+        return not _learns(self.student.stem, self.student.head)
 
     def forward(self, images: Tensor, kept: Sequence[KeepMask]) -> Tensor:
         """Logits (B, classes) of images (B, C, H, W), with one keep mask per block slot."""
@@ -295,11 +295,22 @@ class Hybrid(nn.Module):
         ]
 
     def make_sampler(self, timeline: Timeline, seed: int, image: Shape) -> SwapSampler:
-        """Return what draws the swaps of a training on images of this shape; the options have a schedule."""
+        """Return what draws the swaps of a training on images of this shape; the options have a schedule.
+
+        Raises UserError where a step may keep only a block that is frozen.
+        """
         options, schedule = self.options, self.options.schedule
         assert isinstance(schedule, Schedule)
         widths = [channels(pair.student.after) for pair in self.pairs]
         strict = self.refuse_single(image) if options.granularity == "sample" else ()
+        adapters: list[Any] = [adapter for branch in self.branches for adapter in (branch.enter, branch.leave)]
+        if self.only_blocks_train and not _learns(*adapters):
+            for number, pair in enumerate(self.pairs, 1):
+                if not _learns(*pair.student.blocks):
+                    raise UserError(
+                        f"nothing is trained in the student's stem, head and block slot {number}, so a step that keeps "
+                        "only that slot would train nothing: freeze less of the student"
+                    )
         return make_swap_sampler(options, schedule, timeline, widths, seed, self.only_blocks_train, strict)
 
     def copy_norms(self) -> None:
@@ -390,3 +401,7 @@ def _places(network: nn.Module, kind: type[nn.Module]) -> list[tuple[nn.Module, 
         for name, child in parent.named_children()
         if isinstance(child, kind)
     ]
+
+
+def _learns(*modules: nn.Module) -> bool:
+    return any(parameter.requires_grad for module in modules for parameter in module.parameters())

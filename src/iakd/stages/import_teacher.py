@@ -79,7 +79,7 @@ def _run(experiment: Experiment, job: TeacherJob) -> Path:
                 _check_outputs(network, store, device)
             workers = experiment.params.compute.workers
             metrics = validate(network, make_loader(store, "val", device, workers=workers), BATCH)
-            _check(metrics["val_top1"], job, path, network, store, device, workers)
+            _check(metrics, job, path, network, store, device, workers)
             log.info("%s: %.1f %% on validation", job.folder, metrics["val_top1"])
             seen = count_seen(job.network, store) or {}
             attempt.about |= {"trained_on": seen} if seen else {}
@@ -156,7 +156,7 @@ def _locate(params: Params, teacher: Teacher, folder: Path) -> Path | None:
 
 
 def _check(
-    top1: float,
+    metrics: dict[str, float],
     job: TeacherJob,
     path: Path | None,
     network: Network,
@@ -164,11 +164,12 @@ def _check(
     device: torch.device,
     workers: int | None,
 ) -> None:
-    """Raise UserError if `top1` (percent, on validation images) is near chance, or if the weights are of another form
-    of the network.
+    """Raise UserError if the accuracies (percent, on validation images) are near chance, or if the weights are of
+    another form of the network.
     """
+    top1, balanced = metrics["val_top1"], metrics["val_balanced_accuracy"]
     labels, classes, origin = store.labels("val"), len(store.classes), _origin(job.network)
-    near_chance = top1 < 100 * plausibility.required_accuracy(labels, classes)
+    near_chance = plausibility.is_near_chance(top1 / 100, balanced / 100, labels, classes)
     form = None
     known = job.network.black_box or (job.network.checkpoint or "").startswith(TORCHVISION)
     if path and not known:  # torchvision's weights are of its own networks

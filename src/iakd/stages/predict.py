@@ -37,7 +37,7 @@ from iakd.data.store import PreparedData
 from iakd.distillation.assembly import finished_network
 from iakd.errors import RunFailed, UserError, try_each
 from iakd.evaluation.metrics import classification_metrics
-from iakd.evaluation.plausibility import required_accuracy
+from iakd.evaluation.plausibility import is_near_chance
 from iakd.experiment.jobs import TeacherJob, plan_experiment, select
 from iakd.experiment.run_dir import read_model
 from iakd.models import Network
@@ -176,8 +176,7 @@ def measure(classifier: Classifier, folder: Path, batch_size: int = BATCH) -> di
         log.info("%s: its outputs are probabilities", classifier.name)
         outputs = np.log(np.maximum(outputs, np.finfo(np.float32).tiny))
     found = classification_metrics(outputs, known)
-    least = 100 * required_accuracy(known, len(classifier.labels))
-    if found["top1"] < least:
+    if is_near_chance(found["top1"] / 100, found["balanced_accuracy"] / 100, known, len(classifier.labels)):
         log.warning(
             "%s: only %.1f %%, near chance; check normalisation, order of classes, channels, image size and variant",
             classifier.name,

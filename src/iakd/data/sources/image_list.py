@@ -52,7 +52,8 @@ def read_list(settings: Dataset, root: Path, problems: list[str]) -> ImageList:
         raise UserError(f"{path}: lists no images")
     columns = list(dict.fromkeys(name for row in rows for name in row))
     found = {kind: _column(columns, names) for kind, names in COLUMNS.items()}
-    _check_alternatives(path, rows, columns, found["label"])
+    for kind in ("label", "split"):
+        _check_alternatives(path, rows, columns, kind, found[kind])
     if found["path"] is None:
         raise UserError(f"{path}: has no column path (nor file, filename, …); its columns are {_listed(columns)}")
     by = settings.group_by.column if settings.group_by else None
@@ -97,14 +98,19 @@ def read_list(settings: Dataset, root: Path, problems: list[str]) -> ImageList:
     )
 
 
-def _check_alternatives(path: Path, rows: list[dict[str, Any]], columns: list[str], chosen: str | None) -> None:
-    """Raise UserError if two columns may be the label, and divide the images differently, as species and genus do."""
+def _check_alternatives(
+    path: Path, rows: list[dict[str, Any]], columns: list[str], kind: str, chosen: str | None
+) -> None:
+    """Raise UserError if two columns may be the label, and divide the images differently, as species and genus do.
+
+    `kind` is what they may be, `chosen` the column that was taken for it.
+    """
     for other in columns:
-        if chosen is not None and other != chosen and other.casefold() in COLUMNS["label"]:
+        if chosen is not None and other != chosen and other.casefold() in COLUMNS[kind]:
             both = {(str(row.get(chosen)), str(row.get(other))) for row in rows}
             if not len(both) == len({first for first, _ in both}) == len({second for _, second in both}):
                 raise UserError(
-                    f"{path}: the label could be column {chosen!r} or {other!r}, which divide the images differently: "
+                    f"{path}: the {kind} could be column {chosen!r} or {other!r}, which divide the images differently: "
                     "rename the one that is not meant"
                 )
 
@@ -173,6 +179,10 @@ def _csv_rows(path: Path, text: str) -> list[dict[str, Any]]:
     delimiter = max(DELIMITERS, key=header.count)
     try:
         reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        names = [str(name).strip() for name in reader.fieldnames or ()]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise UserError(f"{path}: two columns are called {twice!r}: rename the one that is not meant")
         rows = []
         for row in reader:
             if None in row or None in row.values():

@@ -70,8 +70,9 @@ class KCDLoss(DistillationLoss):
     def forward(self, outputs: ForwardOutputs) -> dict[str, Tensor]:
         assert outputs.student.logits is not None
         images = outputs.batch.indices
-        self.entropies[images] = self.entropies[images] + entropy(outputs.student.logits)
-        self.counts[images] = self.counts[images] + 1
+        shown = entropy(outputs.student.logits)
+        self.entropies.index_add_(0, images, shown)  # a balanced sampler may show an image twice in a batch
+        self.counts.index_add_(0, images, torch.ones_like(shown, dtype=self.counts.dtype))
         return {}
 
 
