@@ -18,7 +18,7 @@ from iakd.errors import UserError
 from iakd.evaluation import made_from
 from iakd.experiment import gpus
 from iakd.experiment import run_dir as names
-from iakd.experiment.jobs import RESULTS, STATE
+from iakd.experiment.jobs import RESULTS
 from iakd.experiment.provenance import source_sha
 from iakd.experiment.run_dir import BEST, EVALUATION, HISTORY, METRICS, MODEL, RUN, TRIALS
 from iakd.orchestration import fork_server, run_view, stale_results
@@ -258,7 +258,7 @@ def start():
             not DEPLOYMENT
             and sum(job.rule.name.split("_")[0] in fork_server.COMMANDS for job in workflow.dag.needrun_jobs()) > 1
         ):
-            fork_server.start(STATE / "fork_server.socket", Path(os.environ["IAKD_PARAMS"]))
+            hooks.start_fork_server()
         run_view.plan()
     except (UserError, OSError) as error:
         hooks.stop(error)

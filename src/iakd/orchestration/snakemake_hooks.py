@@ -20,7 +20,7 @@ from iakd.data.store import KINDS, MANIFEST, SPLITS, file_name
 from iakd.errors import UserError, of_file_system, one_line
 from iakd.experiment.jobs import LOGS, RESULTS, STATE, WORKFLOW_LOCK, Experiment, plan_experiment
 from iakd.experiment.provenance import repository_of_experiment
-from iakd.orchestration import stale_results
+from iakd.orchestration import fork_server, stale_results
 from iakd.processes import WITH_PARENT, saying_what_takes_long
 from iakd.tracking.follower import FOLLOWED
 
@@ -75,6 +75,11 @@ def set_up(paths: Sequence[Path], changes: dict[str, Any], main: bool, remote: b
         signal.signal(signal.SIGUSR1, _leave_to_child)
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     return experiment
+
+
+def start_fork_server() -> None:
+    """Start the server that runs this workflow's commands, with the settings that `set_up` has written."""
+    fork_server.start(STATE / "fork_server.socket", Path(os.environ["IAKD_PARAMS"]))
 
 
 def _say_what_is_merged(experiment: Experiment, changes: Any) -> None:
