@@ -183,6 +183,7 @@ def _csv_rows(path: Path, text: str) -> list[dict[str, Any]]:
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise UserError(f"{path}: two columns are called {twice!r}: rename the one that is not meant")
+        reader.fieldnames = names
         rows = []
         for row in reader:
             if None in row or None in row.values():
@@ -192,7 +193,7 @@ def _csv_rows(path: Path, text: str) -> list[dict[str, Any]]:
             rows.append(row)
     except csv.Error as error:
         raise UserError(f"{path} is not a valid CSV file: line {reader.line_num}: {error}") from None
-    return [{str(name).strip(): value for name, value in row.items()} for row in rows]
+    return rows
 
 
 def _column(columns: list[str], names: tuple[str, ...]) -> str | None:
