@@ -2,10 +2,13 @@
 
 import doctest
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,7 @@ from iakd.models.network import initialise
 from iakd.seeding import derive
 from iakd.stages import distill as distill_stage
 from iakd.stages import prepare, teach
+from iakd.training.trainer import Trainer
 from test_classifier import export, write_photos
 
 ROOT = Path(__file__).parent.parent
@@ -273,12 +277,34 @@ def test_models_of_torchvision_are_divided_by_their_family() -> None:
     assert len(network.keep_probabilities(0)) == len(network.hybrid.pairs) >= 4
 
 
+class Interruption:
+    """Ends trainings by Ctrl-C in their step number `at`, and notes the steps that are taken."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        original = Trainer.train_step
+        self.at, self.steps = -1, list[int]()
+
+        def train_step(trainer: Trainer, batch: Any) -> None:
+            original(trainer, batch)
+            self.steps.append(trainer.step)
+            if trainer.step == self.at:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        monkeypatch.setattr(Trainer, "train_step", train_step)
+
+    def stop(self, at: int, train: Callable[[], Any]) -> None:
+        self.at = at
+        with pytest.raises(KeyboardInterrupt):
+            train()
+        self.at = -1
+        self.steps.clear()
+
+
 def test_an_interrupted_call_continues(taught: Taught, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed in the middle and called again, it ends with the same weights, and removes its checkpoint.
 
     With other validation images or another normalisation it is another training, and begins anew.
     """
-    from iakd.training.trainer import Trainer
 
     def train(checkpoints: Path | None, **changes: Any) -> dict[str, Tensor]:
         given: dict[str, Any] = {
@@ -293,30 +319,17 @@ def test_an_interrupted_call_continues(taught: Taught, tmp_path: Path, monkeypat
         return iakd.distill(taught.teacher(), taught.student(), taught.data("train"), **given).student.state_dict()
 
     whole = train(None)
-    original, steps = Trainer.train_step, []
-
-    def interrupted(self: Trainer, batch: Any) -> None:
-        original(self, batch)
-        steps.append(self.step)
-        if len(steps) == 5:
-            import os
-            import signal
-
-            os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(Trainer, "train_step", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path)
+    interruption = Interruption(monkeypatch)
+    interruption.stop(4, lambda: train(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
     for number, changes in enumerate(({"val_data": taught.data("test")}, {"normalisation": ([0.4], [0.3])})):
         shutil.copytree(tmp_path, tmp_path / "copy")
-        began = len(steps)
         train(tmp_path / "copy", **changes)
-        assert steps[began] == 0, f"change {number} goes on with the training of something else"
+        assert interruption.steps[0] == 0, f"change {number} goes on with the training of something else"
         shutil.rmtree(tmp_path / "copy")
-        del steps[5:]
+        interruption.steps.clear()
     resumed = train(tmp_path)
-    assert steps[5] == 5, "the second call began where the first one ended"
+    assert interruption.steps[0] == 5, "the second call began where the first one ended"
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
     assert not list(tmp_path.iterdir())
 
@@ -576,34 +589,6 @@ def test_shared_buffers_are_refused() -> None:
         distil_small(student, "kd", teacher)
 
 
-class Interruption:
-    """Ends trainings by Ctrl-C in their step number `at`, and notes the steps that are taken."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from iakd.training.trainer import Trainer
-
-        original = Trainer.train_step
-        self.at, self.steps = -1, list[int]()
-
-        def train_step(trainer: Trainer, batch: Any) -> None:
-            original(trainer, batch)
-            self.steps.append(trainer.step)
-            if trainer.step == self.at:
-                import os
-                import signal
-
-                os.kill(os.getpid(), signal.SIGINT)
-
-        monkeypatch.setattr(Trainer, "train_step", train_step)
-
-    def stop(self, student: Small, checkpoints: Path, at: int, **changes: Any) -> None:
-        self.at = at
-        with pytest.raises(KeyboardInterrupt):
-            distil_small(student, "kd", checkpoints=checkpoints, **changes)
-        self.at = -1
-        self.steps.clear()
-
-
 @pytest.mark.parametrize("form", ["uint8", "float"])
 def test_the_same_student_continues_in_the_middle_of_an_epoch(
     form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -613,7 +598,7 @@ def test_the_same_student_continues_in_the_middle_of_an_epoch(
     interruption = Interruption(monkeypatch)
     student = small(0, 2, 2, 0.5)
     before = weights(student)
-    interruption.stop(student, tmp_path, 7, form=form)
+    interruption.stop(7, lambda: distil_small(student, "kd", form=form, checkpoints=tmp_path))
     assert same(weights(student), before)
     assert same(weights(distil_small(student, "kd", form=form, checkpoints=tmp_path).student), whole)
     assert interruption.steps[0] == 8
@@ -622,7 +607,7 @@ def test_the_same_student_continues_in_the_middle_of_an_epoch(
 @pytest.mark.parametrize("change", ["images", "dropout", "frozen"])
 def test_another_training_begins_anew(change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     interruption = Interruption(monkeypatch)
-    interruption.stop(small(0), tmp_path, 7, form="float")
+    interruption.stop(7, lambda: distil_small(small(0), "kd", form="float", checkpoints=tmp_path))
     student, changes = small(0), {"form": "float"}
     if change == "images":
         changes["train_data"] = Images(np.zeros((40, 1, 8, 8), np.uint8), np.arange(40) % 2, "float")
