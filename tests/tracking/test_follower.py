@@ -107,6 +107,21 @@ def test_a_training_is_shown_live_though_it_is_killed_and_resumed(
     assert (TRACKING_STATE / follower.LOG).read_text() == ""
 
 
+def test_a_workflow_has_the_follower_stay_until_it_waits_for_it(
+    params: Params, view: MlflowView, address: MlflowAddress
+) -> None:
+    save(params)
+    follower.ensure_follower(params)
+    fake_runs.train(fake_runs.student())
+    until(lambda: status(view) == "FINISHED")
+    time.sleep(follower.LINGER + 2)  # nothing trains any more, as while a report is written
+    assert files.held(address.folder / FOLLOWER_LOCK)
+    fake_runs.evaluate(fake_runs.student(), 93.0)
+    follower.wait_for_follower(params)
+    assert view.only_run().data.metrics["test_top1"] == 93.0
+    assert not files.held(address.folder / FOLLOWER_LOCK)
+
+
 def test_a_deleted_database_is_rebuilt_by_two_at_once(tree: Path, settings: Callable[..., Params]) -> None:
     for seed in range(4):
         fake_runs.train(fake_runs.student(seed))

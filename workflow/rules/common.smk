@@ -259,6 +259,7 @@ def start():
             and sum(job.rule.name.split("_")[0] in fork_server.COMMANDS for job in workflow.dag.needrun_jobs()) > 1
         ):
             hooks.start_fork_server()
+            ensure_follower(EXPERIMENT.params)  # before a training does: it stays until the report is written
         run_view.plan()
     except (UserError, OSError) as error:
         hooks.stop(error)

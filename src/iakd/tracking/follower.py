@@ -1,13 +1,15 @@
 """Step 6 of mirroring: the follower, a background process that mirrors runs into MLflow while they train.
 
-Every command that may train calls `ensure_follower`, and goes on. A workflow calls `wait_for_follower` at its end.
+Every command that may train calls `ensure_follower`, and goes on. So does a workflow, so that the follower stays until
+the report is written; it calls `wait_for_follower` at its end.
 `follow` is the process itself (`iakd track follow`): it ends when nothing has been training for some seconds.
 
 Four locks in the address's folder coordinate this; the kernel releases them when a process dies:
 
 - `follower`: held by the follower as long as it lives;
 - `turn`: held during one mirroring (see `mirror`);
-- `users`: shared by every command that may train, as long as it lives; the follower stays while anyone holds it;
+- `users`: shared by every command that may train, and every workflow, as long as it lives; the follower stays while
+  anyone holds it;
 - `flush`: shared by processes that wait for the follower; it then skips its pauses.
 
 The follower ends only while it holds `users` exclusively, and releases `follower` before `users`. A command first
@@ -49,7 +51,7 @@ TURN_TIMEOUT = 60.0  # seconds for a `track sync` that is mirroring
 NO_LOCKS = "this file system has no locks, which following needs"
 NOT_UPDATED = "MLflow is not up to date ({}); run `iakd track sync` at any time to update it"
 
-_held_locks: list[IO[str]] = []  # kept open for the life of this process
+_held_locks: list[IO[str]] = []  # kept open until this process trains no more
 _followers: list[subprocess.Popen[bytes]] = []  # kept: Python warns about child processes that outlive their object
 
 
@@ -103,8 +105,10 @@ def wait_for_follower(params: Params, timeout: float = 60) -> None:
     """Wait until MLflow shows all finished runs and the follower has ended; never raises.
 
     Waits at most `timeout` seconds. Returns at once if nothing changed since the last mirroring; while other
-    processes are training, waits only for the finished runs.
+    processes are training, waits only for the finished runs. This process must not train any more.
     """
+    while _held_locks:
+        _held_locks.pop().close()
     try:
         address = tracking_address(params)
         if address is not None:
