@@ -18,7 +18,7 @@ from iakd.errors import UserError
 from iakd.evaluation import made_from
 from iakd.experiment import gpus
 from iakd.experiment import run_dir as names
-from iakd.experiment.jobs import RESULTS
+from iakd.experiment.jobs import RESULTS, group_seeds
 from iakd.experiment.provenance import source_sha
 from iakd.experiment.run_dir import BEST, EVALUATION, HISTORY, METRICS, MODEL, RUN, TRIALS
 from iakd.orchestration import fork_server, run_view, stale_results
@@ -104,9 +104,9 @@ def one_of(jobs):
     return "|".join(re.escape(job.path) for job in jobs) or "(?!)"
 
 
-def one_of_students():
+def one_of_students(jobs):
     """The same for students, without their seeds."""
-    return "|".join(dict.fromkeys(re.escape(str(Path(job.path).parent)) for job in EXPERIMENT.students)) or "(?!)"
+    return "|".join(dict.fromkeys(re.escape(str(Path(job.path).parent)) for job in jobs)) or "(?!)"
 
 
 def files_of(jobs, *names):
@@ -194,14 +194,17 @@ def study_options(wildcards):
 
 
 def folders_of_students():
-    """For all rules that train students: the paths, below results/, of the students that one job trains.
+    """For each rule that trains students: the paths, below results/, of those that one job trains, and all it may train.
 
-    All students have the same seeds, so one rule trains the first few seeds of each student, the next rule the next few.
+    One rule trains the first few seeds of each student, the next rule the next few; or others where a method has fewer.
     """
-    seeds, size = EXPERIMENT.params.distill.seeds, EXPERIMENT.params.compute.seeds_together
+    size = EXPERIMENT.params.compute.seeds_together
     if size == 1:
-        return [["{student}/seed{seed}"]]
-    return [[f"{{student}}/seed{seed}" for seed in seeds[i : i + size]] for i in range(0, len(seeds), size)]
+        return [(["{student}/seed{seed}"], EXPERIMENT.students)]
+    rules = {}
+    for group in group_seeds(EXPERIMENT.students, size):
+        rules.setdefault(tuple(f"{{student}}/seed{job.seed}" for job in group), []).extend(group)
+    return [(list(folders), jobs) for folders, jobs in rules.items()]
 
 
 def students_in(folders, wildcards):

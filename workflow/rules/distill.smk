@@ -1,5 +1,5 @@
 # A job trains one student, or several seeds of it side by side.
-for number, folders in enumerate(folders_of_students()):
+for number, (folders, students) in enumerate(folders_of_students()):
 
     rule:
         name:
@@ -17,7 +17,7 @@ for number, folders in enumerate(folders_of_students()):
         benchmark:
             f"logs/{folders[0]}.tsv"
         wildcard_constraints:
-            student=one_of_students(),
+            student=one_of_students(students),
             seed=r"\d+",
         conda:
             "../envs/iakd.yaml"
@@ -27,7 +27,7 @@ for number, folders in enumerate(folders_of_students()):
             mem_mb=4000,
             runtime=1440,
         params:
-            *settings_of(EXPERIMENT.students, *folders),
+            *settings_of(students, *folders),
             options=student_options,
         message:
             f"Training student {' '.join(folders)}".replace("{", "{wildcards.")

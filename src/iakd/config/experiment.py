@@ -2,7 +2,7 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any, Literal
@@ -347,18 +347,20 @@ class Params(Strict):
                 checked.append(studied)
 
     def _check_exports(self) -> None:
-        pairs = [pair.name for pair in self.paired]
+        def check(what: str, name: str, known: Collection[str]) -> None:
+            if name not in known:
+                raise ValueError(
+                    f"export.models: no {what} {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}"
+                )
+
+        pairs = {pair.name: pair for pair in self.paired}
         found: set[tuple[str, str]] = set()
         for model in self.export.named or []:
-            for what, name, known in (
-                ("pair", model.pair, pairs),
-                ("method", model.method, list(self.methods)),
-                ("seed", str(model.seed or 0), list(map(str, self.distill.seeds))),
-            ):
-                if name not in known and not (what == "seed" and model.seed is None):
-                    raise ValueError(
-                        f"export.models: no {what} {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}"
-                    )
+            check("pair", model.pair, pairs)
+            check("method", model.method, self.methods)
+            if model.seed is not None:
+                seeds = self.seeds_of(self.method(pairs[model.pair], model.method))
+                check("seed", str(model.seed), list(map(str, seeds)))
             if (model.pair, model.method) in found:
                 raise ValueError(
                     f"export.models: {model.pair}/{model.method} is listed twice; one seed can be exported"
@@ -378,13 +380,20 @@ class Params(Strict):
                     raise ValueError(
                         f"only.{setting}: {name!r} is not in the settings{near}; known: {', '.join(map(str, known))}"
                     )
+        if not self.part().methods:
+            raise ValueError("only: none of these methods is trained with any of these seeds (methods.LABEL.seeds)")
 
     def part(self) -> "Params":
         """Return these settings with the methods, pairs and seeds of `only`, and no others."""
         only = self.only
         pairs = [pair for pair in self.paired if only.pairs is None or pair.name in only.pairs]
-        methods = {label: method for label, method in self.methods.items() if label in (only.methods or self.methods)}
         seeds = [seed for seed in self.distill.seeds if seed in (only.seeds or self.distill.seeds)]
+        methods = {
+            label: method
+            for label, method in self.methods.items()
+            if label in (only.methods or self.methods)
+            and any(seed in seeds for pair in pairs for seed in self.seeds_of(self.method(pair, label)))
+        }
         distill = self.distill.model_copy(update={"seeds": seeds})
         return self.model_copy(update={"pairs": pairs, "methods": methods, "distill": distill})
 
@@ -400,6 +409,10 @@ class Params(Strict):
         method = self.methods[label]
         changes = pair.methods.get(label)
         return Method.model_validate(merged(method.model_dump(exclude_unset=True), changes)) if changes else method
+
+    def seeds_of(self, method: Method) -> list[int]:
+        """Return the seeds with which students are trained by `method`."""
+        return self.distill.seeds[: method.seeds]
 
     def student_recipe(self, pair: Pair, method: Method) -> Recipe:
         """Return the recipe of a pair's students trained by `method`."""

@@ -322,7 +322,7 @@ def plan_experiment(params: Params) -> Experiment:
             if study:
                 studies.append(study)
             recipe = params.student_recipe(pair, method)
-            for position, seed in enumerate(params.distill.seeds):
+            for position, seed in enumerate(params.seeds_of(method)):
                 teacher = taught_by[position % len(taught_by)]
                 settings = _student_settings(params, teacher, network, method, recipe)
                 if study:  # run.json says which method and recipe it found

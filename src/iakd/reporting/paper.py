@@ -164,12 +164,11 @@ def _methods(comparison: Comparison) -> str:
 
 def _training(comparison: Comparison) -> str:
     recipe = comparison.params.distill.recipe
-    n = len(comparison.params.distill.seeds)
     own = [label for label, method in comparison.params.methods.items() if method.recipe]
     but = f", except where a method has its own recipe ({_listed(own)})" if own else ""
     return (
         f"All students are trained with the same recipe{but}: {describe_recipe(recipe)}. Each method is trained with "
-        f"{formatting.plural(n, 'seed')}; with the same seed, methods share the initial weights and the order of "
+        f"{comparison.seeds_per_method}; with the same seed, methods share the initial weights and the order of "
         "images. We report the accuracy of the last epoch on the test set, which was not used for any choice, as mean "
         "± sample standard deviation over the seeds."
     )

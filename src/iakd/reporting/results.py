@@ -331,6 +331,13 @@ class Comparison:
         return [model for group in [*teachers.values(), *students] for model in group]
 
     @property
+    def seeds_per_method(self) -> str:
+        """How many students a method was trained for, in words: '5 seeds', or '3 to 5 seeds' if they differ."""
+        counts = sorted({len(results.models) for pair in self.pairs for results in pair.methods})
+        most = formatting.plural(counts[-1], "seed")
+        return most if len(counts) == 1 else f"{counts[0]} to {most}"
+
+    @property
     def test_images(self) -> int:
         """Size of the test set."""
         return int(self.models[0].evaluation["n"])

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 from iakd.config import Params
@@ -126,7 +127,6 @@ def answers(comparison: Comparison, studies: Sequence[StudyResults], manifest: d
         *([f"on {len(found)} kinds of device"] if len(found := {record["device"] for record in records}) > 1 else []),
         *(["with different versions of packages"] if len({str(record["versions"]) for record in records}) > 1 else []),
     ]
-    seeds = params.distill.seeds
     imported = " What an imported teacher was trained on is not checked here." * any(
         pair.teacher.imported_from for pair in comparison.pairs
     )
@@ -139,7 +139,7 @@ def answers(comparison: Comparison, studies: Sequence[StudyResults], manifest: d
             if counted
             else "None may be called significant: too few seeds.",
         ),
-        ("Seeds", f"{len(seeds)} per method ({', '.join(map(str, seeds))}); no run was left out."),
+        ("Seeds", f"{_seeds_by_method(comparison)}; no run was left out."),
         (
             "Tuning",
             f"{', '.join(tuned)}: each by a study of {formatting.plural(params.tune.trials, 'trial')} × "
@@ -215,6 +215,18 @@ def measured_on(model: ModelResults) -> str:
 def _seeds(params: Params) -> str:
     teachers, students = (", ".join(map(str, seeds)) for seeds in (params.teach.seeds, params.distill.seeds))
     return f"teachers {teachers}; students {students}; split {params.dataset.split_seed}"
+
+
+def _seeds_by_method(comparison: Comparison) -> str:
+    seeds = comparison.params.distill.seeds
+    labels: dict[int, list[str]] = {}
+    for results in chain.from_iterable(pair.methods for pair in comparison.pairs):
+        labels.setdefault(len(results.models), []).append(results.label)
+    most = max(labels)
+    fewer = [
+        f"the first {n} for {', '.join(dict.fromkeys(those))}" for n, those in sorted(labels.items()) if n < most
+    ]
+    return "; ".join([f"{most} per method ({', '.join(map(str, seeds))})", *fewer])
 
 
 def _minute(time: str) -> str:

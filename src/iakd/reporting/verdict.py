@@ -35,7 +35,7 @@ def describe_setup(comparison: Comparison) -> str:
     n = len(comparison.params.methods)
     methods = formatting.plural(n, "method")
     verb = "was tested" if n == 1 else "were compared"
-    seeds = f"with {formatting.plural(len(comparison.params.distill.seeds), 'seed')} each"
+    seeds = f"with {comparison.seeds_per_method} each"
     notes = {
         pair.teacher_name: seen.note(pair.teacher_name, model.record)
         for pair in comparison.pairs
