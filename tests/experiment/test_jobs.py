@@ -8,7 +8,7 @@ import pytest
 from iakd.config import load
 from iakd.errors import UserError
 from iakd.experiment import provenance
-from iakd.experiment.jobs import Experiment, plan_experiment, select
+from iakd.experiment.jobs import Experiment, StudentJob, plan_experiment, select
 from iakd.experiment.provenance import source_sha
 
 DEFAULT = Path(__file__).parents[2] / "params.yaml"
@@ -37,7 +37,9 @@ def changed(*changes: str) -> set[str]:
 def test_the_default_grid() -> None:
     jobs = experiment()
     assert len(jobs.teachers) == 1 and len(jobs.studies) == 3
-    assert len(jobs.students) == 5 * len(jobs.params.methods)
+    fewer = {"scratch", "iakd-uniform", "iakd-linear", "iakd-review", "iakd-tuned"}
+    contenders = set(jobs.params.methods) - fewer
+    assert len(jobs.students) == 5 * len(contenders) + 3 * len(fewer)
     required = {
         "scratch",
         "kd",
@@ -81,6 +83,25 @@ def test_a_study_touches_only_the_students_that_use_it() -> None:
 def test_more_seeds_keep_the_finished_ones() -> None:
     before, after = keys(experiment()), keys(experiment("distill.seeds=[0, 1, 2, 3, 4, 5]"))
     assert all(after[path] == key for path, key in before.items())
+
+
+def test_a_method_may_have_fewer_seeds_which_changes_no_training() -> None:
+    seeds = {label: [job.seed for job in jobs] for label, jobs in students_by_label(experiment()).items()}
+    assert seeds["scratch"] == [0, 1, 2]
+    assert seeds["kd"] == [0, 1, 2, 3, 4]
+    before, after = (keys(experiment("teach.seeds=[5, 6]", f"methods.scratch.seeds={n}")) for n in ("null", 2))
+    assert {path for path in before if path not in after} == {
+        f"digits/students/resnet20w8-resnet8w8/scratch/seed{seed}" for seed in (2, 3, 4)
+    }
+    assert all(before[path] == key for path, key in after.items())
+    assert len(experiment("methods.kd.seeds=9").students) == len(experiment().students), "there are only five"
+
+
+def students_by_label(jobs: Experiment) -> dict[str, list[StudentJob]]:
+    found: dict[str, list[StudentJob]] = {}
+    for job in jobs.students:
+        found.setdefault(job.label, []).append(job)
+    return found
 
 
 def test_students_take_the_teachers_in_turn() -> None:
@@ -165,7 +186,7 @@ def test_what_a_job_depends_on_is_listed_in_the_clear() -> None:
         "transfer=100",
         "method.kd.temperature=4.0",
         "recipe.lr=0.2",
-        "recipe.lr_schedule.milestones=[0.4, 0.7]",
+        "recipe.lr_schedule.kind=cosine",
         "study=null",
         f"source={kd.source[:16]}",
     } <= set(kd.watched)
@@ -210,7 +231,7 @@ def test_a_pair_may_differ_in_recipe_and_options() -> None:
 
 def test_a_part_of_the_experiment_has_the_very_jobs_of_the_whole() -> None:
     """The same teachers, first trials and identities; only what the part needs."""
-    two = ("teach.seeds=[0, 1]",)
+    two = ("teach.seeds=[0, 1]", "methods.iakd-tuned.seeds=null")
     whole, part = experiment(*two), experiment(*two, "only.methods=[iakd-tuned, kd]", "only.seeds=[1, 3]")
     assert [(job.label, job.seed) for job in part.students] == [
         (label, seed) for label in ("kd", "iakd-tuned") for seed in (1, 3)
@@ -223,6 +244,9 @@ def test_a_part_of_the_experiment_has_the_very_jobs_of_the_whole() -> None:
     (export,) = part.exports
     assert export.students == part.students
     assert (list(part.params.methods), part.params.distill.seeds) == (["kd", "iakd-tuned"], [1, 3])
+    fewer = experiment("only.methods=[kd, scratch]", "only.seeds=[4]")
+    assert [(job.label, job.seed) for job in fewer.students] == [("kd", 4)], "scratch has three seeds"
+    assert list(fewer.params.methods) == ["kd"]
 
 
 def test_a_part_of_the_pairs() -> None:
@@ -238,6 +262,7 @@ def test_a_part_of_the_pairs() -> None:
         ("only.methods=[kdd]", "only.methods: 'kdd' is not in the settings (did you mean 'kd'?); known: scratch, kd,"),
         ("only.pairs=[a-b]", "only.pairs: 'a-b' is not in the settings; known: resnet20w8-resnet8w8"),
         ("only.seeds=[9]", "only.seeds: 9 is not in the settings; known: 0, 1, 2, 3, 4"),
+        ("only={methods: [scratch], seeds: [4]}", "only: none of these methods is trained with any of these seeds"),
     ],
 )
 def test_a_part_that_is_not_there(change: str, words: str) -> None:

@@ -226,6 +226,13 @@ def test_unknown_models_are_refused(models: list[str], message: str) -> None:
         plan(export={"models": models})
 
 
+def test_a_seed_that_the_method_is_not_trained_with_is_refused() -> None:
+    methods = {"scratch": {"seeds": 1}, "kd": {}}
+    plan(methods=methods, export={"models": ["big-small/kd/seed1"]})
+    with pytest.raises(UserError, match=re.escape("export.models: no seed '1'; known: 0")):
+        plan(methods=methods, export={"models": ["big-small/scratch/seed1"]})
+
+
 def test_int8_is_kept_if_asked_for_and_if_it_is_good_and_small_enough(here: Path) -> None:
     """These networks are so small that the tables of scales outweigh the weights, so `auto` keeps none."""
     assert read(here / "scratch/export.json")["int8"]["kept"] is False

@@ -4,9 +4,10 @@ import fake_experiment
 import pytest
 import yaml
 
+from iakd import files
 from iakd.config import parse
 from iakd.experiment.jobs import plan_experiment
-from iakd.reporting import review, verdict
+from iakd.reporting import paper, review, verdict
 from iakd.reporting.exported import read_exports
 from iakd.reporting.results import read_comparison
 
@@ -309,6 +310,26 @@ def test_what_was_compared(judge):
         "2 methods of training resnet8, which has 3.5× fewer parameters than its teacher resnet20, were compared on "
     )
     assert "1\u202f000 test images" in text
+
+
+def test_methods_with_fewer_seeds_are_named_and_compared_on_those_they_share(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    methods = {"scratch": {"seeds": 3}, "kd": {}, "iakd-linear": {**IAKD, "seeds": 3}}
+    experiment = fake_experiment.plan(methods, seeds=range(5), epochs=5)
+    scores = {"scratch": [89, 90, 88], "kd": [92.0, 92.4, 91.7, 99, 99], "iakd-linear": [94.1, 94.4, 93.9]}
+    fake_experiment.write(experiment, scores)
+    result = read_comparison(experiment)
+    assert "with 3 to 5 seeds each" in verdict.describe_setup(result)
+    seeds = dict(review.answers(result, [], {"problems": []}))["Seeds"]
+    assert seeds == "5 per method (0, 1, 2, 3, 4); the first 3 for scratch, iakd-linear; no run was left out."
+    lead = result.difference(result.pairs[0], "iakd-linear", "kd")
+    assert lead is not None and lead.n == 3
+    assert lead.mean == pytest.approx(2.1, abs=0.15), "seeds 3 and 4 of kd have no counterpart"
+    found = verdict.pair_verdict(result, result.pairs[0])
+    assert result.pairs[0].ranked[0].label == "kd", "on average over all of its seeds"
+    assert found.headline.startswith("IAKD won: iakd-linear beat kd by 2.1 points")
+    assert found.details[0].endswith("Only seeds that both have are compared.")
+    assert "Each method is trained with 3 to 5 seeds;" in paper.paragraph(result, [], files.read_json(experiment.data.folder / "manifest.json", ""))
 
 
 def test_several_pairs(tmp_path, monkeypatch):

@@ -293,10 +293,13 @@ class _VerdictWriter:
 
     def _compare(self, better: MethodResults, worse: MethodResults) -> tuple[str, str, str]:
         """Return headline, interval and first sentences."""
+        difference = self.comparison.difference(self.pair, better.label, worse.label)
+        if difference and difference.mean < 0:  # with the seeds that both have, not with all
+            better, worse = worse, better
+            difference = self.comparison.difference(self.pair, better.label, worse.label)
         scores = (
             f"{self._name(better)} reached {self._score(better)}; {self._name(worse)} reached {self._score(worse)}."
         )
-        difference = self.comparison.difference(self.pair, better.label, worse.label)
         if difference is None:
             headline = f"{better.label} reached more than {worse.label}, but they have no seed in common"
             return headline, "", f"{scores} Differences are compared seed by seed, so there is none here."
@@ -307,6 +310,8 @@ class _VerdictWriter:
         else:
             level, bounds = formatting.percent(self.level), formatting.interval(difference, self.digits)
             interval, meaning = f"{level} interval {bounds}", self._meaning(difference)
+            if len(better.models) != len(worse.models):
+                meaning += " Only seeds that both have are compared."
         if difference.significant:
             headline = f"{self._won(better, worse)} by {points}"
         elif not float(f"{difference.mean:.{self.digits}f}"):
