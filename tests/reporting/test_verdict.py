@@ -329,7 +329,8 @@ def test_methods_with_fewer_seeds_are_named_and_compared_on_those_they_share(tmp
     assert result.pairs[0].ranked[0].label == "kd", "on average over all of its seeds"
     assert found.headline.startswith("IAKD won: iakd-linear beat kd by 2.1 points")
     assert found.details[0].endswith("Only seeds that both have are compared.")
-    assert "Each method is trained with 3 to 5 seeds;" in paper.paragraph(result, [], files.read_json(experiment.data.folder / "manifest.json", ""))
+    manifest = files.read_json(experiment.data.folder / "manifest.json", "")
+    assert "Each method is trained with 3 to 5 seeds;" in paper.paragraph(result, [], manifest)
 
 
 def test_several_pairs(tmp_path, monkeypatch):

@@ -194,7 +194,7 @@ def study_options(wildcards):
 
 
 def folders_of_students():
-    """For each rule that trains students: the paths, below results/, of those that one job trains, and all it may train.
+    """For all rules that train students: the paths, below results/, of those that one job trains, and all it may train.
 
     One rule trains the first few seeds of each student, the next rule the next few; or others where a method has fewer.
     """

@@ -304,7 +304,9 @@ class _Method(Strict):
     )
     blockwise: BlockwiseOptions = BlockwiseOptions()
     recipe: dict[str, Any] = Field({}, description="overrides of distill.recipe")
-    seeds: int | None = Field(None, gt=0, description="train only with the first so many of distill.seeds; default: all")
+    seeds: int | None = Field(
+        None, gt=0, description="train only with the first so many of distill.seeds; default: all"
+    )
     tune: Searched = Field(
         {}, description="settings of this method, of its recipe or init, by dotted name, that a study searches"
     )

@@ -223,9 +223,7 @@ def _seeds_by_method(comparison: Comparison) -> str:
     for results in chain.from_iterable(pair.methods for pair in comparison.pairs):
         labels.setdefault(len(results.models), []).append(results.label)
     most = max(labels)
-    fewer = [
-        f"the first {n} for {', '.join(dict.fromkeys(those))}" for n, those in sorted(labels.items()) if n < most
-    ]
+    fewer = [f"the first {n} for {', '.join(dict.fromkeys(those))}" for n, those in sorted(labels.items()) if n < most]
     return "; ".join([f"{most} per method ({', '.join(map(str, seeds))})", *fewer])
 
 
