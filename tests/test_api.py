@@ -539,6 +539,19 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
     return all(map(torch.equal, one, other))
 
 
+def test_the_callers_random_numbers_and_gradients_are_left_alone() -> None:
+    """Networks made after calls with the same seed are not all the same; gradients may be off where a call is made."""
+    after = []
+    for seed in (0, 1):
+        teacher, one = small(2, 4), small(1)
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            distil_small(one, "kd", teacher)
+        after.append(Small())
+        assert not same(weights(one), weights(small(1)))
+    assert not same(*map(weights, after))
+
+
 def test_the_recipe_of_a_method_overrides_the_other_one() -> None:
     found = distil_small(small(0), {"method": "kd", "recipe": {"epochs": 1}})
     assert found.metrics["epochs"] == 1
@@ -630,6 +643,16 @@ def test_images_drawn_at_random_differ_in_each_epoch_of_workers() -> None:
     assert not torch.equal(first, second)
     assert torch.equal(first, next(iter(data.epoch(0, 0, form))).images)
     assert data.fingerprint() is None
+
+
+def test_labels_drawn_at_random_are_refused() -> None:
+    class Drawn(Images):
+        def __getitem__(self, i: int) -> tuple[Any, int]:
+            return super().__getitem__(int(torch.randint(len(self), ())))
+
+    data = Drawn(np.zeros((40, 1, 8, 8), np.uint8), np.arange(40) % 2, "float")
+    with pytest.raises(iakd.UserError, match="each item must keep its label"):
+        distil_small(small(0), "kd", form="float", train_data=data)
 
 
 # --- hybrid ---

@@ -71,6 +71,11 @@ DEFAULT = ROOT / "params.yaml"
         ("compute={processes: 2, seeds_together: 2}", "compute: processes split one training"),
         ("teachers.5.width=8", "'5' is not a position in a list of 1"),
         ("distill.seeds.²=8", "'²' is not a position in a list of 5"),
+        (
+            "pairs=[{teacher: resnet20w8, student: resnet8w8, methods: {kd: {seeds: 1}}}]",
+            "pairs: resnet20w8-resnet8w8: all pairs have the same seeds; set methods.kd.seeds",
+        ),
+        ("methods.kd.seeds=0", "methods.kd.seeds: Input should be greater than 0, got 0"),
         ("distill.seeds=[0, 0, 1]", "distill.seeds: names 0 twice"),
         ("teach.seeds=[1, 1.0]", "teach.seeds: names 1 twice"),
         ("distill.seeds=[true]", "distill: seeds: got true, which is neither a number nor a text"),

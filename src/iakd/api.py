@@ -164,6 +164,8 @@ def distill(
     )
     trainer: Trainer | None = None
     with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng([target] if target.type == "cuda" else []))  # the caller's goes on
+        stack.enter_context(torch.enable_grad())
         folder = Path(checkpoints or stack.enter_context(tempfile.TemporaryDirectory(prefix="iakd-")))
         training = _InMemory(f"{chosen.method}, seed {seed}", "distill", digest(about), {}, seed, {}, {})
         training.live, training.on_epoch = folder, on_epoch

@@ -363,10 +363,11 @@ def compare(
 @app.command()
 def status(params: ParamsFile = DEFAULT, changes: Changes = NONE) -> None:
     """Show what is done, running and outdated, and why, and how long the rest takes."""
-    experiment = _experiment(params, changes)
+    from iakd.config import load
     from iakd.stages.status import show
 
-    show(experiment.params if changes or params != DEFAULT else None)
+    _experiment(params, changes)  # or it would be Snakemake that refuses impossible settings
+    show(load(params, changes) if changes or params != DEFAULT else None)
 
 
 @app.command()

@@ -9,7 +9,7 @@ from iakd.config import load
 from iakd.errors import UserError
 from iakd.experiment import provenance
 from iakd.experiment.jobs import Experiment, StudentJob, plan_experiment, select
-from iakd.experiment.provenance import source_sha
+from iakd.experiment.provenance import source_files, source_sha
 
 DEFAULT = Path(__file__).parents[2] / "params.yaml"
 
@@ -37,7 +37,7 @@ def changed(*changes: str) -> set[str]:
 def test_the_default_grid() -> None:
     jobs = experiment()
     assert len(jobs.teachers) == 1 and len(jobs.studies) == 3
-    fewer = {"scratch", "kd-from-teacher-longer", "iakd-uniform", "iakd-linear", "iakd-review", "iakd-tuned"}
+    fewer = {"scratch", "iakd-uniform", "iakd-linear", "iakd-review", "iakd-tuned"}
     contenders = set(jobs.params.methods) - fewer
     assert len(jobs.students) == 5 * len(contenders) + 3 * len(fewer)
     required = {
@@ -174,6 +174,19 @@ def test_what_a_job_loads_by_name_is_part_of_its_identity(monkeypatch: pytest.Mo
     monkeypatch.setattr("iakd.experiment.jobs.source_sha", lambda *modules: asked.append(modules) or "source")
     kd = [job.key for job in jobs.students if job.label == "kd"]
     assert kd and all(modules == ("iakd.stages.distill", "iakd.distillation.losses.kd") for modules in asked)
+
+
+def test_code_of_ones_own_counts_in_folders_without_init_py_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "lib_of_mine/scale").mkdir(parents=True)
+    (tmp_path / "lib_of_mine/scale/ops.py").write_text("import beside_it\n")
+    (tmp_path / "beside_it.py").write_text("")
+    (tmp_path / "yaml").mkdir()  # not what `import yaml` imports
+    (tmp_path / "mine.py").write_text("import yaml\nfrom lib_of_mine.scale import ops\n")
+    assert set(source_files("mine")) == {"mine", "lib_of_mine.scale.ops", "beside_it"}
 
 
 def test_what_a_job_depends_on_is_listed_in_the_clear() -> None:

@@ -206,6 +206,10 @@ def test_the_best_seed_of_each_named_method(here: Path) -> None:
     experiment = plan(export={"models": ["big-small/kd", "big-small/scratch"], "int8": "off"})
     run(experiment, experiment.exports[0])
     assert [(m["method"], m["seed"]) for m in read(here / "exported.json")["models"]] == [("kd", 1), ("scratch", 1)]
+    for name in ("kd", "scratch"):
+        card = (here / name / "README.md").read_text()
+        assert "Seed 1 is the best of 2 on the validation images." in card
+        assert "is the best on" not in card, "the settings have chosen the methods"
 
 
 def test_no_model_is_exported_if_none_is_named() -> None:
@@ -224,6 +228,14 @@ def test_no_model_is_exported_if_none_is_named() -> None:
 def test_unknown_models_are_refused(models: list[str], message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         plan(export={"models": models})
+
+
+def test_methods_with_fewer_seeds_are_no_contenders(here: Path) -> None:
+    fewer = plan(methods={"kd": {}, "scratch": {"seeds": 1}})
+    run(fewer, fewer.exports[0])
+    assert read(here / "exported.json")["models"][0]["method"] == "kd", "scratch is better, perhaps by luck"
+    card = " ".join((here / "kd/README.md").read_text().split())
+    assert "`kd` is the only method with 2 seeds; seed 1 is the best of 2 on the validation images." in card
 
 
 def test_a_seed_that_the_method_is_not_trained_with_is_refused() -> None:

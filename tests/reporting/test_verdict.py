@@ -321,7 +321,7 @@ def test_methods_with_fewer_seeds_are_named_and_compared_on_those_they_share(tmp
     result = read_comparison(experiment)
     assert "with 3 to 5 seeds each" in verdict.describe_setup(result)
     seeds = dict(review.answers(result, [], {"problems": []}))["Seeds"]
-    assert seeds == "5 per method (0, 1, 2, 3, 4); the first 3 for scratch, iakd-linear; no run was left out."
+    assert seeds == "5 per method (0, 1, 2, 3, 4); 3 for scratch, iakd-linear (0, 1, 2); no run was left out."
     lead = result.difference(result.pairs[0], "iakd-linear", "kd")
     assert lead is not None and lead.n == 3
     assert lead.mean == pytest.approx(2.1, abs=0.15), "seeds 3 and 4 of kd have no counterpart"

@@ -286,6 +286,8 @@ class Params(Strict):
                 if label not in self.methods:
                     known = list(self.methods)
                     yield f"pairs: no method {label!r}{did_you_mean(label, known)}; known: {', '.join(known)}"
+                elif "seeds" in pair.methods[label]:
+                    yield f"pairs: {pair.name}: all pairs have the same seeds; set methods.{label}.seeds"
 
     def _check_crops(self) -> None:
         """Random parts of images in their full size need files with these, not arrays of scaled images."""
@@ -353,14 +355,13 @@ class Params(Strict):
                     f"export.models: no {what} {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}"
                 )
 
-        pairs = {pair.name: pair for pair in self.paired}
+        pairs = [pair.name for pair in self.paired]
         found: set[tuple[str, str]] = set()
         for model in self.export.named or []:
             check("pair", model.pair, pairs)
             check("method", model.method, self.methods)
             if model.seed is not None:
-                seeds = self.seeds_of(self.method(pairs[model.pair], model.method))
-                check("seed", str(model.seed), list(map(str, seeds)))
+                check("seed", str(model.seed), list(map(str, self.seeds_of(self.methods[model.method]))))
             if (model.pair, model.method) in found:
                 raise ValueError(
                     f"export.models: {model.pair}/{model.method} is listed twice; one seed can be exported"
@@ -391,8 +392,7 @@ class Params(Strict):
         methods = {
             label: method
             for label, method in self.methods.items()
-            if label in (only.methods or self.methods)
-            and any(seed in seeds for pair in pairs for seed in self.seeds_of(self.method(pair, label)))
+            if label in (only.methods or self.methods) and not set(seeds).isdisjoint(self.seeds_of(method))
         }
         distill = self.distill.model_copy(update={"seeds": seeds})
         return self.model_copy(update={"pairs": pairs, "methods": methods, "distill": distill})

@@ -71,7 +71,7 @@ class DatasetLoader(ImageLoader):
         """A hash of a few images; None if two calls for them differ, as where the Dataset draws at random."""
         chosen = np.unique(np.linspace(0, len(self.labels) - 1, FEW).astype(np.int64)).tolist()
         with torch.random.fork_rng(devices=[]):
-            twice = [_images_of([self._dataset[i] for i in chosen]).numpy().tobytes() for _ in range(2)]
+            twice = [_collated([self._dataset[i] for i in chosen])[0].numpy().tobytes() for _ in range(2)]
         first, again = map(sha256_bytes, twice)
         return first if first == again else None
 
@@ -79,18 +79,21 @@ class DatasetLoader(ImageLoader):
         if len(requests) > 1:
             raise UserError(f"the method mixes images with others, and {AS_GIVEN}")
         batches = [requests[0].indices[part].tolist() for part in parts]
+        numbers = iter(batches)
         images = DataLoader(
             self._dataset,
             batch_sampler=batches,
             num_workers=self._workers,
-            collate_fn=_images_of,
+            collate_fn=_collated,
             # its own, or an epoch that is resumed would draw from torch's once more; others in each epoch
             generator=torch.Generator().manual_seed(zlib.crc32(requests[0].indices.numpy().tobytes())),
             pin_memory=self.device.type == "cuda",
         )
-        for batch in images:
+        for batch, labels in images:
             if batch.shape[1:] != self.image_shape:
                 raise UserError(f"the Dataset returns images of {_sides(batch.shape[1:])}, then of {self.image_shape}")
+            if labels != [int(self.labels[number]) for number in next(numbers)]:
+                raise UserError("the Dataset returns other labels than at first: each item must keep its label")
             yield [batch.to(self.device, non_blocking=True)]
 
 
@@ -199,8 +202,8 @@ def _array(image: Any) -> NDArray[Any] | str:
     return array
 
 
-def _images_of(items: list[Any]) -> Tensor:
-    return torch.stack([image.float() for image, _ in items])
+def _collated(items: list[Any]) -> tuple[Tensor, list[int]]:
+    return torch.stack([image.float() for image, _ in items]), [int(label) for _, label in items]
 
 
 def _sides(shape: Sequence[int]) -> str:

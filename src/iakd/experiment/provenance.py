@@ -75,20 +75,32 @@ def _read(path: Path, module: str) -> tuple[str, list[str]]:
     Of a module in the working folder, the user's own, the imports of others in that folder count as well.
     """
     names: list[str] = []
-    packages = {"iakd", module.partition(".")[0]}
-    if path.resolve().parents[module.count(".") + (path.name == "__init__.py")] == Path.cwd().resolve():
-        packages |= {other.stem for other in Path.cwd().glob("*.py")}
-        packages |= {other.name for other in Path.cwd().iterdir() if other.is_dir() and any(other.glob("*.py"))}
+    own = path.resolve().parents[module.count(".") + (path.name == "__init__.py")] == Path.cwd().resolve()
+
+    def counts(imported: str) -> bool:
+        top = imported.partition(".")[0]
+        return top in ("iakd", module.partition(".")[0]) or (own and _in_working_folder(top))
+
     for node in _statements(ast.parse(path.read_bytes())):
         if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names if alias.name.partition(".")[0] in packages]
+            names += [alias.name for alias in node.names if counts(alias.name)]
         elif isinstance(node, ast.ImportFrom):
             inside = module if path.name == "__init__.py" else module.rpartition(".")[0]
             above = inside.split(".")[: max(0, inside.count(".") + 2 - node.level)] if node.level else []
             origin = ".".join([*filter(None, above), *([node.module] if node.module else [])])
-            if origin.partition(".")[0] in packages:
+            if counts(origin):
                 names += [origin, *(f"{origin}.{alias.name}" for alias in node.names)]
     return sha256_file(path), names
+
+
+def _in_working_folder(top: str) -> bool:
+    """Whether `import top` reads a file or a folder there, with or without __init__.py."""
+    folder = Path.cwd() / top
+    if folder.with_suffix(".py").is_file():
+        return True
+    found = importlib.util.find_spec(top) if top and folder.is_dir() else None
+    places = (found.submodule_search_locations or []) if found else []
+    return any(Path(place).resolve() == folder.resolve() for place in places)
 
 
 def _statements(tree: ast.Module) -> Iterator[ast.AST]:

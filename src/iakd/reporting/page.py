@@ -203,7 +203,8 @@ def settings_text(params: Params) -> str:
     """Return all settings as YAML that gives the same experiment when read back; passwords in addresses are hidden."""
     settings = params.model_dump(mode="json")
     settings["methods"] = {
-        label: {**method.settings(), "recipe": method.recipe} for label, method in params.methods.items()
+        label: {**method.settings(), "recipe": method.recipe, **({"seeds": method.seeds} if method.seeds else {})}
+        for label, method in params.methods.items()
     }
     text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=100)
     return re.sub(r"(://[^\s:/@]*:)[^\s@]*@", r"\1…@", text)

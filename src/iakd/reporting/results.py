@@ -255,8 +255,14 @@ class PairComparison:
 
     @property
     def recommended(self) -> MethodResults:
-        """The method that is best on the validation images, which may choose; `iakd export` chooses alike."""
-        return max(self.methods, key=lambda method: method.merit)
+        """The contender that is best on the validation images, which may choose; `iakd export` chooses alike."""
+        return max(self.contenders, key=lambda method: method.merit)
+
+    @property
+    def contenders(self) -> list[MethodResults]:
+        """The methods with the most seeds: those with fewer would win more easily by luck."""
+        most = max(len(method.models) for method in self.methods)
+        return [method for method in self.methods if len(method.models) == most]
 
     @property
     def best_of_each_kind(self) -> list[MethodResults]:

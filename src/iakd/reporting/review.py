@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import chain
 from typing import Any
 
 from iakd.config import Params
@@ -218,13 +217,12 @@ def _seeds(params: Params) -> str:
 
 
 def _seeds_by_method(comparison: Comparison) -> str:
-    seeds = comparison.params.distill.seeds
-    labels: dict[int, list[str]] = {}
-    for results in chain.from_iterable(pair.methods for pair in comparison.pairs):
-        labels.setdefault(len(results.models), []).append(results.label)
-    most = max(labels)
-    fewer = [f"the first {n} for {', '.join(dict.fromkeys(those))}" for n, those in sorted(labels.items()) if n < most]
-    return "; ".join([f"{most} per method ({', '.join(map(str, seeds))})", *fewer])
+    labels: dict[tuple[int, ...], list[str]] = {}
+    for results in comparison.pairs[0].methods:  # the same in all pairs
+        labels.setdefault(tuple(model.seed for model in results.models), []).append(results.label)
+    (most, _), *fewer = sorted(labels.items(), key=lambda item: -len(item[0]))
+    named = [f"{len(seeds)} for {', '.join(those)} ({', '.join(map(str, seeds))})" for seeds, those in fewer]
+    return "; ".join([f"{len(most)} per method ({', '.join(map(str, most))})", *named])
 
 
 def _minute(time: str) -> str:

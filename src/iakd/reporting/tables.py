@@ -73,7 +73,9 @@ def _summary_row(comparison: Comparison, pair: PairComparison, results: MethodRe
     row |= {f"{name}_mean": rounded(results.mean(name).mean) for name in ("top5", "nll", "ece")}
     row |= {f"{name}_mean": rounded(results.mean(name).mean) for name in BALANCED if results.measures(name)}
     row |= {name: rounded(results.median(name)) for name in COSTS}
-    row |= {f"{name}_ratio": rounded(results.median(name) / pair.teacher.median(name)) for name in COSTS}
+    for name in COSTS:
+        teachers = pair.teacher.median(name)  # 0: unknown, of a black box
+        row[f"{name}_ratio"] = rounded(results.median(name) / teachers) if teachers else None
     if results.peer_top1:
         row |= {f"peer_top1_{name}": rounded(getattr(results.peer_top1, name)) for name in ("mean", "std")}
     for bits in results.bit_widths:

@@ -163,7 +163,8 @@ def recommendation(comparison: Comparison, exports: Exports | None = None) -> st
     if file:
         ms, mb = (formatting.QUANTITIES[name].text for name in ("latency_ms", "bytes"))
         costs = f"; {ms(file.measured.latency_ms)} ms per image and {mb(file.measured.bytes)} MB as ONNX"
-    among = f" of {len(comparison.params.methods)} methods" if len(comparison.params.methods) > 1 else ""
+    among = f" of {len(pair.contenders)} methods" if len(pair.contenders) > 1 else ""
+    among += f" with {len(results.models)} seeds" if 1 < len(pair.contenders) < len(pair.methods) else ""
     among += f" and {len(comparison.pairs)} pairs" if len(comparison.pairs) > 1 else ""
     reason = f"the best{among} on the validation images ({val} %)" if among else f"{val} % on the validation images"
     return (
@@ -306,7 +307,8 @@ class _VerdictWriter:
         points = f"{formatting.number(difference.mean, self.digits)} points"
         if difference.low is None:
             interval = ""
-            meaning = "With one training each, the difference may be chance; train more seeds to find out."
+            training = "one training each" if len(better.models) == len(worse.models) else "one seed in common"
+            meaning = f"With {training}, the difference may be chance; train more seeds to find out."
         else:
             level, bounds = formatting.percent(self.level), formatting.interval(difference, self.digits)
             interval, meaning = f"{level} interval {bounds}", self._meaning(difference)

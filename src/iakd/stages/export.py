@@ -6,6 +6,7 @@ import os
 import shutil
 import statistics
 import tempfile
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,8 +103,9 @@ def choose(students: list[Student], each_method: bool = False) -> list[Student]:
     """Return the best seed of the best method, or with `each_method` of every method, on the validation images.
 
     The best method has the highest mean accuracy over its seeds, so that one lucky seed does not decide; of equal ones
-    that with the lower mean loss, then the first. Its best seed has the highest accuracy, then the lower loss: a
-    deployed model is one training, and validation images may choose it. Test images never do.
+    that with the lower mean loss, then the first. Methods with fewer seeds than others are not in question. Its best
+    seed has the highest accuracy, then the lower loss: a deployed model is one training, and validation images may
+    choose it. Test images never do.
     """
     methods: dict[str, list[Student]] = {}
     for student in students:
@@ -111,7 +113,8 @@ def choose(students: list[Student], each_method: bool = False) -> list[Student]:
     best = {label: max(seeds, key=lambda student: student.merit) for label, seeds in methods.items()}
     if each_method:
         return list(best.values())
-    means = {label: _mean_merit(seeds) for label, seeds in methods.items()}
+    most = max(map(len, methods.values()))
+    means = {label: _mean_merit(seeds) for label, seeds in methods.items() if len(seeds) == most}
     return [best[max(means, key=lambda label: means[label])]]
 
 
@@ -148,7 +151,8 @@ def _export(
     building: Path | None = None
     try:
         building = Path(tempfile.mkdtemp(prefix=KEPT_APART, dir=job.folder))
-        results = build(building, experiment, student.job, content, record, store, _for_the_card(student, candidates))
+        compared = [other for other in candidates if not job.named or other.job.label == student.job.label]
+        results = build(building, experiment, student.job, content, record, store, _for_the_card(student, compared))
         hashes = {path.name: files.sha256_file(path) for path in sorted(building.iterdir())}
         files.write_record(
             building / run_dir.EXPORT,
@@ -221,11 +225,17 @@ def _for_the_card(student: Student, candidates: list[Student]) -> dict[str, Any]
     """Return what the model card says of the choice and of the other seeds."""
     job = student.job
     seeds = [other for other in candidates if other.job.label == job.label]
-    methods = {other.job.label for other in candidates}
+    seeds_of = Counter(other.job.label for other in candidates)
+    contenders = [label for label, n in seeds_of.items() if n == max(seeds_of.values())]
     by_seed = f"seed {job.seed} is the best of {len(seeds)} on the validation images" if len(seeds) > 1 else ""
-    if len(methods) > 1:
-        of = f"Of {len(methods)} methods, `{job.label}` is the best on the validation images"
-        choice = f"{of} (mean over seeds){'; ' + by_seed if by_seed else ''}."
+    if len(seeds_of) > 1:
+        fewer = f" with {len(seeds)} seeds" if len(contenders) < len(seeds_of) else ""
+        if len(contenders) > 1:
+            of = f"Of {len(contenders)} methods{fewer}, `{job.label}` is the best on the validation images"
+            of += " (mean over seeds)"
+        else:
+            of = f"`{job.label}` is the only method{fewer}"
+        choice = f"{of}{'; ' + by_seed if by_seed else ''}."
     else:
         choice = (by_seed[:1].upper() + by_seed[1:] or f"Seed {job.seed}, as the settings ask") + "."
     top1 = [other.evaluation["top1"] for other in seeds]
