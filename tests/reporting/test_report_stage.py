@@ -14,6 +14,7 @@ import fake_experiment
 import pytest
 import yaml
 
+from iakd import files
 from iakd.config import parse
 from iakd.config.methods import GROUP_TITLES
 from iakd.errors import UserError
@@ -93,6 +94,7 @@ def test_another_process_writes_the_same_bytes_without_torch(example, tmp_path):
     (tmp_path / "settings.yaml").write_text(settings_text(example.params))
     code = """
 import sys, yaml
+from iakd import files
 from iakd.config import parse
 from iakd.experiment.jobs import plan_experiment
 from iakd.stages.report import run
@@ -238,6 +240,8 @@ def test_settings_on_the_page_give_the_same_plan(example):
     text = settings_text(example.params)
     again = plan_experiment(parse(yaml.safe_load(text), "page"))
     assert again == example
+    fewer = fake_experiment.plan({"scratch": {"seeds": 2}, "kd": {}})
+    assert plan_experiment(parse(yaml.safe_load(settings_text(fewer.params)), "page")) == fewer
 
 
 def test_passwords_do_not_reach_the_page(example):
@@ -613,3 +617,18 @@ def test_evaluation_of_an_older_model(example):
 def test_evaluate_stage_asks_for_data_first(example):
     with pytest.raises(UserError, match="prepare"):
         evaluate.run(example)
+
+
+def test_a_teacher_of_unknown_cost_leaves_its_ratios_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The multiply-accumulates of a module that runs kernels of its own are unknown, and so is a ratio to them."""
+    monkeypatch.chdir(tmp_path)
+    experiment = fake_experiment.plan({"kd": {}}, epochs=5)
+    fake_experiment.write(experiment, {"kd": [92.0, 92.4, 91.7]})
+    path = experiment.teachers[0].folder / run_dir.EVALUATION
+    record = json.loads(path.read_text())
+    files.write_record(path, record | {"macs": 0, "parameters": 0})
+    comparison = read_comparison(experiment)
+    student = tables.summary(comparison)[1]
+    assert student["macs_ratio"] is None and student["parameters_ratio"] is None and student["macs"]
+    run(experiment)
+    assert "unknown" in (experiment.report / run_dir.REPORT).read_text()
