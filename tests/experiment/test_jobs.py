@@ -37,7 +37,7 @@ def changed(*changes: str) -> set[str]:
 def test_the_default_grid() -> None:
     jobs = experiment()
     assert len(jobs.teachers) == 1 and len(jobs.studies) == 3
-    fewer = {"scratch", "iakd-uniform", "iakd-linear", "iakd-review", "iakd-tuned"}
+    fewer = {"scratch", "kd-from-teacher-longer", "iakd-uniform", "iakd-linear", "iakd-review", "iakd-tuned"}
     contenders = set(jobs.params.methods) - fewer
     assert len(jobs.students) == 5 * len(contenders) + 3 * len(fewer)
     required = {
