@@ -275,6 +275,9 @@ def _check_module(module: Any, name: str, parts: Any) -> None:
         if parameter.is_floating_point() and parameter.dtype != torch.float32:
             kind = str(parameter.dtype).removeprefix("torch.")
             raise UserError(f"{path} of the {name} is {kind}; make the network float32, with {name}.float()")
+        if name == "student" and (parameter.is_complex() or parameter.layout != torch.strided):
+            kind = "complex" if parameter.is_complex() else "sparse"
+            raise UserError(f"{path} of the student is {kind}, and only dense tensors of real numbers can be trained")
     if name == "student" and not any(parameter.requires_grad for parameter in module.parameters()):
         raise UserError("the student has no parameter that needs a gradient, so there is nothing to train")
 
