@@ -424,7 +424,10 @@ def unlike(what: str, divided: bool = True) -> dict[str, Any]:
         ({"recipe": "fast"}, "recipe is 'fast'; give a dictionary"),
         ({"student": Unlike}, "the student is the class Unlike; give a network"),
         ({"student": Plain(2, 1).double()}, r"entry.weight of the student is float64; .* with student.float\(\)"),
-        ({"student": nn.Linear(2, 2, dtype=torch.complex64)}, "weight of the student is complex, and only dense tensors"),
+        (
+            {"student": nn.Linear(2, 2, dtype=torch.complex64)},
+            "weight of the student is complex, and only dense tensors",
+        ),
         ({"student": nn.Sequential(nn.Flatten(), nn.LazyLinear(10))}, "1.weight of the student has no shape yet"),
         ({"student": Plain(2, 1).requires_grad_(False)}, "the student has no parameter that needs a gradient"),
         ({"student_parts": {"stem": ("conv",)}}, "student_parts is a dict; give an iakd.Partition"),

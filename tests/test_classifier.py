@@ -375,7 +375,7 @@ def test_mistakes_in_a_call_of_the_interface(exported: Path, photos: Path) -> No
     with pytest.raises(UserError, match=r"^device 'tpu': unknown; known: auto, cpu, cuda$"):
         iakd.load(exported, device="tpu")  # type: ignore[arg-type]
     model, image = iakd.load(exported), files_below(photos)[0]
-    with pytest.raises(UserError, match=r"^top 0: at least one class"):
+    with pytest.raises(UserError, match=r"^top 0: give a number of classes, at least 1"):
         model.predict(image, top=0)
     with pytest.raises(UserError, match=r"^batch_size 0: at least one image at a time"):
         model.predict(image, batch_size=0)

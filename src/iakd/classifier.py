@@ -130,8 +130,8 @@ class Classifier:
 
         A file is decoded exactly as in the training. Raises UserError, naming the first image that cannot be read.
         """
-        if not isinstance(top, int) or top < 1:
-            raise UserError(f"top {top}: a whole number, at least one class")
+        if not isinstance(top, int | np.integer) or top < 1:
+            raise UserError(f"top {top}: give a number of classes, at least 1")
         found = []
         for name, result in self.each(images, batch_size):
             if isinstance(result, BadImage):
