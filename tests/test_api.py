@@ -428,6 +428,7 @@ def unlike(what: str, divided: bool = True) -> dict[str, Any]:
             {"student": nn.Linear(2, 2, dtype=torch.complex64)},
             "weight of the student is complex, and only dense tensors",
         ),
+        ({"teacher": nn.Linear(2, 2, device="meta")}, "weight of the teacher is on the meta device"),
         ({"student": nn.Sequential(nn.Flatten(), nn.LazyLinear(10))}, "1.weight of the student has no shape yet"),
         ({"student": Plain(2, 1).requires_grad_(False)}, "the student has no parameter that needs a gradient"),
         ({"student_parts": {"stem": ("conv",)}}, "student_parts is a dict; give an iakd.Partition"),
@@ -647,6 +648,25 @@ def test_images_drawn_at_random_differ_in_each_epoch_of_workers() -> None:
     assert not torch.equal(first, second)
     assert torch.equal(first, next(iter(data.epoch(0, 0, form))).images)
     assert data.fingerprint() is None
+
+
+class Remembering(nn.BatchNorm2d):
+    """A layer whose state is more than tensors."""
+
+    def get_extra_state(self) -> dict[str, list[int]]:
+        return {"seen": [1, 2]}
+
+    def set_extra_state(self, state: dict[str, list[int]]) -> None:
+        assert state == {"seen": [1, 2]}
+
+
+def test_layers_may_have_a_state_of_their_own(tmp_path: Path) -> None:
+    networks = [small(seed) for seed in (0, 1)]
+    for network in networks:
+        network.layers[0][1] = Remembering(4)  # type: ignore[index,operator]
+    with torch.inference_mode(), pytest.raises(iakd.UserError, match=r"call iakd\.distill outside"):
+        distil_small(networks[0], "kd", networks[1])
+    distil_small(networks[0], "kd", networks[1], checkpoints=tmp_path)
 
 
 def test_labels_drawn_at_random_are_refused() -> None:

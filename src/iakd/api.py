@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 from pydantic import BaseModel, ValidationError
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.data import Dataset
@@ -35,7 +36,7 @@ from iakd.evaluation.plausibility import is_near_chance
 from iakd.experiment.run_dir import Row, Run
 from iakd.files import check_writable, digest, sha256_bytes
 from iakd.interactive.hybrid import Hybrid
-from iakd.models import Network, save_weights
+from iakd.models import Network
 from iakd.models.external.partition import Partition, trial
 from iakd.models.external.plain import as_network, undivided
 from iakd.models.pairing import initialise_from_teacher
@@ -116,6 +117,8 @@ def distill(
     Raises UserError, in one line, for networks, data or settings that do not go together, RunFailed where the loss is
     no longer finite, KeyboardInterrupt at Ctrl-C, after the current step.
     """
+    if torch.is_inference_mode_enabled():
+        raise UserError("nothing can be trained in torch.inference_mode(): call iakd.distill outside")
     seed, workers = _whole(seed, "seed", 0), _whole(workers, "workers", 0)
     _check_module(student, "student", student_parts)
     if teacher is not None:
@@ -153,7 +156,7 @@ def distill(
     trained = [(parameter, parameter.requires_grad) for parameter in student.parameters()]
     as_given = {name: tensor.detach().clone() for name, tensor in _tensors(student)}
     networks = [each for each in (network, guide) if each]
-    start = [(sha256_bytes(save_weights(each)), repr(each)) for each in networks]
+    start = [(_state(each), repr(each)) for each in networks if checkpoints]
     compute = Compute(threads=torch.get_num_threads(), checkpoint_seconds=30.0 if checkpoints else NEVER)
     data: list[Any] = [_identity(loader) for loader in (train, validation) if loader is not None and checkpoints]
     data += [[float(value) for value in values] for values in normalisation or ()]
@@ -211,6 +214,15 @@ def distill(
                 set_memory_format(module, channels_last=False)
         training.clear()
     return Distilled(result.eval(), history, metrics)
+
+
+def _state(module: nn.Module) -> list[tuple[str, str]]:
+    """The names in `state_dict`, and hashes of the tensors; what else a module may keep there, as it shows itself."""
+
+    def shown(value: Any) -> str:
+        return sha256_bytes(save({"": value.detach().cpu().contiguous()})) if isinstance(value, Tensor) else repr(value)
+
+    return [(name, shown(value)) for name, value in module.state_dict().items()]
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -272,6 +284,8 @@ def _check_module(module: Any, name: str, parts: Any) -> None:
     for path, parameter in module.named_parameters():
         if is_lazy(parameter):
             raise UserError(f"{path} of the {name} has no shape yet: call the network with a batch of images first")
+        if parameter.is_meta:
+            raise UserError(f"{path} of the {name} is on the meta device, where it has no values")
         if parameter.is_floating_point() and parameter.dtype != torch.float32:
             kind = str(parameter.dtype).removeprefix("torch.")
             raise UserError(f"{path} of the {name} is {kind}; make the network float32, with {name}.float()")

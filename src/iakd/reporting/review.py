@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from iakd.config import Params
 from iakd.reporting import formatting
 from iakd.reporting.exported import Exports
 from iakd.reporting.results import Comparison, MethodResults, ModelResults, StudyResults
@@ -171,7 +170,11 @@ def origin(comparison: Comparison, studies: Sequence[StudyResults], manifest: di
         ("Installed", "; ".join(sorted(versions))),
         ("Data", f"{manifest['source']['name']}, SHA-256 of images and labels {manifest['sha256']}"),
         *_imported_teachers(comparison),
-        ("Seeds", _seeds(comparison.params)),
+        (
+            "Seeds",
+            f"teachers {', '.join(map(str, comparison.params.teach.seeds))}; students {_seeds(comparison)}; split "
+            f"{comparison.params.dataset.split_seed}",
+        ),
         ("Device", distinct(_device(record) for record in records)),
         (
             "Trained",
@@ -211,9 +214,10 @@ def measured_on(model: ModelResults) -> str:
     return _device(model.record) if device == model.record["device"] else device
 
 
-def _seeds(params: Params) -> str:
-    teachers, students = (", ".join(map(str, seeds)) for seeds in (params.teach.seeds, params.distill.seeds))
-    return f"teachers {teachers}; students {students}; split {params.dataset.split_seed}"
+def _seeds(comparison: Comparison) -> str:
+    """Return the seeds of the methods that have the most."""
+    methods = comparison.pairs[0].methods  # the same in all pairs
+    return ", ".join(str(model.seed) for model in max((results.models for results in methods), key=len))
 
 
 def _seeds_by_method(comparison: Comparison) -> str:
