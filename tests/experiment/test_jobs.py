@@ -37,7 +37,7 @@ def changed(*changes: str) -> set[str]:
 def test_the_default_grid() -> None:
     jobs = experiment()
     assert len(jobs.teachers) == 1 and len(jobs.studies) == 3
-    fewer = {"scratch", "kd-from-teacher-longer", "iakd-uniform", "iakd-linear", "iakd-review", "iakd-tuned"}
+    fewer = {"iakd-uniform", "iakd-linear", "iakd-review", "iakd-tuned"}
     contenders = set(jobs.params.methods) - fewer
     assert len(jobs.students) == 5 * len(contenders) + 3 * len(fewer)
     required = {
@@ -87,7 +87,7 @@ def test_more_seeds_keep_the_finished_ones() -> None:
 
 def test_a_method_may_have_fewer_seeds_which_changes_no_training() -> None:
     seeds = {label: [job.seed for job in jobs] for label, jobs in students_by_label(experiment()).items()}
-    assert seeds["scratch"] == [0, 1, 2]
+    assert seeds["iakd-linear"] == [0, 1, 2]
     assert seeds["kd"] == [0, 1, 2, 3, 4]
     before, after = (keys(experiment("teach.seeds=[5, 6]", f"methods.scratch.seeds={n}")) for n in ("null", 2))
     assert {path for path in before if path not in after} == {
@@ -257,8 +257,8 @@ def test_a_part_of_the_experiment_has_the_very_jobs_of_the_whole() -> None:
     (export,) = part.exports
     assert export.students == part.students
     assert (list(part.params.methods), part.params.distill.seeds) == (["kd", "iakd-tuned"], [1, 3])
-    fewer = experiment("only.methods=[kd, scratch]", "only.seeds=[4]")
-    assert [(job.label, job.seed) for job in fewer.students] == [("kd", 4)], "scratch has three seeds"
+    fewer = experiment("only.methods=[kd, iakd-linear]", "only.seeds=[4]")
+    assert [(job.label, job.seed) for job in fewer.students] == [("kd", 4)], "iakd-linear has three seeds"
     assert list(fewer.params.methods) == ["kd"]
 
 
@@ -275,7 +275,7 @@ def test_a_part_of_the_pairs() -> None:
         ("only.methods=[kdd]", "only.methods: 'kdd' is not in the settings (did you mean 'kd'?); known: scratch, kd,"),
         ("only.pairs=[a-b]", "only.pairs: 'a-b' is not in the settings; known: resnet20w8-resnet8w8"),
         ("only.seeds=[9]", "only.seeds: 9 is not in the settings; known: 0, 1, 2, 3, 4"),
-        ("only={methods: [scratch], seeds: [4]}", "only: none of these methods is trained with any of these seeds"),
+        ("only={methods: [iakd-tuned], seeds: [4]}", "only: none of these methods is trained with any of these seeds"),
     ],
 )
 def test_a_part_that_is_not_there(change: str, words: str) -> None:
