@@ -364,10 +364,13 @@ def compare(
 def status(params: ParamsFile = DEFAULT, changes: Changes = NONE) -> None:
     """Show what is done, running and outdated, and why, and how long the rest takes."""
     from iakd.config import load
+    from iakd.experiment.jobs import plan_experiment
     from iakd.stages.status import show
 
-    _experiment(params, changes)  # or it would be Snakemake that refuses impossible settings
-    show(load(params, changes) if changes or params != DEFAULT else None)
+    with saying_what_takes_long("reading the settings"):
+        settings = load(params, changes)
+        plan_experiment(settings)  # or it would be Snakemake that refuses impossible settings
+    show(settings if changes or params != DEFAULT else None)
 
 
 @app.command()

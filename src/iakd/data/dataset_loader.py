@@ -59,6 +59,7 @@ class DatasetLoader(ImageLoader):
         super().__init__(shape, labels, [0.0] * shape[0], [1.0] * shape[0], device)
         self.normalise = _AsGiven()
         self._dataset, self._workers = dataset, workers
+        self._first_labels = labels.tolist()  # `self.labels` may be on a GPU, which each comparison would wait for
 
     def epoch(
         self, seed: int, epoch: int, form: BatchFormat, start: int = 0, data: EpochData = EVERYTHING
@@ -79,7 +80,6 @@ class DatasetLoader(ImageLoader):
         if len(requests) > 1:
             raise UserError(f"the method mixes images with others, and {AS_GIVEN}")
         batches = [requests[0].indices[part].tolist() for part in parts]
-        numbers = iter(batches)
         images = DataLoader(
             self._dataset,
             batch_sampler=batches,
@@ -89,10 +89,10 @@ class DatasetLoader(ImageLoader):
             generator=torch.Generator().manual_seed(zlib.crc32(requests[0].indices.numpy().tobytes())),
             pin_memory=self.device.type == "cuda",
         )
-        for batch, labels in images:
+        for (batch, labels), numbers in zip(images, batches, strict=True):
             if batch.shape[1:] != self.image_shape:
                 raise UserError(f"the Dataset returns images of {_sides(batch.shape[1:])}, then of {self.image_shape}")
-            if labels != [int(self.labels[number]) for number in next(numbers)]:
+            if labels != [self._first_labels[number] for number in numbers]:
                 raise UserError("the Dataset returns other labels than at first: each item must keep its label")
             yield [batch.to(self.device, non_blocking=True)]
 

@@ -170,11 +170,7 @@ def origin(comparison: Comparison, studies: Sequence[StudyResults], manifest: di
         ("Installed", "; ".join(sorted(versions))),
         ("Data", f"{manifest['source']['name']}, SHA-256 of images and labels {manifest['sha256']}"),
         *_imported_teachers(comparison),
-        (
-            "Seeds",
-            f"teachers {', '.join(map(str, comparison.params.teach.seeds))}; students {_seeds(comparison)}; split "
-            f"{comparison.params.dataset.split_seed}",
-        ),
+        ("Seeds", _seeds(comparison)),
         ("Device", distinct(_device(record) for record in records)),
         (
             "Trained",
@@ -215,9 +211,9 @@ def measured_on(model: ModelResults) -> str:
 
 
 def _seeds(comparison: Comparison) -> str:
-    """Return the seeds of the methods that have the most."""
-    methods = comparison.pairs[0].methods  # the same in all pairs
-    return ", ".join(str(model.seed) for model in max((results.models for results in methods), key=len))
+    params, students = comparison.params, comparison.pairs[0].contenders[0].models  # the others have some of these
+    named = (", ".join(map(str, seeds)) for seeds in (params.teach.seeds, [model.seed for model in students]))
+    return "teachers {}; students {}; split {}".format(*named, params.dataset.split_seed)
 
 
 def _seeds_by_method(comparison: Comparison) -> str:

@@ -6,7 +6,6 @@ import os
 import shutil
 import statistics
 import tempfile
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,15 +106,25 @@ def choose(students: list[Student], each_method: bool = False) -> list[Student]:
     seed has the highest accuracy, then the lower loss: a deployed model is one training, and validation images may
     choose it. Test images never do.
     """
-    methods: dict[str, list[Student]] = {}
-    for student in students:
-        methods.setdefault(student.job.label, []).append(student)
+    methods = _by_method(students)
     best = {label: max(seeds, key=lambda student: student.merit) for label, seeds in methods.items()}
     if each_method:
         return list(best.values())
-    most = max(map(len, methods.values()))
-    means = {label: _mean_merit(seeds) for label, seeds in methods.items() if len(seeds) == most}
+    means = {label: _mean_merit(methods[label]) for label in _contenders(methods)}
     return [best[max(means, key=lambda label: means[label])]]
+
+
+def _by_method(students: list[Student]) -> dict[str, list[Student]]:
+    methods: dict[str, list[Student]] = {}
+    for student in students:
+        methods.setdefault(student.job.label, []).append(student)
+    return methods
+
+
+def _contenders(methods: dict[str, list[Student]]) -> list[str]:
+    """Return the methods with the most seeds, as `PairComparison.contenders` does."""
+    most = max(map(len, methods.values()))
+    return [label for label, seeds in methods.items() if len(seeds) == most]
 
 
 def _mean_merit(seeds: list[Student]) -> tuple[float, float]:
@@ -224,12 +233,11 @@ def _publish(building: Path, folder: Path) -> None:
 def _for_the_card(student: Student, candidates: list[Student]) -> dict[str, Any]:
     """Return what the model card says of the choice and of the other seeds."""
     job = student.job
-    seeds = [other for other in candidates if other.job.label == job.label]
-    seeds_of = Counter(other.job.label for other in candidates)
-    contenders = [label for label, n in seeds_of.items() if n == max(seeds_of.values())]
+    methods = _by_method(candidates)
+    seeds, contenders = methods[job.label], _contenders(methods)
     by_seed = f"seed {job.seed} is the best of {len(seeds)} on the validation images" if len(seeds) > 1 else ""
-    if len(seeds_of) > 1:
-        fewer = f" with {len(seeds)} seeds" if len(contenders) < len(seeds_of) else ""
+    if len(methods) > 1:
+        fewer = f" with {len(seeds)} seeds" if len(contenders) < len(methods) else ""
         if len(contenders) > 1:
             of = f"Of {len(contenders)} methods{fewer}, `{job.label}` is the best on the validation images"
             of += " (mean over seeds)"
