@@ -1,14 +1,19 @@
-"""Processes: those that end with their parent, those that share a training, their signals and their number."""
+"""Processes: with their parents, of a shared training, forked in the fork server; their signals and their number."""
 
 import contextlib
+import json
 import os
+import select
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -18,6 +23,10 @@ RENDEZVOUS = "IAKD_RENDEZVOUS"  # address where processes that share a training 
 UNDER_TORCHRUN = "TORCHELASTIC_RUN_ID"  # set in the environment of the processes of torchrun, even if there is only one
 # The environment of such processes
 SHARED_TRAINING = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", RENDEZVOUS, UNDER_TORCHRUN)
+FORK_SERVER = "IAKD_FORK_SERVER"  # in the environment: its socket, a path relative to the working directory
+KILLED = 128  # exit codes above it, of the fork server's processes, are those that a signal has killed
+CREDENTIALS = struct.Struct("3i")  # of a peer: process, user and group
+NUMBER_BYTES = 4  # for the length of a message to the fork server, a process id or an exit code
 POLL_SECONDS = 0.05
 SECONDS_OF_SILENCE = 2.0
 SECONDS_TO_END = 15.0  # after another process has failed, and again after a signal
@@ -136,6 +145,99 @@ def _exit_code(children: list[subprocess.Popen[bytes]]) -> int:
         name = signal.Signals(-first).name
         print(f"iakd: a process was killed by {name}; run the same command again to resume", file=sys.stderr)
     return first if first > 0 else int(any(child.returncode for child in children))
+
+
+class Forked:
+    """A process that the server has forked for this one, with the methods of multiprocessing's processes.
+
+    `exitcode` is None while it runs, and the negative number of the signal if one has killed it. When this process
+    ends, it receives SIGTERM.
+    """
+
+    def __init__(self, pid: int, connection: socket.socket) -> None:
+        self.pid = pid
+        self.exitcode: int | None = None
+        self._connection = connection
+
+    def join(self, seconds: float | None = None) -> None:
+        """Wait until it has ended, or so many seconds."""
+        if self.exitcode is not None or not select.select([self._connection], [], [], seconds)[0]:
+            return
+        answer = receive(self._connection)
+        code = int.from_bytes(answer, "big") if answer else KILLED + signal.SIGTERM  # by the end of the server
+        self.exitcode = code if code <= KILLED else KILLED - code
+        self._connection.close()
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, unless it has ended."""
+        if self.exitcode is None:
+            send_signal(self.pid, number)
+
+
+def fork_in_server(function: str, arguments: list[str], files: Sequence[int] = (0, 1, 2)) -> Forked | None:
+    """Call `function` ("module:name") in a fork of the server, with this process's folder and environment.
+
+    It finds `arguments` in `sys.argv`, and `files` in place of standard input, output and error. Returns None if no
+    server answers.
+    """
+    path = os.environ.get(FORK_SERVER)
+    if path is None:
+        return None
+    with contextlib.ExitStack() as stack:
+        connection = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        try:
+            connection.connect(path)
+        except OSError:
+            return None
+        if not is_own(connection):
+            return None
+        if WITH_PARENT in os.environ:  # or this process would take the end of a killed workflow for that of the server
+            end_with_parent()
+        environment = {name: value for name, value in os.environ.items() if name != FORK_SERVER}
+        request = {"function": function, "arguments": arguments, "folder": str(Path.cwd()), "environment": environment}
+        message = json.dumps(request).encode()
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it refuses this process, or has just ended
+            socket.send_fds(connection, [number_bytes(len(message))], files)
+            connection.sendall(message)
+        pid = int.from_bytes(receive(connection), "big")
+        if not pid:
+            return None
+        stack.pop_all()
+    return Forked(pid, connection)
+
+
+def is_own(connection: socket.socket) -> bool:
+    """Whether the process at the other end runs as the user of this one, as far as the system can tell (Linux)."""
+    if not hasattr(socket, "SO_PEERCRED"):
+        return True
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
+    return bool(CREDENTIALS.unpack(credentials)[1] == os.geteuid())
+
+
+def number_bytes(value: int) -> bytes:
+    """Return a number as it is sent to and from the fork server."""
+    return value.to_bytes(NUMBER_BYTES, "big")
+
+
+def receive(connection: socket.socket, size: int = NUMBER_BYTES) -> bytes:
+    """Receive `size` bytes, or fewer if the other side is gone."""
+    with contextlib.suppress(ConnectionResetError):
+        return connection.recv(size, socket.MSG_WAITALL)
+    return b""
+
+
+def send_signal(pid: int, number: int) -> None:
+    """Send a signal to a process that may have ended."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
 
 
 class Interrupt:

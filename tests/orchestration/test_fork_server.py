@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from iakd.orchestration import fork_server
-from iakd.processes import WITH_PARENT
+from iakd.processes import FORK_SERVER, WITH_PARENT
 
 # A stand-in for the real command line, imported by the workers in its place.
 COMMAND_LINE = """
@@ -88,7 +88,7 @@ sys.exit({ITSELF} if code is None else code)
 def command(*arguments: str, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*COMMAND, *arguments],
-        env={**os.environ, fork_server.VARIABLE: "socket", **environment},
+        env={**os.environ, FORK_SERVER: "socket", **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -134,23 +134,34 @@ def test_a_killed_server_ends_all_work_and_the_command_goes_on_by_itself(server:
     wait_for(Path("working"))
     server.kill()
     _, err = process.communicate(timeout=30)
-    assert process.returncode == ITSELF and err == "the fork server has ended; going on in a process of its own\n"
+    assert (
+        process.returncode == ITSELF
+        and err == "killed in the fork server (signal 15); going on in a process of its own\n"
+    )
     wait_for(Path("stopped"))
 
 
-def test_a_killed_workflow_ends_its_commands_with_the_server(server: subprocess.Popen[bytes]) -> None:
+WORKFLOW = f"""
+import subprocess, sys, time
+from pathlib import Path
+subprocess.Popen([sys.executable, "-c", "from iakd.processes import end_with_parent; end_with_parent()" + {SERVER!r}])
+while not Path("socket").exists():
+    time.sleep(0.02)
+subprocess.run({(*COMMAND, "teach", "wait")!r})
+"""
+
+
+def test_a_killed_workflow_ends_its_commands_with_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Like the server, they are children of the workflow, and must not go on without it."""
+    monkeypatch.chdir(tmp_path)
     with Path("err").open("w") as err:
         workflow = subprocess.Popen(
-            [sys.executable, "-c", "import subprocess, sys; subprocess.run(sys.argv[1:])", *COMMAND, "teach", "wait"],
-            env={**os.environ, fork_server.VARIABLE: "socket", WITH_PARENT: "1"},
-            stderr=err,
+            [sys.executable, "-c", WORKFLOW], env={**os.environ, FORK_SERVER: "socket", WITH_PARENT: "1"}, stderr=err
         )
     wait_for(Path("working"))
     workflow.kill()
-    server.kill()
-    wait_for(Path("stopped"))
     workflow.wait()
+    wait_for(Path("stopped"))
     deadline = time.monotonic() + 20
     while Path("err").read_text() == "" and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -174,7 +185,7 @@ def test_nothing_is_sent_to_a_server_of_another_user(
     server: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 4242)
-    monkeypatch.setenv(fork_server.VARIABLE, "socket")
+    monkeypatch.setenv(FORK_SERVER, "socket")
     monkeypatch.setenv("TOLD", "")
     assert fork_server.run_in_server(["teach", "tell", "0"]) is None
 
@@ -184,7 +195,7 @@ def test_a_defect_in_one_command_harms_no_other(server: subprocess.Popen[bytes])
     assert "ValueError: a defect" in crashed.communicate(timeout=30)[1] and crashed.returncode == 1
     died = command("teach", "die")
     _, err = died.communicate(timeout=30)
-    assert died.returncode == ITSELF and "the worker was killed (signal 9)" in err
+    assert died.returncode == ITSELF and "killed in the fork server (signal 9)" in err
     fine = command("teach", "tell", "0", TOLD="")
     fine.communicate(timeout=30)
     assert fine.returncode == 0
@@ -193,10 +204,10 @@ def test_a_defect_in_one_command_harms_no_other(server: subprocess.Popen[bytes])
 def test_without_a_server_the_command_runs_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert fork_server.run_in_server(["teach"]) is None
-    monkeypatch.setenv(fork_server.VARIABLE, "absent")
+    monkeypatch.setenv(FORK_SERVER, "absent")
     assert fork_server.run_in_server(["teach"]) is None
     Path("stale").touch()
-    monkeypatch.setenv(fork_server.VARIABLE, "stale")
+    monkeypatch.setenv(FORK_SERVER, "stale")
     assert fork_server.run_in_server(["teach"]) is None
 
 
@@ -212,5 +223,5 @@ def test_quick_commands_run_in_their_own_process(
     server: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for arguments in ([], ["prepare"], ["--help"], ["track", "sync"]):
-        monkeypatch.setenv(fork_server.VARIABLE, "socket")
+        monkeypatch.setenv(FORK_SERVER, "socket")
         assert fork_server.run_in_server(arguments) is None

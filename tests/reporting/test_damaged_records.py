@@ -45,7 +45,7 @@ def read(experiment: Experiment) -> Any:
     comparison = read_comparison(experiment)
     (study,) = experiment.studies
     trials = finished_trials(study.folder)
-    found = read_study(study, 3, trials, {})
+    found = read_study(study, 3, trials, dict)
     shown = [tables.runs(comparison), tables.summary(comparison), tables.curves(comparison), tables.metrics(comparison)]
     return [shown, found.best, found.pareto_front, found.epochs]
 

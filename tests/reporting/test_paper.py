@@ -27,7 +27,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def paragraph(experiment: Experiment) -> str:
     comparison = read_comparison(experiment)
-    studies = [read_study(job, 3, [], {}) for job in experiment.studies]
+    studies = [read_study(job, 3, [], dict) for job in experiment.studies]
     manifest = json.loads((experiment.data.folder / "manifest.json").read_text())
     return paper.paragraph(comparison, studies, manifest)
 

@@ -590,14 +590,14 @@ def test_damaged_files_of_a_study(example):
     study = example.studies[0]
     trials = [{"number": 0, "state": "complete", "value": 90.0}]
     path = study.folder / "trials" / "0000" / "seed0" / "history.csv"
-    assert list(read_study(study, 3, trials, {}).curves) == [0]
+    assert list(read_study(study, 3, trials, dict).curves) == [0]
     path.write_text("epoch,p_planned_0\n1,x\n")
     with pytest.raises(UserError, match=r"history.csv is damaged .*`iakd tune`"):
-        read_study(study, 3, trials, {})
+        read_study(study, 3, trials, dict)
     path.unlink()
     change(study.folder / "metrics.json", pareto_front=[99])
     with pytest.raises(UserError, match=r"metrics.json is damaged: delete it, then run `iakd tune`"):
-        read_study(study, 3, trials, {})
+        read_study(study, 3, trials, dict)
 
 
 @pytest.mark.parametrize("name", ["evaluation.json", "run.json"])

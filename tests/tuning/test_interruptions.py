@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from iakd import files
 from iakd.errors import RunFailed, UserError
 from iakd.experiment.jobs import plan_experiment
 from iakd.experiment.run_dir import Run
+from iakd.processes import FORK_SERVER
 from iakd.tuning import workers
 from iakd.tuning.results import load_study, up_to_date
 from iakd.tuning.storage import open_study
@@ -71,7 +73,7 @@ def wait_until(condition: Callable[[], object], seconds: float = 60.0) -> None:
 
 
 def workers_of(process: "subprocess.Popen[str]") -> list[int]:
-    """Return the process ids of the study's workers."""
+    """Return the process ids of the study's workers, which it has spawned itself."""
     found = []
     for pid in members(process.pid):
         try:
@@ -81,6 +83,24 @@ def workers_of(process: "subprocess.Popen[str]") -> list[int]:
         if "spawn_main" in command:
             found.append(pid)
     return found
+
+
+@pytest.fixture
+def server(study: ToyStudy, monkeypatch: pytest.MonkeyPatch) -> Iterator["subprocess.Popen[str]"]:
+    """A fork server for the commands of the study."""
+    code = "import pathlib, toy_study, iakd.orchestration.fork_server as f; f.serve(pathlib.Path('socket'), ())"
+    environment = {**os.environ, "PYTHONPATH": str(Path(toy_study.__file__).parent)}
+    process = subprocess.Popen([sys.executable, "-c", code], env=environment, text=True, start_new_session=True)
+    wait_until(Path("socket").exists)
+    monkeypatch.setenv(FORK_SERVER, "socket")
+    yield process
+    process.kill()
+    process.wait()
+
+
+def forked_workers(server: "subprocess.Popen[str]") -> list[int]:
+    """Return the process ids of the workers that run in the fork server."""
+    return [pid for pid in members(server.pid) if pid != server.pid]
 
 
 def kill_at_random(study: ToyStudy, choice: random.Random) -> None:
@@ -118,6 +138,39 @@ def test_kill_9_at_any_moment_changes_nothing(study: ToyStudy, expected: dict[st
         _, log = command.communicate(timeout=120)
         assert command.returncode == 0, log
     assert study.outcome() == expected
+
+
+def test_kill_9_of_workers_in_the_fork_server_of_their_study_or_of_the_server(
+    study: ToyStudy, expected: dict[str, Any], server: "subprocess.Popen[str]"
+) -> None:
+    with running(study, 2, EPOCH_SECONDS="0.1") as command:
+        wait_until(lambda: len(study.started()) > 1)
+        assert len(forked_workers(server)) == 2 and not workers_of(command)
+        os.kill(forked_workers(server)[0], signal.SIGKILL)
+        wait_until(lambda: len(study.started()) > 2)
+        assert command.poll() is None, "one worker more does its work"
+        wait_until(lambda: len(forked_workers(server)) == 2)
+        os.kill(command.pid, signal.SIGKILL)
+        wait_until(lambda: not forked_workers(server), seconds=5)
+    with running(study, 2, EPOCH_SECONDS="0.1") as command:
+        wait_until(lambda: forked_workers(server))
+        server.kill()
+        wait_until(lambda: workers_of(command) or command.poll() is not None)
+        assert command.poll() is None, "it was too slow to be interrupted"
+        _, log = command.communicate(timeout=120)
+        assert command.returncode == 0, log
+    assert study.outcome() == expected
+
+
+def test_a_stopped_study_stops_its_workers_in_the_fork_server(study: ToyStudy, server: "subprocess.Popen[str]") -> None:
+    with running(study, 2, EPOCH_SECONDS="0.3") as command:
+        wait_until(lambda: len(study.started()) > 1)
+        os.kill(command.pid, signal.SIGTERM)
+        _, log = command.communicate(timeout=30)
+        assert command.returncode != 0
+        assert log.count("Traceback") == 1, log
+        wait_until(lambda: not forked_workers(server), seconds=5)
+    assert "KeyboardInterrupt" in files.read_json(study.state / "run.json", "")["error"]
 
 
 def test_a_trial_resumes_in_the_middle_of_its_second_seed(study: ToyStudy, expected: dict[str, Any]) -> None:

@@ -250,6 +250,8 @@ def mishaps(number: int, seed: int) -> None:
 
 
 if __name__ == "__main__":
+    from toy_study import prepare, run  # the worker processes know the trainer by this module's name
+
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     prepare()

@@ -2,34 +2,41 @@
 
 Importing torch and what its optimizers need takes five seconds of CPU time, as long as the training of a small student.
 A workflow starts one server (`python -m iakd.orchestration.fork_server SOCKET SETTINGS`); `iakd` sends its command line
-to it, forwards signals and exits with the same code. If no server answers, the command runs in its own process.
+to it, forwards signals and exits with the same code. If no server answers, the command runs in its own process. The
+processes that train the trials of a study are forked here, too.
 """
 
 import contextlib
 import importlib
 import json
 import os
-import select
 import selectors
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import traceback
 from pathlib import Path
 from typing import Any
 
-from iakd.processes import STOP_SIGNALS, WITH_PARENT, end_with_parent
+from iakd.processes import (
+    FORK_SERVER,
+    KILLED,
+    NUMBER_BYTES,
+    STOP_SIGNALS,
+    end_with_parent,
+    fork_in_server,
+    is_own,
+    number_bytes,
+    receive,
+    send_signal,
+)
 
-VARIABLE = "IAKD_FORK_SERVER"  # the socket, a path relative to the working directory
 COMMANDS = ("teach", "distill", "evaluate", "export")
 STAGES = (*COMMANDS, "import_teacher")
 PRELOAD = ("torch._dynamo", "iakd.cli", *(f"iakd.stages.{stage}" for stage in STAGES), "iakd.evaluation.measure")
-KILLED = 128  # exit codes above it are those of workers that a signal has killed
-CREDENTIALS = struct.Struct("3i")  # of a peer: process, user and group
+PRELOAD += ("iakd.tuning.workers",)
 SECONDS_TO_FORWARD = 1.0  # a signal, at most
-NUMBER_BYTES = 4  # for the length of a message, a process id or an exit code
 
 
 def run_in_server(arguments: list[str]) -> int | None:
@@ -38,66 +45,27 @@ def run_in_server(arguments: list[str]) -> int | None:
     Returns the exit code, or None if no server answers, if it or the worker is killed, or if the command would not gain
     from it; then the caller has to run the command itself.
     """
-    path = os.environ.pop(VARIABLE, None)
-    if path is None or not arguments or arguments[0] not in COMMANDS:
+    if not arguments or arguments[0] not in COMMANDS:
+        return None
+    worker = fork_in_server("iakd.cli:main", arguments)
+    os.environ.pop(FORK_SERVER, None)
+    if worker is None:
         return None
     stopped: list[int] = []  # the signals that were forwarded
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        try:
-            connection.connect(path)
-        except OSError:
-            return None
-        if not _is_own(connection):
-            return None
-        if WITH_PARENT in os.environ:  # or this process would take the end of a killed workflow for that of the server
-            end_with_parent()
-        request = {"arguments": arguments, "folder": str(Path.cwd()), "environment": dict(os.environ)}
-        message = json.dumps(request).encode()
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it refuses this process, or has just ended
-            socket.send_fds(connection, [_number(len(message))], [0, 1, 2])
-            connection.sendall(message)
-        worker = int.from_bytes(_receive(connection), "big")
 
-        def forward(number: int, frame: Any) -> None:
-            stopped.append(number)
-            _forward(worker, number)
+    def forward(number: int, frame: Any) -> None:
+        stopped.append(number)
+        worker.send_signal(number)
 
-        before = {number: signal.signal(number, forward) for number in STOP_SIGNALS if worker}
-        while not select.select([connection], [], [], SECONDS_TO_FORWARD)[0]:
-            pass  # Python forwards a signal here that arrived just before this process began to wait
-        answer = _receive(connection)
-    code = int.from_bytes(answer, "big") if answer else None
-    if stopped or (code is not None and code <= KILLED):
-        return 1 if code is None else code
+    before = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
+    while worker.exitcode is None:
+        worker.join(SECONDS_TO_FORWARD)  # Python forwards a signal here that arrived just before this process waited
+    if stopped or worker.exitcode >= 0:
+        return 1 if worker.exitcode < 0 else worker.exitcode
     for number, handler in before.items():
         signal.signal(number, handler)
-    what = "the fork server has ended" if code is None else f"the worker was killed (signal {code - KILLED})"
-    print(f"{what}; going on in a process of its own", file=sys.stderr)
+    print(f"killed in the fork server (signal {-worker.exitcode}); going on in a process of its own", file=sys.stderr)
     return None
-
-
-def _is_own(connection: socket.socket) -> bool:
-    """Whether the process at the other end runs as the user of this one, as far as the system can tell (Linux)."""
-    if not hasattr(socket, "SO_PEERCRED"):
-        return True
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
-    return bool(CREDENTIALS.unpack(credentials)[1] == os.geteuid())
-
-
-def _number(value: int) -> bytes:
-    return value.to_bytes(NUMBER_BYTES, "big")
-
-
-def _receive(connection: socket.socket, size: int = NUMBER_BYTES) -> bytes:
-    """Receive `size` bytes, or fewer if the other side is gone."""
-    with contextlib.suppress(ConnectionResetError):
-        return connection.recv(size, socket.MSG_WAITALL)
-    return b""
-
-
-def _forward(worker: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(worker, number)
 
 
 def start(path: Path, settings: Path) -> subprocess.Popen[bytes]:
@@ -111,7 +79,7 @@ def start(path: Path, settings: Path) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "iakd.orchestration.fork_server", str(path), str(settings)]
     server = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
-    os.environ[VARIABLE] = str(path)
+    os.environ[FORK_SERVER] = str(path)
     return server
 
 
@@ -124,7 +92,7 @@ def _preload() -> tuple[str, ...]:
 
 
 def serve(path: Path, preload: tuple[str, ...], settings: Path | None = None) -> None:
-    """Fork a worker for each incoming command, with these modules and settings loaded, until this process is stopped.
+    """Fork a worker for each request, with these modules and settings loaded, until this process is stopped.
 
     Returns at once where the file system has no sockets; each command then runs in its own process.
     """
@@ -153,7 +121,7 @@ def serve(path: Path, preload: tuple[str, ...], settings: Path | None = None) ->
                 if key.data == "command":
                     client, _ = listener.accept()
                     others = [listener, *(other for other, _ in clients.values())]
-                    worker = _fork(client, others) if _is_own(client) else None
+                    worker = _fork(client, others) if is_own(client) else None
                     if worker is None:
                         client.close()
                         continue
@@ -167,13 +135,13 @@ def serve(path: Path, preload: tuple[str, ...], settings: Path | None = None) ->
                     with contextlib.suppress(KeyError):
                         selector.unregister(client)
                     with contextlib.suppress(OSError):
-                        client.sendall(_number(status if status >= 0 else KILLED - status))
+                        client.sendall(number_bytes(status if status >= 0 else KILLED - status))
                     client.close()
                     selector.unregister(key.fd)
                     os.close(key.fd)
                 else:  # the command was killed: stop its worker as well
                     selector.unregister(key.fileobj)
-                    _forward(key.data, signal.SIGTERM)
+                    send_signal(key.data, signal.SIGTERM)
 
 
 def _remember_sources(modules: tuple[str, ...]) -> None:
@@ -190,35 +158,35 @@ def _fork(client: socket.socket, others: list[socket.socket]) -> int | None:
     """Fork a worker for the command that `client` sends. Returns its process id, or None if the client is gone."""
     size, descriptors, _, _ = socket.recv_fds(client, NUMBER_BYTES, 3)
     expected = int.from_bytes(size, "big")
-    message = _receive(client, expected)
+    message = receive(client, expected)
     worker = None
     if len(size) == NUMBER_BYTES and len(message) == expected:
+        server = os.getpid()
         worker = os.fork()
         if worker == 0:
             for connection in (client, *others):
                 connection.close()
-            _work(json.loads(message), descriptors)
+            _work(server, json.loads(message), descriptors)
         with contextlib.suppress(OSError):
-            client.sendall(_number(worker))
+            client.sendall(number_bytes(worker))
     for descriptor in descriptors:
         os.close(descriptor)
     return worker
 
 
-def _work(request: dict[str, Any], descriptors: list[int]) -> None:
-    """Run `iakd ARGUMENTS` in this process and exit; never returns."""
+def _work(server: int, request: dict[str, Any], descriptors: list[int]) -> None:
+    """Call the requested function in this process and exit; never returns."""
     code = 1
     try:
-        end_with_parent()
+        end_with_parent(parent=server)
         for number, descriptor in enumerate(descriptors):
             os.dup2(descriptor, number)
         os.chdir(request["folder"])
         os.environ.clear()
         os.environ.update(request["environment"])
         sys.argv = ["iakd", *request["arguments"]]
-        from iakd.cli import main
-
-        main()
+        module, _, name = request["function"].partition(":")
+        getattr(importlib.import_module(module), name)()
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)

@@ -1,7 +1,7 @@
 """What the report shows, read from files: evaluations by pair, method and seed, their differences, studies."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import combinations
@@ -398,9 +398,10 @@ class Comparison:
 
 @dataclass(frozen=True)
 class StudyResults:
-    """The trials of one study, `importances` (fractions of 1) and each trial's planned p over the training.
+    """The trials of one study and each trial's planned p over the training.
 
-    The planned p is that of a trial's first seed; none where its method does not swap.
+    The planned p is that of a trial's first seed; none where its method does not swap. `importances` computes fractions
+    of 1, with Optuna, which takes seconds to import.
     """
 
     pair: str
@@ -409,7 +410,7 @@ class StudyResults:
     seeds: int  # that a trial trains, unless it is pruned
     parameters: list[Parameter]
     trials: list[TrialRow]
-    importances: dict[str, float]
+    importances: Callable[[], dict[str, float]]
     curves: dict[int, PlannedCurve]
     pareto_front: list[int]  # numbers of the trials that are good compromises; none with one objective
     measure: str = "accuracy"  # what the trials are judged by, in words
@@ -583,8 +584,10 @@ def _with_gains(pair: PairComparison, comparison: Comparison, differences: Diffe
     return replace(pair, methods=methods)
 
 
-def read_study(job: StudyJob, seeds: int, trials: list[TrialRow], importances: dict[str, float]) -> StudyResults:
-    """Combine a study's trials and importances with the histories of its trials, read from its folder."""
+def read_study(
+    job: StudyJob, seeds: int, trials: list[TrialRow], importances: Callable[[], dict[str, float]]
+) -> StudyResults:
+    """Combine a study's trials with their histories, read from its folder."""
     curves = {}
     for trial in trials:
         path = job.folder / "trials" / f"{trial['number']:04d}" / "seed0" / HISTORY

@@ -17,6 +17,7 @@ from iakd.reporting.exported import read_exports
 from iakd.reporting.figures import accuracy, added, hints, mistakes, pareto, style, training, tuning
 from iakd.reporting.results import StudyResults, read_comparison, read_study
 from iakd.reporting.verdict import verdict_lines
+from iakd.tuning.results import finished_trials, importances
 
 
 class _Source(BaseModel):
@@ -95,6 +96,4 @@ def _manifest(experiment: Experiment) -> dict[str, Any]:
 
 
 def _study(job: StudyJob, seeds: int) -> StudyResults:
-    from iakd.tuning.results import finished_trials, importances  # Optuna takes its time to import
-
-    return read_study(job, seeds, finished_trials(job.folder), importances(job.folder))
+    return read_study(job, seeds, finished_trials(job.folder), partial(importances, job.folder))

@@ -37,7 +37,7 @@ from iakd.data.store import PreparedData
 from iakd.errors import Busy, Diverged, RunFailed, UnsuitableSettings, UserError, is_out_of_memory
 from iakd.experiment import run_dir
 from iakd.experiment.jobs import Experiment, StudyJob
-from iakd.processes import STOP_SIGNALS
+from iakd.processes import STOP_SIGNALS, Forked, fork_in_server
 from iakd.tuning.results import step_of, trial_path
 
 ELSEWHERE = "elsewhere"  # has not ended: another process is training it
@@ -269,15 +269,20 @@ class WorkerTask:
     trainer: type[TrialTrainer]
 
 
-def run_worker(task: WorkerTask, pipe: Connection) -> None:
-    """Run the trials that arrive through the pipe, one after the other; after an exception, send it and end."""
+def run_worker(task: WorkerTask, pipe: Connection, parent: int | None = None) -> None:
+    """Run the trials that arrive through the pipe, one after the other; after an exception, send it and end.
+
+    This process ends when `parent` is ready for reading, by default when the process that has started it ends.
+    """
     for number in STOP_SIGNALS:
         signal.signal(number, _interrupt)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    threading.Thread(target=_end_with, args=[parent.sentinel], daemon=True).start()
+    if parent is None:
+        process = multiprocessing.parent_process()
+        assert process is not None
+        parent = process.sentinel
+    threading.Thread(target=_end_with, args=[parent], daemon=True).start()
     with files.lock(task.job.state / ALIVE, shared=True):
-        if not parent.is_alive():  # a new parent may have started before this worker took the lock
+        if wait([parent], 0):  # a new parent may have started before this worker took the lock
             return
         try:
             _run_trials(task, pipe)
@@ -285,6 +290,19 @@ def run_worker(task: WorkerTask, pipe: Connection) -> None:
             for number in STOP_SIGNALS:
                 signal.signal(number, signal.SIG_IGN)  # it is ending already
             _send_error(pipe, error)
+
+
+def run_forked_worker() -> None:
+    """Be the worker, forked in the fork server, of the process at the other end of standard input."""
+    pipe = Connection(os.dup(0))
+    with Path(os.devnull).open() as nothing:
+        os.dup2(nothing.fileno(), 0)
+    try:
+        task, pid = pipe.recv()
+        parent = os.pidfd_open(pid)
+    except (EOFError, ProcessLookupError):  # it has ended
+        return
+    run_worker(task, pipe, parent)
 
 
 def _run_trials(task: WorkerTask, pipe: Connection) -> None:
@@ -352,7 +370,7 @@ class StudyWriter(Protocol):
 class Worker:
     """A process and the number of the trial that it runs."""
 
-    process: BaseProcess
+    process: BaseProcess | Forked
     pipe: Connection
     number: int | None = None
 
@@ -434,6 +452,22 @@ class Pool:
             worker.send((number, self._study.start(number)))
 
     def _start(self) -> Worker:
+        if not self._fork():
+            self._spawn()
+        return self._workers[-1]
+
+    def _fork(self) -> bool:
+        near, far = multiprocessing.Pipe()
+        with far:  # closed here, so that the pipe ends with the worker
+            process = fork_in_server(f"{__name__}:{run_forked_worker.__name__}", [], [far.fileno(), 1, 2])
+        if process is None:
+            near.close()
+            return False
+        self._workers.append(Worker(process, near))
+        self._workers[-1].send((self._task, os.getpid()))
+        return True
+
+    def _spawn(self) -> None:
         context = multiprocessing.get_context("spawn")  # a fork would share the parent's threads and connections
         near, far = context.Pipe()
         process = context.Process(target=run_worker, args=(self._task, far))  # not a daemon: it may have children
@@ -446,7 +480,6 @@ class Pool:
         finally:
             far.close()  # so that the pipe ends with the process
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-        return self._workers[-1]
 
     def _receive(self, worker: Worker) -> Any:
         """Return the worker's next message, or None if its process has died."""

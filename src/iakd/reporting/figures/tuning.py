@@ -51,7 +51,7 @@ def _draw_top(figure: SubFigure, study: StudyResults) -> None:
     widths = [1.15, 0.85, *([1] if study.pareto_front else []), *([1] if study.curves else [])]
     history, importances, *others = figure.subplots(1, len(widths), width_ratios=widths)
     _draw_history(history, study)
-    _draw_importances(importances, study.importances)
+    _draw_importances(importances, study.importances())
     if study.pareto_front:
         _draw_pareto_front(others[0], study)
     if study.curves:
