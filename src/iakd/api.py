@@ -4,25 +4,33 @@ Importing `iakd` costs nothing: what is here, and torch with it, is imported wit
 """
 
 import contextlib
-import copy
 import operator
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ValidationError
 from safetensors.torch import save
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.utils.data import Dataset
 
+from iakd.arguments import (
+    check_accuracy,
+    check_apart,
+    check_augmentation,
+    check_classes,
+    check_module,
+    make_folder,
+    network_of,
+    own_copy,
+    section,
+    whole_number,
+)
 from iakd.classifier import Classifier, Prediction, load
-from iakd.config import Compute, Device, IakdOptions, LrSchedule, Method, Recipe, Schedule, explain_all, merged, parse
+from iakd.config import Compute, Device, IakdOptions, LrSchedule, Method, Recipe, Schedule, merged, parse
 from iakd.config import load as read_params
 from iakd.config.base import plain
 from iakd.data.dataset_loader import DatasetLoader, dataset_loader
@@ -31,18 +39,15 @@ from iakd.devices import choose_device, keep_freed_memory, set_memory_format, us
 from iakd.distillation.distiller import make_distiller, weights_of
 from iakd.distillation.registry import changes_student, timeline_of
 from iakd.distillation.warm_start import add_warm_start
-from iakd.errors import RunFailed, UserError, is_out_of_memory, reason_of
-from iakd.evaluation.plausibility import is_near_chance
+from iakd.errors import RunFailed, UserError, is_out_of_memory
 from iakd.experiment.run_dir import Row, Run
-from iakd.files import check_writable, digest, sha256_bytes
+from iakd.files import digest, sha256_bytes
 from iakd.interactive.hybrid import Hybrid
 from iakd.models import Network
-from iakd.models.external.partition import Partition, trial
-from iakd.models.external.plain import as_network, undivided
+from iakd.models.external.partition import Partition
 from iakd.models.pairing import initialise_from_teacher
 from iakd.training.timeline import Timeline
 from iakd.training.trainer import Trainer
-from iakd.training.validation import validate
 
 __all__ = [
     "Classifier",
@@ -59,9 +64,6 @@ __all__ = [
 ]
 
 NEVER = 1e9  # seconds between two checkpoints
-BATCH = 256  # images, where the teacher is checked
-
-Section = TypeVar("Section", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -119,14 +121,14 @@ def distill(
     """
     if torch.is_inference_mode_enabled():
         raise UserError("nothing can be trained in torch.inference_mode(): call iakd.distill outside")
-    seed, workers = _whole(seed, "seed", 0), _whole(workers, "workers", 0)
-    _check_module(student, "student", student_parts)
+    seed, workers = whole_number(seed, "seed", 0), whole_number(workers, "workers", 0)
+    check_module(student, "student", student_parts)
     if teacher is not None:
-        _check_module(teacher, "teacher", teacher_parts)
-        _check_apart(teacher, student)
-    chosen = _section(Method, {"method": method} if isinstance(method, str) else method, "method")
-    trained_by = recipe if isinstance(recipe, Recipe) else _section(Recipe, recipe or {}, "recipe")
-    trained_by = _section(Recipe, merged(plain(trained_by), chosen.recipe), "method.recipe")
+        check_module(teacher, "teacher", teacher_parts)
+        check_apart(teacher, student)
+    chosen = section(Method, {"method": method} if isinstance(method, str) else method, "method")
+    trained_by = recipe if isinstance(recipe, Recipe) else section(Recipe, recipe or {}, "recipe")
+    trained_by = section(Recipe, merged(plain(trained_by), chosen.recipe), "method.recipe")
     if chosen.tuned:
         raise UserError("method: a study needs the pipeline (`iakd tune`); here all settings must have values")
     if teacher is None and chosen.needs_teacher:
@@ -135,24 +137,24 @@ def distill(
     if checkpoints is not None:
         if not isinstance(checkpoints, str | Path):
             raise UserError(f"checkpoints is {checkpoints!r}; give the path of a folder")
-        _make_folder(Path(checkpoints))
+        make_folder(Path(checkpoints))
     train = dataset_loader(train_data, normalisation, target, workers, "train_data")
     validation = dataset_loader(val_data, normalisation, target, workers, "val_data") if val_data is not None else None
     if isinstance(train, DatasetLoader):
-        _check_augmentation(trained_by)
+        check_augmentation(trained_by)
     image = train.image_shape
     if validation is not None and validation.image_shape != image:
         raise UserError(f"val_data has images of {validation.image_shape}, and train_data of {image}")
     if validation is None and chosen.init == "blockwise":
         raise UserError("init: blockwise needs val_data")
     student.cpu()
-    network = _network(student, image, student_parts, "student", chosen)
-    guide = _network(_copy(teacher), image, teacher_parts, "teacher", chosen) if teacher is not None else None
-    classes = taught = _check_classes(network, train, "student")
+    network = network_of(student, image, student_parts, "student", chosen)
+    guide = network_of(own_copy(teacher), image, teacher_parts, "teacher", chosen) if teacher is not None else None
+    classes = taught = check_classes(network, train, "student")
     if validation is not None and int(validation.labels.max()) >= classes:
         raise UserError(f"the student has {classes} classes, and a label in val_data is {int(validation.labels.max())}")
     if guide and chosen.needs_teacher:
-        taught = _check_classes(guide, train, "teacher")
+        taught = check_classes(guide, train, "teacher")
     trained = [(parameter, parameter.requires_grad) for parameter in student.parameters()]
     as_given = {name: tensor.detach().clone() for name, tensor in _tensors(student)}
     networks = [each for each in (network, guide) if each]
@@ -179,7 +181,7 @@ def distill(
             student.to(target)
             network.to(target)
             if guide and chosen.needs_teacher:
-                _check_accuracy(guide.to(target), validation or train)
+                check_accuracy(guide.to(target), validation or train)
             if target.type == "cpu":
                 keep_freed_memory()
             distiller = make_distiller(
@@ -252,145 +254,6 @@ class _InMemory(Run):
         from iakd.training.checkpoint import NAME
 
         (self.live / NAME).unlink(missing_ok=True)
-
-
-def _network(
-    module: nn.Module, image: tuple[int, int, int], parts: Partition | None, name: str, method: Method
-) -> Network:
-    """A module as a network, with blocks if it is known how it is divided; the method may need them."""
-    if parts is not None:
-        _trial_logits(module, image, name)  # or what it cannot do would be taken for a fault of the parts
-    network = as_network(module, image, parts, name, trained=name == "student")
-    if network is not None:
-        return network
-    blind = method.beyond_outputs
-    if blind or method.init != "random":
-        raise UserError(
-            f"{blind[0] if blind else f'init: {method.init}'} needs the blocks of the {name}, a "
-            f"{type(module).__name__}, which are not known: describe them with {name}_parts=iakd.Partition(stem=…, "
-            "blocks=…, head=…), or choose a method that compares outputs, such as kd"
-        )
-    return undivided(module)
-
-
-def _check_module(module: Any, name: str, parts: Any) -> None:
-    if not isinstance(module, nn.Module):
-        what = f"the class {module.__name__}" if isinstance(module, type) else f"a {type(module).__name__}"
-        raise UserError(f"the {name} is {what}; give a network, a torch.nn.Module")
-    if not isinstance(parts, Partition | None):
-        raise UserError(f"{name}_parts is a {type(parts).__name__}; give an iakd.Partition")
-    if hasattr(module, "_orig_mod"):
-        raise UserError(f"the {name} comes from torch.compile; give the network that was compiled")
-    for path, parameter in module.named_parameters():
-        if is_lazy(parameter):
-            raise UserError(f"{path} of the {name} has no shape yet: call the network with a batch of images first")
-        if parameter.is_meta:
-            raise UserError(f"{path} of the {name} is on the meta device, where it has no values")
-        if parameter.is_floating_point() and parameter.dtype != torch.float32:
-            kind = str(parameter.dtype).removeprefix("torch.")
-            raise UserError(f"{path} of the {name} is {kind}; make the network float32, with {name}.float()")
-        if name == "student" and (parameter.is_complex() or parameter.layout != torch.strided):
-            kind = "complex" if parameter.is_complex() else "sparse"
-            raise UserError(f"{path} of the student is {kind}, and only dense tensors of real numbers can be trained")
-    if name == "student" and not any(parameter.requires_grad for parameter in module.parameters()):
-        raise UserError("the student has no parameter that needs a gradient, so there is nothing to train")
-
-
-def _check_apart(teacher: nn.Module, student: nn.Module) -> None:
-    for kind in ("parameters", "buffers"):
-        teachers = {id(tensor) for tensor in getattr(teacher, kind)()}
-        shared = [path for path, tensor in getattr(student, f"named_{kind}")() if id(tensor) in teachers]
-        if shared:
-            raise UserError(
-                f"teacher and student share {kind} ({shared[0]}), so training would change the teacher: give one of "
-                "them a copy (copy.deepcopy)"
-            )
-
-
-def _copy(teacher: nn.Module) -> nn.Module:
-    try:
-        with torch.no_grad():  # or the parameters of TorchScript would be results of a computation
-            return copy.deepcopy(teacher).cpu()
-    except Exception as error:  # a user's module can fail in any way
-        reason = reason_of(error)
-        raise UserError(
-            f"the teacher cannot be copied ({reason}): it may have stored an output; call it once under torch.no_grad()"
-        ) from error
-
-
-def _make_folder(path: Path) -> None:
-    """Raises UserError unless checkpoints can be written there: at the end of a training it would be too late."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        check_writable(path)
-    except OSError as error:
-        raise UserError(f"checkpoints: {path}: {error.strerror}; give a folder that can be written to") from None
-
-
-def _whole(value: Any, name: str, least: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise UserError(f"{name} is {value!r}; give a whole number") from None
-    if number < least or isinstance(value, bool):
-        raise UserError(f"{name} is {value}; give a whole number, at least {least}")
-    return number
-
-
-def _section(model: type[Section], values: Mapping[str, Any], name: str) -> Section:
-    if not isinstance(values, Mapping):
-        raise UserError(f"{name} is {values!r}; give a dictionary of settings")
-    try:
-        return model.model_validate(dict(values))
-    except ValidationError as error:
-        raise UserError(f"{name}: {explain_all(error, model)}") from None
-
-
-def _check_augmentation(recipe: Recipe) -> None:
-    augment = recipe.augment
-    if augment.pad or augment.flip or augment.policy != "none" or augment.crop != "none":
-        raise UserError(
-            "recipe.augment: pad, flip, crop and policy change uint8 images, and train_data returns float tensors: let "
-            "the Dataset augment them, or return uint8 images"
-        )
-
-
-def _check_classes(network: Network, data: ImageLoader, name: str) -> int:
-    """Return the number of classes. Raise UserError unless the network computes such images, and has all labels."""
-    for training in (False, True) if name == "student" else (False,):
-        mode = " in training mode" * training
-        logits = _trial_logits(network, data.image_shape, name, training)
-        if not isinstance(logits, Tensor) or logits.dim() != 2:
-            what = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-            raise UserError(f"the {name} returns {what}{mode} instead of logits (B, classes)")
-        if not logits.isfinite().all():
-            raise UserError(f"the {name} returns logits that are not finite numbers{mode}")
-    if int(data.labels.max()) >= logits.shape[1]:
-        raise UserError(f"the {name} has {logits.shape[1]} classes, and a label is {int(data.labels.max())}")
-    return int(logits.shape[1])
-
-
-def _trial_logits(module: nn.Module, image: Sequence[int], name: str, training: bool = False) -> Any:
-    """Return what a network makes of two black images. Raises UserError if it cannot compute them."""
-    try:
-        with trial(module, training):
-            return module(torch.zeros(2, *image))
-    except Exception as error:  # a user's module can fail in any way
-        mode = " in training mode" * training
-        raise UserError(f"the {name} cannot compute images of {tuple(image)}{mode} ({reason_of(error)})") from None
-
-
-def _check_accuracy(teacher: Network, data: ImageLoader) -> None:
-    """Warn of a teacher that is near chance: it takes other images, or its classes have another order."""
-    with contextlib.closing(data):
-        found = validate(teacher, data, BATCH)
-    labels, top1 = data.labels.cpu().numpy(), found["val_top1"]
-    if is_near_chance(top1 / 100, found["val_balanced_accuracy"] / 100, labels, int(labels.max()) + 1):
-        warnings.warn(
-            f"the teacher is right for only {top1:.1f} % of the images, near chance: check the normalisation and the "
-            "order of the classes",
-            stacklevel=3,
-        )
 
 
 def _identity(data: ImageLoader) -> list[str | None]:
@@ -499,26 +362,26 @@ def hybrid(
     >>> network.eval()(images).shape == student.eval()(images).shape  # the student alone, which has learned in place
     True
     """
-    seed, steps = _whole(seed, "hybrid: seed", 0), _whole(steps, "hybrid: steps", 1)
+    seed, steps = whole_number(seed, "hybrid: seed", 0), whole_number(steps, "hybrid: steps", 1)
     if batch_size is not None:
-        batch_size = _whole(batch_size, "hybrid: batch_size", 1)
+        batch_size = whole_number(batch_size, "hybrid: batch_size", 1)
     if not isinstance(image, tuple | list) or len(image) != 3:
         raise UserError(f"hybrid: image is {image!r}; give (channels, height, width)")
-    _check_module(student, "student", student_parts)
-    _check_module(teacher, "teacher", teacher_parts)
-    _check_apart(teacher, student)
+    check_module(student, "student", student_parts)
+    check_module(teacher, "teacher", teacher_parts)
+    check_apart(teacher, student)
     if isinstance(schedule, int | float):
         schedule = {"kind": "uniform", "p0": schedule, "student_only": 0.0}
     given = {**options} if schedule is None else {**options, "schedule": schedule}
-    chosen = _section(IakdOptions, given, "hybrid")
+    chosen = section(IakdOptions, given, "hybrid")
     if chosen.form != "single_path" or chosen.schedule == "tuned" or chosen.bn_reestimate:
         raise UserError("hybrid: form: two_path, schedule: tuned and bn_reestimate need the pipeline's own loop")
     if chosen.granularity == "sample" and batch_size is None:
         raise UserError("hybrid: granularity: sample needs batch_size, the number of images in a step")
     method = Method.model_validate({"method": "iakd"})
     device = next((parameter.device for parameter in student.parameters()), torch.device("cpu"))
-    network = _network(student.cpu(), image, student_parts, "student", method)
-    guide = _network(_copy(teacher).eval(), image, teacher_parts, "teacher", method)
+    network = network_of(student.cpu(), image, student_parts, "student", method)
+    guide = network_of(own_copy(teacher).eval(), image, teacher_parts, "teacher", method)
     timeline = Timeline(1, steps, 1.0, LrSchedule(kind="constant"), batch_size or 1)
     built = SwappingStudent(student, network, guide.requires_grad_(False), chosen, timeline, seed, image)
     if not use_channels_last(Compute(), device, built):
