@@ -669,6 +669,67 @@ def test_layers_may_have_a_state_of_their_own(tmp_path: Path) -> None:
     distil_small(networks[0], "kd", networks[1], checkpoints=tmp_path)
 
 
+class Shifted(nn.Module):
+    """Changes the images that it gets, or leaves them."""
+
+    def __init__(self, network: nn.Module, in_place: bool) -> None:
+        super().__init__()
+        self.network, self.in_place = network, in_place
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images.neg_() if self.in_place else -images)
+
+
+class Activated(nn.Module):
+    """Blocks that begin with an activation, and so does the head."""
+
+    def __init__(self, width: int, in_place: bool) -> None:
+        super().__init__()
+
+        def block(stride: int) -> nn.Module:
+            convolution = nn.Conv2d(width, width, 3, stride, padding=1)
+            return nn.Sequential(nn.ReLU(in_place), convolution, nn.BatchNorm2d(width))
+
+        self.stem = nn.Conv2d(1, width, 3, padding=1)
+        self.blocks = nn.Sequential(block(1), block(2))
+        self.head = nn.Sequential(nn.ReLU(in_place), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 2))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.blocks(self.stem(images)))
+
+
+PARTS_OF_ACTIVATED = iakd.Partition(stem=("stem",), blocks=("blocks.*",), head=("head",))
+
+
+@pytest.mark.parametrize("changes", ["teacher", "student"])
+def test_a_network_that_changes_its_images_in_place_changes_nobody_elses(changes: str) -> None:
+    trained = []
+    for in_place in (False, True):
+        teacher, student = (
+            Shifted(small(seed), in_place and name == changes) for seed, name in enumerate(["teacher", "student"])
+        )
+        distil_small(
+            student, {"method": "kd", "kd": {"ce_weight": 0.0}}, teacher, student_parts=None, teacher_parts=None
+        )
+        trained.append(weights(student))
+    assert same(*trained)
+
+
+@pytest.mark.parametrize(
+    "method", ["at", "iakd", "reviewkd", "blockkd", {"method": "kd", "init": "blockwise"}], ids=str
+)
+def test_blocks_that_change_their_input_in_place_are_distilled_like_others(method: Any) -> None:
+    trained = []
+    for in_place in (False, True):
+        torch.manual_seed(0)
+        teacher, student = Activated(6, in_place), Activated(4, in_place)
+        parts = {"student_parts": PARTS_OF_ACTIVATED, "teacher_parts": PARTS_OF_ACTIVATED}
+        images = np.random.default_rng(1).integers(0, 256, (40, 1, 8, 8), dtype=np.uint8)
+        distil_small(student, method, teacher, val_data=Images(images, np.arange(40) % 2), **parts)
+        trained.append(weights(student))
+    assert same(*trained)
+
+
 def test_labels_drawn_at_random_are_refused() -> None:
     class Drawn(Images):
         def __getitem__(self, i: int) -> tuple[Any, int]:

@@ -1,15 +1,26 @@
 """torchvision's classifiers, cut into parts: the very same function, cost and names."""
 
+import contextlib
+import copy
+
 import pytest
 import torch
+from torch import nn
 from torchvision.models import get_model, get_model_weights
 
 from iakd import config, models
 from iakd.errors import UserError
-from iakd.models.external.partition import split_model
+from iakd.models.external.partition import (
+    ExternalBlock,
+    Modules,
+    check_inputs,
+    copy_changed_inputs,
+    input_changers,
+    split_model,
+)
 from iakd.models.external.torchvision import PARTITIONS
 from iakd.models.flops import model_cost
-from iakd.models.network import initialise
+from iakd.models.network import Network, initialise
 from iakd.models.shapes import feature_shapes
 
 ONE_OF_EACH = [  # the smallest of each description
@@ -47,6 +58,7 @@ def test_the_parts_compute_what_the_model_computes(name: str) -> None:
     assert set(net.original_names.values()) == set(net.state_dict())
     for theirs, ours in net.original_names.items():
         assert torch.equal(model.state_dict()[theirs], net.state_dict()[ours])
+    assert input_changers(net, (3, 224, 224)) == (set(), set()), "none has to get a copy"
 
 
 @pytest.mark.parametrize("name", ["resnet50", "mobilenet_v2", "efficientnet_b0", "regnet_y_400mf", "vit_b_32"])
@@ -100,3 +112,37 @@ def test_initialisation_leaves_nothing_to_torchs_own_generator(name: str) -> Non
         initialise(nets[-1], torch.Generator().manual_seed(3))
     one, two = (net.state_dict() for net in nets)
     assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+class Untold(nn.Module):
+    """Needs real values."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return features * float(features.mean())
+
+
+@pytest.mark.parametrize(
+    ("start", "changes", "untold"),
+    [
+        (nn.ReLU(), False, False),
+        (nn.ReLU(inplace=True), True, False),
+        (nn.Dropout(0.5, inplace=True), True, False),  # in training mode alone
+        (Untold(), False, True),
+    ],
+)
+def test_parts_that_change_their_input_are_found(start: nn.Module, changes: bool, untold: bool) -> None:
+    block = nn.Sequential(start, nn.BatchNorm2d(4))
+    model = nn.Sequential(nn.Conv2d(1, 4, 1), nn.Sequential(nn.BatchNorm2d(4), block), nn.Flatten())
+    net = Network(Modules(model[0]), [[ExternalBlock(one, 4, 4, nn.Module) for one in model[1]]], Modules(model[2]))
+    before = copy.deepcopy(net.state_dict())
+    state = torch.get_rng_state()
+    changers, unknown = input_changers(net, (1, 8, 8))
+    assert changers == ({net.blocks[1]} if changes else set())
+    assert unknown == ({net.blocks[1], net.head} if untold else set())
+    assert all(map(torch.equal, net.state_dict().values(), before.values())) and net.training
+    assert torch.equal(torch.get_rng_state(), state)
+    refused = pytest.raises(UserError, match=r"^mine: its block 1 \(ExternalBlock\) changes its input in place")
+    with refused if changes else contextlib.nullcontext():
+        check_inputs(net, (1, 8, 8), "mine")
+    copy_changed_inputs(net, (1, 8, 8))
+    assert [block.changes_input for block in net.blocks] == [False, changes or untold]

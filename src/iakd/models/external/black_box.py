@@ -23,6 +23,7 @@ from iakd.experiment.provenance import source_sha
 from iakd.files import sha256_bytes
 from iakd.models.checkpoint_matching import readings
 from iakd.models.checkpoints import StateDict, damaged, is_exported
+from iakd.models.external.partition import Copy
 from iakd.models.network import Network
 from iakd.models.shapes import Shape
 from iakd.plugins import import_object
@@ -37,7 +38,7 @@ class BlackBox(Network):
     """A network without blocks: `body` maps images (B, C, H, W) to logits or probabilities (B, classes)."""
 
     def __init__(self, body: nn.Module, name: str, probabilities: bool, source: str = "") -> None:
-        super().__init__(nn.Identity(), [], _Logits(body, name, probabilities, source))
+        super().__init__(Copy(), [], _Logits(body, name, probabilities, source))
 
     @property
     def body(self) -> nn.Module:
@@ -51,7 +52,7 @@ class BlackBox(Network):
         self.eval()
         try:
             with torch.no_grad():
-                outputs, again = (head.body(self.input(images)) for _ in range(2))
+                outputs, again = (head.body(self.enter(images)) for _ in range(2))
         except UserError:
             raise
         except Exception as error:  # foreign code can fail in any way

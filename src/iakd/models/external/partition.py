@@ -12,10 +12,11 @@ from itertools import pairwise
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from iakd.errors import UserError
 from iakd.models.network import Block, Network
-from iakd.models.shapes import Shape, channels, feature_shapes
+from iakd.models.shapes import Shape, channels, feature_shapes, meta_tensors
 
 ModulePath = (
     str | Callable[[nn.Module], nn.Module]
@@ -43,7 +44,9 @@ class Partition:
 
 
 class ExternalBlock(Block):
-    """A module of another library as a block; the module is `body`."""
+    """A module of another library as a block; the module is `body`. If it `changes_input`, it gets a copy."""
+
+    changes_input = False
 
     def __init__(self, body: nn.Module, in_channels: int, out_channels: int, kind: type[nn.Module]) -> None:
         super().__init__(in_channels, out_channels)
@@ -56,13 +59,84 @@ class ExternalBlock(Block):
         return self._kind
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.body(features)
+        return self.body(features.clone() if self.changes_input else features)
+
+
+class Modules(nn.Sequential):
+    """Modules of another library, one after the other. If they change their input in place, they get a copy."""
+
+    changes_input = False
+
+    def forward(self, features: Tensor) -> Tensor:
+        return super().forward(features.clone() if self.changes_input else features)
+
+
+class Copy(nn.Identity):
+    """Returns a copy, for modules of which nothing is known: they may change their input in place."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features.clone()
+
+
+class _InputChangers(nn.Module):
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> tuple[list[nn.Module], list[nn.Module]]:
+        parts = [self.network.stem, *self.network.blocks, self.network.head]
+        found: list[nn.Module] = []
+        features = images
+        for position, part in enumerate(parts):
+            version = features._version
+            try:
+                output = part(features)
+            except Exception:  # a module of any kind may fail without real data
+                return found, parts[position:]
+            if features._version != version:
+                found.append(part)
+            features = output
+        return found, []
+
+
+def input_changers(network: Network, image: Shape) -> tuple[set[nn.Module], set[nn.Module]]:
+    """Return which of stem, blocks and head change their input in place, and of which this cannot be told.
+
+    A block that begins with a ReLU may do so; another network that gets the same input, or a loss that compares it,
+    would see something else. Uses meta tensors of one shape (channels, height, width), so nothing is computed.
+    """
+    changers, unknown = set[nn.Module](), set[nn.Module]()
+    for training in (False, True):
+        with trial(network, training):
+            images = torch.empty(2, *image, device="meta")
+            found = functional_call(_InputChangers(network), meta_tensors(network, "network."), (images,))
+        changers.update(found[0])
+        unknown.update(found[1])
+    return changers, unknown
+
+
+def copy_changed_inputs(network: Network, image: Shape) -> None:
+    """Give those parts of a network made by `split_model` a copy of their input that may change it."""
+    for part in set[nn.Module]().union(*input_changers(network, image)):
+        part.changes_input = True  # type: ignore[assignment]
+
+
+def check_inputs(network: Network, image: Shape, name: str) -> None:
+    """Raise UserError if a part of a network that was written for iakd changes its input in place."""
+    changers, _ = input_changers(network, image)
+    blocks = {f"block {position}": block for position, block in enumerate(network.blocks)}
+    for place, part in {"stem": network.stem, **blocks, "head": network.head}.items():
+        if part in changers:
+            raise UserError(
+                f"{name}: its {place} ({type(part).__name__}) changes its input in place, which other networks and "
+                "losses use as well: let it return a new tensor, such as ReLU without inplace"
+            )
 
 
 def split_model(model: nn.Module, scheme: Partition, image: Shape) -> Network:
     """Divide `model`; `image` is the shape it was designed for, by which blocks are sorted into stages."""
-    stem = nn.Sequential(*(_module_at(model, part) for part in scheme.stem))
-    head = nn.Sequential(*(_module_at(model, part) for part in scheme.head))
+    stem = Modules(*(_module_at(model, part) for part in scheme.stem))
+    head = Modules(*(_module_at(model, part) for part in scheme.head))
     bodies = list(_bodies(model, scheme))
     kinds = [type(body[-1]) if isinstance(body, nn.Sequential) else type(body) for body in bodies]
     loose = Network(stem, [[ExternalBlock(body, 0, 0, kind) for body, kind in zip(bodies, kinds, strict=True)]], head)
@@ -100,7 +174,7 @@ def is_equivalent(model: nn.Module, network: Network, image: tuple[int, ...], tr
     """
     images = torch.randn(2, *image, generator=torch.Generator().manual_seed(0))
     with trial(model, training):
-        expected = model(images)
+        expected = model(images.clone())
     with trial(network, training):
         found = network(images)
     return isinstance(expected, Tensor) and torch.equal(expected, found)

@@ -9,7 +9,16 @@ from torch import nn
 
 from iakd.errors import UserError, reason_of
 from iakd.models.external import timm, torchvision
-from iakd.models.external.partition import Partition, is_equivalent, missing_module, split_model, trial
+from iakd.models.external.partition import (
+    Copy,
+    Partition,
+    check_inputs,
+    copy_changed_inputs,
+    is_equivalent,
+    missing_module,
+    split_model,
+    trial,
+)
 from iakd.models.network import Network
 from iakd.models.shapes import Shape, feature_shapes, image_channels
 
@@ -29,6 +38,7 @@ def as_network(
         if parts:
             raise UserError(f"the {name} is a network of iakd, which knows its blocks: leave out its parts")
         _check_channels(module, image, name)
+        check_inputs(module, image, f"the {name}")
         return module
     if parts:
         missing = missing_module(module, parts)
@@ -58,7 +68,7 @@ def as_network(
 
 def undivided(module: nn.Module) -> Network:
     """Return a module as a network without blocks, for methods that look at outputs alone."""
-    return Network(nn.Identity(), [], module)
+    return Network(Copy(), [], module)
 
 
 def _divided(module: nn.Module, image: Shape, parts: Partition) -> Network | None:
@@ -66,6 +76,7 @@ def _divided(module: nn.Module, image: Shape, parts: Partition) -> Network | Non
     try:
         with trial(module, training=False):
             network = split_model(module, parts, image)
+            copy_changed_inputs(network, image)
             shapes = feature_shapes(network, image)
         same = is_equivalent(module, network, tuple(image))
     except UserError:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from iakd import config
 from iakd.errors import UserError
-from iakd.models.external.partition import Partition, is_equivalent, missing_module, split_model
+from iakd.models.external.partition import Partition, copy_changed_inputs, is_equivalent, missing_module, split_model
 from iakd.models.network import Network
 
 PREFIX = "timm/"
@@ -89,6 +89,7 @@ def build(network: config.Network, channels: int, classes: int) -> Network:
     for scheme in PARTITIONS:
         if missing_module(model, scheme) is None and not (Tokens in scheme.stem and hasattr(model, "dist_token")):
             network_parts = split_model(model, scheme, image)
+            copy_changed_inputs(network_parts, image)
             if is_equivalent(model, network_parts, image):
                 return network_parts.train()
     raise UserError(
