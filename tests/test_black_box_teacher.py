@@ -43,6 +43,14 @@ class Noisy(Linear):
     def forward(self, images):
         return super().forward(images) + torch.rand(len(images), 10)
 
+class Centred(Linear):
+    def forward(self, images):
+        outputs = super().forward(images)
+        return outputs - outputs.mean(0)
+
+def leaving():
+    raise SystemExit(3)
+
 class Probable(Linear):
     def forward(self, images):
         return super().forward(images).softmax(1)
@@ -251,6 +259,8 @@ def test_mutual_learning_trains_a_copy_of_the_users_module(here: Path) -> None:
         ),
         ({"callable": "black_box_code:text"}, "returned a str, not a torch.nn.Module"),
         ({"callable": "black_box_code:Noisy"}, "returns other outputs for the same images when asked again"),
+        ({"callable": "black_box_code:Centred"}, "returns other outputs for an image when others are in its batch"),
+        ({"callable": "black_box_code:leaving"}, r"failed \(SystemExit: 3\); it is called without arguments"),
         ({"callable": "black_box_code:Probable"}, "returns probabilities, and should return logits: set outputs: prob"),
         ({"callable": "black_box_code:Wide"}, r"returns \(4, 20\) for 4 images, not logits \(4, 10\)"),
         ({**CODE, "outputs": "probabilities"}, "returns logits, and should return probabilities: set outputs: logits"),

@@ -472,11 +472,14 @@ def test_a_model_from_elsewhere_is_measured(
     assert found["confusion"] == expected["confusion"]
     network = models.build(config.Network(arch="resnet8"), 3, 3)
     torch.save(network.state_dict(), tmp_path / "elsewhere.pth")
-    (tmp_path / "names.txt").write_text("cat\nbee\nant")
+    (tmp_path / "names.txt").write_text("\ufeffcat\r\nbee\nant\n\n", encoding="utf-8")
     options = ("--arch", "resnet8", "--normalisation", "half", "--size", "12", "--labels", "names.txt")
     code, out, err = run("evaluate", "--model", "elsewhere.pth", "--data", photos, *options, "--output", "found.json")
     assert code == 0 and out.strip() == "found.json", err
     found = json.loads((tmp_path / "found.json").read_text())
+    for taken in ("/dev/null", tmp_path):
+        code, _, err = run("evaluate", "--model", "elsewhere.pth", "--data", photos, *options, "--output", taken)
+        assert code == 2 and f"{taken} is no regular file" in err
     paths = files_below(photos)
     decoded = decode_all((from_file(p) for p in paths), len(paths), 3, (12, 12), "refuse", "")
     truth = np.array([["cat", "bee", "ant"].index(path.parent.name) for path in paths])

@@ -89,6 +89,8 @@ class Preprocess(v2.Transform):
                 raise BadImage(f"has {pixels.shape[2]} channels; give 1 to 4")
             pixels = Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
         stored = pixels.format, getattr(pixels, "tile", [])  # which a copy forgets
+        if hasattr(pixels, "tag_v2"):  # a copy of a TIFF forgets how many bits a pixel has, and whether 0 is white
+            return np.array(decode_opened(pixels, self.channels, self.size, crop)[0])
         opened = pixels.copy()  # or a JPEG file that is still to be read would be reduced, in the caller's image, too
         if stored[0] == "PNG" and stored[1]:
             opened.format, opened.tile = stored  # tell how the transparent colour is stored

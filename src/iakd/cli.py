@@ -43,7 +43,18 @@ Changes = Annotated[
     list[str],
     typer.Option("--set", metavar="KEY=VALUE", help="Override a setting: dotted key, YAML value; repeatable."),
 ]
-Output = Annotated[Path | None, typer.Option(metavar="FILE", help="Write here instead of to standard output.")]
+
+
+def _regular(path: Path | None) -> Path | None:
+    """Refuse devices, pipes and folders: a new file would take their place."""
+    if path is not None and (path.is_relative_to("/dev") or (path.exists() and not path.is_file())):
+        raise typer.BadParameter(f"{path} is no regular file; name another, or leave --output out to print")
+    return path
+
+
+Output = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Write here instead of to standard output.", callback=_regular)
+]
 DeviceName = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto: the GPU if there is one.")]
 OnlyPairs = Annotated[list[str], typer.Option("--pair", help="Only this pair, as TEACHER-STUDENT; repeatable.")]
 Form = Literal["csv", "jsonl"]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from iakd.classifier import Preprocess
 from iakd.data.decoding import BadImage, decode, from_bytes
 
 
@@ -148,15 +149,23 @@ def tiff(
     return b"II*\0" + struct.pack("<I", 8 + len(packed)) + packed + struct.pack("<H", len(tags)) + entries + bytes(4)
 
 
+def in_memory(content: bytes) -> np.ndarray:
+    """What a classifier makes of the image when Pillow has opened it."""
+    image = Image.open(io.BytesIO(content))
+    return Preprocess((image.height, image.width), 1).decode(image)[0]
+
+
 def test_grey_tiffs_of_every_depth() -> None:
     values = np.array([[0, 1], [100, 2000], [4000, 4095]])
     wanted = {8: np.minimum(values, 255), 12: np.rint(values / 4095 * 255), 16: np.rint(values / 65535 * 255)}
     for bits, shown in wanted.items():
         content = tiff(np.minimum(values, 2**bits - 1), bits)
         assert (one(content, 1)[0] == shown).all(), bits
+        assert (in_memory(content) == shown).all(), bits
     for bits in (8, 16):  # Pillow knows no others
         content = tiff(2**bits - 1 - np.minimum(values, 2**bits - 1), bits, white_is_zero=True)
         assert (one(content, 1)[0] == wanted[bits]).all(), bits
+        assert (in_memory(content) == wanted[bits]).all(), bits
     for bits in (8, 16, 32):
         with pytest.raises(BadImage, match="has signed pixels"):
             one(tiff(values, bits, signed=True))

@@ -17,6 +17,7 @@ from iakd.config import Dataset
 from iakd.data import sources
 from iakd.data.source_data import SourceData
 from iakd.data.sources.download import fingerprint
+from iakd.data.sources.image_list import read_list
 from iakd.data.splits import dealt, grouped, split_source
 from iakd.data.store import PreparedData
 from iakd.data.writer import write_store
@@ -97,9 +98,37 @@ def test_a_list_may_leave_columns_out(tmp_path: Path) -> None:
     (root / "list.csv").write_text(as_csv([{"path": path, "label": str(len(path) % 11 + 2)} for path in paths]))
     numbers = read(root, list_file="list.csv").classes
     assert numbers == sorted(numbers, key=int)
+    (root / "list.csv").write_text(as_csv([{"path": path, "species": str(len(path) % 11)} for path in paths]))
+    assert (
+        "so the folders of the images are their classes; unused: species"
+        in read(root, list_file="list.csv").problems[0]
+    )
     named = [{"path": path, "label": str(len(path) % 11), "class": f"n{len(path) % 11}"} for path in paths]
     (root / "list.csv").write_text(as_csv(named))
     assert read(root, list_file="list.csv").classes == sorted({row["label"] for row in named}, key=int)
+
+
+def test_a_text_in_a_list_may_have_a_line_separator(tmp_path: Path) -> None:
+    """JSON allows Unicode's in its texts."""
+    root = flat(tmp_path / "photos")
+    rows = [json.dumps({**row, "note": "one\u2028two\x85three"}, ensure_ascii=False) for row in rows_of()]
+    (root / "list.jsonl").write_text("\r\n".join(rows), encoding="utf-8")
+    assert read(root, list_file="list.jsonl").classes == ["b", "c"]
+
+
+def test_a_group_is_written_in_one_way(tmp_path: Path) -> None:
+    """Or images of one patient would be in several splits."""
+    root = flat(tmp_path / "photos")
+
+    def groups(*names: str) -> list[str]:
+        rows = [{"path": f"{i}.png", "label": "ab"[i % 2], "who": names[i % len(names)]} for i in range(12)]
+        (root / "list.csv").write_text(as_csv(rows), encoding="utf-8")
+        found = read_list(settings(root, list_file="list.csv", group_by={"column": "who"}, val=1), root, [])
+        return sorted(set(found.groups or ()))
+
+    assert groups("é", "e\u0301", "x") == ["x", "é"]
+    with pytest.raises(UserError, match="the groups 1 and 01 are the same number, but would be two groups"):
+        groups("1", "01", "2")
 
 
 def test_a_list_may_have_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,7 @@ SETTINGS = """
 dataset: {{name: photos, source: image_folder, path: photos, size: {size}, crop_pct: 0.9, val: 0.2}}
 teachers: [{{arch: {teacher}, name: mine, checkpoint: bought.pth, normalisation: half}}]
 students: [{{arch: {student}, name: small}}]
-methods: {{kd: {{init: {init}}}, iakd: {{init: {init}}}}}
+methods: {methods}
 distill: {{seeds: [0], recipe: {{epochs: {epochs}, batch_size: 16, lr: {lr}}}}}
 evaluate: {{latency_runs: 2}}
 export: {{int8: "on"}}
@@ -46,9 +46,13 @@ tracking: {{enabled: false}}
 compute: {{device: cpu}}
 """
 SMALL: dict[str, Any] = {"teacher": "resnet8", "student": "resnet8, width: 4", "size": 24}
-SMALL |= {"epochs": 6, "lr": 0.05, "init": "random"}
+SMALL |= {"epochs": 6, "lr": 0.05, "methods": "{kd: {}, iakd: {}}"}
 USUAL: dict[str, Any] = {"teacher": "torchvision/resnet18", "student": "torchvision/resnet18", "size": 224}
-USUAL |= {"epochs": 1, "lr": 0.0001, "init": "teacher"}  # so few steps teach nothing: it keeps what the teacher knows
+USUAL |= {
+    "epochs": 1,
+    "lr": 0.0001,
+    "methods": "{kd: {init: teacher}}",
+}  # so few steps teach nothing: it keeps what the teacher knows
 
 
 def photo(path: Path, colour: tuple[int, int, int], rng: np.random.Generator) -> None:

@@ -31,7 +31,7 @@ from iakd.classifier import (
 from iakd.config import Dataset, Device, Params, did_you_mean
 from iakd.config.networks import USUAL
 from iakd.data.decoding import BadImage
-from iakd.data.layout import contents, files_below, is_image, parts_among
+from iakd.data.layout import contents, files_below, is_image, parts_among, same_name
 from iakd.data.sources.folders import find_images
 from iakd.data.store import PreparedData
 from iakd.distillation.assembly import finished_network
@@ -319,9 +319,10 @@ def _teacher(params: Params, job: TeacherJob, folder: Path, device: Device, give
 def _listed(path: Path) -> list[str]:
     """The names of classes in a text file, one a line."""
     try:
-        names = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--labels {path} cannot be read as a list of names ({error})") from None
+    names = [same_name(line.strip()) for line in lines if line.strip()]
     if len(names) < 2 or len(set(names)) < len(names):
         raise UserError(f"--labels {path} must name at least two classes, all different, one a line")
     return names

@@ -77,7 +77,14 @@ def read_list(settings: Dataset, root: Path, problems: list[str]) -> ImageList:
                 "class"
             )
         labels = [file.parent.name for file in files]
-    _check_numbers(path, labels)
+        if unused := [name for name in columns if name not in (*found.values(), by)]:
+            problems.append(
+                f"{path}: has no column label (nor class, …), so the folders of the images are their classes; unused: "
+                f"{_listed(unused)}"
+            )
+    _check_numbers(path, labels, "labels", "classes")
+    groups = values(by)
+    _check_numbers(path, groups or [], "groups", "groups")
     splits = values(found["split"])
     folds = values(found["fold"]) if settings.fold is not None else None
     if folds is not None and settings.folds is not None:
@@ -94,7 +101,7 @@ def read_list(settings: Dataset, root: Path, problems: list[str]) -> ImageList:
         [same_name(label) for label in labels],
         None if splits is None else [_split(path, number, value) for number, value in enumerate(splits, 1)],
         None if folds is None else [_fold(path, number, value) for number, value in enumerate(folds, 1)],
-        values(by),
+        None if groups is None else [same_name(group) for group in groups],
     )
 
 
@@ -115,14 +122,14 @@ def _check_alternatives(
                 )
 
 
-def _check_numbers(path: Path, labels: list[str]) -> None:
-    """Raise UserError for a number that is written in two ways: each would become a class."""
+def _check_numbers(path: Path, names: list[str], kind: str, become: str) -> None:
+    """Raise UserError for a number that is written in two ways: each would become a class, or a group."""
     first: dict[Decimal, str] = {}
-    for label in dict.fromkeys(labels):
-        if NUMBER.fullmatch(label) and first.setdefault(Decimal(label), label) != label:
+    for name in dict.fromkeys(names):
+        if NUMBER.fullmatch(name) and first.setdefault(Decimal(name), name) != name:
             raise UserError(
-                f"{path}: the labels {first[Decimal(label)]} and {label} are the same number, but would be two "
-                "classes: write it in one way"
+                f"{path}: the {kind} {first[Decimal(name)]} and {name} are the same number, but would be two {become}: "
+                "write it in one way"
             )
 
 
@@ -166,7 +173,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         return _csv_rows(path, text)
     try:
         lines = path.suffix.lower() == ".jsonl"
-        rows = [json.loads(line) for line in text.splitlines() if line.strip()] if lines else json.loads(text)
+        rows = [json.loads(line) for line in text.split("\n") if line.strip()] if lines else json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):

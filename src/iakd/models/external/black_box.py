@@ -53,6 +53,7 @@ class BlackBox(Network):
         try:
             with torch.no_grad():
                 outputs, again = (head.body(self.enter(images)) for _ in range(2))
+                apart = [head.body(self.enter(half)) for half in images.split((len(images) + 1) // 2)]
         except UserError:
             raise
         except Exception as error:  # foreign code can fail in any way
@@ -69,6 +70,11 @@ class BlackBox(Network):
             raise UserError(
                 f"{where} returns other outputs for the same images when asked again, so no training could be resumed: "
                 "let nothing in it be random in evaluation mode"
+            )
+        if not torch.allclose(outputs, torch.cat(apart), rtol=1e-3, atol=1e-4):
+            raise UserError(
+                f"{where} returns other outputs for an image when others are in its batch, so what it teaches would be "
+                "a matter of chance: let each image have outputs of its own"
             )
         sums = outputs.double().sum(1)
         are = bool((outputs >= 0).all()) and bool(((sums - 1).abs() < PROBABILITIES).all())
@@ -108,7 +114,7 @@ def build(settings: Teacher) -> BlackBox:
         raise UserError(f"teacher {settings.name}: callable {error}") from error
     try:
         module = function()  # type: ignore[operator]
-    except Exception as error:  # foreign code can fail in any way
+    except (Exception, SystemExit) as error:  # foreign code can fail in any way
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise UserError(f"{where} failed ({reason}); it is called without arguments") from error
     if not isinstance(module, nn.Module):
