@@ -207,7 +207,7 @@ def stop_clocks() -> None:
     run_dir.now = lambda: "2026-01-01T00:00:00.000+00:00"
     measure.measure_speed = lambda network, images, runs: {"latency_ms": 1.0, "images_per_s": 1000.0}
     forking: Any = multiprocessing.get_context("fork")
-    quick: Any = SimpleNamespace(get_context=lambda kind: forking, parent_process=multiprocessing.parent_process)
+    quick: Any = SimpleNamespace(**{**vars(multiprocessing), "get_context": lambda kind: forking})
     workers.multiprocessing = quick
     workers.resource_tracker.ensure_running = lambda: None
 

@@ -153,7 +153,9 @@ def test_kill_9_of_workers_in_the_fork_server_of_their_study_or_of_the_server(
         os.kill(command.pid, signal.SIGKILL)
         wait_until(lambda: not forked_workers(server), seconds=5)
     with running(study, 2, EPOCH_SECONDS="0.1") as command:
-        wait_until(lambda: forked_workers(server))
+        before = len(study.started())
+        wait_until(lambda: len(study.started()) > before)
+        assert forked_workers(server)
         server.kill()
         wait_until(lambda: workers_of(command) or command.poll() is not None)
         assert command.poll() is None, "it was too slow to be interrupted"

@@ -433,11 +433,11 @@ class Pool:
                         raise error
                     case Exception() as error:
                         raise self._broken(number, error) from error
-                    case BaseException() as error:
-                        raise error
-                    case None:
+                    case KeyboardInterrupt() | None:  # a signal that was not meant for the study: its fork server died
                         self._reap(worker, number)
                         todo.appendleft(number)
+                    case BaseException() as error:
+                        raise error
 
     def _hand_out(self, todo: deque[int]) -> None:
         idle = [worker for worker in self._workers if worker.number is None]
