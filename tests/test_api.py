@@ -730,6 +730,32 @@ def test_blocks_that_change_their_input_in_place_are_distilled_like_others(metho
     assert same(*trained)
 
 
+class Repeated(nn.Module):
+    """Applies one block twice."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        block = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
+        self.stem = nn.Conv2d(1, width, 3, padding=1)
+        self.blocks = nn.Sequential(block, block)
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 2))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.blocks(self.stem(images)))
+
+
+def test_a_block_may_occur_twice() -> None:
+    trained = []
+    for parts in (None, PARTS_OF_ACTIVATED):
+        torch.manual_seed(0)
+        teacher, student = Repeated(6), Repeated(4)
+        distil_small(student, "kd", teacher, student_parts=parts, teacher_parts=parts)
+        trained.append(weights(student))
+    assert same(*trained)
+    distil_small(student, "iakd", teacher, student_parts=parts, teacher_parts=parts)
+    assert not same(trained[-1], weights(student)) and student.blocks[0] is student.blocks[1]
+
+
 def test_labels_drawn_at_random_are_refused() -> None:
     class Drawn(Images):
         def __getitem__(self, i: int) -> tuple[Any, int]:

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from iakd.config import IakdOptions, Schedule
@@ -26,7 +25,7 @@ from iakd.models.features import LOGITS, BlockSlot, Features, FeatureSpec, forwa
 from iakd.models.network import Frozen, initialise
 from iakd.models.normalisation import input_conversion
 from iakd.models.pairing import BlockPair, copy_weights, pair_blocks, whole_stages
-from iakd.models.shapes import Shape, channels, meta_tensors
+from iakd.models.shapes import Shape, call_on_meta, channels
 from iakd.seeding import derive
 from iakd.training.timeline import Timeline
 
@@ -387,7 +386,7 @@ def _first_change(path: Path) -> int:
 
 def _refuses(module: nn.Module, *arguments: Any) -> bool:
     try:
-        functional_call(module, meta_tensors(module, ""), arguments)
+        call_on_meta(module, *arguments)
     except ValueError:  # of BatchNorm
         return True
     return False

@@ -13,10 +13,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from iakd.models.network import Network
-from iakd.models.shapes import Shape, meta_tensors
+from iakd.models.shapes import Shape, call_on_meta
 
 Layers = tuple[nn.Conv2d, nn.BatchNorm2d]
 """A convolution and the BatchNorm of its output."""
@@ -118,7 +117,7 @@ def normalised_convolutions(network: Network, image: Shape) -> list[Layers]:
     handles = [layer.register_forward_hook(note) for layer in plain]
     try:
         images = torch.empty(2, *image, device="meta", requires_grad=True)
-        logits: Tensor = functional_call(network, meta_tensors(network, ""), (images,))
+        logits: Tensor = call_on_meta(network, images)
     finally:
         for handle in handles:
             handle.remove()

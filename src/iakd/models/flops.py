@@ -6,14 +6,13 @@ from itertools import islice
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from iakd.models.external.black_box import Program
 from iakd.models.network import Network
 from iakd.models.quantisation import QuantisedConv2d, QuantisedLinear, parameters_in_use, quantised_layers, weight_bytes
-from iakd.models.shapes import Shape, meta_tensors
+from iakd.models.shapes import Shape, call_on_meta
 
 
 def model_cost(network: nn.Module, shape: Shape) -> dict[str, int]:
@@ -43,9 +42,7 @@ def model_cost(network: nn.Module, shape: Shape) -> dict[str, int]:
 
 def block_costs(network: Network, shape: Shape) -> list[dict[str, int]]:
     """Return `parameters` and `macs` of each block, in order; nothing is computed."""
-    macs = functional_call(
-        _BlockMacs(network), meta_tensors(network, "network."), (torch.empty(2, *shape, device="meta"),)
-    )
+    macs = call_on_meta(_BlockMacs(network), torch.empty(2, *shape, device="meta"))
     return [
         {"parameters": _parameters(block), "macs": number // 2}
         for block, number in zip(network.blocks, macs, strict=True)

@@ -1,5 +1,7 @@
 """Shapes of features inside a network, found without computing any."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -30,9 +32,7 @@ def feature_shapes(network: Network, image: Shape) -> list[Shape]:
     Uses meta tensors, so nothing is computed and nothing changes.
     """
     with torch.no_grad():
-        return functional_call(
-            _FeatureShapes(network), meta_tensors(network, "network."), (torch.empty(2, *image, device="meta"),)
-        )
+        return call_on_meta(_FeatureShapes(network), torch.empty(2, *image, device="meta"))
 
 
 class _UnpooledShape(nn.Module):
@@ -49,25 +49,26 @@ class _UnpooledShape(nn.Module):
 def unpooled_shape(network: Network, image: Shape) -> Shape:
     """Return the shape of the maps that the network's head pools, for one image; nothing is computed."""
     with torch.no_grad():
-        return functional_call(
-            _UnpooledShape(network), meta_tensors(network, "network."), (torch.empty(2, *image, device="meta"),)
-        )
+        return call_on_meta(_UnpooledShape(network), torch.empty(2, *image, device="meta"))
 
 
-def meta_tensors(module: nn.Module, prefix: str) -> dict[str, Tensor]:
-    """Return meta tensors in place of a module's parameters and buffers, by name after `prefix`.
+def call_on_meta(module: nn.Module, *arguments: Any) -> Any:
+    """Call a module with meta tensors in place of its parameters and buffers, so that nothing is computed or changes.
 
-    Except for counters, of which copies are returned: BatchNorm without a momentum computes with their values.
+    Except for counters, of which copies are used: BatchNorm without a momentum computes with their values.
     """
-    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    return {
-        prefix + name: tensor.clone() if tensor.dtype == torch.int64 and not tensor.dim() else _on_meta(tensor)
-        for name, tensor in tensors.items()
-    }
+    replaced: dict[Tensor, Tensor] = {}
+    by_name: dict[str, Tensor] = {}
+    for path, each in module.named_modules():  # each module once: torch would not restore one with two paths
+        for name, tensor in (*each._parameters.items(), *each._buffers.items()):
+            if tensor is not None:
+                by_name[f"{path}.{name}".removeprefix(".")] = replaced.setdefault(tensor, _on_meta(tensor))
+    return functional_call(module, by_name, arguments, tie_weights=False)
 
 
 def _on_meta(tensor: Tensor) -> Tensor:
-    return torch.empty_like(tensor, device="meta")
+    is_counter = tensor.dtype == torch.int64 and not tensor.dim()
+    return tensor.clone() if is_counter else torch.empty_like(tensor, device="meta")
 
 
 def image_channels(network: Network) -> int:

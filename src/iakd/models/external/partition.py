@@ -12,11 +12,10 @@ from itertools import pairwise
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from iakd.errors import UserError
 from iakd.models.network import Block, Network
-from iakd.models.shapes import Shape, channels, feature_shapes, meta_tensors
+from iakd.models.shapes import Shape, call_on_meta, channels, feature_shapes
 
 ModulePath = (
     str | Callable[[nn.Module], nn.Module]
@@ -109,7 +108,7 @@ def input_changers(network: Network, image: Shape) -> tuple[set[nn.Module], set[
     for training in (False, True):
         with trial(network, training):
             images = torch.empty(2, *image, device="meta")
-            found = functional_call(_InputChangers(network), meta_tensors(network, "network."), (images,))
+            found = call_on_meta(_InputChangers(network), images)
         changers.update(found[0])
         unknown.update(found[1])
     return changers, unknown
@@ -244,5 +243,5 @@ def _expand(model: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
     if not star:
         yield path, module
         return
-    for name, _ in module.named_children():
+    for name in [name for name, child in module._modules.items() if child is not None]:  # each use of a shared one
         yield from _expand(model, f"{before}.{name}{after}")
