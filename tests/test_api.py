@@ -374,6 +374,21 @@ class NotANumber(nn.Flatten):
         return super().forward(images)[:, :10] * float("nan")
 
 
+class Overflowing(nn.Flatten):
+    """A teacher that can compute black images only."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images)[:, :10] / (images.std() == images.new_zeros(()))
+
+
+class WithoutGradients(Plain):
+    """A student that runs as if it were in use."""
+
+    @torch.no_grad()
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images)
+
+
 def cached(module: nn.Module) -> nn.Module:
     """A module that has stored an output, which torch cannot copy."""
     module.stored = module(torch.zeros(2, 1, 8, 8))
@@ -471,6 +486,9 @@ def unlike(what: str, divided: bool = True) -> dict[str, Any]:
             r"the teacher has 12 classes, the student 10, and iakd\+kd compares their outputs",
         ),
         ({"teacher": NotANumber(), "method": "kd"}, "the teacher returns logits that are not finite numbers"),
+        ({"teacher": Overflowing(), "method": "kd"}, "not finite numbers for some of the images"),
+        ({"student": WithoutGradients(2, 1), "method": "kd"}, "the outputs of the student have no gradient"),
+        ({"item": (UINT8, 2**63)}, "item 3 has the label 9223372036854775808"),
         ({"student": nn.Flatten(), "method": "kd"}, "the student has no parameter that needs a gradient"),
         (
             {"student": nn.Sequential(nn.Flatten(), nn.Linear(64, 1), nn.Flatten(0)), "method": "kd"},
@@ -756,6 +774,30 @@ def test_a_block_may_occur_twice() -> None:
     assert not same(trained[-1], weights(student)) and student.blocks[0] is student.blocks[1]
 
 
+class Careful(nn.Identity):
+    """Looks at its input's values and draws a random number, as layers do that skip blocks now and then."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features if float(features.abs().max()) >= 0 and torch.rand(1) >= 0 else -features
+
+
+@pytest.mark.parametrize("method", ["at", "iakd", "rcn"])
+def test_blocks_that_need_values_are_distilled_like_others(method: str) -> None:
+    """Shapes are found without values where that is possible."""
+    trained = []
+    for layer in (nn.Identity(), Careful()):
+        torch.manual_seed(0)
+        teacher, student = Activated(4, False), Activated(4, False)
+        teacher.blocks[1].append(layer)
+        student.blocks[1].append(layer)
+        parts = {"student_parts": PARTS_OF_ACTIVATED, "teacher_parts": PARTS_OF_ACTIVATED}
+        before = weights(teacher)
+        distil_small(student, method, teacher, **parts)
+        trained.append(weights(student))
+        assert same(before, weights(teacher))
+    assert same(*trained)
+
+
 def test_labels_drawn_at_random_are_refused() -> None:
     class Drawn(Images):
         def __getitem__(self, i: int) -> tuple[Any, int]:
@@ -764,6 +806,28 @@ def test_labels_drawn_at_random_are_refused() -> None:
     data = Drawn(np.zeros((40, 1, 8, 8), np.uint8), np.arange(40) % 2, "float")
     with pytest.raises(iakd.UserError, match="each item must keep its label"):
         distil_small(small(0), "kd", form="float", train_data=data)
+
+
+@pytest.mark.parametrize(
+    ("later", "words"),
+    [
+        (LookupError("it is gone"), r"fails during the training \(LookupError: it is gone\)"),
+        (StopIteration(), "fails during the training .StopIteration"),
+        ((UINT8, 1), "not all images are float tensors, as they were at first"),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_dataset_that_fails_later(later: Any, words: str, workers: int) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (40, 1, 8, 8), dtype=np.uint8)
+    data = Broken(Images(images, np.arange(40) % 2, "float"), (torch.zeros(1, 8, 8), 1))
+
+    def on_epoch(row: dict[str, Any]) -> None:
+        data.item = later
+
+    with pytest.raises(iakd.UserError, match=words) as error:
+        distil_small(small(0), "kd", form="float", train_data=data, on_epoch=on_epoch, workers=workers)
+    assert "\n" not in str(error.value)
 
 
 # --- hybrid ---
@@ -889,7 +953,9 @@ def test_batchnorm_without_a_momentum_can_be_swapped() -> None:
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.:DeprecationWarning")
 def test_a_teacher_of_torchscript_teaches(taught: Taught) -> None:
-    teacher = torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
+    layer = nn.Linear(64, 10)
+    nn.init.zeros_(layer.weight)
+    teacher = torch.jit.script(nn.Sequential(nn.Flatten(), layer))
     given = {"method": "kd", "recipe": RECIPE, "normalisation": taught.normalisation, "device": "cpu"}
     with pytest.warns(UserWarning, match="near chance"):
         assert iakd.distill(teacher, taught.student(), taught.data("train"), **given).history

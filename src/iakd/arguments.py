@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import math
 import operator
 import warnings
 from collections.abc import Mapping, Sequence
@@ -19,8 +20,9 @@ from iakd.errors import UserError, reason_of
 from iakd.evaluation.plausibility import is_near_chance
 from iakd.files import check_writable
 from iakd.models import Network
-from iakd.models.external.partition import Partition, trial
+from iakd.models.external.partition import Partition
 from iakd.models.external.plain import as_network, undivided
+from iakd.models.shapes import trial
 from iakd.training.validation import validate
 
 BATCH = 256  # images, where the teacher is checked
@@ -145,6 +147,11 @@ def check_classes(network: Network, data: ImageLoader, name: str) -> int:
             raise UserError(f"the {name} returns {what}{mode} instead of logits (B, classes)")
         if not logits.isfinite().all():
             raise UserError(f"the {name} returns logits that are not finite numbers{mode}")
+        if training and not logits.requires_grad:
+            raise UserError(
+                f"the outputs of the {name} have no gradient, so nothing would be trained: does its `forward` detach "
+                "them, or switch gradients off?"
+            )
     if int(data.labels.max()) >= logits.shape[1]:
         raise UserError(f"the {name} has {logits.shape[1]} classes, and a label is {int(data.labels.max())}")
     return int(logits.shape[1])
@@ -153,7 +160,7 @@ def check_classes(network: Network, data: ImageLoader, name: str) -> int:
 def _trial_logits(module: nn.Module, image: Sequence[int], name: str, training: bool = False) -> Any:
     """Return what a network makes of two black images."""
     try:
-        with trial(module, training):
+        with trial(module, training), torch.set_grad_enabled(training):
             return module(torch.zeros(2, *image))
     except Exception as error:  # a user's module can fail in any way
         mode = " in training mode" * training
@@ -161,9 +168,14 @@ def _trial_logits(module: nn.Module, image: Sequence[int], name: str, training: 
 
 
 def check_accuracy(teacher: Network, data: ImageLoader) -> None:
-    """Warn of a teacher that is near chance: it takes other images, or its classes have another order."""
+    """Warn of a teacher that is near chance: it takes other images, or its classes have another order.
+
+    Raises UserError if its outputs for these images are not finite.
+    """
     with contextlib.closing(data):
         found = validate(teacher, data, BATCH)
+    if not math.isfinite(found["val_nll"]):
+        raise UserError("the teacher returns logits that are not finite numbers for some of the images")
     labels, top1 = data.labels.cpu().numpy(), found["val_top1"]
     if is_near_chance(top1 / 100, found["val_balanced_accuracy"] / 100, labels, int(labels.max()) + 1):
         warnings.warn(

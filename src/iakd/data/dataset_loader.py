@@ -80,7 +80,7 @@ class DatasetLoader(ImageLoader):
         if len(requests) > 1:
             raise UserError(f"the method mixes images with others, and {AS_GIVEN}")
         batches = [requests[0].indices[part].tolist() for part in parts]
-        images = DataLoader(
+        loader = DataLoader(
             self._dataset,
             batch_sampler=batches,
             num_workers=self._workers,
@@ -89,7 +89,12 @@ class DatasetLoader(ImageLoader):
             generator=torch.Generator().manual_seed(zlib.crc32(requests[0].indices.numpy().tobytes())),
             pin_memory=self.device.type == "cuda",
         )
-        for (batch, labels), numbers in zip(images, batches, strict=True):
+        found = iter(loader)
+        for numbers in batches:
+            try:
+                batch, labels = next(found)
+            except Exception as error:  # a user's Dataset can fail in any way, at any time
+                raise UserError(f"the Dataset fails during the training ({_last_line(error)})") from error
             if batch.shape[1:] != self.image_shape:
                 raise UserError(f"the Dataset returns images of {_sides(batch.shape[1:])}, then of {self.image_shape}")
             if labels != [self._first_labels[number] for number in numbers]:
@@ -120,8 +125,7 @@ def dataset_loader(
         try:
             item = next(items)
         except Exception as error:  # a user's Dataset can fail in any way
-            last = str(error).strip().rpartition("\n")[2]
-            raise UserError(f"{name}: item {number} fails ({type(error).__name__}: {last})") from error
+            raise UserError(f"{name}: item {number} fails ({_last_line(error)})") from error
         if isinstance(item, str):
             raise UserError(f"{name}: item {number} {item}")
         image, labels[number] = item
@@ -179,7 +183,7 @@ def _item(item: Any) -> tuple[NDArray[Any], int] | str:
         return image
     if isinstance(label, Tensor | np.ndarray) and label.ndim == 0:
         label = label.item()
-    if isinstance(label, bool) or not isinstance(label, int | np.integer) or label < 0:
+    if isinstance(label, bool) or not isinstance(label, int | np.integer) or not 0 <= label < 2**63:
         return f"has the label {label!r}; labels are whole numbers from 0"
     return image, int(label)
 
@@ -203,7 +207,15 @@ def _array(image: Any) -> NDArray[Any] | str:
 
 
 def _collated(items: list[Any]) -> tuple[Tensor, list[int]]:
+    if not all(image.is_floating_point() for image, _ in items):
+        raise TypeError("not all images are float tensors, as they were at first")
     return torch.stack([image.float() for image, _ in items]), [int(label) for _, label in items]
+
+
+def _last_line(error: Exception) -> str:
+    """Class and last line of an error; one from another process has its traceback there, which ends with both."""
+    name, last = type(error).__name__, str(error).strip().rpartition("\n")[2]
+    return last if last.startswith(name) else f"{name}: {last}"
 
 
 def _sides(shape: Sequence[int]) -> str:

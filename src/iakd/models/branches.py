@@ -106,6 +106,10 @@ def normalised_convolutions(network: Network, image: Shape) -> list[Layers]:
     read: list[tuple[Any, nn.BatchNorm2d]] = []
     calls: Counter[nn.Module] = Counter()
 
+    def begin(*_: Any) -> None:  # of a second call, if the first one needed values
+        for found in (written, read, calls):
+            found.clear()
+
     def note(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
         calls[layer] += 1
         if isinstance(layer, nn.Conv2d):
@@ -114,7 +118,7 @@ def normalised_convolutions(network: Network, image: Shape) -> list[Layers]:
             read.append((inputs[0].grad_fn, layer))
 
     plain = [layer for layer in network.modules() if type(layer) in (nn.Conv2d, nn.BatchNorm2d)]
-    handles = [layer.register_forward_hook(note) for layer in plain]
+    handles = [network.register_forward_pre_hook(begin), *(layer.register_forward_hook(note) for layer in plain)]
     try:
         images = torch.empty(2, *image, device="meta", requires_grad=True)
         logits: Tensor = call_on_meta(network, images)
@@ -124,7 +128,6 @@ def normalised_convolutions(network: Network, image: Shape) -> list[Layers]:
     readers = _readers(logits.grad_fn)
     part_of = {layer: part for part in (network.stem, *network.blocks, network.head) for layer in part.modules()}
     found = [(written[node], norm) for node, norm in read if node in written and readers[node] == 1]
-    found = [(conv, norm) for conv, norm in found if norm.affine and norm.track_running_stats]
     return [
         (conv, norm)
         for conv, norm in found

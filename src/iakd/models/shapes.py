@@ -1,7 +1,11 @@
 """Shapes of features inside a network, found without computing any."""
 
+import contextlib
+import random
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -55,7 +59,9 @@ def unpooled_shape(network: Network, image: Shape) -> Shape:
 def call_on_meta(module: nn.Module, *arguments: Any) -> Any:
     """Call a module with meta tensors in place of its parameters and buffers, so that nothing is computed or changes.
 
-    Except for counters, of which copies are used: BatchNorm without a momentum computes with their values.
+    Except for counters, of which copies are used: BatchNorm without a momentum computes with their values. A module
+    that needs values, as `item()` does, is called with real tensors instead, and left as it is; `arguments` are meta
+    tensors, which become zeros, or no tensors.
     """
     replaced: dict[Tensor, Tensor] = {}
     by_name: dict[str, Tensor] = {}
@@ -63,7 +69,41 @@ def call_on_meta(module: nn.Module, *arguments: Any) -> Any:
         for name, tensor in (*each._parameters.items(), *each._buffers.items()):
             if tensor is not None:
                 by_name[f"{path}.{name}".removeprefix(".")] = replaced.setdefault(tensor, _on_meta(tensor))
-    return functional_call(module, by_name, arguments, tie_weights=False)
+    try:
+        return functional_call(module, by_name, arguments, tie_weights=False)
+    except Exception:  # a module can fail in any way; if it is wrong, it fails again
+        device = next(iter(replaced), torch.empty(0)).device
+        real = [torch.zeros_like(each, device=device) if isinstance(each, Tensor) else each for each in arguments]
+        gradients = torch.is_grad_enabled()
+        with trial(module), torch.set_grad_enabled(gradients):
+            return module(*real)
+
+
+@contextlib.contextmanager
+def trial(module: nn.Module, training: bool | None = None) -> Iterator[None]:
+    """Have `module` in this mode, without gradients and with a fixed random seed, while the block runs.
+
+    `training` None leaves the modes of all modules as they are. Then modes, the content of buffers and all random
+    states are as before.
+    """
+    modes = [(each, each.training) for each in module.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            random.seed(0)
+            np.random.seed(0)  # what a user's module may draw from
+            if training is not None:
+                module.train(training)
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        for buffer, content in buffers:
+            buffer.copy_(content)
+        for each, mode in modes:
+            each.training = mode
 
 
 def _on_meta(tensor: Tensor) -> Tensor:

@@ -3,19 +3,16 @@
 The parts are the model's own modules, so together they compute what the model computes.
 """
 
-import contextlib
-import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from iakd.errors import UserError
 from iakd.models.network import Block, Network
-from iakd.models.shapes import Shape, call_on_meta, channels, feature_shapes
+from iakd.models.shapes import Shape, call_on_meta, channels, feature_shapes, trial
 
 ModulePath = (
     str | Callable[[nn.Module], nn.Module]
@@ -177,31 +174,6 @@ def is_equivalent(model: nn.Module, network: Network, image: tuple[int, ...], tr
     with trial(network, training):
         found = network(images)
     return isinstance(expected, Tensor) and torch.equal(expected, found)
-
-
-@contextlib.contextmanager
-def trial(module: nn.Module, training: bool) -> Iterator[None]:
-    """Have `module` in this mode, without gradients and with a fixed random seed, while the block runs.
-
-    Then modes, the content of buffers and all random states are as before.
-    """
-    modes = [(each, each.training) for each in module.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
-    states = random.getstate(), np.random.get_state()
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            random.seed(0)
-            np.random.seed(0)  # what a user's module may draw from
-            module.train(training)
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        for buffer, content in buffers:
-            buffer.copy_(content)
-        for each, mode in modes:
-            each.training = mode
 
 
 def change_channels(model: nn.Module, count: int) -> None:

@@ -17,10 +17,9 @@ from iakd.models.external.partition import (
     is_equivalent,
     missing_module,
     split_model,
-    trial,
 )
 from iakd.models.network import Network
-from iakd.models.shapes import Shape, feature_shapes, image_channels
+from iakd.models.shapes import Shape, feature_shapes, image_channels, trial
 
 KNOWN = (*(partition for partition, _ in torchvision.FAMILIES), *timm.PARTITIONS)
 
