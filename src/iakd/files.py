@@ -41,6 +41,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         _rename(temporary, path)
         _flush_folder(path.parent)
+    except OSError as error:
+        if (
+            error.filename is None
+        ):  # such as of a full disk, which may be another one than that of the working directory
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
         owned.close()

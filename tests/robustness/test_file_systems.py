@@ -13,6 +13,7 @@ import typer
 
 from iakd import cli, files
 from iakd.config import parse
+from iakd.errors import of_file_system
 from iakd.experiment import gpus
 from iakd.experiment.run_dir import Run
 from iakd.tracking import follower
@@ -175,6 +176,13 @@ def test_errors_of_the_file_system_are_one_line_with_a_remedy(
     with pytest.raises(SystemExit, match="2"):
         cli.main()
     assert capsys.readouterr().err == f"iakd: results/x: {os.strerror(number)}; {remedy}\n"
+
+
+def test_a_full_disk_is_that_of_the_file(folder: Path) -> None:
+    with pytest.raises(OSError) as error, files.atomic_path(folder / "large"), Path("/dev/full").open("w") as full:
+        full.write("x")
+    line = f"{folder / 'large'}: No space left on device; free some disk space, then run again"
+    assert of_file_system(error.value) == line
 
 
 def test_a_power_cut_finds_the_old_file_or_the_new_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -274,6 +274,9 @@ class Params(Strict):
                 yield f"{role}: two are called {same}; set `name` for one of them"
         for same in _one_folder(self.methods):
             yield f"methods: two are called {same}; choose another label for one of them"
+        for label in self.methods:
+            if label.lower().endswith(".json"):
+                yield f"methods: {label!r} may be the name of a file beside methods' folders; choose another label"
         for names_of_pair, count in Counter((pair.teacher, pair.student) for pair in self.paired).items():
             if count > 1:
                 yield f"pairs: names {'-'.join(names_of_pair)} twice"

@@ -64,15 +64,21 @@ def read_yaml(text: str, origin: str) -> Any:
         raise UserError(f"{origin} is not valid YAML: {reason}") from None
 
 
+OTHER_BASE = re.compile(r"[-+]?(0[0-9_]+$|[0-9_]+:)")
 TOO_DEEP = f"more than {DEEPEST} sections within each other, or one that contains itself"
 
 
 def _check_nodes(node: yaml.Node, depth: int, counter: Iterator[int]) -> None:
-    """Raise ValueError for a key that is there twice, for which YAML takes the last one, and for endless content."""
+    """Raise ValueError for what would be misread, such as a key that is there twice, and for endless content."""
     if depth > DEEPEST:
         raise ValueError(TOO_DEEP)
     if next(counter) > LARGEST:
         raise ValueError(f"more than {LARGEST:,} values")
+    if isinstance(node, yaml.ScalarNode) and node.tag.endswith((":int", ":float")) and OTHER_BASE.match(node.value):
+        raise ValueError(
+            f"line {node.start_mark.line + 1}: {node.value} is a number to base 8 or 60 in YAML; write it without the "
+            "leading 0 or the colon, or in quotes for a text"
+        )
     if isinstance(node, yaml.SequenceNode):
         for inner in node.value:
             _check_nodes(inner, depth + 1, counter)
