@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
 import iakd
 from iakd import api, config, models
@@ -260,7 +260,9 @@ def test_without_parts_it_learns_by_outputs_alone(taught: Taught) -> None:
     assert found.student is student and not torch.equal(student.classify.weight, before)
     with pytest.raises(iakd.UserError, match=r"^iakd needs the blocks of the student, a Plain, .*student_parts="):
         iakd.distill(taught.teacher(), student, taught.data("train"), method="iakd+kd", **common)
-    with pytest.raises(iakd.UserError, match="the student does not compute what its parts compute"):
+    with pytest.raises(
+        iakd.UserError, match=r"the student cannot be computed part by part \(RuntimeError: .* such as a flattening"
+    ):
         parts = iakd.Partition(stem=("entry",), blocks=("body.0", "body.1"), head=("pool", "classify"))
         iakd.distill(taught.teacher(), student, taught.data("train"), method="iakd", student_parts=parts, **common)
 
@@ -389,6 +391,16 @@ class WithoutGradients(Plain):
         return super().forward(images)
 
 
+class Streamed(IterableDataset[tuple[Tensor, int]]):
+    """A Dataset that has a length, but no items by their number."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        yield from [(UINT8, 0), (UINT8, 1)]
+
+    def __len__(self) -> int:
+        return 2
+
+
 def cached(module: nn.Module) -> nn.Module:
     """A module that has stored an output, which torch cannot copy."""
     module.stored = module(torch.zeros(2, 1, 8, 8))
@@ -447,6 +459,11 @@ def unlike(what: str, divided: bool = True) -> dict[str, Any]:
         ({"student": nn.Sequential(nn.Flatten(), nn.LazyLinear(10))}, "1.weight of the student has no shape yet"),
         ({"student": Plain(2, 1).requires_grad_(False)}, "the student has no parameter that needs a gradient"),
         ({"student_parts": {"stem": ("conv",)}}, "student_parts is a dict; give an iakd.Partition"),
+        (
+            unlike("") | {"student_parts": iakd.Partition(("conv",), ("block",), (lambda model: 1 / 0,))},  # type: ignore[arg-type,return-value]
+            r"the student cannot be computed part by part \(ZeroDivisionError: division by zero\)",
+        ),
+        ({"on_epoch": 3}, "on_epoch is .*int; give a function of a row"),
         ({"checkpoints": __file__}, "checkpoints: .*test_api.py: File exists; give a folder"),
         ({"normalisation": (0.5, 0.25)}, r"give \(mean, std\), each a list"),
         ({"normalisation": ([128], [64])}, "in 0–1 units, .* divide those of values up to 255 by 255"),
@@ -485,6 +502,15 @@ def unlike(what: str, divided: bool = True) -> dict[str, Any]:
             {"teacher": models.build(config.Network(arch="resnet8"), 1, 12)},
             r"the teacher has 12 classes, the student 10, and iakd\+kd compares their outputs",
         ),
+        (
+            {"teacher": nn.Sequential(Plain(2, 1), nn.Softmax(1)), "method": "kd"},
+            "the teacher returns probabilities instead of logits: leave out its softmax",
+        ),
+        (
+            {"student": nn.Sequential(Plain(2, 1), nn.Softmax(1)), "method": "kd"},
+            "the student returns probabilities instead of logits",
+        ),
+        ({"train_data": Streamed(), "method": "kd"}, "train_data is an iterable Dataset, which cannot be shuffled"),
         ({"teacher": NotANumber(), "method": "kd"}, "the teacher returns logits that are not finite numbers"),
         ({"teacher": Overflowing(), "method": "kd"}, "not finite numbers for some of the images"),
         ({"student": WithoutGradients(2, 1), "method": "kd"}, "the outputs of the student have no gradient"),
@@ -509,7 +535,7 @@ def test_mistakes_are_one_line(taught: Taught, changes: dict[str, Any], words: s
         **{name: value for name, value in changes.items() if name not in ("train", "item")},
     }
     data = taught.data("train", changes.get("train", "uint8"))
-    given["train_data"] = Broken(data, changes["item"]) if "item" in changes else data
+    given.setdefault("train_data", Broken(data, changes["item"]) if "item" in changes else data)
     with pytest.raises(iakd.UserError, match=words) as error:
         iakd.distill(**given)
     assert "\n" not in str(error.value)
@@ -1019,3 +1045,5 @@ def test_an_experiment_runs_from_images_to_report(tmp_path: Path, monkeypatch: p
         iakd.run({**settings, "compute": {"processes": 2}})
     with pytest.raises(iakd.UserError, match="changes belong to a settings file"):
         iakd.run(settings, ["report.title=x"])
+    with pytest.raises(iakd.UserError, match="changes is a text; give a list of texts"):
+        iakd.run("params.yaml", "report.title=x")

@@ -19,6 +19,7 @@ from onnx import TensorProto, helper
 from onnx import load as load_onnx
 from PIL import Image
 from safetensors.torch import save_file
+from torch import nn
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 
@@ -377,8 +378,23 @@ def test_mistakes_in_a_call_of_the_interface(exported: Path, photos: Path) -> No
     model, image = iakd.load(exported), files_below(photos)[0]
     with pytest.raises(UserError, match=r"^top 0: give a number of classes, at least 1"):
         model.predict(image, top=0)
-    with pytest.raises(UserError, match=r"^batch_size 0: at least one image at a time"):
-        model.predict(image, batch_size=0)
+    for size in (0, 2.5):
+        with pytest.raises(UserError, match=rf"^batch_size {size}: give a number of images, at least 1"):
+            model.predict(image, batch_size=size)  # type: ignore[arg-type]
+    for given, words in (
+        ({"channels": 2}, "channels 2: images have 1 or 3"),
+        ({"crop_pct": 0.0}, "crop_pct 0.0: give"),
+    ):
+        with pytest.raises(UserError, match=words):
+            iakd.Classifier(nn.Flatten(), ["a"], 8, **given)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="the model is a str; give"):
+        iakd.Classifier("resnet8", ["a"], 8)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="path is a NoneType"):
+        iakd.load(None)  # type: ignore[arg-type]
+    closed = Image.new("RGB", (8, 8))
+    closed.close()
+    with pytest.raises(UserError, match="image 1 cannot be read"):
+        model.predict(closed)
     for wrong in (3, None, [image, 3]):
         with pytest.raises(UserError, match=r"^image [12] is (int|NoneType), not a file, an image of Pillow"):
             model.predict(wrong)  # type: ignore[arg-type]

@@ -183,6 +183,24 @@ def test_a_broken_plugin_stops_only_those_who_ask_for_it(
     assert done.returncode == 0 and "oops" not in done.stderr, done.stderr
 
 
+@pytest.mark.parametrize(
+    ("head", "words"),
+    [
+        ("nn.Linear(2 * width, classes), nn.Softmax(1)", "network tiny_net6 returns probabilities instead of logits"),
+        (
+            "nn.Linear(2 * width, 7)",
+            "network tiny_net6 returns (2, 7) for two images of 100 classes, not logits (2, 100)",
+        ),
+        ("nn.Linear(width, classes)", "network tiny_net6 cannot compute images of (3, 8, 8) (mat1 and mat2 shapes"),
+    ],
+)
+def test_a_network_that_returns_something_else_is_refused(package: Path, iakd: Run, head: str, words: str) -> None:
+    path = package / "iakd_tiny" / "network.py"
+    path.write_text(path.read_text().replace("nn.Linear(2 * width, classes)", head))
+    done = iakd("pairs", "tiny/net6", "tiny/net4", "--size", "8")
+    assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
 LOSS = "from iakd.distillation.registry import loss_class; loss_class('oops')"
 NEEDY = "class Needy(Strict):\n    x: int\n\n\n"
 

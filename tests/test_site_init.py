@@ -123,6 +123,10 @@ def test_own_images_are_named_in_the_settings(iakd: Iakd, tmp_path: Path) -> Non
     assert iakd("init", "inside", "--images", "inside/photos", "--experiment", "own_images")[0] == 0
     dataset = load(Path("inside/params.yaml")).dataset
     assert (dataset.name, dataset.path) == ("photos", "photos")
+    for name in ("2024", "1e3", "no"):
+        photos(tmp_path / name)
+        assert iakd("init", f"of_{name}", "--images", name)[0] == 0
+        assert load(Path(f"of_{name}/params.yaml")).dataset.name == name
 
 
 @pytest.mark.parametrize(

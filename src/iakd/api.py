@@ -133,6 +133,8 @@ def distill(
         raise UserError("method: a study needs the pipeline (`iakd tune`); here all settings must have values")
     if teacher is None and chosen.needs_teacher:
         raise UserError(f"{chosen.method} needs a teacher")
+    if on_epoch is not None and not callable(on_epoch):
+        raise UserError(f"on_epoch is a {type(on_epoch).__name__}; give a function of a row of the history")
     target = choose_device(device)
     if checkpoints is not None:
         if not isinstance(checkpoints, str | Path):
@@ -404,6 +406,8 @@ def run(params: str | Path | Mapping[str, Any], changes: Sequence[str] = ()) -> 
 
     if not isinstance(params, str | Path | Mapping):
         raise UserError(f"params is a {type(params).__name__}; give the path of a settings file, or a dictionary")
+    if isinstance(changes, str):
+        raise UserError("changes is a text; give a list of texts such as 'distill.recipe.lr=0.1'")
     if isinstance(params, Mapping):
         if changes:
             raise UserError("changes belong to a settings file; change the dictionary itself")

@@ -22,6 +22,7 @@ from iakd.files import check_writable
 from iakd.models import Network
 from iakd.models.external.partition import Partition
 from iakd.models.external.plain import as_network, undivided
+from iakd.models.network import are_probabilities
 from iakd.models.shapes import trial
 from iakd.training.validation import validate
 
@@ -147,6 +148,8 @@ def check_classes(network: Network, data: ImageLoader, name: str) -> int:
             raise UserError(f"the {name} returns {what}{mode} instead of logits (B, classes)")
         if not logits.isfinite().all():
             raise UserError(f"the {name} returns logits that are not finite numbers{mode}")
+        if are_probabilities(logits):
+            raise UserError(f"the {name} returns probabilities{mode} instead of logits: leave out its softmax")
         if training and not logits.requires_grad:
             raise UserError(
                 f"the outputs of the {name} have no gradient, so nothing would be trained: does its `forward` detach "

@@ -91,7 +91,11 @@ class Preprocess(v2.Transform):
         stored = pixels.format, getattr(pixels, "tile", [])  # which a copy forgets
         if hasattr(pixels, "tag_v2"):  # a copy of a TIFF forgets how many bits a pixel has, and whether 0 is white
             return np.array(decode_opened(pixels, self.channels, self.size, crop)[0])
-        opened = pixels.copy()  # or a JPEG file that is still to be read would be reduced, in the caller's image, too
+        try:
+            opened = pixels.copy()
+        except ValueError as error:
+            raise BadImage(f"cannot be read ({error})") from None
+        # a copy, or a JPEG file that is still to be read would be reduced, in the caller's image, too
         if stored[0] == "PNG" and stored[1]:
             opened.format, opened.tile = stored  # tell how the transparent colour is stored
         return np.array(decode_opened(opened, self.channels, self.size, crop)[0])
@@ -118,6 +122,12 @@ class Classifier:
         device: Device = "auto",
         name: str = "the model",
     ) -> None:
+        if not isinstance(module, nn.Module):
+            raise UserError(f"{name} is a {type(module).__name__}; give a torch.nn.Module")
+        if channels not in (1, 3):
+            raise UserError(f"channels {channels}: images have 1 or 3")
+        if not 0 < crop_pct <= 1:
+            raise UserError(f"crop_pct {crop_pct}: give a part of the image, above 0 and at most 1")
         self.labels = list(labels)
         self.size = (size, size) if isinstance(size, int) else size
         self.channels = channels
@@ -154,8 +164,8 @@ class Classifier:
         self, images: AnyImage | Iterable[AnyImage], batch_size: int = BATCH
     ) -> Iterator[tuple[str, Tensor | BadImage]]:
         """Yield the name of each image, and its logits (classes,) or what is wrong with it, as batches are computed."""
-        if batch_size < 1:
-            raise UserError(f"batch_size {batch_size}: at least one image at a time")
+        if not isinstance(batch_size, int | np.integer) or batch_size < 1:
+            raise UserError(f"batch_size {batch_size}: give a number of images, at least 1")
         decoded = self._decoded(_as_many(images), batch_size)
         while batch := list(islice(decoded, batch_size)):
             usable = [result for _, result in batch if not isinstance(result, BadImage)]
@@ -229,6 +239,8 @@ def load(path: str | Path, device: Device = "auto") -> Classifier:
     Folders and `model.safetensors` are computed by torch, files of ONNX by ONNX Runtime on the CPU. No code in the
     files is run. Raises UserError if a file is missing, damaged or does not fit the others.
     """
+    if not isinstance(path, str | Path):
+        raise UserError(f"path is a {type(path).__name__}; give the folder of an exported model")
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path} does not exist")

@@ -23,6 +23,7 @@ from iakd.distillation.assembly import network_of
 from iakd.errors import UserError
 from iakd.experiment import run_dir
 from iakd.experiment.jobs import Experiment, StudentJob, TeacherJob, plan_experiment
+from iakd.export import model_card
 from iakd.export.folder import Preprocessing, read_labels, read_preprocessing
 from iakd.files import with_hash
 from iakd.models.network import initialise
@@ -407,3 +408,7 @@ def test_students_of_several_bit_widths_leave_with_each_of_them(here: Path) -> N
         *(("big", "float32"), ("small", "2 bits"), ("small", "8 bits"))
     ]
     assert measured[1]["bytes"] == (here / "scratch/model-2bit.onnx").stat().st_size
+
+
+def test_names_of_classes_mean_nothing_in_markdown() -> None:
+    assert model_card._cell("<b>x</b> a|b *c* [d]\n`e`") == r"&lt;b&gt;x&lt;/b&gt; a\|b \*c\* \[d\] \`e\`"

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from iakd.data.decoding import MAX_ARRAY
 from iakd.data.loader import (
@@ -111,10 +111,12 @@ def dataset_loader(
     tensors are taken as they are. Labels are integers from 0. Raises UserError, with the Dataset's `name`, for anything
     else, and where `normalisation` is missing, or of no use.
     """
+    if isinstance(dataset, IterableDataset):  # even if it has a length
+        raise UserError(f"{name} is an iterable Dataset, which cannot be shuffled: give one with items by their number")
     try:
         n = len(dataset)  # type: ignore[arg-type]
-    except TypeError:
-        raise UserError(f"{name} has no length; an iterable Dataset cannot be shuffled") from None
+    except (TypeError, ValueError):
+        raise UserError(f"{name} has no length") from None
     if n < 2:
         raise UserError(f"{name} has {plural(n, 'image')}; at least two are needed")
     labels = np.empty(n, np.int64)
@@ -191,7 +193,7 @@ def _item(item: Any) -> tuple[NDArray[Any], int] | str:
 def _array(image: Any) -> NDArray[Any] | str:
     """An image as an array (C, H, W): uint8, or any float type."""
     if isinstance(image, Tensor):
-        array = image.numpy(force=True)
+        array = (image.float() if image.dtype == torch.bfloat16 else image).numpy(force=True)
     elif isinstance(image, Image.Image):
         if image.mode not in ("L", "RGB"):
             return f"is an image of mode {image.mode}; convert it to RGB or L"

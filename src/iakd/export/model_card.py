@@ -1,5 +1,7 @@
 """README.md of an exported model: what it is, how good, how it is used."""
 
+import html
+import re
 from typing import Any
 
 import yaml
@@ -31,5 +33,5 @@ def _yaml(value: Any) -> str:
 
 
 def _cell(text: str) -> str:
-    """Return text that stays within a cell of a table."""
-    return " ".join(text.split()).replace("|", "\\|")
+    """Return text that stays within a cell of a table, and means nothing else in Markdown."""
+    return re.sub(r"([\\`*\[\]~|])", r"\\\1", html.escape(" ".join(text.split()), quote=False))

@@ -15,7 +15,7 @@ from iakd.config.networks import family_of
 from iakd.errors import UserError, reason_of
 from iakd.models.cifar import mobilenetv2, resnet, shufflenet, vgg, wrn
 from iakd.models.external import torchvision
-from iakd.models.external.partition import check_inputs
+from iakd.models.external.partition import check_inputs, check_outputs
 from iakd.models.network import Network
 from iakd.models.quantisation import quantise
 from iakd.models.variants import apply_variants
@@ -61,7 +61,9 @@ def build(network: config.Network, channels: int, classes: int) -> Network:
     if not isinstance(built, Network):
         raise UserError(f"network {network.name}: {family.builder} returned a {type(built).__name__}, not a Network")
     if not family.builder.startswith("iakd."):
-        check_inputs(built, (channels, built.size, built.size), f"network {network.name}")
+        image, name = (channels, built.size, built.size), f"network {network.name}"
+        check_outputs(built, image, classes, name)
+        check_inputs(built, image, name)
     apply_variants(built, network)
     if network.bits:
         quantise(built, network.bits)

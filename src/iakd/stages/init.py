@@ -7,6 +7,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import yaml
+
 from iakd import __version__, shipped
 from iakd.config import load
 from iakd.config.base import LONGEST_NAME, did_you_mean
@@ -138,7 +140,9 @@ def _with_images(settings: str, folder: Path, images: Path) -> str:
     path = images.absolute()
     shown = inside.relative_to(base) if inside.is_relative_to(base) else path
     name = re.sub(r"[^A-Za-z0-9_.]+", "_", path.name).strip("._")[:LONGEST_NAME] or OWN_IMAGES
-    for key, value in (("name", name), ("path", json.dumps(os.fspath(shown), ensure_ascii=False))):
+    is_text = re.match(r"[A-Za-z]", name) and yaml.safe_load(name) == name  # `2024` and `no` are not
+    texts = {"name": name if is_text else json.dumps(name), "path": json.dumps(os.fspath(shown), ensure_ascii=False)}
+    for key, value in texts.items():
         lines = settings.splitlines()
         place = next((n for n, line in enumerate(lines) if line.startswith(f"  {key}: ")), None)
         if place is None:

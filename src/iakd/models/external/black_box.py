@@ -24,14 +24,12 @@ from iakd.files import sha256_bytes
 from iakd.models.checkpoint_matching import readings
 from iakd.models.checkpoints import StateDict, damaged, is_exported
 from iakd.models.external.partition import Copy
-from iakd.models.network import Network
+from iakd.models.network import Network, are_probabilities
 from iakd.models.shapes import Shape
 from iakd.plugins import import_object
 
 if TYPE_CHECKING:
     from iakd.models.external.onnx_model import OnnxModel
-
-PROBABILITIES = 1e-2  # how far from 1 a sum of probabilities may be, for outputs of half precision, too
 
 
 class BlackBox(Network):
@@ -76,9 +74,7 @@ class BlackBox(Network):
                 f"{where} returns other outputs for an image when others are in its batch, so what it teaches would be "
                 "a matter of chance: let each image have outputs of its own"
             )
-        sums = outputs.double().sum(1)
-        are = bool((outputs >= 0).all()) and bool(((sums - 1).abs() < PROBABILITIES).all())
-        if are != head.probabilities:
+        if are_probabilities(outputs) != head.probabilities:
             wanted, found = ("probabilities", "logits") if head.probabilities else ("logits", "probabilities")
             raise UserError(f"{where} returns {found}, and should return {wanted}: set outputs: {found}")
 

@@ -10,8 +10,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from iakd.errors import UserError
-from iakd.models.network import Block, Network
+from iakd.errors import UserError, reason_of
+from iakd.models.network import Block, Network, are_probabilities
 from iakd.models.shapes import Shape, call_on_meta, channels, feature_shapes, trial
 
 ModulePath = (
@@ -127,6 +127,25 @@ def check_inputs(network: Network, image: Shape, name: str) -> None:
                 f"{name}: its {place} ({type(part).__name__}) changes its input in place, which other networks and "
                 "losses use as well: let it return a new tensor, such as ReLU without inplace"
             )
+
+
+def check_outputs(network: Network, image: Shape, classes: int, name: str) -> None:
+    """Raise UserError unless a network that was written for iakd maps images (B, channels, H, W) to its logits.
+
+    One on the meta device, which has shapes only, is not tried.
+    """
+    if any(parameter.is_meta for parameter in network.parameters()):
+        return
+    try:
+        with trial(network, training=False):
+            outputs = network(torch.zeros(2, *image))
+    except Exception as error:  # somebody's code can fail in any way
+        raise UserError(f"{name} cannot compute images of {tuple(image)} ({reason_of(error)})") from None
+    shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else f"a {type(outputs).__name__}"
+    if shape != (2, classes):
+        raise UserError(f"{name} returns {shape} for two images of {classes} classes, not logits (2, {classes})")
+    if are_probabilities(outputs):
+        raise UserError(f"{name} returns probabilities instead of logits: leave out its softmax")
 
 
 def split_model(model: nn.Module, scheme: Partition, image: Shape) -> Network:

@@ -21,6 +21,9 @@ from iakd.models.external.partition import (
 from iakd.models.network import Network
 from iakd.models.shapes import Shape, feature_shapes, image_channels, trial
 
+ALL_MODULES = (
+    "each module that `forward` applies must be in one of them, functions such as a flattening as modules, too"
+)
 KNOWN = (*(partition for partition, _ in torchvision.FAMILIES), *timm.PARTITIONS)
 
 
@@ -43,21 +46,30 @@ def as_network(
         missing = missing_module(module, parts)
         if missing:
             raise UserError(f"{name}_parts: the {name} has no module {missing!r}")
-        network = _divided(module, image, parts)
+        try:
+            network = _divided(module, image, parts)
+        except UserError:
+            raise
+        except Exception as error:  # parts that do not fit together can fail in any way
+            reason = f"{type(error).__name__}: {reason_of(error)}"
+            raise UserError(f"the {name} cannot be computed part by part ({reason}): {ALL_MODULES}") from None
         if network is not None and not network.blocks:
             raise UserError(f"{name}_parts: its blocks {parts.blocks} are no modules of the {name}")
         if network is None:
-            raise UserError(
-                f"the {name} does not compute what its parts compute, one after the other: each module that its "
-                "`forward` applies must be in one of them, functions such as a flattening as modules, too"
-            )
+            raise UserError(f"the {name} does not compute what its parts compute, one after the other: {ALL_MODULES}")
         if trained:
             _check_training(module, network, image, name)
         return network
     for candidate in KNOWN:
-        if missing_module(module, candidate) is None and (network := _divided(module, image, candidate)):
-            if not network.blocks:
-                continue
+        if missing_module(module, candidate) is not None:
+            continue
+        try:
+            network = _divided(module, image, candidate)
+        except UserError:
+            raise
+        except Exception:  # of another class than the family's, or not for such images
+            continue
+        if network and network.blocks:
             with contextlib.suppress(UserError):  # a class that does more than the family it is derived from
                 if trained:
                     _check_training(module, network, image, name)
@@ -72,16 +84,11 @@ def undivided(module: nn.Module) -> Network:
 
 def _divided(module: nn.Module, image: Shape, parts: Partition) -> Network | None:
     """Return the network of these parts, if it computes the same as the module."""
-    try:
-        with trial(module, training=False):
-            network = split_model(module, parts, image)
-            copy_changed_inputs(network, image)
-            shapes = feature_shapes(network, image)
-        same = is_equivalent(module, network, tuple(image))
-    except UserError:
-        raise
-    except Exception:  # parts that do not fit together can fail in any way
-        return None
+    with trial(module, training=False):
+        network = split_model(module, parts, image)
+        copy_changed_inputs(network, image)
+        shapes = feature_shapes(network, image)
+    same = is_equivalent(module, network, tuple(image))
     return network if same and all(len(shape) in (2, 3) for shape in shapes) else None
 
 
