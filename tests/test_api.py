@@ -29,7 +29,7 @@ from iakd.devices import set_memory_format
 from iakd.experiment import run_dir
 from iakd.experiment.jobs import Experiment, plan_experiment
 from iakd.models.external import partition
-from iakd.models.network import initialise
+from iakd.models.network import are_probabilities, initialise
 from iakd.seeding import derive
 from iakd.stages import distill as distill_stage
 from iakd.stages import prepare, teach
@@ -817,11 +817,20 @@ def test_blocks_that_need_values_are_distilled_like_others(method: str) -> None:
         teacher.blocks[1].append(layer)
         student.blocks[1].append(layer)
         parts = {"student_parts": PARTS_OF_ACTIVATED, "teacher_parts": PARTS_OF_ACTIVATED}
-        before = weights(teacher)
+        before, state = weights(teacher), torch.get_rng_state()
+        partition.split_model(student, PARTS_OF_ACTIVATED, (1, 8, 8))
+        assert torch.equal(state, torch.get_rng_state())
         distil_small(student, method, teacher, **parts)
         trained.append(weights(student))
         assert same(before, weights(teacher))
     assert same(*trained)
+
+
+def test_logits_that_are_nearly_probabilities_are_logits() -> None:
+    assert are_probabilities(torch.tensor([[0.25, 0.75], [1.0, 0.0]]))
+    assert not are_probabilities(torch.tensor([[0.25, 0.7501], [0.5, 0.5]]))
+    assert not are_probabilities(torch.tensor([[1.5, -0.5]]))
+    assert are_probabilities(torch.randn(8, 1000, generator=torch.Generator().manual_seed(0)).softmax(1))
 
 
 def test_labels_drawn_at_random_are_refused() -> None:

@@ -129,12 +129,12 @@ def _keep_own_state(module: nn.Module, state_dict: dict[str, Any], prefix: str, 
     state_dict |= {f"{prefix}module.{name}": tensor for name, tensor in module.module.state_dict().items()}
 
 
-SUM_OF_PROBABILITIES = 1e-2  # how far from 1 it may be, for outputs of half precision, too
+def are_probabilities(outputs: Tensor, tolerance: float = 1e-5) -> bool:
+    """Whether outputs (B, classes) of a network are probabilities instead of logits.
 
-
-def are_probabilities(outputs: Tensor) -> bool:
-    """Whether outputs (B, classes) of a network are probabilities instead of logits."""
-    return bool((outputs >= 0).all() and ((outputs.double().sum(1) - 1).abs() < SUM_OF_PROBABILITIES).all())
+    Their sums differ from 1 by less than `tolerance`, which is for float32: the sums of a few logits are near 1, too.
+    """
+    return bool((outputs >= 0).all() and ((outputs.double().sum(1) - 1).abs() < tolerance).all())
 
 
 def initialise(module: nn.Module, generator: torch.Generator) -> None:

@@ -69,13 +69,13 @@ def call_on_meta(module: nn.Module, *arguments: Any) -> Any:
         for name, tensor in (*each._parameters.items(), *each._buffers.items()):
             if tensor is not None:
                 by_name[f"{path}.{name}".removeprefix(".")] = replaced.setdefault(tensor, _on_meta(tensor))
-    try:
-        return functional_call(module, by_name, arguments, tie_weights=False)
-    except Exception:  # a module can fail in any way; if it is wrong, it fails again
-        device = next(iter(replaced), torch.empty(0)).device
-        real = [torch.zeros_like(each, device=device) if isinstance(each, Tensor) else each for each in arguments]
-        gradients = torch.is_grad_enabled()
-        with trial(module), torch.set_grad_enabled(gradients):
+    gradients = torch.is_grad_enabled()
+    with trial(module), torch.set_grad_enabled(gradients):
+        try:
+            return functional_call(module, by_name, arguments, tie_weights=False)
+        except Exception:  # a module can fail in any way; if it is wrong, it fails again
+            device = next(iter(replaced), torch.empty(0)).device
+            real = [torch.zeros_like(each, device=device) if isinstance(each, Tensor) else each for each in arguments]
             return module(*real)
 
 

@@ -31,6 +31,8 @@ from iakd.plugins import import_object
 if TYPE_CHECKING:
     from iakd.models.external.onnx_model import OnnxModel
 
+HALF_PRECISION = 1e-2  # how far from 1 a sum of probabilities may be
+
 
 class BlackBox(Network):
     """A network without blocks: `body` maps images (B, C, H, W) to logits or probabilities (B, classes)."""
@@ -74,7 +76,7 @@ class BlackBox(Network):
                 f"{where} returns other outputs for an image when others are in its batch, so what it teaches would be "
                 "a matter of chance: let each image have outputs of its own"
             )
-        if are_probabilities(outputs) != head.probabilities:
+        if are_probabilities(outputs, HALF_PRECISION) != head.probabilities:
             wanted, found = ("probabilities", "logits") if head.probabilities else ("logits", "probabilities")
             raise UserError(f"{where} returns {found}, and should return {wanted}: set outputs: {found}")
 
