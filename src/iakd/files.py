@@ -42,9 +42,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         _rename(temporary, path)
         _flush_folder(path.parent)
     except OSError as error:
-        if (
-            error.filename is None
-        ):  # such as of a full disk, which may be another one than that of the working directory
+        if error.errno is not None and error.filename is None:  # a full disk may not be that of the working directory
             error.filename = str(path)
         raise
     finally:

@@ -87,7 +87,7 @@ def trial(module: nn.Module, training: bool | None = None) -> Iterator[None]:
     states are as before.
     """
     modes = [(each, each.training) for each in module.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    buffers = [(buffer, buffer.clone()) for buffer in module.buffers() if not buffer.is_meta]
     states = random.getstate(), np.random.get_state()
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -101,7 +101,8 @@ def trial(module: nn.Module, training: bool | None = None) -> Iterator[None]:
         random.setstate(states[0])
         np.random.set_state(states[1])
         for buffer, content in buffers:
-            buffer.copy_(content)
+            if not torch.equal(buffer, content):  # a training step that uses it could not go on after a copy
+                buffer.copy_(content)
         for each, mode in modes:
             each.training = mode
 
