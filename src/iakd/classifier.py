@@ -92,10 +92,11 @@ class Preprocess(v2.Transform):
         if hasattr(pixels, "tag_v2"):  # a copy of a TIFF forgets how many bits a pixel has, and whether 0 is white
             return np.array(decode_opened(pixels, self.channels, self.size, crop)[0])
         try:
-            opened = pixels.copy()
-        except ValueError as error:
+            opened = (
+                pixels.copy()
+            )  # or a JPEG file that is still to be read would be reduced in the caller's image, too
+        except ValueError as error:  # it has been closed
             raise BadImage(f"cannot be read ({error})") from None
-        # a copy, or a JPEG file that is still to be read would be reduced, in the caller's image, too
         if stored[0] == "PNG" and stored[1]:
             opened.format, opened.tile = stored  # tell how the transparent colour is stored
         return np.array(decode_opened(opened, self.channels, self.size, crop)[0])

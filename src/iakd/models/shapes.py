@@ -1,4 +1,4 @@
-"""Shapes of features inside a network, found without computing any."""
+"""Shapes of features inside a network, found without computing any, unless the network needs values."""
 
 import contextlib
 import random
